@@ -1,0 +1,3 @@
+//! Larder, a container image mirror for boards whose uplink comes and goes.
+
+pub mod oci;

@@ -1,0 +1,237 @@
+//! Manifests and indexes, read just deeply enough to know what they need (image-spec, manifest.md and image-index.md).
+//!
+//! A manifest is served as the bytes it came in; what is parsed here only tells larder which other content belongs
+//! to it. Unknown fields are left alone. A document that could be read as two things is refused, because two clients
+//! might read it differently.
+
+use super::{Digest, Invalid, Platform, media, quoted};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// Most descriptors a manifest may hold; real ones have at most a few hundred.
+pub const DESCRIPTORS_MAX: usize = 16_384;
+
+/// A pointer to content.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Descriptor {
+    /// The media type, as stated.
+    pub media_type: String,
+    /// What the content is called.
+    pub digest: Digest,
+    /// Its size in bytes, as stated.
+    pub size: u64,
+    /// In an index: what the child runs on.
+    pub platform: Option<Platform>,
+    /// The content may be absent from registries (non-distributable layers); its addresses are never followed.
+    pub optional: bool,
+}
+
+impl Descriptor {
+    /// Whether the content is itself a manifest or index.
+    pub fn is_manifest(&self) -> bool {
+        Kind::of_media_type(&self.media_type).is_some()
+    }
+}
+
+/// What a manifest is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// An index or manifest list: its children are manifests.
+    Index,
+    /// An image or artifact manifest: its children are blobs.
+    Image,
+}
+
+impl Kind {
+    /// The kind that a media type stands for, if it is a manifest's.
+    pub fn of_media_type(media_type: &str) -> Option<Kind> {
+        match media_type {
+            media::OCI_INDEX | media::DOCKER_LIST => Some(Kind::Index),
+            media::OCI_MANIFEST | media::DOCKER_MANIFEST | media::OCI_ARTIFACT => Some(Kind::Image),
+            _ => None,
+        }
+    }
+}
+
+/// A parsed manifest.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Manifest {
+    /// Index or image.
+    pub kind: Kind,
+    /// The media type it is served with.
+    pub media_type: String,
+    /// An index's manifests; an image's config and layers, in that order.
+    pub children: Vec<Descriptor>,
+    /// The manifest this one refers to (a signature's image).
+    pub subject: Option<Digest>,
+    /// The artifact type: the field of that name, else the config's media type.
+    pub artifact_type: Option<String>,
+    /// The manifest's own annotations.
+    pub annotations: Map<String, Value>,
+}
+
+#[derive(Deserialize)]
+struct RawDescriptor {
+    #[serde(rename = "mediaType", default)]
+    media_type: String,
+    digest: String,
+    #[serde(default)]
+    size: i64,
+    #[serde(default)]
+    platform: Option<RawPlatform>,
+    #[serde(default)]
+    urls: Option<Vec<Value>>,
+}
+
+#[derive(Deserialize)]
+struct RawPlatform {
+    #[serde(default)]
+    os: String,
+    #[serde(default)]
+    architecture: String,
+    #[serde(default)]
+    variant: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct RawManifest {
+    #[serde(rename = "schemaVersion", default)]
+    schema_version: Option<i64>,
+    #[serde(rename = "mediaType", default)]
+    media_type: Option<String>,
+    #[serde(default)]
+    manifests: Option<Vec<RawDescriptor>>,
+    #[serde(default)]
+    config: Option<RawDescriptor>,
+    #[serde(default)]
+    layers: Option<Vec<RawDescriptor>>,
+    #[serde(default)]
+    blobs: Option<Vec<RawDescriptor>>,
+    #[serde(default)]
+    subject: Option<RawDescriptor>,
+    #[serde(rename = "artifactType", default)]
+    artifact_type: Option<String>,
+    #[serde(default)]
+    annotations: Option<Map<String, Value>>,
+}
+
+impl Manifest {
+    /// Parses a manifest. `content_type` is the header it came with, if any; it must agree with the body.
+    pub fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Manifest, Invalid> {
+        let raw: RawManifest =
+            serde_json::from_slice(bytes).map_err(|e| Invalid::new(format!("manifest is not valid JSON: {e}")))?;
+        let header = content_type.map(media::essence).filter(|t| Kind::of_media_type(t).is_some());
+        if raw.schema_version == Some(1) {
+            return Err(Invalid::new("manifest is of schema version 1, which no current runtime accepts"));
+        }
+        if let (Some(header), Some(body)) = (&header, &raw.media_type)
+            && header != body
+        {
+            return Err(Invalid::new(format!("manifest says it is {} but came as {}", quoted(body), quoted(header))));
+        }
+        let has_image_parts = raw.layers.is_some() || raw.config.is_some() || raw.blobs.is_some();
+        if raw.manifests.is_some() && has_image_parts {
+            return Err(Invalid::new("manifest has both manifests and layers, so it could be read in two ways"));
+        }
+        let media_type = match raw.media_type.or(header) {
+            Some(stated) => stated,
+            None if raw.manifests.is_some() => media::OCI_INDEX.to_owned(),
+            None if has_image_parts => media::OCI_MANIFEST.to_owned(),
+            None => return Err(Invalid::new("manifest has neither a media type nor manifests, config or layers")),
+        };
+        let Some(kind) = Kind::of_media_type(&media_type) else {
+            return Err(Invalid::new(format!("media type {} is not a manifest's", quoted(&media_type))));
+        };
+        if (kind == Kind::Index && has_image_parts) || (kind == Kind::Image && raw.manifests.is_some()) {
+            return Err(Invalid::new(format!("manifest's content does not fit its media type {}", quoted(&media_type))));
+        }
+        let artifact_type =
+            raw.artifact_type.or_else(|| raw.config.as_ref().map(|c| c.media_type.clone())).filter(|t| !t.is_empty());
+        let mut children = Vec::new();
+        let parts = raw.manifests.into_iter().flatten().chain(raw.config);
+        for part in parts.chain(raw.layers.into_iter().flatten()).chain(raw.blobs.into_iter().flatten()) {
+            if children.len() == DESCRIPTORS_MAX {
+                return Err(Invalid::new(format!("manifest has more than {DESCRIPTORS_MAX} descriptors")));
+            }
+            children.push(part.parse()?);
+        }
+        let subject = raw.subject.map(RawDescriptor::parse).transpose()?.map(|d| d.digest);
+        Ok(Manifest { kind, media_type, children, subject, artifact_type, annotations: raw.annotations.unwrap_or_default() })
+    }
+}
+
+impl RawDescriptor {
+    fn parse(self) -> Result<Descriptor, Invalid> {
+        let size = u64::try_from(self.size).map_err(|_| Invalid::new("a descriptor's size is negative"))?;
+        let optional = self.media_type.contains("nondistributable")
+            || self.media_type.contains(".foreign.")
+            || self.urls.is_some_and(|urls| !urls.is_empty());
+        let platform = self
+            .platform
+            .filter(|p| !p.os.is_empty() || !p.architecture.is_empty())
+            .map(|p| Platform::new(&p.os, &p.architecture, p.variant.as_deref().unwrap_or("")));
+        Ok(Descriptor { media_type: self.media_type, digest: self.digest.parse()?, size, platform, optional })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digest(fill: char) -> String {
+        format!("sha256:{}", String::from(fill).repeat(64))
+    }
+
+    #[test]
+    fn an_image_needs_its_config_and_layers() {
+        let text = format!(
+            r#"{{"schemaVersion":2,"mediaType":"{}","config":{{"mediaType":"c","digest":"{}","size":3}},
+               "layers":[{{"mediaType":"l","digest":"{}","size":5,"extra":1}}],"unknown":{{}}}}"#,
+            media::OCI_MANIFEST,
+            digest('a'),
+            digest('b')
+        );
+        let manifest = Manifest::parse(text.as_bytes(), Some("application/vnd.oci.image.manifest.v1+json; x=y")).unwrap();
+        assert_eq!(manifest.kind, Kind::Image);
+        assert_eq!(manifest.children.iter().map(|c| c.size).collect::<Vec<_>>(), [3, 5]);
+        assert_eq!(manifest.artifact_type.as_deref(), Some("c"));
+    }
+
+    #[test]
+    fn an_index_knows_its_platforms() {
+        let text = format!(
+            r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"{}","digest":"{}","size":7,
+               "platform":{{"os":"linux","architecture":"arm64","variant":"v8"}}}}]}}"#,
+            media::OCI_MANIFEST,
+            digest('c')
+        );
+        let manifest = Manifest::parse(text.as_bytes(), None).unwrap();
+        assert_eq!(manifest.kind, Kind::Index);
+        assert_eq!(manifest.children[0].platform, Some("linux/arm64".parse().unwrap()));
+        assert!(Manifest::parse(br#"{"schemaVersion":2,"manifests":[]}"#, None).unwrap().children.is_empty());
+    }
+
+    #[test]
+    fn ambiguous_or_foreign_documents_are_refused() {
+        let both = br#"{"schemaVersion":2,"manifests":[],"layers":[]}"#;
+        assert!(Manifest::parse(both, None).is_err());
+        let disagrees = format!(r#"{{"schemaVersion":2,"mediaType":"{}","manifests":[]}}"#, media::OCI_INDEX);
+        assert!(Manifest::parse(disagrees.as_bytes(), Some(media::DOCKER_LIST)).is_err());
+        let mislabelled = format!(r#"{{"schemaVersion":2,"mediaType":"{}","manifests":[]}}"#, media::OCI_MANIFEST);
+        assert!(Manifest::parse(mislabelled.as_bytes(), None).is_err());
+        for bad in [&b""[..], b"{}", b"[]", b"{\"schemaVersion\":1,\"fsLayers\":[]}", b"\x1f\x8b"] {
+            assert!(Manifest::parse(bad, None).is_err());
+        }
+    }
+
+    #[test]
+    fn absent_layers_may_be_absent() {
+        let text = format!(
+            r#"{{"schemaVersion":2,"layers":[{{"mediaType":"application/vnd.oci.image.layer.nondistributable.v1.tar",
+               "digest":"{}","size":5}}]}}"#,
+            digest('d')
+        );
+        assert!(Manifest::parse(text.as_bytes(), None).unwrap().children[0].optional);
+    }
+}
