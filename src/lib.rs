@@ -1,3 +1,5 @@
 //! Larder, a container image mirror for boards whose uplink comes and goes.
 
+pub mod budget;
+pub mod config;
 pub mod oci;

@@ -89,7 +89,9 @@ impl Digest {
         for (slot, pair) in bytes.iter_mut().zip(text.chunks_exact(2)) {
             match (nibble(pair[0]), nibble(pair[1])) {
                 (Some(high), Some(low)) => *slot = high << 4 | low,
-                _ => return Err(Invalid::new(format!("digest {} is not lower-case hexadecimal", quoted(hex)))),
+                _ => {
+                    return Err(Invalid::new(format!("digest {} is not lower-case hexadecimal", quoted(hex))));
+                }
             }
         }
         Ok(Digest { algorithm, bytes })
@@ -214,7 +216,9 @@ mod tests {
             Digest::of(Algorithm::Sha256, b"abc").to_string(),
             "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
         );
-        assert!(Digest::of(Algorithm::Sha512, b"abc").to_string().starts_with("sha512:ddaf35a193617abacc417349"));
+        assert!(
+            Digest::of(Algorithm::Sha512, b"abc").to_string().starts_with("sha512:ddaf35a193617abacc417349")
+        );
     }
 
     #[test]

@@ -119,8 +119,8 @@ struct RawManifest {
 impl Manifest {
     /// Parses a manifest. `content_type` is the header it came with, if any; it must agree with the body.
     pub fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Manifest, Invalid> {
-        let raw: RawManifest =
-            serde_json::from_slice(bytes).map_err(|e| Invalid::new(format!("manifest is not valid JSON: {e}")))?;
+        let raw: RawManifest = serde_json::from_slice(bytes)
+            .map_err(|e| Invalid::new(format!("manifest is not valid JSON: {e}")))?;
         let header = content_type.map(media::essence).filter(|t| Kind::of_media_type(t).is_some());
         if raw.schema_version == Some(1) {
             return Err(Invalid::new("manifest is of schema version 1, which no current runtime accepts"));
@@ -128,26 +128,39 @@ impl Manifest {
         if let (Some(header), Some(body)) = (&header, &raw.media_type)
             && header != body
         {
-            return Err(Invalid::new(format!("manifest says it is {} but came as {}", quoted(body), quoted(header))));
+            return Err(Invalid::new(format!(
+                "manifest says it is {} but came as {}",
+                quoted(body),
+                quoted(header)
+            )));
         }
         let has_image_parts = raw.layers.is_some() || raw.config.is_some() || raw.blobs.is_some();
         if raw.manifests.is_some() && has_image_parts {
-            return Err(Invalid::new("manifest has both manifests and layers, so it could be read in two ways"));
+            return Err(Invalid::new(
+                "manifest has both manifests and layers, so it could be read in two ways",
+            ));
         }
         let media_type = match raw.media_type.or(header) {
             Some(stated) => stated,
             None if raw.manifests.is_some() => media::OCI_INDEX.to_owned(),
             None if has_image_parts => media::OCI_MANIFEST.to_owned(),
-            None => return Err(Invalid::new("manifest has neither a media type nor manifests, config or layers")),
+            None => {
+                return Err(Invalid::new("manifest has neither a media type nor manifests, config or layers"));
+            }
         };
         let Some(kind) = Kind::of_media_type(&media_type) else {
             return Err(Invalid::new(format!("media type {} is not a manifest's", quoted(&media_type))));
         };
         if (kind == Kind::Index && has_image_parts) || (kind == Kind::Image && raw.manifests.is_some()) {
-            return Err(Invalid::new(format!("manifest's content does not fit its media type {}", quoted(&media_type))));
+            return Err(Invalid::new(format!(
+                "manifest's content does not fit its media type {}",
+                quoted(&media_type)
+            )));
         }
-        let artifact_type =
-            raw.artifact_type.or_else(|| raw.config.as_ref().map(|c| c.media_type.clone())).filter(|t| !t.is_empty());
+        let artifact_type = raw
+            .artifact_type
+            .or_else(|| raw.config.as_ref().map(|c| c.media_type.clone()))
+            .filter(|t| !t.is_empty());
         let mut children = Vec::new();
         let parts = raw.manifests.into_iter().flatten().chain(raw.config);
         for part in parts.chain(raw.layers.into_iter().flatten()).chain(raw.blobs.into_iter().flatten()) {
@@ -157,7 +170,14 @@ impl Manifest {
             children.push(part.parse()?);
         }
         let subject = raw.subject.map(RawDescriptor::parse).transpose()?.map(|d| d.digest);
-        Ok(Manifest { kind, media_type, children, subject, artifact_type, annotations: raw.annotations.unwrap_or_default() })
+        Ok(Manifest {
+            kind,
+            media_type,
+            children,
+            subject,
+            artifact_type,
+            annotations: raw.annotations.unwrap_or_default(),
+        })
     }
 }
 
@@ -192,7 +212,9 @@ mod tests {
             digest('a'),
             digest('b')
         );
-        let manifest = Manifest::parse(text.as_bytes(), Some("application/vnd.oci.image.manifest.v1+json; x=y")).unwrap();
+        let manifest =
+            Manifest::parse(text.as_bytes(), Some("application/vnd.oci.image.manifest.v1+json; x=y"))
+                .unwrap();
         assert_eq!(manifest.kind, Kind::Image);
         assert_eq!(manifest.children.iter().map(|c| c.size).collect::<Vec<_>>(), [3, 5]);
         assert_eq!(manifest.artifact_type.as_deref(), Some("c"));
@@ -218,7 +240,8 @@ mod tests {
         assert!(Manifest::parse(both, None).is_err());
         let disagrees = format!(r#"{{"schemaVersion":2,"mediaType":"{}","manifests":[]}}"#, media::OCI_INDEX);
         assert!(Manifest::parse(disagrees.as_bytes(), Some(media::DOCKER_LIST)).is_err());
-        let mislabelled = format!(r#"{{"schemaVersion":2,"mediaType":"{}","manifests":[]}}"#, media::OCI_MANIFEST);
+        let mislabelled =
+            format!(r#"{{"schemaVersion":2,"mediaType":"{}","manifests":[]}}"#, media::OCI_MANIFEST);
         assert!(Manifest::parse(mislabelled.as_bytes(), None).is_err());
         for bad in [&b""[..], b"{}", b"[]", b"{\"schemaVersion\":1,\"fsLayers\":[]}", b"\x1f\x8b"] {
             assert!(Manifest::parse(bad, None).is_err());

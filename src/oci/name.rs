@@ -112,9 +112,10 @@ fn is_path_component(text: &str) -> bool {
     if !alphanumeric(first) || !alphanumeric(last) {
         return false;
     }
-    bytes.split(|&c| alphanumeric(c)).filter(|separator| !separator.is_empty()).all(|separator| {
-        matches!(separator, b"." | b"_" | b"__") || separator.iter().all(|&c| c == b'-')
-    })
+    bytes
+        .split(|&c| alphanumeric(c))
+        .filter(|separator| !separator.is_empty())
+        .all(|separator| matches!(separator, b"." | b"_" | b"__") || separator.iter().all(|&c| c == b'-'))
 }
 
 impl fmt::Display for RepositoryName {
@@ -213,7 +214,8 @@ mod tests {
         for good in ["nginx", "library/nginx", "a/b/c", "a__b/c--d", "0/1", "a.b_c-d"] {
             assert!(good.parse::<RepositoryName>().is_ok(), "{good} was refused");
         }
-        for bad in ["", "/", "a/", "/a", "a//b", "A", "a..b", "a___b", "a._b", "-a", "a-", "../a", "a b", "é"] {
+        for bad in ["", "/", "a/", "/a", "a//b", "A", "a..b", "a___b", "a._b", "-a", "a-", "../a", "a b", "é"]
+        {
             assert!(bad.parse::<RepositoryName>().is_err(), "{bad} was taken");
         }
         assert!("a".repeat(255).parse::<RepositoryName>().is_ok());
@@ -225,7 +227,18 @@ mod tests {
         for good in ["docker.io", "localhost:5000", "127.0.0.1:5000", "[::1]:5000", "[fe80::1]", "a"] {
             assert!(good.parse::<RegistryName>().is_ok(), "{good} was refused");
         }
-        for bad in ["", "docker.io:", "docker.io:0", "docker.io:99999", "a..b", "Docker.io", "a/b", "[::g]", "-a.b", "a@b"] {
+        for bad in [
+            "",
+            "docker.io:",
+            "docker.io:0",
+            "docker.io:99999",
+            "a..b",
+            "Docker.io",
+            "a/b",
+            "[::g]",
+            "-a.b",
+            "a@b",
+        ] {
             assert!(bad.parse::<RegistryName>().is_err(), "{bad} was taken");
         }
     }

@@ -49,12 +49,14 @@ impl Platform {
         if self.variant == offered.variant || offered.variant.is_empty() {
             return true;
         }
-        self.architecture == "arm" && matches!((rank(&self.variant), rank(&offered.variant)), (Some(a), Some(b)) if b <= a)
+        self.architecture == "arm"
+            && matches!((rank(&self.variant), rank(&offered.variant)), (Some(a), Some(b)) if b <= a)
     }
 
     /// How well `offered` suits: greater is better, `None` when it does not run here.
     pub fn preference(&self, offered: &Platform) -> Option<u8> {
-        self.runs(offered).then(|| if self == offered { u8::MAX } else { rank(&offered.variant).unwrap_or(0) })
+        self.runs(offered)
+            .then(|| if self == offered { u8::MAX } else { rank(&offered.variant).unwrap_or(0) })
     }
 }
 
@@ -68,10 +70,15 @@ impl FromStr for Platform {
     fn from_str(text: &str) -> Result<Self, Invalid> {
         let parts: Vec<&str> = text.split('/').collect();
         let word = |p: &&str| {
-            !p.is_empty() && p.len() <= 32 && p.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'-'))
+            !p.is_empty()
+                && p.len() <= 32
+                && p.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'-'))
         };
         if !(2..=3).contains(&parts.len()) || !parts.iter().all(word) {
-            return Err(Invalid::new(format!("platform {} is not of the form linux/arm64 or linux/arm/v7", quoted(text))));
+            return Err(Invalid::new(format!(
+                "platform {} is not of the form linux/arm64 or linux/arm/v7",
+                quoted(text)
+            )));
         }
         Ok(Platform::new(parts[0], parts[1], parts.get(2).copied().unwrap_or("")))
     }

@@ -37,11 +37,14 @@ impl FromStr for Reference {
             return Err(Invalid::new(format!("image {} has no name", quoted(text))));
         }
         let (registry, path) = match name.split_once('/') {
-            Some((first, path)) if first == "localhost" || first.contains(['.', ':']) => (first, path.to_owned()),
+            Some((first, path)) if first == "localhost" || first.contains(['.', ':']) => {
+                (first, path.to_owned())
+            }
             _ => (DOCKER_HUB, name.to_owned()),
         };
         let registry = if registry == "index.docker.io" { DOCKER_HUB } else { registry };
-        let path = if registry == DOCKER_HUB && !path.contains('/') { format!("library/{path}") } else { path };
+        let path =
+            if registry == DOCKER_HUB && !path.contains('/') { format!("library/{path}") } else { path };
         let repository = Repository::new(registry.parse::<RegistryName>()?, path.parse::<RepositoryName>()?);
         let tag = if tag.is_none() && digest.is_none() { Some(Tag::latest()) } else { tag };
         Ok(Reference { repository, tag, digest })
@@ -76,7 +79,11 @@ impl FromStr for ManifestRef {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        if text.contains(':') { Ok(ManifestRef::Digest(text.parse()?)) } else { Ok(ManifestRef::Tag(text.parse()?)) }
+        if text.contains(':') {
+            Ok(ManifestRef::Digest(text.parse()?))
+        } else {
+            Ok(ManifestRef::Tag(text.parse()?))
+        }
     }
 }
 
@@ -117,7 +124,19 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for bad in ["", ":", "@", "nginx:", "nginx@", "nginx@sha256:abc", "Nginx", "a//b", "ghcr.io/", "x y", "docker.io/../etc"] {
+        for bad in [
+            "",
+            ":",
+            "@",
+            "nginx:",
+            "nginx@",
+            "nginx@sha256:abc",
+            "Nginx",
+            "a//b",
+            "ghcr.io/",
+            "x y",
+            "docker.io/../etc",
+        ] {
             assert!(bad.parse::<Reference>().is_err(), "{bad:?} was taken");
         }
     }

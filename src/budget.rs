@@ -1,0 +1,111 @@
+//! Every limit larder has, with its unit and its reason (design rule 9).
+//!
+//! What a user may change is in the configuration, where its default stands beside it; everything else is here and
+//! nowhere else. Sizes are bytes unless the name says otherwise; times are `Duration`s.
+
+use std::time::Duration;
+
+/// 1 KiB.
+pub const KIB: u64 = 1024;
+/// 1 MiB.
+pub const MIB: u64 = 1024 * KIB;
+/// 1 GiB.
+pub const GIB: u64 = 1024 * MIB;
+
+// -- Content ---------------------------------------------------------------------------------------------------
+
+/// Largest manifest kept. The specification asks for at least 4 MiB; each manifest lane may hold one in memory.
+pub const MANIFEST_BYTES_MAX: u64 = 4 * MIB;
+/// Largest blob fetched, whatever the disk could hold: beyond any layer known, below what an endless body costs.
+pub const BLOB_BYTES_MAX: u64 = 256 * GIB;
+/// The end of a blob that clients get only once the whole hash is right (rule 1).
+pub const HELD_BACK_BYTES: u64 = 4 * KIB;
+/// How deep indexes may nest when a closure is walked; real ones nest once.
+pub const INDEX_DEPTH_MAX: usize = 4;
+/// Most manifests looked at in one closure, so that a hostile index cannot keep the walk going.
+pub const CLOSURE_MANIFESTS_MAX: usize = 1_024;
+
+// -- Upstreams -------------------------------------------------------------------------------------------------
+
+/// Most upstreams a configuration may name: each can cost a probe thread and a pool of connections.
+pub const UPSTREAMS_MAX: usize = 64;
+/// Threads that ask for tags, manifests and lists, so that layers never delay a tag.
+pub const MANIFEST_LANES: usize = 4;
+/// Questions that may wait for a manifest lane; one more is answered 503.
+pub const MANIFEST_QUEUE_MAX: usize = 256;
+/// Fills that may be under way or waiting; one more is answered 503.
+pub const FILLS_MAX: usize = 1_024;
+/// Redirects followed by hand for one request.
+pub const REDIRECTS_MAX: usize = 5;
+/// Tokens remembered for each upstream.
+pub const TOKENS_MAX: usize = 256;
+/// Largest answer of a token server.
+pub const TOKEN_BYTES_MAX: u64 = 64 * KIB;
+/// Largest header section an upstream may send.
+pub const UPSTREAM_HEADER_BYTES_MAX: usize = 64 * 1024;
+/// What a fetch thread reads at a time.
+pub const FETCH_CHUNK_BYTES: usize = 128 * 1024;
+/// Longest a Retry-After of an upstream is honoured.
+pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
+/// Attempts of one fill in a row that bring not a byte, before it is parked until the upstream is back.
+pub const FILL_FRUITLESS_TRIES: u32 = 3;
+/// Pause before a fill asks again after a cut, growing by this much with each fruitless try.
+pub const FILL_RETRY_PAUSE: Duration = Duration::from_millis(250);
+/// First pause between probes of an upstream that cannot be reached; it doubles up to [`PROBE_PAUSE_MAX`].
+pub const PROBE_PAUSE_MIN: Duration = Duration::from_millis(250);
+/// Longest pause between probes, so that with a probe's own time-out an upstream's return is seen within 30 s.
+pub const PROBE_PAUSE_MAX: Duration = Duration::from_secs(10);
+/// Idle connections kept to one upstream, for manifests and for blobs each.
+pub const IDLE_CONNECTIONS: usize = 4;
+/// How long an idle upstream connection is kept warm.
+pub const IDLE_CONNECTION_AGE: Duration = Duration::from_secs(90);
+
+// -- Clients ---------------------------------------------------------------------------------------------------
+
+/// Client connections at a time; one more waits in the kernel's backlog.
+pub const CONNECTIONS_MAX: usize = 512;
+/// Largest header section of a request.
+pub const REQUEST_HEADER_BYTES_MAX: usize = 32 * 1024;
+/// Longest a client may take to send a request's header, and longest a kept connection may idle.
+pub const REQUEST_HEADER_TIME: Duration = Duration::from_secs(30);
+/// A client that takes no byte for this long is cut; it can resume by Range.
+pub const CLIENT_STALL_TIME: Duration = Duration::from_secs(60);
+/// What is read from a blob's file at a time for a client.
+pub const SERVE_CHUNK_BYTES: usize = 256 * 1024;
+/// File reads for clients that may be in memory at a time.
+pub const SERVE_BUFFERS: usize = 48;
+/// Longest a request waits for something it has no substitute for, well under containerd's 30 s.
+pub const MISS_WAIT_MAX: Duration = Duration::from_secs(25);
+/// Most names in one page of `tags/list` or `_catalog`.
+pub const PAGE_NAMES_MAX: usize = 1_000;
+/// Largest list of tags or referrers taken from an upstream.
+pub const LIST_BYTES_MAX: u64 = 4 * MIB;
+/// Pulls whose outcome is being gathered for the log; the oldest is logged early when one more begins.
+pub const PULLS_TRACKED_MAX: usize = 256;
+/// A pull with no request for this long is over, and its outcome is logged.
+pub const PULL_IDLE: Duration = Duration::from_secs(3);
+/// Verified passwords remembered, so that bcrypt is paid once and not per request.
+pub const LOGINS_REMEMBERED_MAX: usize = 64;
+/// Control connections (the commands of the same binary) at a time.
+pub const CONTROL_CONNECTIONS_MAX: usize = 8;
+/// Largest control request and answer.
+pub const CONTROL_BYTES_MAX: u64 = 16 * MIB;
+
+// -- Store -----------------------------------------------------------------------------------------------------
+
+/// Largest size of the index; address space, not disk. 32-bit boards cannot map more than 1 GiB.
+pub const INDEX_MAP_BYTES: usize = if cfg!(target_pointer_width = "64") { 8 << 30 } else { 1 << 30 };
+/// Readers of the index at a time.
+pub const INDEX_READERS: u32 = 256;
+/// The tag journal is rewritten when it has grown to this and to twice what it needs.
+pub const JOURNAL_COMPACT_BYTES: u64 = 4 * MIB;
+/// Longest record of the journal.
+pub const JOURNAL_RECORD_BYTES_MAX: usize = 64 * 1024;
+/// Uses of blobs kept in memory before they are written in one batch.
+pub const TOUCHES_MAX: usize = 16_384;
+/// How often that batch is written at the most.
+pub const TOUCH_FLUSH_EVERY: Duration = Duration::from_secs(60);
+/// Longest `history` a tag may have.
+pub const HISTORY_MAX: usize = 64;
+/// Tags whose new version is watched until it is complete, for each repository.
+pub const PENDING_TAGS_MAX: usize = 1_024;

@@ -1,0 +1,209 @@
+//! The configuration: TOML to a [`Config`] that cannot be invalid.
+//!
+//! `raw` is exactly what was typed; this module is what it means, with every default filled in and every name parsed.
+//! The rest of the house takes a `Config` and never looks at TOML.
+
+use crate::oci::{Platform, RegistryName, Repository, Tag};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Everything that can be configured.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Addresses the mirror listens on.
+    pub listen: Vec<SocketAddr>,
+    /// Where everything is kept.
+    pub data_dir: PathBuf,
+    /// The registry meant by a request that names none.
+    pub default_registry: RegistryName,
+    /// The platforms whose images are wanted whole.
+    pub platforms: Vec<Platform>,
+    /// `[disk]`
+    pub disk: Disk,
+    /// `[memory]`: the process's own memory in bytes.
+    pub memory_max: u64,
+    /// `[fetch]`
+    pub fetch: Fetch,
+    /// `[tags]`
+    pub tags: Tags,
+    /// `[upstream."NAME"]`, sorted by name.
+    pub upstreams: Vec<Upstream>,
+    /// `[tls]`, if larder serves HTTPS.
+    pub tls: Option<Tls>,
+    /// `[auth]`: the htpasswd file, if clients of private upstreams log in.
+    pub htpasswd_file: Option<PathBuf>,
+}
+
+/// `[disk]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// Bytes larder may use; `None`: what leaves `min_free`.
+    pub max: Option<u64>,
+    /// Bytes left free on the file system.
+    pub min_free: u64,
+    /// Images unused for so long go; `None`: never.
+    pub expire_unused: Option<Duration>,
+}
+
+/// `[fetch]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fetch {
+    /// Downloads at a time, 1 to 64.
+    pub streams: usize,
+    /// Longest wait for a name and a connection.
+    pub connect_timeout: Duration,
+    /// Longest wait for an answer's header.
+    pub header_timeout: Duration,
+    /// Longest wait for the next byte of a body.
+    pub stall_timeout: Duration,
+    /// Bits per second of all downloads together; `None`: unlimited.
+    pub bandwidth: Option<u64>,
+    /// Proxy for upstream connections (`http://host:port`, may hold credentials); `None`: the environment's.
+    pub proxy: Option<String>,
+}
+
+/// `[tags]`
+#[derive(Clone, Debug)]
+pub struct Tags {
+    /// How long a verified tag is served without asking again.
+    pub revalidate: Duration,
+    /// How long a request waits for the upstream where there is something to fall back to.
+    pub resolve_deadline: Duration,
+    /// Whether another version of the repository may stand in for a tag never seen.
+    pub fallback_versions: bool,
+    /// Earlier versions remembered for each tag.
+    pub history: usize,
+    /// `[[tags.rule]]`, first match wins.
+    pub rules: Vec<TagRule>,
+}
+
+/// What holds for one tag: the `[tags]` defaults with the first matching rule laid over them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TagPolicy {
+    /// How long a verified tag is served without asking again.
+    pub revalidate: Duration,
+    /// What an upstream's 404 or 401/403 means when the tag is cached.
+    pub on_missing: OnMissing,
+    /// Once complete, the tag is never asked for again.
+    pub frozen: bool,
+}
+
+/// `on_missing`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnMissing {
+    /// The upstream's answer is passed on.
+    Pass,
+    /// The cached version is served on.
+    Serve,
+}
+
+/// `[[tags.rule]]`
+#[derive(Clone, Debug)]
+pub struct TagRule {
+    /// Pattern over `registry/repository:tag`; `*` stands for any text.
+    pub pattern: String,
+    /// Overrides [`Tags::revalidate`].
+    pub revalidate: Option<Duration>,
+    /// Overrides [`OnMissing::Pass`].
+    pub on_missing: Option<OnMissing>,
+    /// Overrides `false`.
+    pub frozen: Option<bool>,
+}
+
+/// `[upstream."NAME"]`
+#[derive(Clone)]
+pub struct Upstream {
+    /// The registry's name in references.
+    pub name: RegistryName,
+    /// Scheme, host and port, without a trailing slash; a path prefix is allowed.
+    pub url: String,
+    /// The address was written in the configuration file, not built in: private addresses are then what was meant.
+    pub url_configured: bool,
+    /// Extra trust roots, PEM.
+    pub ca_file: Option<PathBuf>,
+    /// Where tokens come from, when it is not the upstream's own domain: `https://host[:port]`.
+    pub realm: Option<String>,
+    /// User name and the file that holds the password.
+    pub credentials: Option<Credentials>,
+}
+
+/// How larder logs in at an upstream.
+#[derive(Clone)]
+pub struct Credentials {
+    /// The user name.
+    pub username: String,
+    /// The password, read from `password_file` at load; never logged.
+    pub password: String,
+    /// Where it was read from.
+    pub password_file: PathBuf,
+}
+
+/// `[tls]`
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// Certificate chain, PEM.
+    pub cert_file: PathBuf,
+    /// Private key, PEM.
+    pub key_file: PathBuf,
+}
+
+impl std::fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Upstream").field("name", &self.name).field("url", &self.url).finish_non_exhaustive()
+    }
+}
+
+impl Config {
+    /// The upstream of that name, if it is configured.
+    pub fn upstream(&self, name: &RegistryName) -> Option<&Upstream> {
+        self.upstreams.iter().find(|upstream| upstream.name == *name)
+    }
+}
+
+impl Tags {
+    /// What holds for one tag.
+    pub fn policy(&self, repository: &Repository, tag: &Tag) -> TagPolicy {
+        let name = format!("{repository}:{tag}");
+        let rule = self.rules.iter().find(|rule| matches(&rule.pattern, &name));
+        TagPolicy {
+            revalidate: rule.and_then(|r| r.revalidate).unwrap_or(self.revalidate),
+            on_missing: rule.and_then(|r| r.on_missing).unwrap_or(OnMissing::Pass),
+            frozen: rule.and_then(|r| r.frozen).unwrap_or(false),
+        }
+    }
+}
+
+/// Whether `text` fits `pattern`, in which `*` stands for any text, the empty one too.
+pub(crate) fn matches(pattern: &str, text: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or("");
+    let Some(mut rest) = text.strip_prefix(first) else { return false };
+    let mut last = None;
+    for part in parts {
+        if let Some(middle) = last.replace(part) {
+            let middle: &str = middle;
+            let Some(at) = rest.find(middle) else { return false };
+            rest = &rest[at + middle.len()..];
+        }
+    }
+    match last {
+        Some(end) => rest.ends_with(end),
+        None => rest.is_empty(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::matches;
+
+    #[test]
+    fn stars_stand_for_any_text() {
+        assert!(matches("docker.io/library/*:1.*", "docker.io/library/nginx:1.25"));
+        assert!(!matches("docker.io/library/*:1.*", "docker.io/library/nginx:2.1"));
+        assert!(matches("*", "anything"));
+        assert!(matches("a*b*c", "abc") && matches("a*b*c", "a-b-b-c") && !matches("a*b*c", "acb"));
+        assert!(matches("exact", "exact") && !matches("exact", "exactly"));
+        assert!(!matches("ab*ba", "aba"));
+    }
+}
