@@ -97,6 +97,8 @@ pub const CONTROL_BYTES_MAX: u64 = 16 * MIB;
 pub const INDEX_MAP_BYTES: usize = if cfg!(target_pointer_width = "64") { 8 << 30 } else { 1 << 30 };
 /// Readers of the index at a time.
 pub const INDEX_READERS: u32 = 256;
+/// Longest wait for readers of an index that is to be replaced; none holds it for longer than a look-up.
+pub const INDEX_CLOSE_TIME: Duration = Duration::from_secs(10);
 /// The tag journal is rewritten when it has grown to this and to twice what it needs.
 pub const JOURNAL_COMPACT_BYTES: u64 = 4 * MIB;
 /// Longest record of the journal.

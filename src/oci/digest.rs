@@ -90,7 +90,10 @@ impl Digest {
             match (nibble(pair[0]), nibble(pair[1])) {
                 (Some(high), Some(low)) => *slot = high << 4 | low,
                 _ => {
-                    return Err(Invalid::new(format!("digest {} is not lower-case hexadecimal", quoted(hex))));
+                    return Err(Invalid::new(format!(
+                        "digest {} is not lower-case hexadecimal",
+                        quoted(hex)
+                    )));
                 }
             }
         }
@@ -164,7 +167,7 @@ impl FromStr for Digest {
 textual!(Digest);
 
 /// A running hash of either algorithm.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub enum Hasher {
     /// In the course of a `sha256`.
     Sha256(sha2::Sha256),

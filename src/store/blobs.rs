@@ -1,0 +1,136 @@
+//! Whole content: looking it up, reading it, setting it aside when it has gone bad.
+//!
+//! The file system is the authority on which blobs exist: a name under `blobs/` is whole content. The index only
+//! remembers their order of use.
+
+use super::{Store, StoreError, layout};
+use crate::budget;
+use crate::oci::{Algorithm, Digest, Hasher};
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::sync::atomic::Ordering;
+
+/// An open blob. It stays readable even if it is evicted meanwhile.
+#[derive(Debug)]
+pub struct Blob {
+    /// The whole content, at its start.
+    pub file: File,
+    /// Bytes in it.
+    pub size: u64,
+    /// It was fetched with credentials and not seen in public since.
+    pub private: bool,
+}
+
+/// What is known of a blob without opening it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlobInfo {
+    /// Its name.
+    pub digest: Digest,
+    /// Bytes in it.
+    pub size: u64,
+    /// The count of its last use.
+    pub used: u64,
+}
+
+impl Store {
+    /// Opens a blob; `None` if it is not here.
+    pub fn open_blob(&self, digest: &Digest) -> Result<Option<Blob>, StoreError> {
+        let path = self.layout.blob(digest);
+        let opened = fs::OpenOptions::new()
+            .read(true)
+            .custom_flags((rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits().cast_signed())
+            .open(&path);
+        let failed = StoreError::io(format!("cannot open {}", path.display()));
+        let file = match opened {
+            Ok(file) => file,
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(failed(e)),
+        };
+        let meta = file.metadata().map_err(failed)?;
+        Ok(meta.is_file().then(|| Blob { size: meta.len(), private: meta.mode() & 0o077 == 0, file }))
+    }
+
+    /// Whether the blob is here, whole.
+    pub fn contains(&self, digest: &Digest) -> bool {
+        self.blob_size(digest).is_some()
+    }
+
+    /// The blob's size in bytes, if it is here.
+    pub fn blob_size(&self, digest: &Digest) -> Option<u64> {
+        fs::symlink_metadata(self.layout.blob(digest))
+            .ok()
+            .filter(|meta| meta.is_file())
+            .map(|meta| meta.len())
+    }
+
+    /// The content of a blob no larger than a manifest may be; `None` if it is not here or larger.
+    pub fn read_small(&self, digest: &Digest) -> Result<Option<Vec<u8>>, StoreError> {
+        let Some(mut blob) = self.open_blob(digest)? else { return Ok(None) };
+        if blob.size > budget::MANIFEST_BYTES_MAX {
+            return Ok(None);
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(blob.size).unwrap_or(0));
+        blob.file
+            .read_to_end(&mut bytes)
+            .map_err(StoreError::io(format!("cannot read {}", self.layout.blob(digest).display())))?;
+        Ok(Some(bytes))
+    }
+
+    /// Marks private content as public: it was seen where everybody may read it.
+    pub fn make_public(&self, digest: &Digest) -> Result<(), StoreError> {
+        layout::set_private(&self.layout.blob(digest), false)
+    }
+
+    /// Reads a blob and compares its hash with its name.
+    pub fn verify(&self, digest: &Digest) -> Result<(), StoreError> {
+        let Some(mut blob) = self.open_blob(digest)? else {
+            return Err(StoreError::io(format!("cannot open {digest}"))(ErrorKind::NotFound.into()));
+        };
+        let mut hasher = Hasher::new(digest.algorithm());
+        let mut chunk = vec![0; budget::SERVE_CHUNK_BYTES];
+        loop {
+            match blob.file.read(&mut chunk) {
+                Ok(0) => break,
+                Ok(n) => hasher.update(&chunk[..n]),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(StoreError::io(format!("cannot read {digest}"))(e)),
+            }
+        }
+        let actual = hasher.finish();
+        if actual == *digest {
+            Ok(())
+        } else {
+            Err(StoreError::Mismatch { expected: digest.clone(), actual })
+        }
+    }
+
+    /// Takes a bad blob out of service and keeps its bytes under `quarantine/`.
+    pub fn quarantine(&self, digest: &Digest) -> Result<(), StoreError> {
+        let path = self.layout.blob(digest);
+        let size = self.blob_size(digest).unwrap_or(0);
+        fs::rename(&path, self.layout.quarantined(digest))
+            .map_err(StoreError::io(format!("cannot set {} aside", path.display())))?;
+        layout::flush_dir(&self.layout.blobs(digest.algorithm()))?;
+        self.stored_bytes.fetch_sub(size.min(self.stored_bytes()), Ordering::Relaxed);
+        self.with_index(|index| index.remove_blob(digest))
+    }
+
+    /// Every blob on the disk, in no order. Files that are not blobs are passed over.
+    pub fn blob_files(&self) -> Result<impl Iterator<Item = BlobInfo> + use<>, StoreError> {
+        let mut folders = Vec::new();
+        for algorithm in Algorithm::ALL {
+            let path = self.layout.blobs(algorithm);
+            let entries =
+                fs::read_dir(&path).map_err(StoreError::io(format!("cannot list {}", path.display())))?;
+            folders.push((algorithm, entries));
+        }
+        Ok(folders.into_iter().flat_map(|(algorithm, entries)| {
+            entries.flatten().filter_map(move |entry| {
+                let digest = Digest::from_hex(algorithm, entry.file_name().to_str()?).ok()?;
+                let meta = entry.metadata().ok().filter(fs::Metadata::is_file)?;
+                Some(BlobInfo { digest, size: meta.len(), used: u64::try_from(meta.mtime()).unwrap_or(0) })
+            })
+        }))
+    }
+}

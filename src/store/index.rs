@@ -1,0 +1,628 @@
+//! The index: an LMDB environment with one database, the only user of heed.
+//!
+//! It answers quickly what the journal and the blobs answer slowly, and holds nothing that they do not, but for notes
+//! and the order of uses since the last batch. Every record is sealed with a checksum ([`super::record`]); one that
+//! does not open is [`StoreError::Damaged`], which leads to a rebuild.
+//!
+//! Keys are one byte for the table and then:
+//!
+//! | table | key | value |
+//! |---|---|---|
+//! | `m` | `schema`, `mark`, `stored` | schema version; how far the journal is applied; totals |
+//! | `n` | name | a note |
+//! | `b` | digest | [`BlobRecord`] |
+//! | `r` | `registry/repository` | the repository's number |
+//! | `i` | number | the repository's name |
+//! | `t` | number, tag | [`TagRecord`] |
+//! | `l` | number, digest | [`Link`] |
+//! | `s` | subject digest, number, digest | nothing: the manifest refers to the subject |
+//!
+//! Numbers are 32 bits, big endian. No transaction is held over an await, a lock of another room or a write to a client.
+
+use super::journal::{Event, Position, What};
+use super::record::{Link, LinkedManifest, TagRecord, Version, seal, unseal};
+use super::{BlobInfo, StoreError};
+use crate::budget;
+use crate::oci::{Digest, Kind, Manifest, Repository, Tag};
+use heed::types::Bytes;
+use heed::{CommitOrAbort, Database, Env, EnvOpenOptions, MdbError, RoTxn, RwTxn, WithoutTls};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::ops::Bound;
+use std::path::Path;
+
+/// The schema written. A larger number means a newer larder, whose index is refused and left alone.
+const SCHEMA: u32 = 1;
+
+const META: u8 = b'm';
+const NOTE: u8 = b'n';
+const BLOB: u8 = b'b';
+const REPOSITORY: u8 = b'r';
+const NUMBER: u8 = b'i';
+const TAG: u8 = b't';
+const LINK: u8 = b'l';
+const SUBJECT: u8 = b's';
+
+/// How far the index has got.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Mark {
+    /// The journal's generation.
+    pub(super) generation: u64,
+    /// Bytes of it that are applied.
+    pub(super) offset: u64,
+    /// The highest count given out.
+    pub(super) sequence: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct BlobRecord {
+    size: u64,
+    used: u64,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+struct Stored {
+    blobs: u64,
+    bytes: u64,
+}
+
+/// The open index.
+pub(super) struct Index {
+    env: Env<WithoutTls>,
+    records: Database<'static, Bytes, Bytes>,
+}
+
+type Change<'a, 'e> = &'a mut RwTxn<'e>;
+
+impl Index {
+    /// Makes an empty index in an empty folder.
+    pub(super) fn create(folder: &Path) -> Result<Index, StoreError> {
+        let index = Index::open_env(folder)?;
+        index.write(|index, txn| {
+            index.put(txn, META, b"schema", &SCHEMA)?;
+            index.put(txn, META, b"mark", &Mark::default())?;
+            index.put(txn, META, b"stored", &Stored::default())
+        })?;
+        Ok(index)
+    }
+
+    /// Opens an index, refusing one of a newer schema.
+    pub(super) fn open(folder: &Path) -> Result<Index, StoreError> {
+        let index = Index::open_env(folder)?;
+        let schema = index.read(|index, txn| index.require::<u32>(txn, META, b"schema"))?;
+        match schema {
+            SCHEMA => Ok(index),
+            newer if newer > SCHEMA => Err(StoreError::Newer { found: newer, known: SCHEMA }),
+            older => Err(StoreError::Damaged(format!("schema {older} is no longer read"))),
+        }
+    }
+
+    #[allow(unsafe_code)]
+    fn open_env(folder: &Path) -> Result<Index, StoreError> {
+        let mut options = EnvOpenOptions::new().read_txn_without_tls();
+        options.map_size(budget::INDEX_MAP_BYTES).max_readers(budget::INDEX_READERS);
+        // SAFETY: the file is mapped, so nobody else may change it while it is open. The store's lock keeps every
+        // other larder out, the folder belongs to larder alone, and no flag weakens LMDB's own locking.
+        let env = unsafe { options.open(folder) }.map_err(failed("open the index"))?;
+        let txn = env.write_txn().map_err(failed("open the index"))?;
+        let records = env
+            .create_databases_and_commit(txn, |opener, txn| {
+                opener.create_database::<Bytes, Bytes>(txn, None).map(CommitOrAbort::<_, ()>::Commit)
+            })
+            .map_err(failed("open the index"))?
+            .unwrap_commit();
+        Ok(Index { env, records })
+    }
+
+    /// Closes the environment, so that its folder can be moved. Waits for who is still reading, at most ten seconds.
+    pub(super) fn close(&self) -> heed::EnvClosingEvent {
+        self.env.clone().prepare_for_closing()
+    }
+
+    pub(super) fn mark(&self) -> Result<Mark, StoreError> {
+        self.read(|index, txn| index.require(txn, META, b"mark"))
+    }
+
+    pub(super) fn set_mark(&self, generation: u64, offset: u64, sequence: u64) -> Result<(), StoreError> {
+        self.write(|index, txn| index.put(txn, META, b"mark", &Mark { generation, offset, sequence }))
+    }
+
+    #[cfg(test)]
+    pub(super) fn set_schema(&self, schema: u32) -> Result<(), StoreError> {
+        self.write(|index, txn| index.put(txn, META, b"schema", &schema))
+    }
+
+    pub(super) fn stored_bytes(&self) -> Result<u64, StoreError> {
+        self.read(|index, txn| Ok(index.require::<Stored>(txn, META, b"stored")?.bytes))
+    }
+
+    // -- Events ----------------------------------------------------------------------------------------------
+
+    /// Applies events and moves the mark, all or nothing. Each comes with its manifest if it has one at hand.
+    pub(super) fn apply(
+        &self,
+        events: &[(&Event, Option<Manifest>)],
+        position: Position,
+        history_max: usize,
+    ) -> Result<(), StoreError> {
+        self.write(|index, txn| {
+            let mut mark: Mark = index.require(txn, META, b"mark")?;
+            for (event, manifest) in events {
+                index.apply_one(txn, event, manifest.as_ref(), history_max)?;
+                mark.sequence = mark.sequence.max(event.n);
+            }
+            (mark.generation, mark.offset) = (position.generation, position.offset);
+            index.put(txn, META, b"mark", &mark)
+        })
+    }
+
+    fn apply_one(
+        &self,
+        txn: Change<'_, '_>,
+        event: &Event,
+        manifest: Option<&Manifest>,
+        history_max: usize,
+    ) -> Result<(), StoreError> {
+        let n = event.n;
+        match &event.what {
+            What::Seen { repository, tag, digest, unix } => self.change_tag(txn, repository, tag, |record| {
+                record.see(Version { digest: digest.clone(), n, unix: *unix });
+            }),
+            What::Complete { repository, tag, digest, unix } => {
+                self.change_tag(txn, repository, tag, |record| {
+                    record.completed(Version { digest: digest.clone(), n, unix: *unix }, history_max);
+                })
+            }
+            What::Rollback { repository, tag, rollback } => {
+                self.change_tag(txn, repository, tag, |record| record.rollback.clone_from(rollback))
+            }
+            What::Held { repository, digest } => {
+                let number = self.number_or_new(txn, repository)?;
+                self.change_link(txn, number, digest, |link| link.held = true)
+            }
+            What::Manifest { repository, digest, media_type } => {
+                let number = self.number_or_new(txn, repository)?;
+                self.change_link(txn, number, digest, |link| {
+                    link.held = true;
+                    link.n = n;
+                    link.media_type = Some(media_type.clone());
+                })?;
+                match manifest {
+                    Some(manifest) => self.link_children(txn, number, digest, manifest),
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+
+    fn link_children(
+        &self,
+        txn: Change<'_, '_>,
+        number: u32,
+        digest: &Digest,
+        manifest: &Manifest,
+    ) -> Result<(), StoreError> {
+        for child in &manifest.children {
+            self.change_link(txn, number, &child.digest, |link| {
+                link.size = Some(child.size);
+                if manifest.kind == Kind::Index && link.media_type.is_none() && child.is_manifest() {
+                    link.media_type = Some(child.media_type.clone());
+                }
+            })?;
+        }
+        if let Some(subject) = &manifest.subject {
+            let key = [&subject.key()[..], &number.to_be_bytes(), &digest.key()].concat();
+            self.put(txn, SUBJECT, &key, &())?;
+        }
+        Ok(())
+    }
+
+    fn change_tag(
+        &self,
+        txn: Change<'_, '_>,
+        repository: &Repository,
+        tag: &Tag,
+        change: impl FnOnce(&mut TagRecord),
+    ) -> Result<(), StoreError> {
+        let number = self.number_or_new(txn, repository)?;
+        let key = tag_key(number, tag.as_str());
+        let mut record: TagRecord = self.fetch(txn, TAG, &key)?.unwrap_or_default();
+        change(&mut record);
+        self.put(txn, TAG, &key, &record)
+    }
+
+    fn change_link(
+        &self,
+        txn: Change<'_, '_>,
+        number: u32,
+        digest: &Digest,
+        change: impl FnOnce(&mut Link),
+    ) -> Result<(), StoreError> {
+        let key = link_key(number, digest);
+        let before: Link = self.fetch(txn, LINK, &key)?.unwrap_or_default();
+        let mut after = before.clone();
+        change(&mut after);
+        if after == before { Ok(()) } else { self.put(txn, LINK, &key, &after) }
+    }
+
+    /// Events that lead from nothing to what the index holds.
+    pub(super) fn snapshot(&self) -> Result<Vec<Event>, StoreError> {
+        self.read(|index, txn| {
+            let mut events = Vec::new();
+            for repository in index.repositories_in(txn, None, usize::MAX)? {
+                let Some(number) = index.number(txn, &repository)? else { continue };
+                index.each(txn, LINK, &number.to_be_bytes(), |key, link: Link| {
+                    let Some(digest) = Digest::from_key(&key[4..]) else { return };
+                    let what = match link.media_type {
+                        Some(media_type) if link.held => {
+                            What::Manifest { repository: repository.clone(), digest, media_type }
+                        }
+                        None if link.held => What::Held { repository: repository.clone(), digest },
+                        _ => return,
+                    };
+                    events.push(Event { n: link.n, what });
+                })?;
+                index.each(txn, TAG, &number.to_be_bytes(), |key, record: TagRecord| {
+                    let Some(tag) = std::str::from_utf8(&key[4..]).ok().and_then(|t| t.parse::<Tag>().ok())
+                    else {
+                        return;
+                    };
+                    let repository = &repository;
+                    let complete = record.history.into_iter().rev().chain(record.complete);
+                    events.extend(complete.map(|version| Event {
+                        n: version.n,
+                        what: What::Complete {
+                            repository: repository.clone(),
+                            tag: tag.clone(),
+                            digest: version.digest,
+                            unix: version.unix,
+                        },
+                    }));
+                    let last = record.seen.as_ref().map_or(0, |seen| seen.n);
+                    events.extend(record.seen.map(|version| Event {
+                        n: version.n,
+                        what: What::Seen {
+                            repository: repository.clone(),
+                            tag: tag.clone(),
+                            digest: version.digest,
+                            unix: version.unix,
+                        },
+                    }));
+                    if record.rollback.is_some() {
+                        let what =
+                            What::Rollback { repository: repository.clone(), tag, rollback: record.rollback };
+                        events.push(Event { n: last, what });
+                    }
+                })?;
+            }
+            Ok(events)
+        })
+    }
+
+    // -- Questions -------------------------------------------------------------------------------------------
+
+    pub(super) fn tag(&self, repository: &Repository, tag: &Tag) -> Result<Option<TagRecord>, StoreError> {
+        self.read(|index, txn| match index.number(txn, repository)? {
+            Some(number) => index.fetch(txn, TAG, &tag_key(number, tag.as_str())),
+            None => Ok(None),
+        })
+    }
+
+    pub(super) fn tags(
+        &self,
+        repository: &Repository,
+        last: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(Tag, TagRecord)>, StoreError> {
+        self.read(|index, txn| {
+            let Some(number) = index.number(txn, repository)? else { return Ok(Vec::new()) };
+            let mut tags = Vec::new();
+            index.scan(txn, TAG, &number.to_be_bytes(), last.map(str::as_bytes), |key, sealed| {
+                if tags.len() == limit {
+                    return Ok(false);
+                }
+                let record = unseal(TAG, key, sealed)?;
+                if let Some(tag) = std::str::from_utf8(&key[4..]).ok().and_then(|t| t.parse().ok()) {
+                    tags.push((tag, record));
+                }
+                Ok(true)
+            })?;
+            Ok(tags)
+        })
+    }
+
+    pub(super) fn repositories(
+        &self,
+        last: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Repository>, StoreError> {
+        self.read(|index, txn| index.repositories_in(txn, last, limit))
+    }
+
+    pub(super) fn link(&self, repository: &Repository, digest: &Digest) -> Result<Option<Link>, StoreError> {
+        self.read(|index, txn| match index.number(txn, repository)? {
+            Some(number) => index.fetch(txn, LINK, &link_key(number, digest)),
+            None => Ok(None),
+        })
+    }
+
+    pub(super) fn manifests(&self, repository: &Repository) -> Result<Vec<LinkedManifest>, StoreError> {
+        self.read(|index, txn| {
+            let Some(number) = index.number(txn, repository)? else { return Ok(Vec::new()) };
+            let mut manifests = Vec::new();
+            index.each(txn, LINK, &number.to_be_bytes(), |key, link: Link| {
+                if let (true, Some(media_type), Some(digest)) =
+                    (link.held, link.media_type, Digest::from_key(&key[4..]))
+                {
+                    manifests.push(LinkedManifest { digest, media_type, n: link.n });
+                }
+            })?;
+            Ok(manifests)
+        })
+    }
+
+    pub(super) fn referrers(
+        &self,
+        repository: &Repository,
+        subject: &Digest,
+    ) -> Result<Vec<Digest>, StoreError> {
+        self.read(|index, txn| {
+            let Some(number) = index.number(txn, repository)? else { return Ok(Vec::new()) };
+            let prefix = [&subject.key()[..], &number.to_be_bytes()].concat();
+            let mut found = Vec::new();
+            index.each(txn, SUBJECT, &prefix, |key, ()| {
+                found.extend(Digest::from_key(&key[prefix.len()..]))
+            })?;
+            Ok(found)
+        })
+    }
+
+    pub(super) fn note(&self, name: &str) -> Result<Option<String>, StoreError> {
+        self.read(|index, txn| index.fetch(txn, NOTE, name.as_bytes()))
+    }
+
+    pub(super) fn set_note(&self, name: &str, text: Option<&str>) -> Result<(), StoreError> {
+        self.write(|index, txn| match text {
+            Some(text) => index.put(txn, NOTE, name.as_bytes(), &text),
+            None => index.remove(txn, NOTE, name.as_bytes()).map(drop),
+        })
+    }
+
+    // -- Blobs -----------------------------------------------------------------------------------------------
+
+    pub(super) fn put_blob(&self, digest: &Digest, size: u64, used: u64) -> Result<(), StoreError> {
+        self.write(|index, txn| {
+            let mut stored: Stored = index.require(txn, META, b"stored")?;
+            index.count_out(txn, digest, &mut stored)?;
+            stored.blobs += 1;
+            stored.bytes += size;
+            index.put(txn, BLOB, &digest.key(), &BlobRecord { size, used })?;
+            index.put(txn, META, b"stored", &stored)
+        })
+    }
+
+    pub(super) fn remove_blob(&self, digest: &Digest) -> Result<(), StoreError> {
+        self.write(|index, txn| {
+            let mut stored: Stored = index.require(txn, META, b"stored")?;
+            index.count_out(txn, digest, &mut stored)?;
+            index.remove(txn, BLOB, &digest.key())?;
+            index.put(txn, META, b"stored", &stored)
+        })
+    }
+
+    fn count_out(&self, txn: Change<'_, '_>, digest: &Digest, stored: &mut Stored) -> Result<(), StoreError> {
+        if let Some(before) = self.fetch::<BlobRecord>(txn, BLOB, &digest.key())? {
+            stored.blobs = stored.blobs.saturating_sub(1);
+            stored.bytes = stored.bytes.saturating_sub(before.size);
+        }
+        Ok(())
+    }
+
+    /// Enters blobs found on the disk into a new index.
+    pub(super) fn add_blobs(&self, blobs: impl Iterator<Item = BlobInfo>) -> Result<(), StoreError> {
+        self.write(|index, txn| {
+            let mut stored = Stored::default();
+            for blob in blobs {
+                stored.blobs += 1;
+                stored.bytes += blob.size;
+                index.put(txn, BLOB, &blob.digest.key(), &BlobRecord { size: blob.size, used: blob.used })?;
+            }
+            index.put(txn, META, b"stored", &stored)
+        })
+    }
+
+    /// Notes uses, and the count up to which they go.
+    pub(super) fn touch<'a>(
+        &self,
+        touches: impl Iterator<Item = (&'a Digest, &'a u64)>,
+        sequence: u64,
+    ) -> Result<(), StoreError> {
+        self.write(|index, txn| {
+            for (digest, &n) in touches {
+                let key = digest.key();
+                if let Some(record) = index.fetch::<BlobRecord>(txn, BLOB, &key)? {
+                    index.put(txn, BLOB, &key, &BlobRecord { used: n, ..record })?;
+                }
+            }
+            let mark: Mark = index.require(txn, META, b"mark")?;
+            index.put(txn, META, b"mark", &Mark { sequence: mark.sequence.max(sequence), ..mark })
+        })
+    }
+
+    /// Reads every record.
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        self.read(|index, txn| {
+            for entry in index.records.iter(txn).map_err(failed("read the index"))? {
+                let (key, sealed) = entry.map_err(failed("read the index"))?;
+                let Some((&table, rest)) = key.split_first() else {
+                    return Err(StoreError::Damaged("a key is empty".into()));
+                };
+                unseal::<serde_json::Value>(table, rest, sealed)?;
+            }
+            Ok(())
+        })
+    }
+
+    // -- Records ---------------------------------------------------------------------------------------------
+
+    fn number(
+        &self,
+        txn: &RoTxn<'_, WithoutTls>,
+        repository: &Repository,
+    ) -> Result<Option<u32>, StoreError> {
+        self.fetch(txn, REPOSITORY, repository.to_string().as_bytes())
+    }
+
+    fn number_or_new(&self, txn: Change<'_, '_>, repository: &Repository) -> Result<u32, StoreError> {
+        if let Some(number) = self.number(txn, repository)? {
+            return Ok(number);
+        }
+        let last = self
+            .records
+            .get_lower_than(txn, &[NUMBER + 1])
+            .map_err(failed("read the index"))?
+            .and_then(|(key, _)| key.strip_prefix(&[NUMBER])?.try_into().ok())
+            .map_or(0, u32::from_be_bytes);
+        let number =
+            last.checked_add(1).ok_or_else(|| StoreError::Damaged("no repository number is left".into()))?;
+        self.put(txn, NUMBER, &number.to_be_bytes(), repository)?;
+        self.put(txn, REPOSITORY, repository.to_string().as_bytes(), &number)?;
+        Ok(number)
+    }
+
+    fn repositories_in(
+        &self,
+        txn: &RoTxn<'_, WithoutTls>,
+        last: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Repository>, StoreError> {
+        let mut names = Vec::new();
+        self.scan(txn, REPOSITORY, b"", last.map(str::as_bytes), |key, _| {
+            names.extend(std::str::from_utf8(key).ok().and_then(|name| name.parse().ok()));
+            Ok(names.len() < limit)
+        })?;
+        names.truncate(limit);
+        Ok(names)
+    }
+
+    /// Opens every record of a table whose key begins with `prefix`.
+    fn each<T: DeserializeOwned>(
+        &self,
+        txn: &RoTxn<'_, WithoutTls>,
+        table: u8,
+        prefix: &[u8],
+        mut visit: impl FnMut(&[u8], T),
+    ) -> Result<(), StoreError> {
+        self.scan(txn, table, prefix, None, |key, sealed| {
+            visit(key, unseal(table, key, sealed)?);
+            Ok(true)
+        })
+    }
+
+    /// Walks the keys of a table that begin with `prefix`, from after `prefix` + `after`, until `visit` says false.
+    fn scan(
+        &self,
+        txn: &RoTxn<'_, WithoutTls>,
+        table: u8,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        mut visit: impl FnMut(&[u8], &[u8]) -> Result<bool, StoreError>,
+    ) -> Result<(), StoreError> {
+        let start = [&[table], prefix].concat();
+        let from = [&start[..], after.unwrap_or_default()].concat();
+        // LMDB takes no longer key; nothing stored comes after it.
+        if from.len() > 511 {
+            return Ok(());
+        }
+        let lower = if after.is_some() { Bound::Excluded(&from[..]) } else { Bound::Included(&from[..]) };
+        let range = (lower, Bound::Unbounded);
+        for entry in self.records.range(txn, &range).map_err(failed("read the index"))? {
+            let (key, sealed) = entry.map_err(failed("read the index"))?;
+            if !key.starts_with(&start) || !visit(&key[1..], sealed)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn require<T: DeserializeOwned>(
+        &self,
+        txn: &RoTxn<'_, WithoutTls>,
+        table: u8,
+        key: &[u8],
+    ) -> Result<T, StoreError> {
+        self.fetch(txn, table, key)?.ok_or_else(|| {
+            StoreError::Damaged(format!("record {:?} is missing", String::from_utf8_lossy(key)))
+        })
+    }
+
+    fn fetch<T: DeserializeOwned>(
+        &self,
+        txn: &RoTxn<'_, WithoutTls>,
+        table: u8,
+        key: &[u8],
+    ) -> Result<Option<T>, StoreError> {
+        let found = self.records.get(txn, &[&[table], key].concat()).map_err(failed("read the index"))?;
+        found.map(|sealed| unseal(table, key, sealed)).transpose()
+    }
+
+    fn put<T: Serialize>(
+        &self,
+        txn: Change<'_, '_>,
+        table: u8,
+        key: &[u8],
+        value: &T,
+    ) -> Result<(), StoreError> {
+        self.records
+            .put(txn, &[&[table], key].concat(), &seal(table, key, value))
+            .map_err(failed("write the index"))
+    }
+
+    fn remove(&self, txn: Change<'_, '_>, table: u8, key: &[u8]) -> Result<bool, StoreError> {
+        self.records.delete(txn, &[&[table], key].concat()).map_err(failed("write the index"))
+    }
+
+    fn read<T>(
+        &self,
+        work: impl FnOnce(&Index, &RoTxn<'_, WithoutTls>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let txn = self.env.read_txn().map_err(failed("read the index"))?;
+        work(self, &txn)
+    }
+
+    fn write(
+        &self,
+        work: impl FnOnce(&Index, Change<'_, '_>) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let mut txn = self.env.write_txn().map_err(failed("write the index"))?;
+        work(self, &mut txn)?;
+        txn.commit().map_err(failed("write the index"))
+    }
+}
+
+fn tag_key(number: u32, tag: &str) -> Vec<u8> {
+    [&number.to_be_bytes()[..], tag.as_bytes()].concat()
+}
+
+fn link_key(number: u32, digest: &Digest) -> Vec<u8> {
+    [&number.to_be_bytes()[..], &digest.key()].concat()
+}
+
+/// Sorts heed's errors into damage and refusals of the operating system.
+fn failed(what: &'static str) -> impl Fn(heed::Error) -> StoreError {
+    move |error| match error {
+        heed::Error::Io(source) => StoreError::Io { what: format!("cannot {what}"), source },
+        heed::Error::Mdb(
+            e @ (MdbError::Corrupted
+            | MdbError::PageNotFound
+            | MdbError::Invalid
+            | MdbError::VersionMismatch
+            | MdbError::Panic
+            | MdbError::BadTxn),
+        ) => StoreError::Damaged(e.to_string()),
+        other => StoreError::Io {
+            what: format!("cannot {what}"),
+            source: std::io::Error::other(other.to_string()),
+        },
+    }
+}

@@ -1,0 +1,156 @@
+//! Where things lie under the data folder, and the flushes that make a name stay.
+
+use super::StoreError;
+use crate::oci::{Algorithm, Digest};
+use rustix::fs::{FlockOperation, Timespec, Timestamps};
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// The paths of one store.
+pub(super) struct Layout {
+    data_dir: PathBuf,
+}
+
+impl Layout {
+    /// Makes the folders that are not there yet.
+    pub(super) fn create(data_dir: &Path) -> Result<Layout, StoreError> {
+        let layout = Layout { data_dir: data_dir.to_owned() };
+        for algorithm in Algorithm::ALL {
+            make_dir(&layout.blobs(algorithm))?;
+        }
+        make_dir(&layout.staging())?;
+        make_dir(&layout.quarantine())?;
+        Ok(layout)
+    }
+
+    /// Takes the store's lock for this process.
+    pub(super) fn lock(&self) -> Result<File, StoreError> {
+        let path = self.data_dir.join("lock");
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o640)
+            .open(&path)
+            .map_err(StoreError::io(format!("cannot open {}", path.display())))?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(StoreError::Locked(self.data_dir.clone())),
+            Err(e) => Err(StoreError::io(format!("cannot lock {}", path.display()))(e.into())),
+        }
+    }
+
+    pub(super) fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    pub(super) fn blobs(&self, algorithm: Algorithm) -> PathBuf {
+        self.data_dir.join("blobs").join(algorithm.name())
+    }
+
+    pub(super) fn blob(&self, digest: &Digest) -> PathBuf {
+        self.blobs(digest.algorithm()).join(digest.hex())
+    }
+
+    pub(super) fn staging(&self) -> PathBuf {
+        self.data_dir.join("staging")
+    }
+
+    pub(super) fn staged(&self, digest: &Digest) -> PathBuf {
+        self.staging().join(format!("{}-{}", digest.algorithm().name(), digest.hex()))
+    }
+
+    pub(super) fn origin(&self, digest: &Digest) -> PathBuf {
+        self.staged(digest).with_extension("origin")
+    }
+
+    /// A staging file for content that comes at once; it is not kept over a restart.
+    pub(super) fn scratch(&self, digest: &Digest, n: u64) -> PathBuf {
+        self.staged(digest).with_extension(format!("{n}.scratch"))
+    }
+
+    pub(super) fn quarantine(&self) -> PathBuf {
+        self.data_dir.join("quarantine")
+    }
+
+    pub(super) fn quarantined(&self, digest: &Digest) -> PathBuf {
+        self.quarantine().join(format!("{}-{}", digest.algorithm().name(), digest.hex()))
+    }
+
+    pub(super) fn journal(&self) -> PathBuf {
+        self.data_dir.join("journal")
+    }
+
+    pub(super) fn index(&self) -> PathBuf {
+        self.data_dir.join("index")
+    }
+
+    /// An empty folder for an index in the making.
+    pub(super) fn fresh_index(&self) -> Result<PathBuf, StoreError> {
+        let path = self.data_dir.join("index.new");
+        remove_dir(&path)?;
+        make_dir(&path)?;
+        Ok(path)
+    }
+
+    /// Puts a finished index in the place of the old one.
+    pub(super) fn replace_index(&self, fresh: &Path) -> Result<(), StoreError> {
+        remove_dir(&self.index())?;
+        fs::rename(fresh, self.index())
+            .map_err(StoreError::io(format!("cannot put {} in place", fresh.display())))?;
+        flush_dir(&self.data_dir)
+    }
+
+    /// Removes what an earlier process left behind and nothing can use.
+    pub(super) fn clear_scratch(&self) {
+        let Ok(entries) = fs::read_dir(self.staging()) else { return };
+        for entry in entries.flatten() {
+            if entry.path().extension().is_some_and(|e| e == "scratch" || e == "new") {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
+    /// Writes the count of a blob's last use onto its mtime, as seconds. A blob that has gone is no matter.
+    pub(super) fn set_used(&self, path: &Path, n: u64) {
+        let at = Timespec { tv_sec: i64::try_from(n).unwrap_or(i64::MAX), tv_nsec: 0 };
+        let times = Timestamps { last_access: at, last_modification: at };
+        let _ = rustix::fs::utimensat(rustix::fs::CWD, path, &times, rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
+    }
+
+    pub(super) fn free_bytes(&self) -> Result<u64, StoreError> {
+        let stat = rustix::fs::statvfs(&self.data_dir).map_err(|e| {
+            StoreError::io(format!("cannot ask how full {} is", self.data_dir.display()))(e.into())
+        })?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+}
+
+/// Flushes a folder, so that the names in it stay after a power cut.
+pub(super) fn flush_dir(path: &Path) -> Result<(), StoreError> {
+    File::open(path)
+        .and_then(|dir| dir.sync_all())
+        .map_err(StoreError::io(format!("cannot flush folder {}", path.display())))
+}
+
+/// A private blob is readable by its owner alone: the mode is the one record of that which cannot get lost.
+pub(super) fn set_private(path: &Path, private: bool) -> Result<(), StoreError> {
+    let mode = if private { 0o600 } else { 0o644 };
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        .map_err(StoreError::io(format!("cannot set the mode of {}", path.display())))
+}
+
+fn make_dir(path: &Path) -> Result<(), StoreError> {
+    fs::create_dir_all(path).map_err(StoreError::io(format!("cannot make {}", path.display())))
+}
+
+fn remove_dir(path: &Path) -> Result<(), StoreError> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e),
+    };
+    removed.map_err(StoreError::io(format!("cannot remove {}", path.display())))
+}

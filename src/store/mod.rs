@@ -1,0 +1,484 @@
+//! What is on the disk.
+//!
+//! ```text
+//! DATA/lock                     held by the one process that owns the store
+//! DATA/blobs/ALGORITHM/HEX      whole content, exact bytes; mtime: the count of its last use; mode 0600: private
+//! DATA/staging/ALGORITHM-HEX    content on its way in; beside it `.origin`: where the rest of it is
+//! DATA/journal                  every tag move and manifest, in order, one checksummed line each
+//! DATA/index/                   LMDB: the same and more, for quick look-ups; disposable
+//! DATA/quarantine/              content that no longer hashes to its name
+//! ```
+//!
+//! Invariants. A file under `blobs/` is whole: it got there by a rename after its hash was right and it was flushed.
+//! The journal is written before the index, so that the index can always be made again from the journal and the
+//! blobs. Nothing here knows of upstreams or clients.
+//!
+//! Failure. Every method that touches the disk returns [`StoreError`]; the store stays usable after any of them. A
+//! failed flush discards what was being written, for the kernel may have dropped it (design rule 2).
+
+mod blobs;
+mod index;
+mod journal;
+mod layout;
+mod record;
+mod staging;
+
+pub use blobs::{Blob, BlobInfo};
+pub use record::{Link, LinkedManifest, Rollback, TagRecord, Version};
+pub use staging::{Origin, Staged};
+
+use crate::budget;
+use crate::clock::{self, Sequence};
+use crate::oci::{Digest, Manifest, Repository, Tag};
+use index::Index;
+use journal::{Event, Journal};
+use layout::Layout;
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+/// Why the store could not do something.
+#[derive(Debug)]
+pub enum StoreError {
+    /// The operating system refused.
+    Io {
+        /// What was being done, with the path.
+        what: String,
+        /// What it answered.
+        source: std::io::Error,
+    },
+    /// Another process holds the store.
+    Locked(PathBuf),
+    /// The store was written by a newer larder.
+    Newer {
+        /// The schema found.
+        found: u32,
+        /// The newest schema this binary knows.
+        known: u32,
+    },
+    /// Content does not hash to its name.
+    Mismatch {
+        /// The name.
+        expected: Digest,
+        /// What it hashes to.
+        actual: Digest,
+    },
+    /// The index is damaged; it is made again at the next start, or at once by the server.
+    Damaged(String),
+    /// The index is being made again; only content can be asked for.
+    Rebuilding,
+    /// Somebody else is writing this content just now.
+    Busy(Digest),
+}
+
+impl StoreError {
+    fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> StoreError {
+        let what = what.into();
+        move |source| StoreError::Io { what, source }
+    }
+
+    /// Whether the disk was full.
+    pub fn is_full(&self) -> bool {
+        matches!(self, StoreError::Io { source, .. } if matches!(source.kind(),
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded))
+    }
+}
+
+impl std::fmt::Display for StoreError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            StoreError::Io { what, source } => write!(f, "{what}: {source}"),
+            StoreError::Locked(path) => {
+                write!(f, "another larder uses {} (it holds the lock)", path.display())
+            }
+            StoreError::Newer { found, known } => write!(
+                f,
+                "the store was written by a newer larder (schema {found}, this one knows {known}); nothing was changed"
+            ),
+            StoreError::Mismatch { expected, actual } => {
+                write!(f, "content of {expected} hashes to {actual}")
+            }
+            StoreError::Damaged(what) => write!(f, "the index is damaged: {what}"),
+            StoreError::Rebuilding => f.write_str("the index is being rebuilt"),
+            StoreError::Busy(digest) => write!(f, "{digest} is being written already"),
+        }
+    }
+}
+
+impl std::error::Error for StoreError {}
+
+/// The store, owned by this process until it is dropped.
+pub struct Store {
+    layout: Layout,
+    _lock: File,
+    index: RwLock<Option<Arc<Index>>>,
+    journal: Mutex<Journal>,
+    sequence: Sequence,
+    touches: Mutex<HashMap<Digest, u64>>,
+    writing: Arc<Mutex<HashSet<Digest>>>,
+    history_max: usize,
+    stored_bytes: AtomicU64,
+    damaged: AtomicBool,
+}
+
+/// How the store was found when it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// Index and journal agree, or were made to by reading the journal's end.
+    Sound,
+    /// The index is missing or damaged: [`Store::rebuild`] must run before anything but content is answered.
+    NeedsRebuild,
+}
+
+impl Store {
+    /// Opens the store under `data_dir`, making it if need be, and takes its lock.
+    ///
+    /// `history_max` earlier versions are remembered for each tag. Where the index must be made again this returns
+    /// at once with [`Found::NeedsRebuild`], so that a server can answer for content meanwhile.
+    pub fn open(data_dir: &Path, history_max: usize) -> Result<(Store, Found), StoreError> {
+        let layout = Layout::create(data_dir)?;
+        let lock = layout.lock()?;
+        let journal = Journal::open(layout.journal())?;
+        let store = Store {
+            _lock: lock,
+            index: RwLock::new(None),
+            journal: Mutex::new(journal),
+            sequence: Sequence::default(),
+            touches: Mutex::default(),
+            writing: Arc::default(),
+            history_max,
+            stored_bytes: AtomicU64::new(0),
+            damaged: AtomicBool::new(false),
+            layout,
+        };
+        store.layout.clear_scratch();
+        let found = match store.open_index() {
+            Ok(()) => Found::Sound,
+            Err(newer @ StoreError::Newer { .. }) => return Err(newer),
+            Err(problem) => {
+                log::warn!("index cannot be used and will be rebuilt: {problem}");
+                Found::NeedsRebuild
+            }
+        };
+        Ok((store, found))
+    }
+
+    /// Opens the index if it is there and sound, and brings it up to the journal's end.
+    fn open_index(&self) -> Result<(), StoreError> {
+        if !self.layout.index().join("data.mdb").exists() {
+            return Err(StoreError::Damaged("there is none".into()));
+        }
+        let index = Index::open(&self.layout.index())?;
+        let mark = index.mark()?;
+        self.sequence.raise(mark.sequence);
+        let journal = self.journal();
+        let from = if mark.generation == journal.generation() { mark.offset } else { 0 };
+        if from > journal.len() {
+            return Err(StoreError::Damaged("it knows more than the journal".into()));
+        }
+        if from < journal.len() {
+            self.replay(&index, &journal, from)?;
+        }
+        self.stored_bytes.store(index.stored_bytes()?, Ordering::Relaxed);
+        drop(journal);
+        *self.index.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(index));
+        Ok(())
+    }
+
+    /// Applies the journal from byte `from` to `index`, in batches.
+    fn replay(&self, index: &Index, journal: &Journal, from: u64) -> Result<(), StoreError> {
+        journal.replay(from, |events, position| {
+            for event in events {
+                self.sequence.raise(event.n);
+            }
+            let events = events.iter().map(|event| (event, self.manifest_of(event))).collect::<Vec<_>>();
+            index.apply(&events, position, self.history_max)
+        })
+    }
+
+    /// The manifest that an event speaks of, read from its blob, if it is on the disk.
+    fn manifest_of(&self, event: &Event) -> Option<Manifest> {
+        let digest = event.what.manifest()?;
+        let (bytes, media_type) = (self.read_small(&digest.0).ok()??, digest.1);
+        Manifest::parse(&bytes, Some(media_type)).ok()
+    }
+
+    /// Makes the index again from the journal and the blobs. Requests for content are answered meanwhile.
+    pub fn rebuild(&self) -> Result<(), StoreError> {
+        let started = std::time::Instant::now();
+        self.close_index();
+        let fresh = self.layout.fresh_index()?;
+        let journal = self.journal();
+        let mut blobs = 0u64;
+        let mut bytes = 0u64;
+        {
+            let index = Index::create(&fresh)?;
+            index.add_blobs(self.blob_files()?.inspect(|info| {
+                blobs += 1;
+                bytes += info.size;
+                self.sequence.raise(info.used);
+            }))?;
+            self.replay(&index, &journal, 0)?;
+            index.set_mark(journal.generation(), journal.len(), self.sequence.last())?;
+            close(index);
+        }
+        self.layout.replace_index(&fresh)?;
+        let index = Index::open(&self.layout.index())?;
+        self.stored_bytes.store(bytes, Ordering::Relaxed);
+        self.damaged.store(false, Ordering::Relaxed);
+        *self.index.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(index));
+        drop(journal);
+        log::info!("index rebuilt: {blobs} blobs, {bytes} bytes, in {:.1?}", started.elapsed());
+        Ok(())
+    }
+
+    /// Takes the index out of service.
+    fn close_index(&self) {
+        let index = self.index.write().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(index) = index {
+            close(index);
+        }
+    }
+
+    /// Reads every record of the index; `Err(Damaged)` names the first that is wrong.
+    pub fn check_index(&self) -> Result<(), StoreError> {
+        self.with_index(|index| index.check())
+    }
+
+    /// Whether a record of the index was found damaged since it was opened.
+    pub fn is_damaged(&self) -> bool {
+        self.damaged.load(Ordering::Relaxed)
+    }
+
+    /// Whether tags and links can be asked for.
+    pub fn has_index(&self) -> bool {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Bytes of all blobs.
+    pub fn stored_bytes(&self) -> u64 {
+        self.stored_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The folder that everything is in.
+    pub fn data_dir(&self) -> &Path {
+        self.layout.data_dir()
+    }
+
+    /// Free bytes on the file system of the store, for an unprivileged process.
+    pub fn free_bytes(&self) -> Result<u64, StoreError> {
+        self.layout.free_bytes()
+    }
+
+    // -- Tags ------------------------------------------------------------------------------------------------
+
+    /// What is known of a tag.
+    pub fn tag(&self, repository: &Repository, tag: &Tag) -> Result<Option<TagRecord>, StoreError> {
+        self.with_index(|index| index.tag(repository, tag))
+    }
+
+    /// Notes that upstream said `digest` for the tag. Does nothing if that is what it said last.
+    pub fn tag_seen(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> Result<(), StoreError> {
+        let known = self.tag(repository, tag)?;
+        if known.is_some_and(|record| record.seen.is_some_and(|seen| seen.digest == *digest)) {
+            return Ok(());
+        }
+        self.record(journal::What::Seen {
+            repository: repository.clone(),
+            tag: tag.clone(),
+            digest: digest.clone(),
+            unix: clock::trusted_unix(),
+        })
+    }
+
+    /// Moves the tag's *complete* pointer to `digest`, whose closure the caller has found whole.
+    pub fn tag_complete(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        digest: &Digest,
+    ) -> Result<(), StoreError> {
+        let known = self.tag(repository, tag)?;
+        if known.is_some_and(|record| record.complete.is_some_and(|complete| complete.digest == *digest)) {
+            return Ok(());
+        }
+        self.record(journal::What::Complete {
+            repository: repository.clone(),
+            tag: tag.clone(),
+            digest: digest.clone(),
+            unix: clock::trusted_unix(),
+        })
+    }
+
+    /// Serves `rollback.to` for the tag for as long as upstream says `rollback.from`; `None` ends that.
+    pub fn tag_rollback(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        rollback: Option<Rollback>,
+    ) -> Result<(), StoreError> {
+        self.record(journal::What::Rollback { repository: repository.clone(), tag: tag.clone(), rollback })
+    }
+
+    /// The tags known of a repository, sorted, from after `last`, at most `limit`.
+    pub fn tags(
+        &self,
+        repository: &Repository,
+        last: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(Tag, TagRecord)>, StoreError> {
+        self.with_index(|index| index.tags(repository, last, limit))
+    }
+
+    /// The repositories known, sorted, from after `last`, at most `limit`.
+    pub fn repositories(&self, last: Option<&str>, limit: usize) -> Result<Vec<Repository>, StoreError> {
+        self.with_index(|index| index.repositories(last, limit))
+    }
+
+    // -- Manifests and links ---------------------------------------------------------------------------------
+
+    /// Stores a manifest whose bytes the caller has checked, and links what it names to the repository.
+    pub fn put_manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        media_type: &str,
+        bytes: &[u8],
+        private: bool,
+    ) -> Result<(), StoreError> {
+        if !self.contains(digest) {
+            let mut staged = self.stage_scratch(digest)?;
+            staged.append(bytes)?;
+            staged.publish(self, private)?;
+        }
+        let known = self.link(repository, digest)?;
+        if known.is_some_and(|link| link.held && link.media_type.as_deref() == Some(media_type)) {
+            return Ok(());
+        }
+        self.record(journal::What::Manifest {
+            repository: repository.clone(),
+            digest: digest.clone(),
+            media_type: media_type.to_owned(),
+        })
+    }
+
+    /// What is known of some content in a repository.
+    pub fn link(&self, repository: &Repository, digest: &Digest) -> Result<Option<Link>, StoreError> {
+        self.with_index(|index| index.link(repository, digest))
+    }
+
+    /// Notes that this repository's upstream holds the content, so that it may be served to who may read there.
+    pub fn hold(&self, repository: &Repository, digest: &Digest) -> Result<(), StoreError> {
+        if self.link(repository, digest)?.is_some_and(|link| link.held) {
+            return Ok(());
+        }
+        self.record(journal::What::Held { repository: repository.clone(), digest: digest.clone() })
+    }
+
+    /// The manifests known of a repository.
+    pub fn manifests(&self, repository: &Repository) -> Result<Vec<LinkedManifest>, StoreError> {
+        self.with_index(|index| index.manifests(repository))
+    }
+
+    /// The manifests of a repository that name `subject` as theirs.
+    pub fn referrers(&self, repository: &Repository, subject: &Digest) -> Result<Vec<Digest>, StoreError> {
+        self.with_index(|index| index.referrers(repository, subject))
+    }
+
+    // -- Notes -----------------------------------------------------------------------------------------------
+
+    /// A small text kept over restarts, such as the state of an upstream.
+    pub fn note(&self, name: &str) -> Result<Option<String>, StoreError> {
+        self.with_index(|index| index.note(name))
+    }
+
+    /// Keeps a small text; `None` removes it. It is not in the journal: a rebuilt index has lost it.
+    pub fn set_note(&self, name: &str, text: Option<&str>) -> Result<(), StoreError> {
+        self.with_index(|index| index.set_note(name, text))
+    }
+
+    // -- Uses ------------------------------------------------------------------------------------------------
+
+    /// Notes that content was used. Kept in memory until [`Store::flush_touches`].
+    pub fn touch(&self, digest: &Digest) {
+        let n = self.sequence.next();
+        let mut touches = self.touches.lock().unwrap_or_else(PoisonError::into_inner);
+        if touches.len() < budget::TOUCHES_MAX || touches.contains_key(digest) {
+            touches.insert(digest.clone(), n);
+        }
+    }
+
+    /// Writes the uses noted since the last time, onto the index and the blobs' mtimes, in one batch.
+    pub fn flush_touches(&self) -> Result<(), StoreError> {
+        let touches = std::mem::take(&mut *self.touches.lock().unwrap_or_else(PoisonError::into_inner));
+        if touches.is_empty() {
+            return Ok(());
+        }
+        for (digest, n) in &touches {
+            self.layout.set_used(&self.layout.blob(digest), *n);
+        }
+        self.with_index(|index| index.touch(touches.iter(), self.sequence.last()))
+    }
+
+    // -- Inside ----------------------------------------------------------------------------------------------
+
+    /// Writes one event: the journal first, flushed; then the index.
+    fn record(&self, what: journal::What) -> Result<(), StoreError> {
+        let index = self.index()?;
+        let mut journal = self.journal();
+        let event = Event { n: self.sequence.next(), what };
+        let manifest = self.manifest_of(&event);
+        let position = journal.append(&event)?;
+        let applied = index.apply(&[(&event, manifest)], position, self.history_max);
+        self.watch_damage(applied)?;
+        if journal.wants_compaction() {
+            let snapshot = self.watch_damage(index.snapshot())?;
+            journal.compact(&snapshot)?;
+            self.watch_damage(index.set_mark(journal.generation(), journal.len(), self.sequence.last()))?;
+        }
+        Ok(())
+    }
+
+    fn with_index<T>(&self, work: impl FnOnce(&Index) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let index = self.index()?;
+        self.watch_damage(work(&index))
+    }
+
+    fn index(&self) -> Result<Arc<Index>, StoreError> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).clone().ok_or(StoreError::Rebuilding)
+    }
+
+    fn watch_damage<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        if let Err(StoreError::Damaged(what)) = &result
+            && !self.damaged.swap(true, Ordering::Relaxed)
+        {
+            log::error!("the index is damaged ({what}); it will be rebuilt");
+        }
+        result
+    }
+
+    fn journal(&self) -> MutexGuard<'_, Journal> {
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Closes an index and waits until nobody reads it any more, so that its folder can be replaced.
+fn close<I: std::borrow::Borrow<Index>>(index: I) {
+    let closed = index.borrow().close();
+    drop(index);
+    closed.wait_timeout(budget::INDEX_CLOSE_TIME);
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        if let Err(problem) = self.flush_touches() {
+            log::warn!("uses were not written: {problem}");
+        }
+        self.close_index();
+    }
+}
+
+#[cfg(test)]
+mod tests;

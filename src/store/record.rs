@@ -1,0 +1,225 @@
+//! What the index and the journal hold, and the one way in which records are written.
+//!
+//! A record is a checksum and JSON: the first eight bytes of the SHA-256 of table, key and text, then the text. JSON
+//! because both files must be readable by later versions and by people; the checksum because LMDB has none and cards
+//! return wrong bytes without an error.
+
+use super::StoreError;
+use crate::oci::{Algorithm, Digest, Hasher};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// Bytes of a record's checksum.
+pub(super) const CHECKSUM_BYTES: usize = 8;
+
+/// One observation of a tag.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Version {
+    /// What the tag stood for.
+    pub digest: Digest,
+    /// The count at which that was noted.
+    pub n: u64,
+    /// Seconds since 1970, if the clock could be trusted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unix: Option<u64>,
+}
+
+/// Everything known of a tag: two pointers, and how they got there.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TagRecord {
+    /// What upstream said last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen: Option<Version>,
+    /// The newest version whose closure was whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub complete: Option<Version>,
+    /// Earlier complete versions, newest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub history: Vec<Version>,
+    /// A version that the owner of the board went back to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback: Option<Rollback>,
+}
+
+/// An owner's decision to serve an earlier version until upstream has moved on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rollback {
+    /// While upstream says this ...
+    pub from: Digest,
+    /// ... this is served.
+    pub to: Digest,
+}
+
+impl TagRecord {
+    /// Upstream said `version`. Observations that are older than what is known change nothing.
+    pub(super) fn see(&mut self, version: Version) {
+        if self.seen.as_ref().is_some_and(|seen| seen.n >= version.n) {
+            return;
+        }
+        if self.rollback.as_ref().is_some_and(|rollback| rollback.from != version.digest) {
+            self.rollback = None;
+        }
+        self.seen = Some(version);
+    }
+
+    /// `version` was found whole.
+    pub(super) fn completed(&mut self, version: Version, history_max: usize) {
+        if self.complete.as_ref().is_some_and(|complete| complete.n >= version.n) {
+            return;
+        }
+        self.history.retain(|earlier| earlier.digest != version.digest);
+        if let Some(before) = self.complete.replace(version.clone())
+            && before.digest != version.digest
+        {
+            self.history.insert(0, before);
+        }
+        self.history.truncate(history_max);
+    }
+
+    /// The versions that may be complete, best first: what the owner went back to, then the newest.
+    pub fn candidates(&self) -> Vec<&Version> {
+        let mut candidates: Vec<&Version> = Vec::new();
+        if let Some(rollback) = &self.rollback {
+            candidates.extend(self.versions().find(|version| version.digest == rollback.to));
+        }
+        for version in self.versions() {
+            if !candidates.iter().any(|known| known.digest == version.digest) {
+                candidates.push(version);
+            }
+        }
+        candidates
+    }
+
+    fn versions(&self) -> impl Iterator<Item = &Version> {
+        self.seen.iter().chain(&self.complete).chain(&self.history)
+    }
+}
+
+/// How content belongs to a repository.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// For a manifest: the media type it is served with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub media_type: Option<String>,
+    /// The size that a manifest states for it, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// The repository's upstream was seen to hold it; else a manifest merely names it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub held: bool,
+    /// The count at which a manifest was noted.
+    #[serde(default)]
+    pub n: u64,
+}
+
+/// A manifest known of a repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkedManifest {
+    /// Its digest.
+    pub digest: Digest,
+    /// The media type it is served with.
+    pub media_type: String,
+    /// The count at which it was noted.
+    pub n: u64,
+}
+
+/// Writes a record of `table` under `key`.
+pub(super) fn seal<T: Serialize>(table: u8, key: &[u8], value: &T) -> Vec<u8> {
+    let text = serde_json::to_vec(value).expect("records are plain data with text keys");
+    let mut sealed = Vec::with_capacity(CHECKSUM_BYTES + text.len());
+    sealed.extend_from_slice(&checksum(&[&[table], key, &text]));
+    sealed.extend_from_slice(&text);
+    sealed
+}
+
+/// Reads a record; one that is not as it was written is damage.
+pub(super) fn unseal<T: DeserializeOwned>(table: u8, key: &[u8], sealed: &[u8]) -> Result<T, StoreError> {
+    let damaged = |why: &str| StoreError::Damaged(format!("record {}/{} {why}", table as char, hex(key)));
+    let Some((sum, text)) = sealed.split_at_checked(CHECKSUM_BYTES) else {
+        return Err(damaged("is too short"));
+    };
+    if checksum(&[&[table], key, text]) != sum {
+        return Err(damaged("has a wrong checksum"));
+    }
+    serde_json::from_slice(text).map_err(|e| damaged(&format!("cannot be read: {e}")))
+}
+
+/// The first eight bytes of the SHA-256 of the parts, each of which but the last is of a length known from context.
+pub(super) fn checksum(parts: &[&[u8]]) -> [u8; CHECKSUM_BYTES] {
+    let mut hasher = Hasher::new(Algorithm::Sha256);
+    for part in parts {
+        hasher.update(part);
+    }
+    let mut sum = [0; CHECKSUM_BYTES];
+    sum.copy_from_slice(&hasher.finish().bytes()[..CHECKSUM_BYTES]);
+    sum
+}
+
+/// A key for a message.
+fn hex(key: &[u8]) -> String {
+    key.iter().take(40).map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn version(fill: char, n: u64) -> Version {
+        Version {
+            digest: format!("sha256:{}", String::from(fill).repeat(64)).parse().unwrap(),
+            n,
+            unix: None,
+        }
+    }
+
+    #[test]
+    fn a_half_fetched_version_does_not_hide_the_complete_one() {
+        let mut tag = TagRecord::default();
+        tag.see(version('a', 1));
+        tag.completed(version('a', 2), 3);
+        tag.see(version('b', 3));
+        assert_eq!(tag.complete.as_ref().unwrap().digest, version('a', 0).digest);
+        let order: Vec<_> = tag.candidates().iter().map(|v| v.digest.clone()).collect();
+        assert_eq!(order, [version('b', 0).digest, version('a', 0).digest]);
+    }
+
+    #[test]
+    fn history_is_bounded_and_without_repeats() {
+        let mut tag = TagRecord::default();
+        for (n, fill) in ('a'..='f').enumerate() {
+            tag.completed(version(fill, n as u64 + 1), 3);
+        }
+        assert_eq!(tag.history.iter().map(|v| v.n).collect::<Vec<_>>(), [5, 4, 3]);
+        tag.completed(version('e', 9), 3);
+        assert_eq!(tag.history.iter().map(|v| v.n).collect::<Vec<_>>(), [6, 4, 3]);
+        tag.completed(version('0', 8), 3);
+        assert_eq!(tag.complete.unwrap().n, 9, "an older observation must change nothing");
+    }
+
+    #[test]
+    fn a_rollback_ends_when_upstream_moves_on() {
+        let mut tag = TagRecord::default();
+        tag.completed(version('a', 1), 3);
+        tag.see(version('b', 2));
+        tag.completed(version('b', 3), 3);
+        tag.rollback = Some(Rollback { from: version('b', 0).digest, to: version('a', 0).digest });
+        assert_eq!(tag.candidates()[0].digest, version('a', 0).digest);
+        tag.see(version('b', 4));
+        assert!(tag.rollback.is_some());
+        tag.see(version('c', 5));
+        assert!(tag.rollback.is_none());
+    }
+
+    #[test]
+    fn one_changed_bit_is_damage() {
+        let sealed = seal(b't', b"key", &version('a', 7));
+        assert_eq!(unseal::<Version>(b't', b"key", &sealed).unwrap(), version('a', 7));
+        for at in 0..sealed.len() {
+            let mut bad = sealed.clone();
+            bad[at] ^= 1;
+            assert!(unseal::<Version>(b't', b"key", &bad).is_err(), "byte {at}");
+        }
+        assert!(unseal::<Version>(b't', b"other", &sealed).is_err());
+        assert!(unseal::<Version>(b'm', b"key", &sealed).is_err());
+    }
+}

@@ -1,0 +1,311 @@
+//! The store's promises, one by one, on a real folder.
+
+use super::*;
+use crate::oci::{Algorithm, media};
+use std::path::PathBuf;
+use std::sync::atomic::AtomicU32;
+
+/// A folder that goes when the test ends.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Folder {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let n = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("larder-store-{}-{n}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Folder(path)
+    }
+
+    fn open(&self) -> Store {
+        let (store, found) = Store::open(&self.0, 3).unwrap();
+        if found == Found::NeedsRebuild {
+            store.rebuild().unwrap();
+        }
+        store
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn repository() -> Repository {
+    "docker.io/lab/app".parse().unwrap()
+}
+
+fn tag(text: &str) -> Tag {
+    text.parse().unwrap()
+}
+
+fn put(store: &Store, bytes: &[u8]) -> Digest {
+    let digest = Digest::of(Algorithm::Sha256, bytes);
+    let mut staged = store.stage(&digest, &Origin { repository: repository(), size: None }).unwrap();
+    staged.append(bytes).unwrap();
+    staged.publish(store, false).unwrap();
+    digest
+}
+
+fn put_image(store: &Store, layer: &[u8]) -> Digest {
+    let layer_digest = put(store, layer);
+    let text = format!(
+        r#"{{"schemaVersion":2,"mediaType":"{}","config":{{"mediaType":"c","digest":"{layer_digest}","size":{}}},"layers":[]}}"#,
+        media::OCI_MANIFEST,
+        layer.len()
+    );
+    let digest = Digest::of(Algorithm::Sha256, text.as_bytes());
+    store.put_manifest(&repository(), &digest, media::OCI_MANIFEST, text.as_bytes(), false).unwrap();
+    digest
+}
+
+/// Everything that must survive the loss of the index.
+fn picture(store: &Store) -> String {
+    let mut out = String::new();
+    for repository in store.repositories(None, 100).unwrap() {
+        out += &format!("{repository}\n{:#?}\n", store.tags(&repository, None, 100).unwrap());
+        let mut manifests = store.manifests(&repository).unwrap();
+        manifests.sort_by_key(|m| m.n);
+        out += &format!("{manifests:#?}\n");
+    }
+    let mut blobs: Vec<_> = store.blob_files().unwrap().map(|b| (b.used, b.digest, b.size)).collect();
+    blobs.sort();
+    out + &format!("{blobs:#?} {}", store.stored_bytes())
+}
+
+#[test]
+fn a_blob_is_there_only_when_whole() {
+    let folder = Folder::new();
+    let store = folder.open();
+    let content = b"some layer";
+    let digest = Digest::of(Algorithm::Sha256, content);
+    let origin = Origin { repository: repository(), size: Some(10) };
+    let mut staged = store.stage(&digest, &origin).unwrap();
+    staged.append(b"some ").unwrap();
+    assert!(!store.contains(&digest));
+    assert!(matches!(store.stage(&digest, &origin), Err(StoreError::Busy(_))));
+    drop(staged);
+    assert_eq!(store.unfinished(), [(digest.clone(), origin.clone(), 5)]);
+    let mut staged = store.stage(&digest, &origin).unwrap();
+    assert_eq!(staged.len(), 5);
+    staged.append(b"layer").unwrap();
+    staged.publish(&store, false).unwrap();
+    assert_eq!(store.blob_size(&digest), Some(10));
+    assert!(store.unfinished().is_empty());
+    assert_eq!(store.stored_bytes(), 10);
+    store.verify(&digest).unwrap();
+}
+
+#[test]
+fn a_wrong_byte_is_never_published() {
+    let folder = Folder::new();
+    let store = folder.open();
+    let digest = Digest::of(Algorithm::Sha512, b"right");
+    let mut staged = store.stage(&digest, &Origin { repository: repository(), size: None }).unwrap();
+    staged.append(b"wrong").unwrap();
+    assert!(matches!(staged.publish(&store, false), Err(StoreError::Mismatch { .. })));
+    assert!(!store.contains(&digest));
+    assert!(store.unfinished().is_empty(), "the wrong bytes must not be taken up again");
+}
+
+#[test]
+fn tags_survive_a_restart_and_the_loss_of_the_index() {
+    let folder = Folder::new();
+    let before = {
+        let store = folder.open();
+        let (first, second) = (put_image(&store, b"one"), put_image(&store, b"two"));
+        store.tag_seen(&repository(), &tag("latest"), &first).unwrap();
+        store.tag_complete(&repository(), &tag("latest"), &first).unwrap();
+        store.tag_seen(&repository(), &tag("latest"), &second).unwrap();
+        store.tag_complete(&repository(), &tag("latest"), &second).unwrap();
+        store.tag_seen(&repository(), &tag("1.0"), &first).unwrap();
+        store
+            .tag_rollback(&repository(), &tag("latest"), Some(Rollback { from: second, to: first.clone() }))
+            .unwrap();
+        store.touch(&first);
+        store.flush_touches().unwrap();
+        picture(&store)
+    };
+    assert_eq!(picture(&folder.open()), before, "after a restart");
+    std::fs::remove_dir_all(folder.0.join("index")).unwrap();
+    assert_eq!(picture(&folder.open()), before, "after the loss of the index");
+    let data = folder.0.join("index/data.mdb");
+    std::fs::write(&data, vec![0; std::fs::metadata(&data).unwrap().len() as usize]).unwrap();
+    assert_eq!(picture(&folder.open()), before, "after the index was zeroed");
+}
+
+#[test]
+fn an_index_behind_the_journal_catches_up() {
+    let folder = Folder::new();
+    let digest = {
+        let store = folder.open();
+        put_image(&store, b"one")
+    };
+    let copy = folder.0.join("old");
+    std::fs::create_dir(&copy).unwrap();
+    std::fs::copy(folder.0.join("index/data.mdb"), copy.join("data.mdb")).unwrap();
+    let before = {
+        let store = folder.open();
+        store.tag_seen(&repository(), &tag("latest"), &digest).unwrap();
+        picture(&store)
+    };
+    std::fs::copy(copy.join("data.mdb"), folder.0.join("index/data.mdb")).unwrap();
+    let (store, found) = Store::open(&folder.0, 3).unwrap();
+    assert_eq!(found, Found::Sound);
+    assert_eq!(picture(&store), before);
+}
+
+#[test]
+fn a_torn_journal_loses_only_what_was_never_acknowledged() {
+    let folder = Folder::new();
+    let before = {
+        let store = folder.open();
+        let digest = put_image(&store, b"one");
+        store.tag_seen(&repository(), &tag("latest"), &digest).unwrap();
+        picture(&store)
+    };
+    let path = folder.0.join("journal");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes.extend_from_slice(b"0123456789abcdef {\"n\":99,\"seen\":{\"repos");
+    std::fs::write(&path, bytes).unwrap();
+    std::fs::remove_dir_all(folder.0.join("index")).unwrap();
+    assert_eq!(picture(&folder.open()), before);
+}
+
+#[test]
+fn a_damaged_journal_line_costs_that_event_alone() {
+    let folder = Folder::new();
+    {
+        let store = folder.open();
+        let digest = put_image(&store, b"one");
+        store.tag_seen(&repository(), &tag("a"), &digest).unwrap();
+        store.tag_seen(&repository(), &tag("b"), &digest).unwrap();
+    }
+    let path = folder.0.join("journal");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("\"tag\":\"a\"", "\"tag\":\"x\"")).unwrap();
+    std::fs::remove_dir_all(folder.0.join("index")).unwrap();
+    let tags: Vec<_> =
+        folder.open().tags(&repository(), None, 9).unwrap().into_iter().map(|(t, _)| t).collect();
+    assert_eq!(tags, [tag("b")]);
+}
+
+#[test]
+fn the_journal_is_compacted_without_loss() {
+    let folder = Folder::new();
+    let store = folder.open();
+    let (first, second) = (put_image(&store, b"one"), put_image(&store, b"two"));
+    for round in 0..20 {
+        store.tag_seen(&repository(), &tag("latest"), if round % 2 == 0 { &first } else { &second }).unwrap();
+    }
+    store.tag_complete(&repository(), &tag("latest"), &second).unwrap();
+    store.hold(&repository(), &first).unwrap();
+    let before = picture(&store);
+    let long = store.journal().len();
+    {
+        let index = store.index().unwrap();
+        let snapshot = index.snapshot().unwrap();
+        store.journal().compact(&snapshot).unwrap();
+    }
+    assert!(store.journal().len() < long / 2);
+    drop(store);
+    assert_eq!(picture(&folder.open()), before, "the old index with the new journal");
+    std::fs::remove_dir_all(folder.0.join("index")).unwrap();
+    assert_eq!(picture(&folder.open()), before, "rebuilt from the new journal");
+}
+
+#[test]
+fn a_damaged_record_is_noticed() {
+    let folder = Folder::new();
+    {
+        let store = folder.open();
+        let digest = put_image(&store, b"one");
+        store.tag_seen(&repository(), &tag("latest"), &digest).unwrap();
+    }
+    let data = folder.0.join("index/data.mdb");
+    let bytes = std::fs::read(&data).unwrap();
+    let needle = b"\"seen\":{\"digest\":\"sha256:";
+    let mut hits = 0;
+    let mut damaged = bytes.clone();
+    for at in 0..bytes.len() - needle.len() {
+        if &bytes[at..at + needle.len()] == needle {
+            damaged[at + needle.len()] ^= 1;
+            hits += 1;
+        }
+    }
+    assert!(hits > 0);
+    std::fs::write(&data, damaged).unwrap();
+    let (store, _) = Store::open(&folder.0, 3).unwrap();
+    assert!(matches!(store.check_index(), Err(StoreError::Damaged(_))));
+    assert!(store.is_damaged());
+    store.rebuild().unwrap();
+    assert!(!store.is_damaged());
+    assert!(store.tag(&repository(), &tag("latest")).unwrap().unwrap().seen.is_some());
+}
+
+#[test]
+fn content_is_served_while_there_is_no_index() {
+    let folder = Folder::new();
+    let digest = put(&folder.open(), b"one");
+    std::fs::remove_dir_all(folder.0.join("index")).unwrap();
+    let (store, found) = Store::open(&folder.0, 3).unwrap();
+    assert_eq!(found, Found::NeedsRebuild);
+    assert!(store.open_blob(&digest).unwrap().is_some());
+    assert!(matches!(store.tag(&repository(), &tag("latest")), Err(StoreError::Rebuilding)));
+}
+
+#[test]
+fn a_newer_store_is_refused_and_left_alone() {
+    let folder = Folder::new();
+    put(&folder.open(), b"one");
+    let index = Index::open(&folder.0.join("index")).unwrap();
+    index.set_schema(99).unwrap();
+    close(index);
+    let before = std::fs::read(folder.0.join("index/data.mdb")).unwrap();
+    assert!(matches!(Store::open(&folder.0, 3), Err(StoreError::Newer { found: 99, known: 1 })));
+    assert!(std::fs::read(folder.0.join("index/data.mdb")).unwrap() == before);
+}
+
+#[test]
+fn one_store_has_one_owner() {
+    let folder = Folder::new();
+    let _store = folder.open();
+    assert!(matches!(Store::open(&folder.0, 3), Err(StoreError::Locked(_))));
+}
+
+#[test]
+fn private_content_stays_private_without_the_index() {
+    let folder = Folder::new();
+    let digest = Digest::of(Algorithm::Sha256, b"secret");
+    {
+        let store = folder.open();
+        let mut staged = store.stage(&digest, &Origin { repository: repository(), size: None }).unwrap();
+        staged.append(b"secret").unwrap();
+        staged.publish(&store, true).unwrap();
+    }
+    std::fs::remove_dir_all(folder.0.join("index")).unwrap();
+    let store = folder.open();
+    assert!(store.open_blob(&digest).unwrap().unwrap().private);
+    store.make_public(&digest).unwrap();
+    assert!(!store.open_blob(&digest).unwrap().unwrap().private);
+}
+
+#[test]
+fn pages_go_on_where_the_last_one_ended() {
+    let folder = Folder::new();
+    let store = folder.open();
+    let digest = put_image(&store, b"one");
+    for name in ["b", "a", "d", "c"] {
+        store.tag_seen(&repository(), &tag(name), &digest).unwrap();
+    }
+    let page = |last, limit| -> Vec<String> {
+        store.tags(&repository(), last, limit).unwrap().into_iter().map(|(t, _)| t.to_string()).collect()
+    };
+    assert_eq!(page(None, 2), ["a", "b"]);
+    assert_eq!(page(Some("b"), 2), ["c", "d"]);
+    assert_eq!(page(Some("d"), 2), [""; 0]);
+    assert_eq!(page(None, 0), [""; 0]);
+    assert_eq!(store.repositories(Some("docker.io/lab/app"), 9).unwrap(), []);
+    assert_eq!(store.repositories(None, 9).unwrap(), [repository()]);
+}
