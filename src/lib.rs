@@ -2,4 +2,5 @@
 
 pub mod budget;
 pub mod config;
+pub mod fetch;
 pub mod oci;
