@@ -176,9 +176,9 @@ fn config(url: &str) -> Config {
 /// Settings with a short time-out of every kind.
 fn hasty(url: &str) -> Config {
     let mut config = config(url);
-    config.fetch.connect_timeout = Duration::from_millis(300);
-    config.fetch.header_timeout = Duration::from_millis(300);
-    config.fetch.stall_timeout = Duration::from_millis(300);
+    config.fetch.connect_timeout = Duration::from_millis(1500);
+    config.fetch.header_timeout = Duration::from_millis(1500);
+    config.fetch.stall_timeout = Duration::from_millis(1500);
     config
 }
 
@@ -261,7 +261,8 @@ fn manifests_are_asked_for_and_checked() {
 #[test]
 fn wrong_manifests_are_refused() {
     let other = sha256(b"other").to_string();
-    let cases: Vec<(&str, Vec<(&str, &str)>, &[u8])> = vec![
+    type Case<'a> = (&'a str, Vec<(&'a str, &'a str)>, &'a [u8]);
+    let cases: Vec<Case> = vec![
         ("should be", vec![("Docker-Content-Digest", other.as_str())], INDEX),
         (
             "came as",
@@ -550,6 +551,19 @@ fn blobs_resume() {
         assert!(matches!(failure, Failure::Wrong { .. }), "{failure:?}");
     }
     assert_eq!(upstream.head_blob(&repository(), &digest).unwrap(), Some(300_000));
+}
+
+#[test]
+fn the_bandwidth_cap_holds_for_blobs() {
+    let server = Server::new(|seen, out| answer(seen, out, 200, &[], &blob()));
+    let mut config = config(&server.url());
+    config.fetch.bandwidth = Some(8_000_000);
+    let (_all, upstream) = open(&config).unwrap();
+    let begun = Instant::now();
+    let mut stream = upstream.open_blob(&repository(), &sha256(&blob()), 0).unwrap();
+    assert_eq!(read_all(&mut stream).unwrap(), blob());
+    // 300 kB at 1 MB/s, less the burst.
+    assert!(begun.elapsed() >= Duration::from_millis(200), "{:?}", begun.elapsed());
 }
 
 #[test]
