@@ -261,7 +261,7 @@ fn manifests_are_asked_for_and_checked() {
 #[test]
 fn wrong_manifests_are_refused() {
     let other = sha256(b"other").to_string();
-    type Case<'a> = (&'a str, Vec<(&'a str, &'a str)>, &'a [u8]);
+    type Case<'a> = (&'a str, Vec<(&'a str, &'a str)>, &'static [u8]);
     let cases: Vec<Case> = vec![
         ("should be", vec![("Docker-Content-Digest", other.as_str())], INDEX),
         (

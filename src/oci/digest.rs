@@ -90,10 +90,7 @@ impl Digest {
             match (nibble(pair[0]), nibble(pair[1])) {
                 (Some(high), Some(low)) => *slot = high << 4 | low,
                 _ => {
-                    return Err(Invalid::new(format!(
-                        "digest {} is not lower-case hexadecimal",
-                        quoted(hex)
-                    )));
+                    return Err(Invalid::new(format!("digest {} is not lower-case hexadecimal", quoted(hex))));
                 }
             }
         }

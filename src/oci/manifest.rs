@@ -145,9 +145,7 @@ impl Manifest {
             None if raw.manifests.is_some() => media::OCI_INDEX.to_owned(),
             None if has_image_parts => media::OCI_MANIFEST.to_owned(),
             None => {
-                return Err(Invalid::new(
-                    "manifest has neither a media type nor manifests, config or layers",
-                ));
+                return Err(Invalid::new("manifest has neither a media type nor manifests, config or layers"));
             }
         };
         let Some(kind) = Kind::of_media_type(&media_type) else {
