@@ -39,6 +39,8 @@ pub const FILLS_MAX: usize = 1_024;
 pub const REDIRECTS_MAX: usize = 5;
 /// Tokens remembered for each upstream.
 pub const TOKENS_MAX: usize = 256;
+/// Other origins that one upstream redirects to and that ask for tokens of their own; real ones have one.
+pub const GUEST_LOGINS_MAX: usize = 8;
 /// Largest answer of a token server.
 pub const TOKEN_BYTES_MAX: u64 = 64 * KIB;
 /// Largest header section an upstream may send.
@@ -59,6 +61,29 @@ pub const PROBE_PAUSE_MAX: Duration = Duration::from_secs(10);
 pub const IDLE_CONNECTIONS: usize = 4;
 /// How long an idle upstream connection is kept warm.
 pub const IDLE_CONNECTION_AGE: Duration = Duration::from_secs(90);
+/// Longest one question to an upstream may take with its token, redirects and second tries, so that an answer is
+/// left of [`MISS_WAIT_MAX`]. A blob's body is not part of it.
+pub const QUESTION_TIME_MAX: Duration = Duration::from_secs(20);
+/// Longest a probe waits for the header of its answer, whatever `header_timeout` is.
+pub const PROBE_HEADER_TIME_MAX: Duration = Duration::from_secs(10);
+/// Name lookups that may be under way: each is a thread, which the C library may hold for half a minute.
+pub const NAME_LOOKUPS_MAX: usize = 32;
+/// Stack of a thread that looks up a name or probes (a TLS handshake in a debug build must fit).
+pub const SMALL_STACK_BYTES: usize = 512 * 1024;
+/// Buffer for one request to an upstream: the longest token and redirect address must fit.
+pub const UPSTREAM_REQUEST_BYTES_MAX: usize = 32 * 1024;
+/// Longest token and longest redirect address taken.
+pub const UPSTREAM_TEXT_BYTES_MAX: usize = 12 * 1024;
+/// How much of an error answer is read, for its message and so that its connection stays usable.
+pub const ERROR_BODY_BYTES_MAX: u64 = 16 * KIB;
+/// Most names taken from one page of an upstream's list.
+pub const UPSTREAM_NAMES_MAX: usize = 65_536;
+/// Longest a token is believed, whatever its server says.
+pub const TOKEN_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
+/// What a downloader may take at once after a pause where `bandwidth` is set.
+pub const BANDWIDTH_BURST: Duration = Duration::from_millis(100);
+/// Largest bundle of trust roots read.
+pub const CA_BYTES_MAX: u64 = 8 * MIB;
 
 // -- Clients ---------------------------------------------------------------------------------------------------
 

@@ -3,5 +3,6 @@
 pub mod budget;
 pub mod clock;
 pub mod config;
+pub mod fetch;
 pub mod oci;
 pub mod store;

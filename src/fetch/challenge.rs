@@ -1,0 +1,170 @@
+//! `WWW-Authenticate` and its neighbours among an upstream's headers (RFC 9110, 11.6.1; distribution, "Token
+//! Authentication Specification").
+//!
+//! Parsing never fails: what cannot be understood is left out, and a challenge that is left out is no login.
+
+/// One challenge.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Challenge {
+    /// Ask `realm` for a token.
+    Bearer {
+        /// Where to ask.
+        realm: String,
+        /// Whom the token is for.
+        service: Option<String>,
+    },
+    /// Send user name and password.
+    Basic,
+}
+
+/// The challenge to answer: a token is preferred to a password.
+pub(super) fn choose<'a>(headers: impl Iterator<Item = &'a str>) -> Option<Challenge> {
+    let all: Vec<Challenge> = headers.flat_map(parse).collect();
+    let bearer = all.iter().find(|c| matches!(c, Challenge::Bearer { .. })).cloned();
+    bearer.or_else(|| all.into_iter().next())
+}
+
+/// Every challenge of one header value that is understood.
+fn parse(value: &str) -> Vec<Challenge> {
+    let mut found = Vec::new();
+    let mut rest = value;
+    let mut scheme: Option<String> = None;
+    let mut parameters: Vec<(String, String)> = Vec::new();
+    loop {
+        rest = rest.trim_start_matches([' ', '\t', ',']);
+        if rest.is_empty() {
+            break;
+        }
+        let end = rest.find([' ', '\t', ',', '=', '"']).unwrap_or(rest.len());
+        let (word, after) = rest.split_at(end);
+        let tail = after.trim_start_matches([' ', '\t']);
+        match tail.strip_prefix('=') {
+            // `name = value`; a token68 such as `abc==` is no parameter and is skipped.
+            Some(value_from) if !word.is_empty() && !value_from.starts_with(['=', ',']) => {
+                let (text, left) = parameter_value(value_from.trim_start_matches([' ', '\t']));
+                parameters.push((word.to_ascii_lowercase(), text));
+                rest = left;
+            }
+            Some(_) => rest = tail.trim_start_matches('='),
+            None if word.is_empty() => {
+                // A stray character: step over it.
+                rest = after.get(1..).unwrap_or("");
+            }
+            None => {
+                found.extend(finished(scheme.take(), &mut parameters));
+                scheme = Some(word.to_ascii_lowercase());
+                rest = after;
+            }
+        }
+    }
+    found.extend(finished(scheme, &mut parameters));
+    found
+}
+
+/// A parameter's value, quoted or not, and what follows it.
+fn parameter_value(text: &str) -> (String, &str) {
+    let Some(quoted) = text.strip_prefix('"') else {
+        let end = text.find([' ', '\t', ',']).unwrap_or(text.len());
+        return (text[..end].to_owned(), &text[end..]);
+    };
+    let mut value = String::new();
+    let mut escaped = false;
+    for (at, c) in quoted.char_indices() {
+        match c {
+            _ if escaped => {
+                value.push(c);
+                escaped = false;
+            }
+            '\\' => escaped = true,
+            '"' => return (value, &quoted[at + 1..]),
+            _ => value.push(c),
+        }
+    }
+    (value, "")
+}
+
+fn finished(scheme: Option<String>, parameters: &mut Vec<(String, String)>) -> Option<Challenge> {
+    let parameters = std::mem::take(parameters);
+    let of = |name: &str| parameters.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone());
+    match scheme?.as_str() {
+        "basic" => Some(Challenge::Basic),
+        "bearer" => Some(Challenge::Bearer { realm: of("realm")?, service: of("service") }),
+        _ => None,
+    }
+}
+
+/// Whether a `Link` header names a next page (RFC 8288; distribution-spec, "Content Discovery").
+pub(super) fn has_next(value: &str) -> bool {
+    value.split(';').skip(1).any(|parameter| {
+        let parameter = parameter.split(',').next().unwrap_or("");
+        parameter.split_once('=').is_some_and(|(name, relation)| {
+            name.trim().eq_ignore_ascii_case("rel")
+                && relation.trim().trim_matches('"').split(' ').any(|r| r.eq_ignore_ascii_case("next"))
+        })
+    })
+}
+
+/// Start and whole length of `Content-Range: bytes START-END/LENGTH` (RFC 9110, 14.4).
+pub(super) fn content_range(value: &str) -> Option<(u64, Option<u64>)> {
+    let value = value.trim();
+    let (unit, range) = value.split_at_checked(6)?;
+    if !unit.eq_ignore_ascii_case("bytes ") {
+        return None;
+    }
+    let (span, length) = range.trim().split_once('/')?;
+    let (start, end) = span.split_once('-')?;
+    let (start, end): (u64, u64) = (start.parse().ok()?, end.parse().ok()?);
+    let length: Option<u64> = if length == "*" { None } else { Some(length.parse().ok()?) };
+    if end < start || length.is_some_and(|length| end >= length) {
+        return None;
+    }
+    Some((start, length))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bearer(realm: &str, service: Option<&str>) -> Challenge {
+        Challenge::Bearer { realm: realm.into(), service: service.map(str::to_owned) }
+    }
+
+    #[test]
+    fn challenges_as_they_are_found() {
+        for (header, expected) in [
+            (
+                r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:a/b:pull,push""#,
+                vec![bearer("https://auth.docker.io/token", Some("registry.docker.io"))],
+            ),
+            (r#"bEARER Realm = "x\"y\\z" , SERVICE=s"#, vec![bearer(r#"x"y\z"#, Some("s"))]),
+            (
+                r#"Basic realm="a, Bearer realm=b", Bearer realm="c""#,
+                vec![Challenge::Basic, bearer("c", None)],
+            ),
+            ("Basic", vec![Challenge::Basic]),
+            ("Negotiate, Basic realm=x", vec![Challenge::Basic]),
+            ("Negotiate YWJj==, Bearer realm=r", vec![bearer("r", None)]),
+            ("Bearer service=x", vec![]),
+            (r#"Bearer realm="unterminated"#, vec![bearer("unterminated", None)]),
+            ("", vec![]),
+            ("=,\"\"==,,,", vec![]),
+            ("Bearer realm=\"é\" ünd", vec![bearer("é", None)]),
+        ] {
+            assert_eq!(parse(header), expected, "{header}");
+        }
+        let both = ["Basic realm=x", "Bearer realm=y"];
+        assert_eq!(choose(both.into_iter()), Some(bearer("y", None)));
+    }
+
+    #[test]
+    fn neighbours() {
+        assert!(has_next(r#"</v2/a/tags/list?n=2&last=b>; rel="next""#));
+        assert!(has_next("</v2/x>; title=y; REL=next"));
+        assert!(!has_next(r#"</v2/a>; rel="prev""#) && !has_next("next"));
+        assert_eq!(content_range("bytes 5-9/10"), Some((5, Some(10))));
+        assert_eq!(content_range("Bytes 5-9/*"), Some((5, None)));
+        for bad in ["bytes */10", "bytes 9-5/10", "bytes 5-10/10", "5-9/10", "bytes", "items 5-9/10", "é"] {
+            assert_eq!(content_range(bad), None, "{bad}");
+        }
+    }
+}

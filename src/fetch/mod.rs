@@ -1,0 +1,165 @@
+//! Where bytes come from: the upstream registries, asked over HTTP. The only room that uses ureq.
+//!
+//! - [`upstream`](Upstream): the questions, and the checks on their answers
+//! - `wire`: one request: time-outs, warm connections, proxies (`proxy`)
+//! - `dial`: one connection: names, TLS (`trust`), and which addresses are refused (`address`)
+//! - `token`, `challenge`: logging in
+//! - `blob`, `pace`: a blob's bytes, under the bandwidth cap
+//! - [`breaker`](Breaker): whether requests wait for an upstream
+//! - [`failure`](Failure): the four ways in which it all fails
+//!
+//! All calls block; callers run them on threads of their own, whose number is the download budget. Nothing here is
+//! kept on disk.
+
+mod address;
+mod blob;
+mod breaker;
+mod challenge;
+mod dial;
+mod failure;
+mod pace;
+mod proxy;
+mod token;
+mod trust;
+mod upstream;
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
+pub use blob::BlobStream;
+pub use breaker::{Attempt, Breaker, Link, OnChange};
+pub use failure::{Cause, Failure};
+pub use upstream::{FetchedManifest, ManifestHead, NamePage, Referrers, Upstream};
+
+use crate::config::{self, Config};
+use crate::oci::RegistryName;
+use address::{Address, Policy};
+use dial::Names;
+use pace::Pace;
+use proxy::Proxies;
+use rustls::{ClientConfig, RootCertStore};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use token::Login;
+use wire::{Times, Wire};
+
+/// Every upstream that is configured. Dropping it ends their probes.
+#[derive(Debug)]
+pub struct Upstreams {
+    by_name: BTreeMap<RegistryName, Arc<Upstream>>,
+}
+
+impl Upstreams {
+    /// Gets ready to ask every upstream, without asking any. Reads the trust roots and each `ca_file`.
+    ///
+    /// # Errors
+    /// A sentence that says which upstream's setting, or which proxy setting, cannot be used and why.
+    pub fn new(config: &Config) -> Result<Self, String> {
+        Upstreams::in_environment(config, |name| std::env::var(name).ok())
+    }
+
+    fn in_environment(config: &Config, environment: impl Fn(&str) -> Option<String>) -> Result<Self, String> {
+        let proxies = Arc::new(Proxies::new(config.fetch.proxy.as_deref(), environment)?);
+        let roots = trust::common_roots();
+        let shared = Shared {
+            times: Times {
+                connect: config.fetch.connect_timeout,
+                header: config.fetch.header_timeout,
+                stall: config.fetch.stall_timeout,
+            },
+            tls: trust::client_config(roots.clone())?,
+            roots,
+            proxies,
+            names: Arc::new(Names::default()),
+            pace: Arc::new(Pace::new(config.fetch.bandwidth)),
+        };
+        let mut by_name = BTreeMap::new();
+        for settings in &config.upstreams {
+            let upstream = shared
+                .upstream(settings)
+                .map_err(|why| format!("upstream {} cannot be used: {why}", settings.name))?;
+            by_name.insert(settings.name.clone(), upstream);
+        }
+        Ok(Upstreams { by_name })
+    }
+
+    /// The upstream of that name.
+    pub fn find(&self, name: &RegistryName) -> Option<&Arc<Upstream>> {
+        self.by_name.get(name)
+    }
+
+    /// Every upstream, by name.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Upstream>> {
+        self.by_name.values()
+    }
+
+    /// Calls `callback` whenever the link to any of them changes; see [`Breaker::on_change`].
+    pub fn on_change(&self, callback: OnChange) {
+        let callback = Arc::new(callback);
+        for upstream in self.iter() {
+            let callback = callback.clone();
+            upstream.breaker().on_change(Box::new(move |name, link| callback(name, link)));
+        }
+    }
+
+    /// Ends every probe, for good.
+    pub fn shutdown(&self) {
+        for upstream in self.iter() {
+            upstream.breaker().shutdown();
+        }
+    }
+}
+
+impl Drop for Upstreams {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
+
+/// What upstreams have in common.
+struct Shared {
+    times: Times,
+    roots: RootCertStore,
+    tls: Arc<ClientConfig>,
+    proxies: Arc<Proxies>,
+    names: Arc<Names>,
+    pace: Arc<Pace>,
+}
+
+impl Shared {
+    fn upstream(&self, settings: &config::Upstream) -> Result<Arc<Upstream>, String> {
+        let base = Address::parse(&settings.url).map_err(|why| format!("its url is not usable: {why}"))?;
+        if base.target.contains('?') {
+            return Err("its url holds a question mark".to_owned());
+        }
+        let login =
+            Login::new(base.origin.clone(), settings.credentials.as_ref(), settings.realm.as_deref())?;
+        let mut trusted = self.proxies.hosts();
+        if let Some(realm) = &settings.realm {
+            trusted.extend(Address::parse(realm).map(|address| address.origin.host));
+        }
+        let policy = Arc::new(Policy::new(&base.origin.host, settings.url_configured, trusted));
+        let tls = match &settings.ca_file {
+            Some(path) => trust::client_config(trust::with_ca_file(&self.roots, path)?)?,
+            None => self.tls.clone(),
+        };
+        let wire = Wire::new(self.times, &tls, &self.names, &policy, self.proxies.clone());
+        Ok(Arc::new_cyclic(|upstream| {
+            let (name, upstream) = (settings.name.clone(), upstream.clone());
+            let probe = move || upstream.upgrade().map(|upstream: Arc<Upstream>| upstream.probe_quietly());
+            Upstream {
+                name: name.clone(),
+                base,
+                login,
+                guests: upstream::Guests::default(),
+                wire,
+                breaker: Breaker::new(name, Box::new(probe)),
+                bytes: Arc::new(AtomicU64::new(0)),
+                pace: self.pace.clone(),
+                holds: upstream::Holds::default(),
+            }
+        }))
+    }
+}

@@ -1,0 +1,841 @@
+//! The room against a scripted upstream on a real socket.
+
+use super::*;
+use crate::budget::{MANIFEST_BYTES_MAX, QUESTION_TIME_MAX};
+use crate::config::{Credentials, Disk, Fetch, Tags};
+use crate::oci::{Algorithm, Digest, ManifestRef, RepositoryName, media};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// One request as the scripted server got it.
+#[derive(Clone, Debug)]
+struct Seen {
+    method: String,
+    target: String,
+    headers: Vec<(String, String)>,
+}
+
+impl Seen {
+    fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// What becomes of the connection after an answer.
+#[derive(PartialEq)]
+enum Next {
+    Keep,
+    Close,
+    /// Says nothing more, until the client gives up.
+    Hang,
+}
+
+trait Stream: Read + Write {}
+impl<T: Read + Write> Stream for T {}
+
+type Handler = dyn Fn(&Seen, &mut dyn Write) -> Next + Send + Sync;
+
+struct Server {
+    port: u16,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    connections: Arc<AtomicUsize>,
+}
+
+impl Server {
+    fn new(handler: impl Fn(&Seen, &mut dyn Write) -> Next + Send + Sync + 'static) -> Self {
+        Server::start(Box::new(|socket| Box::new(socket)), Arc::new(handler))
+    }
+
+    fn start(wrap: Box<dyn Fn(TcpStream) -> Box<dyn Stream> + Send + Sync>, handler: Arc<Handler>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = Server {
+            port: listener.local_addr().unwrap().port(),
+            seen: Arc::default(),
+            connections: Arc::default(),
+        };
+        let (seen, connections, wrap) = (server.seen.clone(), server.connections.clone(), Arc::new(wrap));
+        thread::spawn(move || {
+            for socket in listener.incoming() {
+                connections.fetch_add(1, Ordering::SeqCst);
+                let (seen, handler, wrap) = (seen.clone(), handler.clone(), wrap.clone());
+                thread::spawn(move || converse(wrap(socket.unwrap()), &seen, &*handler));
+            }
+        });
+        server
+    }
+
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    fn requests(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    fn lines(&self) -> Vec<String> {
+        self.requests().iter().map(|seen| format!("{} {}", seen.method, seen.target)).collect()
+    }
+}
+
+fn converse(stream: Box<dyn Stream>, seen: &Mutex<Vec<Seen>>, handler: &Handler) {
+    let mut stream = BufReader::new(stream);
+    while let Some(request) = read_request(&mut stream) {
+        seen.lock().unwrap().push(request.clone());
+        match handler(&request, stream.get_mut()) {
+            Next::Keep => {}
+            Next::Close => return,
+            Next::Hang => {
+                let mut rest = Vec::new();
+                drop(stream.read_to_end(&mut rest));
+                return;
+            }
+        }
+    }
+}
+
+fn read_request(stream: &mut impl BufRead) -> Option<Seen> {
+    let mut lines = Vec::new();
+    loop {
+        let mut line = String::new();
+        if stream.read_line(&mut line).ok()? == 0 {
+            return None;
+        }
+        let line = line.trim_end().to_owned();
+        if line.is_empty() {
+            break;
+        }
+        lines.push(line);
+    }
+    let mut words = lines.first()?.split(' ');
+    let (method, target) = (words.next()?.to_owned(), words.next()?.to_owned());
+    let header = |line: &String| {
+        let (name, value) = line.split_once(':').unwrap();
+        (name.to_ascii_lowercase(), value.trim().to_owned())
+    };
+    Some(Seen { method, target, headers: lines[1..].iter().map(header).collect() })
+}
+
+/// A whole answer; a HEAD gets no body.
+fn answer(seen: &Seen, out: &mut dyn Write, status: u16, headers: &[(&str, &str)], body: &[u8]) -> Next {
+    let mut text = format!("HTTP/1.1 {status} X\r\n");
+    if !headers.iter().any(|(name, _)| *name == "Content-Length" || *name == "Transfer-Encoding") {
+        text.push_str(&format!("Content-Length: {}\r\n", body.len()));
+    }
+    for (name, value) in headers {
+        text.push_str(&format!("{name}: {value}\r\n"));
+    }
+    text.push_str("\r\n");
+    let mut bytes = text.into_bytes();
+    if seen.method != "HEAD" {
+        bytes.extend_from_slice(body);
+    }
+    if out.write_all(&bytes).and_then(|()| out.flush()).is_ok() { Next::Keep } else { Next::Close }
+}
+
+/// Settings with generous time-outs; tests that wait for one shorten it.
+fn config(url: &str) -> Config {
+    Config {
+        listen: vec![],
+        data_dir: "/nonexistent".into(),
+        default_registry: "reg.test".parse().unwrap(),
+        platforms: vec![],
+        disk: Disk { max: None, min_free: 0, expire_unused: None },
+        memory_max: 1 << 26,
+        fetch: Fetch {
+            streams: 4,
+            connect_timeout: Duration::from_secs(30),
+            header_timeout: Duration::from_secs(30),
+            stall_timeout: Duration::from_secs(30),
+            bandwidth: None,
+            proxy: None,
+        },
+        tags: Tags {
+            revalidate: Duration::ZERO,
+            resolve_deadline: Duration::from_secs(1),
+            fallback_versions: false,
+            history: 3,
+            rules: vec![],
+        },
+        upstreams: vec![config::Upstream {
+            name: "reg.test".parse().unwrap(),
+            url: url.to_owned(),
+            url_configured: true,
+            ca_file: None,
+            realm: None,
+            credentials: None,
+        }],
+        tls: None,
+        htpasswd_file: None,
+    }
+}
+
+/// Settings with a short time-out of every kind.
+fn hasty(url: &str) -> Config {
+    let mut config = config(url);
+    config.fetch.connect_timeout = Duration::from_millis(1500);
+    config.fetch.header_timeout = Duration::from_millis(1500);
+    config.fetch.stall_timeout = Duration::from_millis(1500);
+    config
+}
+
+fn credentials() -> Option<Credentials> {
+    Some(Credentials {
+        username: "user".into(),
+        password: "secret".into(),
+        password_file: "/dev/null".into(),
+    })
+}
+
+/// `user:secret`
+const BASIC: &str = "Basic dXNlcjpzZWNyZXQ=";
+
+fn open(config: &Config) -> Result<(Upstreams, Arc<Upstream>), String> {
+    let upstreams = Upstreams::in_environment(config, |_| None)?;
+    let only = upstreams.iter().next().unwrap().clone();
+    Ok((upstreams, only))
+}
+
+fn repository() -> RepositoryName {
+    "a/b".parse().unwrap()
+}
+
+fn tag() -> ManifestRef {
+    "latest".parse().unwrap()
+}
+
+const INDEX: &[u8] = br#"{"schemaVersion":2,"manifests":[]}"#;
+
+fn sha256(bytes: &[u8]) -> Digest {
+    Digest::of(Algorithm::Sha256, bytes)
+}
+
+fn index_answer(seen: &Seen, out: &mut dyn Write) -> Next {
+    let digest = sha256(INDEX).to_string();
+    let headers = [("Content-Type", media::OCI_INDEX), ("Docker-Content-Digest", &digest)];
+    answer(seen, out, 200, &headers, INDEX)
+}
+
+fn read_all(stream: &mut BlobStream) -> Result<Vec<u8>, Failure> {
+    let (mut all, mut buffer) = (Vec::new(), [0; 7000]);
+    loop {
+        match stream.read(&mut buffer)? {
+            0 => return Ok(all),
+            count => all.extend_from_slice(&buffer[..count]),
+        }
+    }
+}
+
+fn blob() -> Vec<u8> {
+    (0..300_000u32).map(|n| (n % 251) as u8).collect()
+}
+
+#[test]
+fn manifests_are_asked_for_and_checked() {
+    let server = Server::new(index_answer);
+    let (_all, upstream) = open(&config(&server.url())).unwrap();
+    let head = upstream.head_manifest(&repository(), &tag()).unwrap();
+    assert_eq!(head.digest, Some(sha256(INDEX)));
+    assert_eq!((head.media_type.as_deref(), head.size), (Some(media::OCI_INDEX), Some(INDEX.len() as u64)));
+    let fetched = upstream.fetch_manifest(&repository(), &tag()).unwrap();
+    assert_eq!((fetched.bytes.as_slice(), fetched.digest), (INDEX, sha256(INDEX)));
+    assert_eq!(fetched.media_type, media::OCI_INDEX);
+    let by_digest = ManifestRef::Digest(Digest::of(Algorithm::Sha512, INDEX));
+    assert_eq!(
+        upstream.fetch_manifest(&repository(), &by_digest).unwrap().digest.to_string(),
+        by_digest.to_string()
+    );
+    assert_eq!(upstream.bytes(), 2 * INDEX.len() as u64);
+
+    let requests = server.requests();
+    assert_eq!(requests[0].target, "/v2/a/b/manifests/latest");
+    assert_eq!(requests[0].header("accept"), Some(media::ACCEPT_MANIFESTS));
+    assert_eq!(requests[0].header("accept-encoding"), Some("identity"));
+    assert_eq!(requests[0].header("user-agent"), Some(concat!("larder/", env!("CARGO_PKG_VERSION"))));
+    assert_eq!(server.connections.load(Ordering::SeqCst), 1, "the connection is kept");
+}
+
+#[test]
+fn wrong_manifests_are_refused() {
+    let other = sha256(b"other").to_string();
+    type Case<'a> = (&'a str, Vec<(&'a str, &'a str)>, &'static [u8]);
+    let cases: Vec<Case> = vec![
+        ("should be", vec![("Docker-Content-Digest", other.as_str())], INDEX),
+        (
+            "came as",
+            vec![("Content-Type", media::DOCKER_LIST)],
+            br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#,
+        ),
+        ("JSON", vec![("Content-Type", "text/html")], b"<html>pay here</html>"),
+        ("encoded", vec![("Content-Encoding", "gzip")], INDEX),
+        ("larger", vec![("Content-Length", "99999999999")], INDEX),
+    ];
+    for (words, headers, body) in cases {
+        let headers: Vec<(String, String)> =
+            headers.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+        let server = Server::new(move |seen, out| {
+            let headers: Vec<(&str, &str)> = headers.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+            answer(seen, out, 200, &headers, body)
+        });
+        let (_all, upstream) = open(&config(&server.url())).unwrap();
+        let failure = upstream.fetch_manifest(&repository(), &tag()).unwrap_err();
+        assert!(matches!(failure, Failure::Wrong { .. }), "{failure:?}");
+        assert!(failure.to_string().contains(words), "{failure}");
+        assert!(upstream.breaker().is_up(), "nonsense is no outage");
+    }
+    let server = Server::new(index_answer);
+    let (_all, upstream) = open(&config(&server.url())).unwrap();
+    let wanted = ManifestRef::Digest(sha256(b"something else"));
+    let failure = upstream.fetch_manifest(&repository(), &wanted).unwrap_err();
+    assert!(matches!(failure, Failure::Wrong { .. }), "{failure:?}");
+}
+
+#[test]
+fn an_endless_manifest_ends() {
+    let server = Server::new(|_, out| {
+        drop(out.write_all(b"HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\n\r\n"));
+        let chunk = [b"10000\r\n", [b' '; 0x10000].as_slice(), b"\r\n"].concat();
+        while out.write_all(&chunk).is_ok() {}
+        Next::Close
+    });
+    let (_all, upstream) = open(&config(&server.url())).unwrap();
+    let failure = upstream.fetch_manifest(&repository(), &tag()).unwrap_err();
+    assert!(failure.to_string().contains("larger than"), "{failure}");
+    assert!(upstream.bytes() <= MANIFEST_BYTES_MAX + 1);
+}
+
+#[test]
+fn heads_that_say_little() {
+    let server = Server::new(|seen, out| match seen.target.as_str() {
+        "/v2/a/b/manifests/nodigest" => answer(seen, out, 200, &[], INDEX),
+        "/v2/a/b/manifests/nohead" => answer(seen, out, 405, &[], b""),
+        "/v2/a/b/manifests/nothead" => answer(seen, out, 501, &[], b""),
+        _ => answer(seen, out, 404, &[], br#"{"errors":[{"code":"X","message":"no \u001b[31m such"}]}"#),
+    });
+    let (_all, upstream) = open(&config(&server.url())).unwrap();
+    for name in ["nodigest", "nohead", "nothead"] {
+        assert_eq!(upstream.head_manifest(&repository(), &name.parse().unwrap()).unwrap().digest, None);
+    }
+    assert!(matches!(upstream.head_manifest(&repository(), &tag()), Err(Failure::Missing { .. })));
+    let failure = upstream.fetch_manifest(&repository(), &tag()).unwrap_err();
+    assert_eq!(failure.to_string(), r#"127.0.0.1: answered 404: "no \u{1b}[31m such""#);
+    assert!(upstream.breaker().is_up());
+}
+
+/// An upstream that wants a token, and the token server at another port of the same host.
+fn token_pair(expires_in: u64) -> (Server, Server) {
+    let count = AtomicUsize::new(0);
+    let realm = Server::new(move |seen, out| {
+        let n = count.fetch_add(1, Ordering::SeqCst);
+        let body = format!(r#"{{"token":"t{n}","expires_in":{expires_in}}}"#);
+        answer(seen, out, 200, &[], body.as_bytes())
+    });
+    let challenge = format!(r#"Bearer realm="{}/token",service="reg test""#, realm.url());
+    let server = Server::new(move |seen, out| match seen.header("authorization") {
+        Some(token) if token.starts_with("Bearer t") && token != "Bearer t0" => index_answer(seen, out),
+        Some("Bearer t0") if !seen.target.contains("/c/") => index_answer(seen, out),
+        _ => answer(seen, out, 401, &[("WWW-Authenticate", &challenge)], b"{}"),
+    });
+    (server, realm)
+}
+
+#[test]
+fn tokens_are_got_kept_and_renewed() {
+    let (server, realm) = token_pair(300);
+    let (_all, upstream) = open(&config(&server.url())).unwrap();
+    for _ in 0..3 {
+        upstream.head_manifest(&repository(), &tag()).unwrap();
+    }
+    assert_eq!(server.requests().len(), 4, "one 401, three answers");
+    assert_eq!(realm.lines(), ["GET /token?service=reg%20test&scope=repository:a/b:pull"]);
+    assert_eq!(realm.requests()[0].header("authorization"), None);
+
+    // Another repository needs no 401; a token that is no longer accepted is renewed once.
+    upstream.head_manifest(&"x".parse().unwrap(), &tag()).unwrap();
+    assert_eq!((server.requests().len(), realm.requests().len()), (5, 2));
+    assert!(!upstream.is_private());
+}
+
+#[test]
+fn a_token_that_is_refused_is_renewed_once() {
+    let (server, realm) = token_pair(300);
+    let (_all, upstream) = open(&config(&server.url())).unwrap();
+    let repository: RepositoryName = "z/c/d".parse().unwrap();
+    // t0 is refused for this repository although it is fresh.
+    let failure = upstream.head_manifest(&repository, &tag()).unwrap_err();
+    assert!(matches!(failure, Failure::Denied { status: 401, .. }), "{failure:?}");
+    assert_eq!((server.requests().len(), realm.requests().len()), (2, 1));
+    upstream.head_manifest(&repository, &tag()).unwrap();
+    assert_eq!((server.requests().len(), realm.requests().len()), (4, 2));
+}
+
+#[test]
+fn credentials_go_to_the_realm_only() {
+    let (server, realm) = token_pair(300);
+    let mut config = config(&server.url());
+    config.upstreams[0].credentials = credentials();
+    let (_all, upstream) = open(&config).unwrap();
+    upstream.head_manifest(&repository(), &tag()).unwrap();
+    assert!(upstream.is_private());
+    assert_eq!(realm.requests()[0].header("authorization"), Some(BASIC));
+    let sent: Vec<Option<String>> =
+        server.requests().iter().map(|r| r.header("authorization").map(str::to_owned)).collect();
+    assert_eq!(sent, [None, Some("Bearer t0".to_owned())]);
+}
+
+#[test]
+fn a_foreign_realm_is_refused_unless_configured() {
+    let server = Server::new(|seen, out| {
+        answer(seen, out, 401, &[("WWW-Authenticate", r#"Bearer realm="http://evil.test/token""#)], b"")
+    });
+    let (_all, upstream) = open(&config(&server.url())).unwrap();
+    let failure = upstream.head_manifest(&repository(), &tag()).unwrap_err();
+    assert!(matches!(failure, Failure::Wrong { .. }), "{failure:?}");
+    assert!(failure.to_string().contains("set realm"), "{failure}");
+}
+
+#[test]
+fn a_token_server_that_refuses_or_fails() {
+    for (status, denied) in [(401, true), (400, true), (403, true), (503, false)] {
+        let realm = Server::new(move |seen, out| answer(seen, out, status, &[], b"{}"));
+        let challenge = format!("Bearer realm={}/", realm.url());
+        let server =
+            Server::new(move |seen, out| answer(seen, out, 401, &[("WWW-Authenticate", &challenge)], b""));
+        let (_all, upstream) = open(&config(&server.url())).unwrap();
+        let failure = upstream.head_manifest(&repository(), &tag()).unwrap_err();
+        assert_eq!(matches!(failure, Failure::Denied { .. }), denied, "{failure:?}");
+        assert_eq!(failure.is_outage(), !denied, "{failure:?}");
+    }
+}
+
+#[test]
+fn basic_logins() {
+    let handler = |seen: &Seen, out: &mut dyn Write| match seen.header("authorization") {
+        Some(BASIC) => index_answer(seen, out),
+        _ => answer(seen, out, 401, &[("WWW-Authenticate", "basic realm=\"x\"")], b""),
+    };
+    let server = Server::new(handler);
+    let (_all, anonymous) = open(&config(&server.url())).unwrap();
+    let failure = anonymous.head_manifest(&repository(), &tag()).unwrap_err();
+    assert!(matches!(failure, Failure::Denied { status: 401, .. }), "{failure:?}");
+
+    let mut config = config(&server.url());
+    config.upstreams[0].credentials = credentials();
+    let (_all, upstream) = open(&config).unwrap();
+    for _ in 0..2 {
+        upstream.head_manifest(&repository(), &tag()).unwrap();
+    }
+    assert_eq!(server.requests().len(), 1 + 3, "the second time it is sent at once");
+
+    config.upstreams[0].credentials.as_mut().unwrap().password = "wrong".into();
+    let (_all, upstream) = open(&config).unwrap();
+    let failure = upstream.head_manifest(&repository(), &tag()).unwrap_err();
+    assert!(failure.to_string().contains("not accepted"), "{failure}");
+    assert_eq!(server.requests().len(), 4 + 2);
+}
+
+#[test]
+fn redirects_carry_no_login() {
+    let storage = Server::new(|seen, out| answer(seen, out, 200, &[], &blob()));
+    let location = format!("{}/store/x?sig=a%2Fb", storage.url());
+    let server = Server::new(move |seen, out| match seen.header("authorization") {
+        Some(BASIC) => answer(seen, out, 307, &[("Location", &location)], b"moved"),
+        _ => answer(seen, out, 401, &[("WWW-Authenticate", "Basic")], b""),
+    });
+    let mut config = config(&server.url());
+    config.upstreams[0].credentials = credentials();
+    let (_all, upstream) = open(&config).unwrap();
+    let mut stream = upstream.open_blob(&repository(), &sha256(&blob()), 0).unwrap();
+    assert_eq!(stream.total, Some(300_000));
+    assert_eq!(read_all(&mut stream).unwrap(), blob());
+    assert_eq!(storage.lines(), ["GET /store/x?sig=a%2Fb"]);
+    assert_eq!(storage.requests()[0].header("authorization"), None);
+    assert_eq!(upstream.bytes(), 300_000);
+}
+
+#[test]
+fn a_registry_behind_a_redirect_gets_an_anonymous_token_of_its_own() {
+    let (behind, realm) = token_pair(300);
+    let to = behind.url();
+    let front = Server::new(move |seen, out| {
+        answer(seen, out, 307, &[("Location", &format!("{to}{}", seen.target))], b"")
+    });
+    let mut config = config(&front.url());
+    config.upstreams[0].credentials = credentials();
+    let (_all, upstream) = open(&config).unwrap();
+    for _ in 0..2 {
+        upstream.head_manifest(&repository(), &tag()).unwrap();
+    }
+    assert_eq!(realm.requests().len(), 1);
+    assert_eq!(realm.requests()[0].header("authorization"), None, "credentials stay with their upstream");
+    assert_eq!(behind.requests().len(), 3);
+    assert!(front.requests().iter().all(|r| r.header("authorization").is_none()));
+}
+
+#[test]
+fn redirects_end() {
+    let server = Server::new(|seen, out| match seen.target.as_str() {
+        "/v2/a/b/manifests/latest" => answer(seen, out, 302, &[("Location", "latest?again")], b""),
+        "/v2/a/b/manifests/latest?again" => {
+            answer(seen, out, 302, &[("Location", "/v2/a/b/manifests/latest")], b"")
+        }
+        "/v2/a/b/manifests/metadata" => {
+            answer(seen, out, 302, &[("Location", "http://169.254.169.254/x")], b"")
+        }
+        _ => answer(seen, out, 302, &[], b""),
+    });
+    let (_all, upstream) = open(&config(&server.url())).unwrap();
+    let failure = upstream.fetch_manifest(&repository(), &tag()).unwrap_err();
+    assert_eq!(failure, Failure::Wrong { detail: "127.0.0.1: more than 5 redirects".into() });
+    assert_eq!(server.requests().len(), 6);
+    let failure = upstream.fetch_manifest(&repository(), &"metadata".parse().unwrap()).unwrap_err();
+    assert!(failure.to_string().contains("refused to connect to the private address"), "{failure}");
+    let failure = upstream.fetch_manifest(&repository(), &"nowhere".parse().unwrap()).unwrap_err();
+    assert!(failure.to_string().contains("where to"), "{failure}");
+    assert!(upstream.breaker().is_up());
+}
+
+#[test]
+fn private_addresses_are_not_connected_to() {
+    let server = Server::new(index_answer);
+    let mut config = config(&server.url());
+    config.upstreams[0].url_configured = false;
+    let (_all, upstream) = open(&config).unwrap();
+    let failure = upstream.head_manifest(&repository(), &tag()).unwrap_err();
+    assert!(matches!(failure, Failure::Wrong { .. }), "{failure:?}");
+    assert!(failure.to_string().contains("private address 127.0.0.1"), "{failure}");
+    config.upstreams[0].url = format!("http://localhost:{}", server.port);
+    let (_all, upstream) = open(&config).unwrap();
+    let failure = upstream.head_manifest(&repository(), &tag()).unwrap_err();
+    assert_eq!(failure.cause(), Some(Cause::Dns), "{failure}");
+    assert_eq!(server.connections.load(Ordering::SeqCst), 0);
+    config.upstreams[0].url_configured = true;
+    let (_all, upstream) = open(&config).unwrap();
+    upstream.head_manifest(&repository(), &tag()).unwrap();
+}
+
+#[test]
+fn blobs_resume() {
+    let whole = blob();
+    let server = Server::new(move |seen, out| {
+        let from = seen.header("range").map(|range| {
+            range.strip_prefix("bytes=").unwrap().strip_suffix('-').unwrap().parse::<usize>().unwrap()
+        });
+        let whole = blob();
+        match from {
+            Some(from) if seen.target.contains("/honest/") => {
+                let range = format!("bytes {from}-{}/{}", whole.len() - 1, whole.len());
+                answer(seen, out, 206, &[("Content-Range", &range)], &whole[from..])
+            }
+            Some(_) if seen.target.contains("/liar/") => {
+                answer(seen, out, 206, &[("Content-Range", "bytes 0-299999/300000")], &whole)
+            }
+            Some(_) if seen.target.contains("/past/") => answer(seen, out, 416, &[], b""),
+            _ => answer(seen, out, 200, &[], &whole),
+        }
+    });
+    let (_all, upstream) = open(&config(&server.url())).unwrap();
+    let digest = sha256(&whole);
+    let from = 123_456;
+    for name in ["a/honest/x", "a/ignorant/x"] {
+        let mut stream = upstream.open_blob(&name.parse().unwrap(), &digest, from).unwrap();
+        assert_eq!(stream.total, Some(300_000));
+        assert_eq!(read_all(&mut stream).unwrap(), whole[from as usize..], "{name}");
+        assert_eq!(stream.read(&mut [0; 10]), Ok(0));
+    }
+    for name in ["a/liar/x", "a/past/x"] {
+        let failure = upstream.open_blob(&name.parse().unwrap(), &digest, from).unwrap_err();
+        assert!(matches!(failure, Failure::Wrong { .. }), "{failure:?}");
+    }
+    assert_eq!(upstream.head_blob(&repository(), &digest).unwrap(), Some(300_000));
+}
+
+#[test]
+fn the_bandwidth_cap_holds_for_blobs() {
+    let server = Server::new(|seen, out| answer(seen, out, 200, &[], &blob()));
+    let mut config = config(&server.url());
+    config.fetch.bandwidth = Some(8_000_000);
+    let (_all, upstream) = open(&config).unwrap();
+    let begun = Instant::now();
+    let mut stream = upstream.open_blob(&repository(), &sha256(&blob()), 0).unwrap();
+    assert_eq!(read_all(&mut stream).unwrap(), blob());
+    // 300 kB at 1 MB/s, less the burst.
+    assert!(begun.elapsed() >= Duration::from_millis(200), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_cut_blob_is_no_whole_one() {
+    let server = Server::new(|_, out| {
+        drop(out.write_all(b"HTTP/1.1 200 X\r\nContent-Length: 1000\r\n\r\nonly this"));
+        Next::Close
+    });
+    let (_all, upstream) = open(&config(&server.url())).unwrap();
+    let mut stream = upstream.open_blob(&repository(), &sha256(b""), 0).unwrap();
+    let failure = read_all(&mut stream).unwrap_err();
+    assert_eq!(failure.cause(), Some(Cause::Connection), "{failure}");
+    assert_eq!(stream.read(&mut [0; 10]), Err(failure), "a failed stream stays failed");
+    assert!(upstream.breaker().is_up());
+}
+
+#[test]
+fn a_stalled_blob_is_given_up() {
+    let server = Server::new(|_, out| {
+        drop(out.write_all(b"HTTP/1.1 200 X\r\nContent-Length: 1000\r\n\r\nonly this"));
+        Next::Hang
+    });
+    let (_all, upstream) = open(&hasty(&server.url())).unwrap();
+    let mut stream = upstream.open_blob(&repository(), &sha256(b""), 0).unwrap();
+    let failure = read_all(&mut stream).unwrap_err();
+    assert_eq!(failure.to_string(), "127.0.0.1: the connection stalled");
+    assert!(!upstream.breaker().is_up());
+}
+
+#[test]
+fn outages_are_told_apart() {
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (_all, upstream) = open(&config(&format!("http://{closed}"))).unwrap();
+    let failure = upstream.head_manifest(&repository(), &tag()).unwrap_err();
+    assert_eq!(failure.to_string(), "127.0.0.1: connection refused");
+    assert!(matches!(upstream.breaker().link(), Link::Down { restored: false, .. }));
+
+    let (_all, upstream) = open(&config("http://no-such-host.invalid")).unwrap();
+    let failure = upstream.head_manifest(&repository(), &tag()).unwrap_err();
+    assert_eq!(failure.cause(), Some(Cause::Dns), "{failure}");
+
+    let hanging = Server::new(|_, _| Next::Hang);
+    let (_all, upstream) = open(&hasty(&hanging.url())).unwrap();
+    let begun = Instant::now();
+    let failure = upstream.head_manifest(&repository(), &tag()).unwrap_err();
+    assert_eq!(failure.to_string(), "127.0.0.1: no answer in time");
+    assert!(begun.elapsed() < QUESTION_TIME_MAX);
+
+    let broken = Server::new(|seen, out| answer(seen, out, 503, &[], b""));
+    let (_all, upstream) = open(&config(&broken.url())).unwrap();
+    let failure = upstream.fetch_manifest(&repository(), &tag()).unwrap_err();
+    assert_eq!(failure.cause(), Some(Cause::ServerError(503)));
+    assert!(!upstream.breaker().is_up());
+
+    let gibberish = Server::new(|_, out| {
+        drop(out.write_all(b"SSH-2.0-OpenSSH\r\n\r\n"));
+        Next::Close
+    });
+    let (_all, upstream) = open(&config(&gibberish.url())).unwrap();
+    let failure = upstream.head_manifest(&repository(), &tag()).unwrap_err();
+    assert_eq!(failure.cause(), Some(Cause::Connection), "{failure}");
+}
+
+#[test]
+fn a_drip_of_header_bytes_does_not_hold_a_question() {
+    let server = Server::new(|_, out| {
+        drop(out.write_all(b"HTTP/1.1 200 X\r\n"));
+        while out.write_all(b"X-A: b\r\n").is_ok() {
+            thread::sleep(Duration::from_millis(20));
+        }
+        Next::Close
+    });
+    let (_all, upstream) = open(&hasty(&server.url())).unwrap();
+    let begun = Instant::now();
+    let failure = upstream.head_manifest(&repository(), &tag()).unwrap_err();
+    assert!(failure.is_outage(), "{failure:?}");
+    assert!(begun.elapsed() < QUESTION_TIME_MAX);
+}
+
+#[test]
+fn a_connection_closed_while_idle_is_no_outage() {
+    // Answers once, then closes on the next request without a word.
+    let connection = AtomicUsize::new(0);
+    let server = Server::new(move |seen, out| match connection.fetch_add(1, Ordering::SeqCst) {
+        1 => Next::Close,
+        _ => index_answer(seen, out),
+    });
+    let (_all, upstream) = open(&config(&server.url())).unwrap();
+    upstream.head_manifest(&repository(), &tag()).unwrap();
+    upstream.head_manifest(&repository(), &tag()).unwrap();
+    assert_eq!((server.requests().len(), server.connections.load(Ordering::SeqCst)), (3, 2));
+}
+
+#[test]
+fn rate_limits_are_kept_without_a_connection() {
+    let server = Server::new(|seen, out| match seen.method.as_str() {
+        "HEAD" => index_answer(seen, out),
+        _ => answer(seen, out, 429, &[("Retry-After", "3600")], b""),
+    });
+    let (_all, upstream) = open(&config(&server.url())).unwrap();
+    for _ in 0..3 {
+        let failure = upstream.fetch_manifest(&repository(), &tag()).unwrap_err();
+        assert_eq!(failure.cause(), Some(Cause::RateLimited), "{failure}");
+    }
+    assert_eq!(server.requests().len(), 1);
+    upstream.head_manifest(&repository(), &tag()).unwrap();
+    assert!(upstream.breaker().is_up());
+}
+
+#[test]
+fn lists_and_referrers() {
+    let server = Server::new(|seen, out| match seen.target.as_str() {
+        "/v2/a/b/tags/list?n=2&last=a%20b" => {
+            let next = r#"</v2/a/b/tags/list?n=2&last=y>; rel="next""#;
+            answer(seen, out, 200, &[("Link", next)], br#"{"name":"a/b","tags":["x","../no","y"]}"#)
+        }
+        "/v2/empty/tags/list" => answer(seen, out, 200, &[], br#"{"name":"empty","tags":null}"#),
+        "/v2/_catalog?n=5" => answer(seen, out, 200, &[], br#"{"repositories":["a/b","NO"]}"#),
+        target if target.ends_with("?artifactType=a/b%2Bc") => {
+            let headers = [("Content-Type", media::OCI_INDEX), ("OCI-Filters-Applied", "artifactType")];
+            answer(seen, out, 200, &headers, INDEX)
+        }
+        target if target.contains("/referrers/") => answer(seen, out, 200, &[], b"{}"),
+        _ => answer(seen, out, 404, &[], b""),
+    });
+    let (_all, upstream) = open(&config(&server.url())).unwrap();
+    let page = upstream.list_tags(&repository(), Some(2), Some("a b")).unwrap();
+    assert_eq!(page, NamePage { names: vec!["x".into(), "y".into()], more: true });
+    let page = upstream.list_tags(&"empty".parse().unwrap(), None, None).unwrap();
+    assert_eq!(page, NamePage { names: vec![], more: false });
+    assert_eq!(upstream.catalog(Some(5), None).unwrap().names, ["a/b"]);
+    let digest = sha256(b"x");
+    let referrers = upstream.referrers(&repository(), &digest, Some("a/b+c")).unwrap();
+    assert_eq!(referrers, Referrers { bytes: INDEX.to_vec(), filtered: true });
+    assert!(matches!(upstream.referrers(&repository(), &digest, None), Err(Failure::Wrong { .. })));
+}
+
+#[test]
+fn a_good_probe_closes_the_breaker() {
+    let healthy = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let state = healthy.clone();
+    let server = Server::new(move |seen, out| {
+        let status = if state.load(Ordering::SeqCst) { 401 } else { 502 };
+        answer(seen, out, status, &[], b"")
+    });
+    let (all, upstream) = open(&config(&server.url())).unwrap();
+    let (changed, changes) = std::sync::mpsc::channel();
+    all.on_change(Box::new(move |_, link| changed.send(link.clone()).unwrap_or(())));
+    assert_eq!(upstream.probe().unwrap_err().cause(), Some(Cause::ServerError(502)));
+    assert!(matches!(changes.recv(), Ok(Link::Down { .. })));
+    healthy.store(true, Ordering::SeqCst);
+    assert_eq!(changes.recv_timeout(Duration::from_secs(60)), Ok(Link::Up));
+    assert!(server.lines().iter().all(|line| line == "GET /v2/"));
+}
+
+#[test]
+fn proxies_are_used_and_told_what_not_to_reach() {
+    let target = Server::new(index_answer);
+    let to = target.port;
+    let proxy = TcpListener::bind("127.0.0.1:0").unwrap();
+    let proxy_port = proxy.local_addr().unwrap().port();
+    let (connected, connects) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        for socket in proxy.incoming() {
+            let socket = socket.unwrap();
+            let mut reader = BufReader::new(socket.try_clone().unwrap());
+            let request = read_request(&mut reader).unwrap();
+            connected.send(format!("{} {}", request.method, request.target)).unwrap();
+            let onward = TcpStream::connect(("127.0.0.1", to)).unwrap();
+            (&socket).write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+            let (mut back, mut client) = (onward.try_clone().unwrap(), socket);
+            thread::spawn(move || std::io::copy(&mut back, &mut client));
+            let mut onward = onward;
+            thread::spawn(move || std::io::copy(&mut reader, &mut onward));
+        }
+    });
+    let mut config = config("http://registry.test:5000");
+    config.upstreams[0].url_configured = false;
+    config.fetch.proxy = Some(format!("http://127.0.0.1:{proxy_port}"));
+    let (_all, upstream) = open(&config).unwrap();
+    upstream.head_manifest(&repository(), &tag()).unwrap();
+    assert_eq!(connects.recv_timeout(Duration::from_secs(60)).unwrap(), "CONNECT registry.test:5000");
+    assert_eq!(target.requests()[0].header("host"), Some("registry.test:5000"));
+
+    config.upstreams[0].url = "http://10.0.0.1".to_owned();
+    let (_all, upstream) = open(&config).unwrap();
+    let failure = upstream.head_manifest(&repository(), &tag()).unwrap_err();
+    assert!(matches!(failure, Failure::Wrong { .. }), "{failure:?}");
+    assert!(connects.try_recv().is_err());
+}
+
+/// A server with a certificate for 127.0.0.1, and the file of the authority that signed it.
+fn tls_server(handler: impl Fn(&Seen, &mut dyn Write) -> Next + Send + Sync + 'static) -> (Server, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let authority = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    let certificate = authority.self_signed(&key).unwrap();
+    let settings =
+        rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+            )
+            .unwrap();
+    let settings = Arc::new(settings);
+    let wrap = move |socket: TcpStream| -> Box<dyn Stream> {
+        let session = rustls::ServerConnection::new(settings.clone()).unwrap();
+        Box::new(rustls::StreamOwned::new(session, socket))
+    };
+    (Server::start(Box::new(wrap), Arc::new(handler)), certificate.pem())
+}
+
+fn open_trusting(url: &str, authority: &str) -> (Upstreams, Arc<Upstream>) {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let count = COUNT.fetch_add(1, Ordering::SeqCst);
+    let file = std::env::temp_dir().join(format!("larder-ca-{}-{count}.pem", std::process::id()));
+    std::fs::write(&file, authority).unwrap();
+    let mut config = config(url);
+    config.upstreams[0].ca_file = Some(file.clone());
+    let opened = open(&config);
+    std::fs::remove_file(&file).unwrap();
+    opened.unwrap()
+}
+
+#[test]
+fn tls_needs_trust() {
+    let (server, authority) = tls_server(|seen, out| {
+        if seen.target.ends_with("/downgrade") {
+            answer(seen, out, 302, &[("Location", "http://127.0.0.1:1/")], b"")
+        } else if seen.target.contains("/blobs/") {
+            answer(seen, out, 200, &[], &blob())
+        } else {
+            index_answer(seen, out)
+        }
+    });
+    let url = format!("https://127.0.0.1:{}", server.port);
+    let (_all, distrustful) = open(&config(&url)).unwrap();
+    let failure = distrustful.head_manifest(&repository(), &tag()).unwrap_err();
+    assert_eq!(failure.cause(), Some(Cause::Tls), "{failure}");
+    assert!(failure.to_string().contains("issuer is not trusted"), "{failure}");
+    assert!(!distrustful.breaker().is_up());
+
+    let (_all, upstream) = open_trusting(&url, &authority);
+    let before = server.connections.load(Ordering::SeqCst);
+    for _ in 0..3 {
+        upstream.fetch_manifest(&repository(), &tag()).unwrap();
+    }
+    assert_eq!(server.connections.load(Ordering::SeqCst), before + 1, "the connection is kept");
+    let mut stream = upstream.open_blob(&repository(), &sha256(&blob()), 0).unwrap();
+    assert_eq!(read_all(&mut stream).unwrap(), blob());
+    // A probe, with its handshake, fits on the small stack of its thread.
+    let (_all, fresh) = open_trusting(&url, &authority);
+    let (changed, changes) = std::sync::mpsc::channel();
+    fresh.breaker().restore_down("it was down");
+    fresh.breaker().on_change(Box::new(move |_, link| changed.send(link.clone()).unwrap_or(())));
+    fresh.breaker().start_probe();
+    assert_eq!(changes.recv_timeout(Duration::from_secs(60)), Ok(Link::Up));
+    let failure = upstream.fetch_manifest(&repository(), &"downgrade".parse().unwrap()).unwrap_err();
+    assert!(failure.to_string().contains("plain http"), "{failure}");
+}
+
+#[test]
+fn a_ca_file_that_cannot_be_used_is_named() {
+    let mut config = config("https://reg.test");
+    config.upstreams[0].ca_file = Some("/nonexistent/ca.pem".into());
+    let error = open(&config).unwrap_err();
+    assert!(error.contains("upstream reg.test") && error.contains("/nonexistent/ca.pem"), "{error}");
+    config.upstreams[0].ca_file = Some("/dev/null".into());
+    assert!(open(&config).unwrap_err().contains("holds no certificate"));
+    config.upstreams[0].ca_file = None;
+    config.upstreams[0].url = "ftp://reg.test".into();
+    assert!(open(&config).unwrap_err().contains("its url is not usable"));
+}

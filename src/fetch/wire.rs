@@ -1,0 +1,181 @@
+//! One request and its answer: time-outs, proxies, warm connections. Redirects and logins are above it.
+//!
+//! Manifests and blobs have agents of their own, so that the connections of layers never stand in a tag's way. A
+//! connection that was idle during an outage is not used again: it may be dead without either side knowing.
+
+use super::address::{Address, Policy};
+use super::dial::{Dialer, Later, Names};
+use super::failure::{Cause, Failure};
+use super::proxy::Proxies;
+use crate::budget::{
+    FETCH_CHUNK_BYTES, IDLE_CONNECTION_AGE, IDLE_CONNECTIONS, UPSTREAM_HEADER_BYTES_MAX,
+    UPSTREAM_REQUEST_BYTES_MAX,
+};
+use rustls::ClientConfig;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use ureq::http::{self, HeaderValue, Method, Response, header};
+use ureq::{Agent, Body};
+
+/// When a question must be answered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Deadline(Instant);
+
+impl Deadline {
+    pub fn after(time: Duration) -> Self {
+        Deadline(Instant::now() + time)
+    }
+
+    pub fn left(self) -> Duration {
+        self.0.saturating_duration_since(Instant::now())
+    }
+}
+
+/// Which agent asks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Lane {
+    /// Small answers, wholly within the deadline.
+    Manifests,
+    /// Bodies without a total limit; each read is bounded.
+    Blobs,
+}
+
+/// A request to be sent.
+#[derive(Clone)]
+pub(super) struct Request<'a> {
+    pub lane: Lane,
+    pub method: Method,
+    pub address: &'a Address,
+    pub accept: Option<&'a str>,
+    /// First byte wanted.
+    pub from: u64,
+    pub authorization: Option<&'a HeaderValue>,
+    pub deadline: Deadline,
+    /// On a new connection.
+    pub fresh: bool,
+}
+
+/// `[fetch]`'s time-outs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Times {
+    pub connect: Duration,
+    pub header: Duration,
+    pub stall: Duration,
+}
+
+pub(super) struct Wire {
+    manifests: Agent,
+    blobs: Agent,
+    proxies: Arc<Proxies>,
+    times: Times,
+    /// Connections that were idle at this time are not trusted.
+    last_outage: Mutex<Option<Instant>>,
+}
+
+impl Wire {
+    pub fn new(
+        times: Times,
+        tls: &Arc<ClientConfig>,
+        names: &Arc<Names>,
+        policy: &Arc<Policy>,
+        proxies: Arc<Proxies>,
+    ) -> Self {
+        let agent = |input_bytes: usize| {
+            let config = Agent::config_builder()
+                .http_status_as_error(false)
+                .max_redirects(0)
+                .max_redirects_will_error(false)
+                .proxy(None)
+                .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")))
+                .accept_encoding("identity")
+                .max_response_header_size(UPSTREAM_HEADER_BYTES_MAX)
+                .input_buffer_size(input_bytes)
+                .output_buffer_size(UPSTREAM_REQUEST_BYTES_MAX)
+                .max_idle_connections(IDLE_CONNECTIONS)
+                .max_idle_connections_per_host(IDLE_CONNECTIONS)
+                .max_idle_age(IDLE_CONNECTION_AGE)
+                .build();
+            Agent::with_parts(config, Dialer::new(tls.clone(), names.clone(), policy.clone()), Later)
+        };
+        Wire {
+            manifests: agent(UPSTREAM_HEADER_BYTES_MAX),
+            blobs: agent(FETCH_CHUNK_BYTES),
+            proxies,
+            times,
+            last_outage: Mutex::new(None),
+        }
+    }
+
+    pub fn times(&self) -> Times {
+        self.times
+    }
+
+    /// Sends a request. A kept connection that the other side closed just then is no outage: the request, which
+    /// changes nothing there, is sent once more on a new one.
+    pub fn send(&self, request: &Request) -> Result<Response<Body>, Failure> {
+        let host = &request.address.origin.host;
+        let mut answer = self.send_once(request);
+        if answer.as_ref().is_err_and(was_cut) && !request.fresh && !request.deadline.left().is_zero() {
+            answer = self.send_once(&Request { fresh: true, ..request.clone() });
+        }
+        answer.map_err(|error| {
+            let failure = Failure::from_client(host, error);
+            if !matches!(failure.cause(), None | Some(Cause::RateLimited | Cause::ServerError(_))) {
+                *self.last_outage.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+            }
+            failure
+        })
+    }
+
+    fn send_once(&self, request: &Request) -> Result<Response<Body>, ureq::Error> {
+        let left = request.deadline.left();
+        if left.is_zero() {
+            return Err(ureq::Error::Timeout(ureq::Timeout::Global));
+        }
+        let mut builder =
+            http::Request::builder().method(request.method.clone()).uri(request.address.to_string());
+        if let Some(accept) = request.accept {
+            builder = builder.header(header::ACCEPT, accept);
+        }
+        if request.from > 0 {
+            builder = builder.header(header::RANGE, format!("bytes={}-", request.from));
+        }
+        if let Some(authorization) = request.authorization {
+            builder = builder.header(header::AUTHORIZATION, authorization);
+        }
+        let agent = match request.lane {
+            Lane::Manifests => &self.manifests,
+            Lane::Blobs => &self.blobs,
+        };
+        let header_time = self.times.header.min(left);
+        let mut settings = agent
+            .configure_request(builder.body(())?)
+            .proxy(self.proxies.for_origin(&request.address.origin).cloned())
+            .max_idle_age(if request.fresh { Duration::ZERO } else { self.idle_age() })
+            .timeout_connect(Some(self.times.connect.min(left)))
+            .timeout_send_request(Some(header_time))
+            .timeout_recv_response(Some(header_time));
+        settings = match request.lane {
+            Lane::Manifests => settings.timeout_global(Some(left)).timeout_recv_body(Some(self.times.header)),
+            Lane::Blobs => settings.timeout_per_read(Some(self.times.stall)),
+        };
+        agent.run(settings.build())
+    }
+
+    fn idle_age(&self) -> Duration {
+        let last_outage = *self.last_outage.lock().unwrap_or_else(PoisonError::into_inner);
+        last_outage.map_or(IDLE_CONNECTION_AGE, |at| at.elapsed().min(IDLE_CONNECTION_AGE))
+    }
+}
+
+fn was_cut(error: &ureq::Error) -> bool {
+    let ureq::Error::Io(error) = error else { return false };
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe
+    )
+}
