@@ -85,20 +85,36 @@ pub const BANDWIDTH_BURST: Duration = Duration::from_millis(100);
 /// Largest bundle of trust roots read.
 pub const CA_BYTES_MAX: u64 = 8 * MIB;
 
+/// Stack of a fetch, lane or probe thread.
+pub const THREAD_STACK_BYTES: usize = 512 * 1024;
+/// First pause before a parked fill whose upstream answers is tried again; it doubles up to an hour.
+pub const FILL_REVIVAL_PAUSE: Duration = Duration::from_secs(15);
+/// Times a parked fill is tried again by itself; after that it waits for a client or a restart.
+pub const FILL_REVIVALS_MAX: u32 = 12;
+/// Tags whose last verification is remembered for `revalidate`; more than these are asked for again.
+pub const VERIFIED_TAGS_MAX: usize = 16_384;
+
+/// Least memory.max: what the process needs with one client and one download.
+pub const MEMORY_MIN: u64 = 16 * MIB;
+
 // -- Clients ---------------------------------------------------------------------------------------------------
 
 /// Client connections at a time; one more waits in the kernel's backlog.
 pub const CONNECTIONS_MAX: usize = 512;
-/// Largest header section of a request.
-pub const REQUEST_HEADER_BYTES_MAX: usize = 32 * 1024;
 /// Longest a client may take to send a request's header, and longest a kept connection may idle.
 pub const REQUEST_HEADER_TIME: Duration = Duration::from_secs(30);
 /// A client that takes no byte for this long is cut; it can resume by Range.
 pub const CLIENT_STALL_TIME: Duration = Duration::from_secs(60);
-/// What is read from a blob's file at a time for a client.
-pub const SERVE_CHUNK_BYTES: usize = 256 * 1024;
-/// File reads for clients that may be in memory at a time.
-pub const SERVE_BUFFERS: usize = 48;
+/// What is read from a blob's file at a time for a client; each connection may hold one such piece and what hyper buffers.
+pub const SERVE_CHUNK_BYTES: usize = 64 * 1024;
+/// What hyper may buffer for one connection, request header included.
+pub const CONNECTION_BUFFER_BYTES: usize = 64 * 1024;
+/// Longest a client waits for the first byte of a blob whose download waits for its turn.
+pub const QUEUE_WAIT_MAX: Duration = Duration::from_secs(3_600);
+/// Longest a login waits for those before it to be checked.
+pub const LOGIN_WAIT_MAX: Duration = Duration::from_secs(10);
+/// What a scrub reads at a time.
+pub const SCRUB_CHUNK_BYTES: usize = 256 * 1024;
 /// Longest a request waits for something it has no substitute for, well under containerd's 30 s.
 pub const MISS_WAIT_MAX: Duration = Duration::from_secs(25);
 /// Most names in one page of `tags/list` or `_catalog`.
@@ -115,6 +131,14 @@ pub const LOGINS_REMEMBERED_MAX: usize = 64;
 pub const CONTROL_CONNECTIONS_MAX: usize = 8;
 /// Largest control request and answer.
 pub const CONTROL_BYTES_MAX: u64 = 16 * MIB;
+
+/// How often a long command says how far it is.
+pub const CONTROL_PROGRESS_EVERY: Duration = Duration::from_millis(200);
+
+/// Threads for work that waits for the disk.
+pub const BLOCKING_THREADS_MAX: usize = 32;
+/// How long requests under way may take to end when larder stops.
+pub const STOP_GRACE: Duration = Duration::from_secs(2);
 
 // -- Store -----------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,14 @@
 //! `raw` is exactly what was typed; this module is what it means, with every default filled in and every name parsed.
 //! The rest of the house takes a `Config` and never looks at TOML.
 
-use crate::oci::{Platform, RegistryName, Repository, Tag};
+mod load;
+mod print;
+mod raw;
+mod units;
+
+pub use load::{ConfigError, DEFAULT_FILE, Options};
+
+use crate::oci::{Platform, Reference, RegistryName, Repository, Tag};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -33,6 +40,12 @@ pub struct Config {
     pub tls: Option<Tls>,
     /// `[auth]`: the htpasswd file, if clients of private upstreams log in.
     pub htpasswd_file: Option<PathBuf>,
+    /// `[warm]`
+    pub warm: Option<Warm>,
+    /// `[kit]`
+    pub kit: Option<Kit>,
+    /// `[alert]`
+    pub alert: Option<Alert>,
 }
 
 /// `[disk]`
@@ -148,6 +161,37 @@ pub struct Tls {
     pub key_file: PathBuf,
 }
 
+/// `[warm]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warm {
+    /// Images that are kept whole.
+    pub images: Vec<Reference>,
+    /// How often they are fetched anew; `None`: never.
+    pub every: Option<Duration>,
+}
+
+/// `[kit]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kit {
+    /// The secret that the boards of a kit share.
+    pub secret_file: PathBuf,
+    /// Where other boards ask.
+    pub listen: SocketAddr,
+    /// Other boards.
+    pub peers: Vec<SocketAddr>,
+    /// Find other boards by multicast DNS.
+    pub mdns: bool,
+}
+
+/// `[alert]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Alert {
+    /// A program and its arguments.
+    pub command: Option<Vec<String>>,
+    /// An address that is posted to.
+    pub url: Option<String>,
+}
+
 impl std::fmt::Debug for Upstream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Upstream").field("name", &self.name).field("url", &self.url).finish_non_exhaustive()
@@ -155,6 +199,18 @@ impl std::fmt::Debug for Upstream {
 }
 
 impl Config {
+    /// Sections that are read and checked but have no effect in this version.
+    pub fn not_yet(&self) -> Vec<&'static str> {
+        let disk = self.disk.max.is_some() || self.disk.expire_unused.is_some();
+        let sections = [
+            (disk, "disk.max and disk.expire_unused"),
+            (self.warm.is_some(), "[warm]"),
+            (self.kit.is_some(), "[kit]"),
+            (self.alert.is_some(), "[alert]"),
+        ];
+        sections.into_iter().filter(|(used, _)| *used).map(|(_, name)| name).collect()
+    }
+
     /// The upstream of that name, if it is configured.
     pub fn upstream(&self, name: &RegistryName) -> Option<&Upstream> {
         self.upstreams.iter().find(|upstream| upstream.name == *name)

@@ -88,7 +88,7 @@ impl Store {
             return Err(StoreError::io(format!("cannot open {digest}"))(ErrorKind::NotFound.into()));
         };
         let mut hasher = Hasher::new(digest.algorithm());
-        let mut chunk = vec![0; budget::SERVE_CHUNK_BYTES];
+        let mut chunk = vec![0; budget::SCRUB_CHUNK_BYTES];
         loop {
             match blob.file.read(&mut chunk) {
                 Ok(0) => break,

@@ -131,6 +131,11 @@ impl Journal {
         self.len
     }
 
+    /// Whether nothing has happened yet.
+    pub(super) fn is_empty(&self) -> bool {
+        self.len == line(&Header { format: FORMAT, generation: self.generation }).len() as u64
+    }
+
     /// Adds an event and flushes it. If that fails the event did not happen.
     pub(super) fn append(&mut self, event: &Event) -> Result<Position, StoreError> {
         let bytes = line(event);

@@ -168,7 +168,12 @@ impl Store {
     /// Opens the index if it is there and sound, and brings it up to the journal's end.
     fn open_index(&self) -> Result<(), StoreError> {
         if !self.layout.index().join("data.mdb").exists() {
-            return Err(StoreError::Damaged("there is none".into()));
+            if !self.journal().is_empty() || self.blob_files()?.next().is_some() {
+                return Err(StoreError::Damaged("there is none".into()));
+            }
+            let fresh = self.layout.fresh_index()?;
+            close(Index::create(&fresh)?);
+            self.layout.replace_index(&fresh)?;
         }
         let index = Index::open(&self.layout.index())?;
         let mark = index.mark()?;

@@ -1,0 +1,181 @@
+//! The command line: argv to a command, a command to an exit status.
+//!
+//! Exit status: 0 done, 1 could not do it, 2 wrong usage or configuration.
+
+mod look;
+mod print;
+mod serve;
+
+use crate::config::{Config, Options};
+use crate::control::Request;
+use crate::oci::{Digest, Reference};
+use clap::{ArgAction, Args, Parser, Subcommand};
+use log::LevelFilter;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// A container image mirror for boards whose uplink comes and goes.
+#[derive(Parser)]
+#[command(name = "larder", version, about, max_term_width = 100)]
+struct Arguments {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args)]
+struct Global {
+    /// The configuration file [default: /etc/larder/larder.toml if it exists]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where everything is kept
+    #[arg(long, global = true, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Address to listen on, such as 127.0.0.1:5000; may be given several times
+    #[arg(long, global = true, value_name = "ADDRESS")]
+    listen: Vec<SocketAddr>,
+    /// Say more; twice: everything
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+    /// Say less; twice: errors only
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    quiet: u8,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the mirror
+    Serve,
+    /// List the images that are kept
+    Ls {
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Explain what an image would be answered with, and why
+    Why {
+        /// The image, such as nginx:latest or ghcr.io/owner/app:v1
+        image: Reference,
+        #[command(flatten)]
+        form: Form,
+    },
+    /// List the versions of a tag
+    History {
+        /// The image
+        image: Reference,
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Show how larder is doing
+    Status {
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Serve an earlier version of a tag until upstream moves on
+    Rollback {
+        /// The image
+        image: Reference,
+        /// The version to go back to [default: the one before the present one]
+        digest: Option<Digest>,
+    },
+    /// Hash everything on the disk
+    Verify {
+        /// Set bad blobs aside, so that they are fetched again
+        #[arg(long)]
+        repair: bool,
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Check or print the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Say whether the configuration is right
+    Check,
+    /// Print the configuration with every default
+    Print,
+}
+
+#[derive(Args)]
+struct Form {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(e) => {
+            // Help and version are no errors and go to standard output; a reader that has gone is none either.
+            let _ = e.print();
+            return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
+        }
+    };
+    set_up_log(&arguments.global);
+    let options = Options {
+        file: arguments.global.config,
+        data_dir: arguments.global.data_dir,
+        listen: arguments.global.listen,
+    };
+    match Config::load(&options) {
+        Ok(config) => run(&arguments.command, &config, &options),
+        Err(e) => {
+            e.to_string().lines().for_each(|line| log::error!("{line}"));
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(command: &Command, config: &Config, options: &Options) -> ExitCode {
+    let look = |request: Request, form: &Form| look::run(config, &request, form.json);
+    match command {
+        Command::Serve => serve::run(config),
+        Command::Ls { form } => look(Request::Ls, form),
+        Command::Why { image, form } => look(Request::Why { image: image.clone() }, form),
+        Command::History { image, form } => look(Request::History { image: image.clone() }, form),
+        Command::Status { form } => look(Request::Status, form),
+        Command::Rollback { image, digest } => {
+            let request = Request::Rollback { image: image.clone(), to: digest.clone() };
+            look(request, &Form { json: false })
+        }
+        Command::Verify { repair, form } => look(Request::Verify { repair: *repair }, form),
+        Command::Config(ConfigCommand::Check) => {
+            let file = options.file.clone().unwrap_or_else(|| crate::config::DEFAULT_FILE.into());
+            let name =
+                if file.exists() { file.display().to_string() } else { "no file, the defaults".to_owned() };
+            printed(&format!("{name}: ok\n"))
+        }
+        Command::Config(ConfigCommand::Print) => printed(&config.to_toml()),
+    }
+}
+
+fn printed(text: &str) -> ExitCode {
+    match print::out(text) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            log::error!("cannot print: {e}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+/// The log goes to standard error, one line an event. Other crates are heard only when something is wrong; ureq's own
+/// lines could hold signed addresses.
+fn set_up_log(global: &Global) {
+    let level = match i16::from(global.verbose) - i16::from(global.quiet) {
+        ..=-2 => LevelFilter::Error,
+        -1 => LevelFilter::Warn,
+        0 => LevelFilter::Info,
+        1 => LevelFilter::Debug,
+        2.. => LevelFilter::Trace,
+    };
+    let logger = simple_logger::SimpleLogger::new().with_level(level.min(LevelFilter::Warn));
+    // There is one logger, and this is the one place that sets it, so it cannot be set already.
+    let _ = logger.with_module_level("larder", level).init();
+}

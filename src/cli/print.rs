@@ -1,0 +1,17 @@
+//! Printing that survives a closed pipe: `larder ls | head` is no failure.
+
+use std::io::{self, Write};
+
+/// Writes to standard output. A reader that has gone is no error.
+pub fn out(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Writes a passing note to standard error.
+pub fn note(text: &str) {
+    let _ = io::stderr().lock().write_all(text.as_bytes());
+}

@@ -1,0 +1,114 @@
+//! `larder serve`: the store, the mirror, the doors, and a stop in good order.
+
+use crate::budget;
+use crate::config::Config;
+use crate::control::{self, Desk};
+use crate::fetch::Upstreams;
+use crate::http::{Listener, Server};
+use crate::mirror::Mirror;
+use crate::store::{Found, Store};
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Runs the mirror until SIGTERM or SIGINT.
+pub fn run(config: &Config) -> ExitCode {
+    for section in config.not_yet() {
+        log::warn!("{section} in the configuration: read, but without effect in this version");
+    }
+    let served = Running::start(config.clone(), true).and_then(|running| {
+        let stopped = running.runtime.block_on(signals());
+        running.stop();
+        stopped
+    });
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            log::error!("{problem}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+/// A server that runs: what `serve` and `demo` have in common, which is everything.
+pub(super) struct Running {
+    runtime: tokio::runtime::Runtime,
+    server: Arc<Server>,
+    mirror: Arc<Mirror>,
+    addresses: Vec<SocketAddr>,
+}
+
+impl Running {
+    /// Opens the store, binds the addresses and begins to serve.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong and what to do.
+    pub(super) fn start(config: Config, with_control: bool) -> Result<Running, String> {
+        let upstreams = Upstreams::new(&config)?;
+        let (store, found) = Store::open(&config.data_dir, config.tags.history).map_err(|e| e.to_string())?;
+        let config = Arc::new(config);
+        let needs_rebuild = found == Found::NeedsRebuild;
+        let mirror = Mirror::start(Arc::clone(&config), Arc::new(store), upstreams, needs_rebuild)
+            .map_err(|e| format!("cannot start a thread: {e}"))?;
+        let server = Arc::new(Server::new(Arc::clone(&mirror))?);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).clamp(1, 4))
+            .max_blocking_threads(budget::BLOCKING_THREADS_MAX)
+            .thread_stack_size(budget::THREAD_STACK_BYTES)
+            .enable_all()
+            .build()
+            .map_err(|e| format!("cannot start the runtime: {e}"))?;
+        let listeners = runtime.block_on(async {
+            let mut listeners = Vec::new();
+            for address in &config.listen {
+                listeners.push(Listener::bind(*address).await?);
+            }
+            Ok::<_, String>(listeners)
+        })?;
+        let mut addresses = Vec::new();
+        for listener in listeners {
+            let address = listener.address().map_err(|e| e.to_string())?;
+            addresses.push(address);
+            let server = Arc::clone(&server);
+            runtime.spawn(async move { server.serve(listener).await });
+            let scheme = if config.tls.is_some() { "https" } else { "http" };
+            log::info!("listening on {scheme}://{address}, keeping images in {}", config.data_dir.display());
+        }
+        if with_control {
+            control::socket::serve(Desk::of(&mirror), &config.data_dir)?;
+        }
+        Ok(Running { runtime, server, mirror, addresses })
+    }
+
+    /// Where it listens.
+    pub(super) fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// The mirror behind it.
+    pub(super) fn mirror(&self) -> &Arc<Mirror> {
+        &self.mirror
+    }
+
+    /// Stops within a few seconds; downloads that are under way can be resumed by the next start.
+    pub(super) fn stop(self) {
+        control::socket::remove(&self.mirror.config().data_dir);
+        self.mirror.stop();
+        self.runtime.block_on(self.server.stop(budget::STOP_GRACE));
+        self.runtime.shutdown_timeout(budget::STOP_GRACE);
+        log::info!("stopped");
+    }
+}
+
+async fn signals() -> Result<(), String> {
+    let failed = |e: std::io::Error| format!("cannot listen for signals: {e}");
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let name = tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    };
+    log::info!("{name}: stopping");
+    Ok(())
+}

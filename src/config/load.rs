@@ -1,0 +1,411 @@
+//! From the file, the command line and the environment to a [`Config`].
+
+use super::raw;
+use super::{Alert, Config, Credentials, Disk, Fetch, Kit, Tags, Tls, Upstream, Warm};
+use crate::budget;
+use crate::oci::{Platform, RegistryName, quoted};
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where the configuration is looked for if the command line names none.
+pub const DEFAULT_FILE: &str = "/etc/larder/larder.toml";
+
+/// The registries that work without a word in the configuration: name, address if it is another, token realm.
+const BUILT_IN: [(&str, Option<&str>, Option<&str>); 9] = [
+    ("docker.io", Some("https://registry-1.docker.io"), None),
+    ("ghcr.io", None, None),
+    ("quay.io", None, None),
+    ("registry.k8s.io", None, None),
+    ("gcr.io", None, None),
+    ("mcr.microsoft.com", None, None),
+    ("public.ecr.aws", None, None),
+    ("nvcr.io", None, None),
+    ("lscr.io", None, Some("https://ghcr.io")),
+];
+
+/// What the command line says about the configuration.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// `--config`
+    pub file: Option<PathBuf>,
+    /// `--data-dir`
+    pub data_dir: Option<PathBuf>,
+    /// `--listen`
+    pub listen: Vec<SocketAddr>,
+}
+
+/// What is wrong with a configuration: one sentence, or several lines of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError(pub(super) String);
+
+impl Display for ConfigError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// A look at the environment, so that tests bring their own.
+pub(super) type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+impl Config {
+    /// Reads the configuration file and whatever it names.
+    ///
+    /// # Errors
+    /// Names the file, the line or key, what is wrong and what would be right.
+    pub fn load(options: &Options) -> Result<Config, ConfigError> {
+        let environment = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let default = Path::new(DEFAULT_FILE);
+        let file = options.file.as_deref().or_else(|| default.exists().then_some(default));
+        let text = match file {
+            Some(file) => std::fs::read_to_string(file)
+                .map_err(|e| ConfigError(format!("cannot read {}: {e}", file.display())))?,
+            None => String::new(),
+        };
+        let name = file.map_or("the defaults".to_owned(), |file| file.display().to_string());
+        Config::parse(&text, &name, options, &environment)
+    }
+
+    /// Makes a configuration of `text`; `name` is what errors call it.
+    pub(super) fn parse(
+        text: &str,
+        name: &str,
+        options: &Options,
+        environment: Environment<'_>,
+    ) -> Result<Config, ConfigError> {
+        let file: raw::File = toml::from_str(text).map_err(|e| explain(name, text, &e))?;
+        let mut check = Check { name, wrong: Vec::new() };
+        let config = build(file, options, environment, &mut check);
+        if check.wrong.is_empty() { Ok(config) } else { Err(ConfigError(check.wrong.join("\n"))) }
+    }
+}
+
+/// Gathers everything that is wrong, so that it can be mended in one go.
+struct Check<'a> {
+    name: &'a str,
+    wrong: Vec<String>,
+}
+
+impl Check<'_> {
+    fn wrong(&mut self, what: impl Display) {
+        self.wrong.push(format!("{}: {what}", self.name));
+    }
+
+    fn within<T: PartialOrd + Copy>(
+        &mut self,
+        key: &str,
+        value: T,
+        least: T,
+        most: T,
+        text: impl Fn(T) -> String,
+    ) -> T {
+        if value < least || value > most {
+            self.wrong(format!("{key} is {}, expected {} to {}", text(value), text(least), text(most)));
+        }
+        value
+    }
+
+    fn span(&mut self, key: &str, value: Duration, least: Duration, most: Duration) -> Duration {
+        self.within(key, value, least, most, super::units::span_text)
+    }
+}
+
+fn build(file: raw::File, options: &Options, environment: Environment<'_>, check: &mut Check<'_>) -> Config {
+    let listen = if options.listen.is_empty() {
+        file.listen.unwrap_or_else(|| vec![SocketAddr::from(([127, 0, 0, 1], 5000))])
+    } else {
+        options.listen.clone()
+    };
+    if listen.is_empty() {
+        check.wrong("listen is empty, expected at least one address such as \"127.0.0.1:5000\"");
+    }
+    no_repeats(check, "listen", &listen);
+    let platforms = file.platforms.unwrap_or_else(|| vec![Platform::of_this_board()]);
+    if platforms.is_empty() {
+        check.wrong("platforms is empty, expected at least one such as \"linux/arm64\"");
+    }
+    no_repeats(check, "platforms", &platforms);
+    let htpasswd_file = file.auth.map(|auth| auth.htpasswd_file);
+    let upstreams = upstreams(file.upstream, check);
+    if htpasswd_file.is_none()
+        && let Some(private) = upstreams.iter().find(|upstream| upstream.credentials.is_some())
+    {
+        check.wrong(format!(
+            "upstream {} has credentials, so what they fetch is private, but [auth] is missing: set auth.htpasswd_file",
+            private.name
+        ));
+    }
+    let default_registry = file.default_registry.unwrap_or_else(docker_hub);
+    if !upstreams.iter().any(|upstream| upstream.name == default_registry) {
+        check.wrong(format!("default_registry {default_registry} is not one of the upstreams"));
+    }
+    let memory_max = file.memory.max.map_or(64 * budget::MIB, |size| size.0);
+    check.within("memory.max", memory_max, budget::MEMORY_MIN, 64 * budget::GIB, super::units::size_text);
+    Config {
+        listen,
+        data_dir: data_dir(file.data_dir, options, environment),
+        default_registry,
+        platforms,
+        disk: Disk {
+            max: file.disk.max.map(|size| size.0),
+            min_free: file.disk.min_free.map_or(512 * budget::MIB, |size| size.0),
+            expire_unused: file.disk.expire_unused.and_then(|span| span.0),
+        },
+        memory_max,
+        fetch: fetch(file.fetch, check),
+        tags: tags(file.tags, check),
+        upstreams,
+        tls: file.tls.map(|tls| Tls { cert_file: tls.cert_file, key_file: tls.key_file }),
+        htpasswd_file,
+        warm: file.warm.map(|warm| Warm { images: warm.images, every: warm.every.and_then(|span| span.0) }),
+        kit: file.kit.map(|kit| Kit {
+            secret_file: kit.secret_file,
+            listen: kit.listen.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 5002))),
+            peers: kit.peers,
+            mdns: kit.mdns.unwrap_or(false),
+        }),
+        alert: file.alert.map(|alert| Alert { command: alert.command, url: alert.url }),
+    }
+}
+
+fn docker_hub() -> RegistryName {
+    "docker.io".parse().expect("a well-formed name")
+}
+
+fn fetch(raw: raw::Fetch, check: &mut Check<'_>) -> Fetch {
+    let seconds = Duration::from_secs;
+    let span = |value: Option<super::units::Span>, default| value.map_or(default, |span| span.0);
+    let least = Duration::from_millis(100);
+    let fetch = Fetch {
+        streams: check.within("fetch.streams", raw.streams.unwrap_or(4), 1, 64, |n| n.to_string()),
+        connect_timeout: check.span(
+            "fetch.connect_timeout",
+            span(raw.connect_timeout, seconds(5)),
+            least,
+            seconds(20),
+        ),
+        header_timeout: check.span(
+            "fetch.header_timeout",
+            span(raw.header_timeout, seconds(10)),
+            least,
+            seconds(20),
+        ),
+        stall_timeout: check.span(
+            "fetch.stall_timeout",
+            span(raw.stall_timeout, seconds(20)),
+            seconds(1),
+            seconds(600),
+        ),
+        bandwidth: raw.bandwidth.and_then(|bandwidth| bandwidth.0),
+        proxy: raw.proxy,
+    };
+    if fetch.connect_timeout + fetch.header_timeout >= budget::MISS_WAIT_MAX {
+        check.wrong(format!(
+            "fetch.connect_timeout and fetch.header_timeout together must stay below {}, or clients give up first",
+            super::units::span_text(budget::MISS_WAIT_MAX)
+        ));
+    }
+    if let Some(bits) = fetch.bandwidth {
+        let text = |bits| super::units::bandwidth_text(Some(bits));
+        check.within("fetch.bandwidth", bits, 8_000, u64::MAX, text);
+    }
+    fetch
+}
+
+fn tags(raw: raw::Tags, check: &mut Check<'_>) -> Tags {
+    let deadline = raw.resolve_deadline.map_or(Duration::from_millis(1500), |span| span.0);
+    if raw.rule.iter().any(|rule| rule.pattern.is_empty()) {
+        check.wrong(
+            "a [[tags.rule]] has an empty match, expected a pattern such as \"docker.io/library/*:1.*\"",
+        );
+    }
+    Tags {
+        revalidate: raw.revalidate.map_or(Duration::ZERO, |span| span.0),
+        resolve_deadline: check.span(
+            "tags.resolve_deadline",
+            deadline,
+            Duration::from_millis(1),
+            Duration::from_secs(20),
+        ),
+        fallback_versions: raw.fallback_versions.unwrap_or(false),
+        history: check
+            .within("tags.history", raw.history.unwrap_or(3), 0, budget::HISTORY_MAX, |n| n.to_string()),
+        rules: raw.rule.into_iter().map(Into::into).collect(),
+    }
+}
+
+fn upstreams(raw: BTreeMap<String, raw::Upstream>, check: &mut Check<'_>) -> Vec<Upstream> {
+    let mut upstreams = BTreeMap::new();
+    for (name, url, realm) in BUILT_IN {
+        let name: RegistryName = name.parse().expect("a well-formed name");
+        let url = url.map_or_else(|| format!("https://{name}"), str::to_owned);
+        let realm = realm.map(str::to_owned);
+        let upstream = Upstream {
+            name: name.clone(),
+            url,
+            url_configured: false,
+            ca_file: None,
+            realm,
+            credentials: None,
+        };
+        upstreams.insert(name, upstream);
+    }
+    for (name, raw) in raw {
+        let name: RegistryName = match name.parse() {
+            Ok(name) => name,
+            Err(e) => {
+                check.wrong(format!("[upstream.{}]: {e}", quoted(&name)));
+                continue;
+            }
+        };
+        let known = upstreams.get(&name);
+        let upstream = upstream(name.clone(), raw, known, check);
+        upstreams.insert(name, upstream);
+    }
+    if upstreams.len() > budget::UPSTREAMS_MAX {
+        check.wrong(format!(
+            "there are {} upstreams, at most {} can be named",
+            upstreams.len(),
+            budget::UPSTREAMS_MAX
+        ));
+    }
+    upstreams.into_values().collect()
+}
+
+fn upstream(
+    name: RegistryName,
+    raw: raw::Upstream,
+    known: Option<&Upstream>,
+    check: &mut Check<'_>,
+) -> Upstream {
+    let section = format!("[upstream.\"{name}\"]");
+    let url_configured = raw.url.is_some();
+    let url = match raw.url {
+        Some(url) => url.trim_end_matches('/').to_owned(),
+        None => known.map_or_else(|| format!("https://{name}"), |known| known.url.clone()),
+    };
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+    match rest {
+        None => {
+            check.wrong(format!("{section} url is {}, expected https://HOST or http://HOST", quoted(&url)))
+        }
+        Some(rest) if rest.is_empty() || rest.contains(['@', '?', '#', ' ']) => {
+            check.wrong(format!(
+                "{section} url is {}, expected a host, a port and perhaps a path",
+                quoted(&url)
+            ));
+        }
+        Some(_) => {}
+    }
+    let credentials = match (raw.username, raw.password_file) {
+        (None, None) => None,
+        (Some(username), Some(password_file)) => read_password(&section, username, password_file, check),
+        (Some(_), None) => {
+            check.wrong(format!("{section} has a username and no password_file"));
+            None
+        }
+        (None, Some(_)) => {
+            check.wrong(format!("{section} has a password_file and no username"));
+            None
+        }
+    };
+    if credentials.is_some() && url.starts_with("http://") && !is_loopback(&url) {
+        check
+            .wrong(format!("{section} would send a password over plain http to {}; use https", quoted(&url)));
+    }
+    let realm = raw.realm.or_else(|| known.filter(|_| !url_configured).and_then(|known| known.realm.clone()));
+    Upstream { name, url, url_configured, ca_file: raw.ca_file, realm, credentials }
+}
+
+fn is_loopback(url: &str) -> bool {
+    let host = url.trim_start_matches("http://").split('/').next().unwrap_or("");
+    let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
+    host == "localhost"
+        || host == "[::1]"
+        || host.parse().is_ok_and(|ip: std::net::Ipv4Addr| ip.is_loopback())
+}
+
+fn read_password(
+    section: &str,
+    username: String,
+    file: PathBuf,
+    check: &mut Check<'_>,
+) -> Option<Credentials> {
+    let shown = file.display();
+    match std::fs::metadata(&file) {
+        Ok(meta) if meta.mode() & 0o007 != 0 => {
+            check.wrong(format!(
+                "{section} password_file {shown} can be read by everybody; chmod 640 {shown}"
+            ));
+        }
+        _ => {}
+    }
+    match std::fs::read_to_string(&file) {
+        Ok(text) if text.trim_end_matches(['\r', '\n']).is_empty() => {
+            check.wrong(format!("{section} password_file {shown} is empty"));
+            None
+        }
+        Ok(text) => {
+            let password = text.trim_end_matches(['\r', '\n']).to_owned();
+            Some(Credentials { username, password, password_file: file })
+        }
+        Err(e) => {
+            check.wrong(format!("{section} password_file {shown} cannot be read: {e}"));
+            None
+        }
+    }
+}
+
+/// `--data-dir`; systemd's `$STATE_DIRECTORY`; the file's; root: `/var/lib/larder`; else `$XDG_STATE_HOME/larder`.
+fn data_dir(file: Option<PathBuf>, options: &Options, environment: Environment<'_>) -> PathBuf {
+    if let Some(dir) = &options.data_dir {
+        return dir.clone();
+    }
+    if let Some(dirs) = environment("STATE_DIRECTORY") {
+        return PathBuf::from(dirs.split(':').next().unwrap_or_default());
+    }
+    if let Some(dir) = file {
+        return dir;
+    }
+    if rustix::process::geteuid().is_root() {
+        return PathBuf::from("/var/lib/larder");
+    }
+    let state = environment("XDG_STATE_HOME").map(PathBuf::from);
+    let home = || environment("HOME").map(|home| Path::new(&home).join(".local/state"));
+    state.or_else(home).map_or_else(|| PathBuf::from("/var/lib/larder"), |state| state.join("larder"))
+}
+
+fn no_repeats<T: PartialEq + Display>(check: &mut Check<'_>, key: &str, values: &[T]) {
+    for (at, value) in values.iter().enumerate() {
+        if values[..at].contains(value) {
+            check.wrong(format!("{key} names {value} twice"));
+        }
+    }
+}
+
+/// A TOML error for people: the file, the line, and for an unknown key the nearest one that is known.
+fn explain(name: &str, text: &str, error: &toml::de::Error) -> ConfigError {
+    let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+    let place = line.map_or(name.to_owned(), |line| format!("{name}:{line}"));
+    let message = error.message();
+    let quoted_words: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    let message = match quoted_words.split_first() {
+        Some((unknown, known)) if message.starts_with("unknown field") => {
+            let near = known.iter().map(|key| (strsim::damerau_levenshtein(unknown, key), *key)).min();
+            let hint = match near {
+                Some((distance, key)) if distance <= 1 + unknown.len() / 3 => {
+                    format!("; did you mean \"{key}\"?")
+                }
+                _ => format!("; known here: {}", known.join(", ")),
+            };
+            format!("unknown key \"{unknown}\"{hint}")
+        }
+        _ => message.trim_end().replace('\n', "; "),
+    };
+    ConfigError(format!("{place}: {message}"))
+}

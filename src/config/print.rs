@@ -1,0 +1,139 @@
+//! `config print`: a configuration as the TOML that leads to it.
+
+use super::units::{bandwidth_text, size_text, span_text};
+use super::{Config, OnMissing, TagRule, Upstream};
+use std::fmt::{Display, Write};
+use std::time::Duration;
+
+impl Config {
+    /// The configuration as TOML, every default written out. Passwords are not in it, only where they are read from.
+    pub fn to_toml(&self) -> String {
+        let mut out = Toml(String::new());
+        out.key("listen", &list(&self.listen));
+        out.key("data_dir", &text(self.data_dir.display()));
+        out.key("default_registry", &text(&self.default_registry));
+        out.key("platforms", &list(&self.platforms));
+        out.section("disk");
+        out.maybe("max", self.disk.max.map(|bytes| text(size_text(bytes))));
+        out.key("min_free", &text(size_text(self.disk.min_free)));
+        out.key("expire_unused", &text(span_or_never(self.disk.expire_unused)));
+        out.section("memory");
+        out.key("max", &text(size_text(self.memory_max)));
+        out.section("fetch");
+        out.key("streams", &self.fetch.streams.to_string());
+        out.key("connect_timeout", &text(span_text(self.fetch.connect_timeout)));
+        out.key("header_timeout", &text(span_text(self.fetch.header_timeout)));
+        out.key("stall_timeout", &text(span_text(self.fetch.stall_timeout)));
+        out.key("bandwidth", &text(bandwidth_text(self.fetch.bandwidth)));
+        out.maybe("proxy", self.fetch.proxy.as_ref().map(|proxy| text(without_password(proxy))));
+        out.section("tags");
+        out.key("revalidate", &text(span_text(self.tags.revalidate)));
+        out.key("resolve_deadline", &text(span_text(self.tags.resolve_deadline)));
+        out.key("fallback_versions", &self.tags.fallback_versions.to_string());
+        out.key("history", &self.tags.history.to_string());
+        self.tags.rules.iter().for_each(|rule| out.rule(rule));
+        self.upstreams.iter().for_each(|upstream| out.upstream(upstream));
+        if let Some(tls) = &self.tls {
+            out.section("tls");
+            out.key("cert_file", &text(tls.cert_file.display()));
+            out.key("key_file", &text(tls.key_file.display()));
+        }
+        if let Some(file) = &self.htpasswd_file {
+            out.section("auth");
+            out.key("htpasswd_file", &text(file.display()));
+        }
+        if let Some(warm) = &self.warm {
+            out.section("warm");
+            out.key("images", &list(&warm.images));
+            out.key("every", &text(span_or_never(warm.every)));
+        }
+        if let Some(kit) = &self.kit {
+            out.section("kit");
+            out.key("secret_file", &text(kit.secret_file.display()));
+            out.key("listen", &text(kit.listen));
+            out.key("peers", &list(&kit.peers));
+            out.key("mdns", &kit.mdns.to_string());
+        }
+        if let Some(alert) = &self.alert {
+            out.section("alert");
+            out.maybe("command", alert.command.as_deref().map(list));
+            out.maybe("url", alert.url.as_ref().map(text));
+        }
+        out.0
+    }
+}
+
+struct Toml(String);
+
+impl Toml {
+    fn section(&mut self, name: &str) {
+        let _ = writeln!(self.0, "\n[{name}]");
+    }
+
+    fn key(&mut self, name: &str, value: &str) {
+        let _ = writeln!(self.0, "{name} = {value}");
+    }
+
+    fn maybe(&mut self, name: &str, value: Option<String>) {
+        if let Some(value) = value {
+            self.key(name, &value);
+        }
+    }
+
+    fn rule(&mut self, rule: &TagRule) {
+        self.section("[tags.rule]");
+        self.key("match", &text(&rule.pattern));
+        self.maybe("revalidate", rule.revalidate.map(|span| text(span_text(span))));
+        let word = |missing| if missing == OnMissing::Serve { "serve" } else { "pass" };
+        self.maybe("on_missing", rule.on_missing.map(|missing| text(word(missing))));
+        self.maybe("frozen", rule.frozen.map(|frozen| frozen.to_string()));
+    }
+
+    fn upstream(&mut self, upstream: &Upstream) {
+        self.section(&format!("upstream.{}", text(&upstream.name)));
+        // A built-in address that is written down would be taken for one that its owner vouches for.
+        let comment = if upstream.url_configured { "" } else { "# built in: " };
+        let _ = writeln!(self.0, "{comment}url = {}", text(&upstream.url));
+        self.maybe("ca_file", upstream.ca_file.as_ref().map(|file| text(file.display())));
+        self.maybe("realm", upstream.realm.as_ref().map(text));
+        if let Some(credentials) = &upstream.credentials {
+            self.key("username", &text(&credentials.username));
+            self.key("password_file", &text(credentials.password_file.display()));
+        }
+    }
+}
+
+fn span_or_never(span: Option<Duration>) -> String {
+    span.map_or("never".to_owned(), span_text)
+}
+
+/// A TOML basic string.
+fn text(value: impl Display) -> String {
+    let mut out = String::from("\"");
+    for c in value.to_string().chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            c if c.is_control() => {
+                let _ = write!(out, "\\u{:04X}", u32::from(c));
+            }
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+fn list<T: Display>(values: &[T]) -> String {
+    format!("[{}]", values.iter().map(text).collect::<Vec<_>>().join(", "))
+}
+
+/// A proxy's address without the password in it.
+fn without_password(proxy: &str) -> String {
+    match (proxy.split_once("://"), proxy.rsplit_once('@')) {
+        (Some((scheme, rest)), Some((_, host))) => {
+            let user = rest.split([':', '@']).next().unwrap_or("");
+            format!("{scheme}://{user}@{host}")
+        }
+        _ => proxy.to_owned(),
+    }
+}

@@ -1,0 +1,108 @@
+//! `rollback` and `verify`: what an owner may change.
+
+use super::{Bad, Desk, Problem, Verified, tag_of, unknown};
+use crate::mirror::closure;
+use crate::oci::{Digest, Reference};
+use crate::store::{Rollback, StoreError};
+
+impl Desk {
+    pub(super) fn rollback(&self, image: &Reference, to: Option<&Digest>) -> Result<String, Problem> {
+        let (repository, tag) = (&image.repository, tag_of(image)?);
+        let record = self.store.tag(repository, tag)?.ok_or_else(|| unknown(image))?;
+        let newest =
+            record.seen.as_ref().or(record.complete.as_ref()).ok_or_else(|| unknown(image))?.digest.clone();
+        let to = match to.or(image.digest.as_ref()) {
+            Some(digest) => digest.clone(),
+            None => {
+                let present = record.rollback.as_ref().map_or(&newest, |rollback| &rollback.to);
+                let mut earlier = Vec::new();
+                for version in record.candidates() {
+                    let older = record.candidates().iter().any(|v| v.digest == *present && v.n > version.n);
+                    if older && self.closure(&version.digest)?.is_complete() {
+                        earlier.push(version);
+                    }
+                }
+                let best = earlier.into_iter().max_by_key(|version| version.n);
+                best.ok_or_else(|| Problem(format!("{image} has no earlier complete version")))?
+                    .digest
+                    .clone()
+            }
+        };
+        if !record.candidates().iter().any(|version| version.digest == to) {
+            return Err(Problem(format!(
+                "{to} is not a version of {image}; larder history {image} lists them"
+            )));
+        }
+        let found = self.closure(&to)?;
+        if !found.is_complete() {
+            return Err(Problem(format!("{to} is not complete: it lacks {}", found.missing_text())));
+        }
+        if to == newest {
+            self.store.tag_rollback(repository, tag, None)?;
+            return Ok(format!("{repository}:{tag} follows upstream again, at {to}"));
+        }
+        self.store.tag_rollback(repository, tag, Some(Rollback { from: newest.clone(), to: to.clone() }))?;
+        Ok(format!("{repository}:{tag} is served at {to} until upstream moves on from {newest}"))
+    }
+
+    pub(super) fn verify(
+        &self,
+        repair: bool,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Verified, Problem> {
+        let blobs: Vec<_> = self.store.blob_files()?.collect();
+        let total = blobs.iter().map(|blob| blob.size).sum();
+        let mut verified = Verified { blobs: 0, bytes: 0, bad: Vec::new(), repaired: false };
+        for blob in blobs {
+            match self.store.verify(&blob.digest) {
+                Ok(()) => {}
+                // It may have been evicted since the list was made.
+                Err(_) if !self.store.contains(&blob.digest) => continue,
+                Err(problem) => {
+                    if let Some(mirror) = &self.mirror {
+                        mirror.counters().count_corrupt();
+                    }
+                    verified.bad.push(Bad {
+                        problem: problem.to_string(),
+                        images: Vec::new(),
+                        digest: blob.digest,
+                    });
+                }
+            }
+            verified.blobs += 1;
+            verified.bytes += blob.size;
+            progress(verified.bytes, total);
+        }
+        self.name_images(&mut verified.bad)?;
+        if repair {
+            for bad in &verified.bad {
+                self.store.quarantine(&bad.digest)?;
+                log::warn!("{} was set aside: {}", bad.digest, bad.problem);
+            }
+            verified.repaired = true;
+        }
+        if let Err(problem @ StoreError::Damaged(_)) = self.store.check_index() {
+            self.store.rebuild()?;
+            log::warn!("{problem}; it was rebuilt");
+        }
+        Ok(verified)
+    }
+
+    fn name_images(&self, bad: &mut [Bad]) -> Result<(), Problem> {
+        if bad.is_empty() {
+            return Ok(());
+        }
+        self.each_tag(|repository, tag, record| {
+            for version in record.candidates() {
+                let needed = closure(&self.store, &self.config.platforms, &version.digest)?;
+                for bad in bad.iter_mut().filter(|bad| needed.present.contains_key(&bad.digest)) {
+                    let name = format!("{repository}:{tag}");
+                    if !bad.images.contains(&name) {
+                        bad.images.push(name);
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,92 @@
+//! `/v2/NAME/blobs/DIGEST` (distribution-spec, "Pulling blobs"), with ranges on hits and on fills.
+
+use super::Shared;
+use super::answer::{self, Answer};
+use super::body::{Account, Body, Reader};
+use super::manifests::label;
+use super::request::{Range, Request};
+use crate::mirror::{ByteSource, Refusal, Source};
+use crate::oci::{Digest, Repository};
+use hyper::StatusCode;
+use hyper::header::{self, HeaderValue};
+use std::sync::Arc;
+
+pub(super) async fn answer(
+    shared: &Arc<Shared>,
+    request: &Request,
+    repository: &Repository,
+    digest: &Digest,
+) -> Answer {
+    let answered = if request.head {
+        head(shared, request, repository, digest).await
+    } else {
+        body(shared, request, repository, digest).await
+    };
+    answered.unwrap_or_else(|refusal| {
+        log::warn!("{repository} blob {digest} not answered: {refusal}");
+        shared.mirror.pulls().refused(request.client, repository);
+        answer::refuse(&refusal)
+    })
+}
+
+async fn head(
+    shared: &Arc<Shared>,
+    request: &Request,
+    repository: &Repository,
+    digest: &Digest,
+) -> Result<Answer, Refusal> {
+    let (size, hit) = shared.mirror.blob_size(repository, digest).await?;
+    let mut answer = answer::with_length(StatusCode::OK, "application/octet-stream", size);
+    answer.headers_mut().insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    label(&mut answer, request, digest, if hit { "larder; hit" } else { "larder; fwd=uri-miss" });
+    Ok(answer)
+}
+
+async fn body(
+    shared: &Arc<Shared>,
+    request: &Request,
+    repository: &Repository,
+    digest: &Digest,
+) -> Result<Answer, Refusal> {
+    let mirror = &shared.mirror;
+    let source = mirror.blob(repository, digest).await?;
+    let (total, status) = match &source {
+        Source::Hit(blob) => (blob.size, "larder; hit"),
+        Source::Fill { total, joined: false, .. } => (*total, "larder; fwd=uri-miss"),
+        Source::Fill { total, joined: true, .. } => (*total, "larder; fwd=uri-miss; collapsed"),
+    };
+    let (code, first, length) = match request.range(total) {
+        Range::Whole => (StatusCode::OK, 0, total),
+        Range::Part(first, last) => (StatusCode::PARTIAL_CONTENT, first, last - first + 1),
+        Range::Unsatisfiable => return Ok(unsatisfiable(total)),
+    };
+    let mut answer = answer::with_length(code, "application/octet-stream", length);
+    let headers = answer.headers_mut();
+    headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    if code == StatusCode::PARTIAL_CONTENT {
+        let last = first + length - 1;
+        headers.insert(header::CONTENT_RANGE, answer::text(&format!("bytes {first}-{last}/{total}")));
+    }
+    let reader = match source {
+        Source::Hit(blob) => Reader::whole(
+            blob.file,
+            first,
+            Account::open(mirror, request.client, repository, ByteSource::Cache),
+        ),
+        Source::Fill { fill, .. } => {
+            let account = Account::open(mirror, request.client, repository, ByteSource::Fill);
+            Reader::growing(fill, first, mirror.stall_timeout(), account)
+        }
+    };
+    *answer.body_mut() = Body::stream(reader, length);
+    label(&mut answer, request, digest, status);
+    Ok(answer)
+}
+
+fn unsatisfiable(total: u64) -> Answer {
+    let message = format!("the range is outside the blob's {total} bytes");
+    let mut answer =
+        answer::error(StatusCode::RANGE_NOT_SATISFIABLE, crate::oci::ErrorCode::Unsupported, &message);
+    answer.headers_mut().insert(header::CONTENT_RANGE, answer::text(&format!("bytes */{total}")));
+    answer
+}

@@ -1,0 +1,152 @@
+//! Listening: accepts connections, hands each to hyper, and stops in good order.
+//!
+//! Invariants. At most [`budget::CONNECTIONS_MAX`] connections are open; one more waits in the kernel. No error of a
+//! single connection, and no passing error of `accept`, ends the server.
+
+use super::auth::Door;
+use super::io::{Clock, Connection};
+use super::{Shared, answer, tls};
+use crate::budget;
+use crate::mirror::Mirror;
+use hyper::service::service_fn;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+
+/// An address that is bound.
+pub struct Listener(TcpListener);
+
+impl Listener {
+    /// Binds an address. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong with the address and what can be done.
+    pub async fn bind(address: SocketAddr) -> Result<Listener, String> {
+        match TcpListener::bind(address).await {
+            Ok(listener) => Ok(Listener(listener)),
+            Err(e) => {
+                let advice = match e.kind() {
+                    io::ErrorKind::AddrInUse => {
+                        "; another program listens there, choose another with --listen"
+                    }
+                    io::ErrorKind::PermissionDenied => {
+                        "; ports below 1024 need privileges, choose a higher one"
+                    }
+                    io::ErrorKind::AddrNotAvailable => "; this board has no such address",
+                    _ => "",
+                };
+                Err(format!("cannot listen on {address}: {e}{advice}"))
+            }
+        }
+    }
+
+    /// Where it listens, with the port that the kernel chose for port 0.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+}
+
+/// The server.
+pub struct Server {
+    shared: Arc<Shared>,
+    tls: Option<tokio_rustls::TlsAcceptor>,
+    places: Arc<Semaphore>,
+    stop: watch::Sender<bool>,
+}
+
+impl Server {
+    /// Prepares to serve `mirror`, reading the certificate and the password file if there are any.
+    ///
+    /// # Errors
+    /// A sentence that names the file and what is wrong with it.
+    pub fn new(mirror: Arc<Mirror>) -> Result<Server, String> {
+        let config = Arc::clone(mirror.config());
+        let tls = config.tls.as_ref().map(tls::acceptor).transpose()?;
+        let door = Door::open(config.htpasswd_file.as_deref())?;
+        Ok(Server {
+            shared: Arc::new(Shared { mirror, door }),
+            tls,
+            places: Arc::new(Semaphore::new(budget::CONNECTIONS_MAX)),
+            stop: watch::Sender::new(false),
+        })
+    }
+
+    /// Accepts connections until [`Server::stop`].
+    pub async fn serve(&self, listener: Listener) {
+        let mut stopped = self.stop.subscribe();
+        loop {
+            let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { return };
+            let accepted = tokio::select! {
+                accepted = listener.0.accept() => accepted,
+                _ = stopped.wait_for(|stop| *stop) => return,
+            };
+            match accepted {
+                Ok((socket, peer)) => {
+                    let (shared, tls, stop) =
+                        (Arc::clone(&self.shared), self.tls.clone(), self.stop.subscribe());
+                    tokio::spawn(async move {
+                        if let Err(problem) = connection(shared, tls, socket, peer.ip(), stop).await {
+                            log::debug!("connection of {peer} ended: {problem}");
+                        }
+                        drop(place);
+                    });
+                }
+                Err(e) => {
+                    log::warn!("cannot accept a connection: {e}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    /// Accepts no more, lets the requests under way end, and returns when none is left or `grace` is over.
+    pub async fn stop(&self, grace: Duration) {
+        self.stop.send_replace(true);
+        let all = u32::try_from(budget::CONNECTIONS_MAX).unwrap_or(u32::MAX);
+        let _ = tokio::time::timeout(grace, self.places.acquire_many(all)).await;
+    }
+}
+
+async fn connection(
+    shared: Arc<Shared>,
+    tls: Option<tokio_rustls::TlsAcceptor>,
+    socket: TcpStream,
+    client: IpAddr,
+    stop: watch::Receiver<bool>,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    socket.set_nodelay(true)?;
+    match tls {
+        None => speak(shared, socket, client, stop).await,
+        Some(acceptor) => {
+            let socket = tokio::time::timeout(budget::REQUEST_HEADER_TIME, acceptor.accept(socket)).await??;
+            speak(shared, socket, client, stop).await
+        }
+    }
+}
+
+async fn speak<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    shared: Arc<Shared>,
+    socket: S,
+    client: IpAddr,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let service = service_fn(move |request| {
+        let answered = answer(Arc::clone(&shared), client, request);
+        async move { Ok::<_, std::convert::Infallible>(answered.await) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(Clock)
+        .header_read_timeout(budget::REQUEST_HEADER_TIME)
+        .max_buf_size(budget::CONNECTION_BUFFER_BYTES)
+        .serve_connection(Connection::new(socket), service);
+    tokio::pin!(connection);
+    tokio::select! {
+        ended = connection.as_mut() => return Ok(ended?),
+        _ = stop.wait_for(|stop| *stop) => connection.as_mut().graceful_shutdown(),
+    }
+    Ok(connection.await?)
+}

@@ -1,0 +1,133 @@
+//! `/v2/NAME/manifests/REFERENCE` (distribution-spec, "Pulling manifests").
+//!
+//! The bytes are upstream's, and so is the media type, whatever the client accepts: converting a manifest would change
+//! its digest.
+
+use super::Shared;
+use super::answer::{self, Answer, CACHE_STATUS, CONTENT_DIGEST, NAMESPACE};
+use super::body::{Account, Body, Reader};
+use super::request::Request;
+use crate::mirror::{ByteSource, Refusal, Resolved, Served, Tier};
+use crate::oci::{Digest, ManifestRef, Repository, Tag};
+use hyper::StatusCode;
+use hyper::header::{self, HeaderValue};
+use std::sync::Arc;
+
+pub(super) async fn answer(
+    shared: &Arc<Shared>,
+    request: &Request,
+    repository: &Repository,
+    reference: &ManifestRef,
+) -> Answer {
+    let answered = match reference {
+        ManifestRef::Digest(digest) => by_digest(shared, request, repository, digest).await,
+        ManifestRef::Tag(tag) => by_tag(shared, request, repository, tag).await,
+    };
+    match answered {
+        Ok(answer) => answer,
+        Err(refusal) => {
+            shared.mirror.pulls().refused(request.client, repository);
+            answer::refuse(&refusal)
+        }
+    }
+}
+
+async fn by_digest(
+    shared: &Arc<Shared>,
+    request: &Request,
+    repository: &Repository,
+    digest: &Digest,
+) -> Result<Answer, Refusal> {
+    let served = shared.mirror.manifest(repository, digest).await.inspect_err(|refusal| {
+        log::warn!("{repository}@{digest} not answered: {refusal}");
+    })?;
+    shared.mirror.pulls().asked(request.client, repository, &digest.to_string(), None);
+    let status = if served.fetched { "larder; fwd=uri-miss" } else { "larder; hit" };
+    Ok(content(shared, request, repository, digest, served, status))
+}
+
+async fn by_tag(
+    shared: &Arc<Shared>,
+    request: &Request,
+    repository: &Repository,
+    tag: &Tag,
+) -> Result<Answer, Refusal> {
+    let mirror = &shared.mirror;
+    let mut resolved = mirror.resolve(repository, tag).await?;
+    mirror.pulls().asked(request.client, repository, tag.as_str(), Some(resolved.tier));
+    // What upstream stated is all that a HEAD needs; the client comes back for the bytes by digest.
+    if request.head
+        && let Some((media_type, size)) = &resolved.stated
+        && !mirror.store().contains(&resolved.digest)
+    {
+        let mut answer = answer::with_length(StatusCode::OK, media_type, *size);
+        label(&mut answer, request, &resolved.digest, "larder; fwd=uri-miss; detail=upstream");
+        return Ok(answer);
+    }
+    let served = match mirror.manifest(repository, &resolved.digest).await {
+        Ok(served) => served,
+        // Upstream named a version that it then could not give: an older one that is whole is better than nothing.
+        Err(refusal @ (Refusal::Unavailable(_) | Refusal::Missing { .. }))
+            if resolved.tier == Tier::Upstream =>
+        {
+            let cause = refusal.to_string();
+            resolved = mirror
+                .resolve_instead(repository, tag, &resolved.digest, cause)
+                .await
+                .map_err(|_| refusal)?;
+            mirror.manifest(repository, &resolved.digest).await?
+        }
+        Err(refusal) => return Err(refusal),
+    };
+    let status = cache_status(&resolved, &served);
+    let mut answer = content(shared, request, repository, &resolved.digest, served, status);
+    if let (true, Some(cause)) = (resolved.tier.is_stale(), &resolved.cause) {
+        answer::warn(&mut answer, cause);
+    }
+    Ok(answer)
+}
+
+fn cache_status(resolved: &Resolved, served: &Served) -> &'static str {
+    match (resolved.tier, served.fetched) {
+        (Tier::Fresh, false) => "larder; hit; detail=fresh",
+        (Tier::Upstream, false) => "larder; hit; detail=upstream",
+        (Tier::Peer, false) => "larder; hit; detail=peer",
+        (Tier::LastComplete, false) => "larder; hit; detail=last-complete",
+        (Tier::OlderVersion, false) => "larder; hit; detail=older-version",
+        (Tier::Peer, true) => "larder; fwd=uri-miss; detail=peer",
+        (Tier::None, _) => "larder; fwd=uri-miss; detail=none",
+        (Tier::Fresh | Tier::Upstream | Tier::LastComplete | Tier::OlderVersion, true) => {
+            "larder; fwd=uri-miss; detail=upstream"
+        }
+    }
+}
+
+fn content(
+    shared: &Arc<Shared>,
+    request: &Request,
+    repository: &Repository,
+    digest: &Digest,
+    served: Served,
+    status: &'static str,
+) -> Answer {
+    let size = served.blob.size;
+    let mut answer = answer::with_length(StatusCode::OK, &served.media_type, size);
+    if !request.head {
+        let source = if served.fetched { ByteSource::Fill } else { ByteSource::Cache };
+        let account = Account::open(&shared.mirror, request.client, repository, source);
+        *answer.body_mut() = Body::stream(Reader::whole(served.blob.file, 0, account), size);
+    }
+    label(&mut answer, request, digest, status);
+    answer
+}
+
+/// The headers that every answer with content has.
+pub(super) fn label(answer: &mut Answer, request: &Request, digest: &Digest, status: &'static str) {
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_DIGEST, answer::text(&digest.to_string()));
+    headers.insert(header::ETAG, answer::text(&format!("\"{digest}\"")));
+    headers.insert(CACHE_STATUS, HeaderValue::from_static(status));
+    if let Some(namespace) = &request.namespace {
+        headers.insert(NAMESPACE, answer::text(namespace.as_str()));
+    }
+}

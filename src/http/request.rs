@@ -1,0 +1,262 @@
+//! A request, parsed once: which registry, which repository, what of it.
+
+use super::answer::{self, Answer};
+use crate::config::Config;
+use crate::mirror::{Mirror, PageRequest};
+use crate::oci::{Digest, ErrorCode, Invalid, ManifestRef, RegistryName, Repository, RepositoryName, quoted};
+use hyper::header::{self, HeaderMap};
+use hyper::{Method, StatusCode, Uri};
+use std::borrow::Cow;
+use std::net::IpAddr;
+
+/// What is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Target {
+    Base,
+    Manifest(Repository, ManifestRef),
+    Blob(Repository, Digest),
+    Tags(Repository),
+    /// The registry that was named by `ns`, if any.
+    Catalog(Option<RegistryName>),
+    Referrers(Repository, Digest),
+    Healthz,
+    Readyz,
+    Metrics,
+}
+
+/// A request that makes sense.
+pub(super) struct Request {
+    pub(super) client: IpAddr,
+    /// HEAD: as GET, without the body.
+    pub(super) head: bool,
+    pub(super) target: Target,
+    pub(super) page: PageRequest,
+    pub(super) artifact_type: Option<String>,
+    /// `ns`, to be echoed.
+    pub(super) namespace: Option<RegistryName>,
+    /// The path as it came, for links to the next page.
+    pub(super) path: String,
+    pub(super) headers: HeaderMap,
+    default_registry: RegistryName,
+}
+
+impl Request {
+    /// Parses a request; what is wrong with it is an answer already.
+    pub(super) fn parse(
+        incoming: &hyper::Request<impl Sized>,
+        client: IpAddr,
+        config: &Config,
+    ) -> Result<Request, Box<Answer>> {
+        let uri = incoming.uri();
+        let query = Query::parse(uri)?;
+        let namespace = query.namespace(config)?;
+        let path =
+            decode(uri.path()).ok_or_else(|| invalid(ErrorCode::NameInvalid, "the path is not UTF-8"))?;
+        if ![Method::GET, Method::HEAD].contains(incoming.method()) {
+            return Err(Box::new(answer::read_only(incoming.method())));
+        }
+        let target = parse_path(&path, namespace.as_ref(), config)?;
+        Ok(Request {
+            client,
+            head: incoming.method() == Method::HEAD,
+            target,
+            page: PageRequest { n: query.n, last: query.last },
+            artifact_type: query.artifact_type,
+            namespace,
+            path: uri.path().to_owned(),
+            headers: incoming.headers().clone(),
+            default_registry: config.default_registry.clone(),
+        })
+    }
+
+    /// The registry that the request is about, if its content needs a login here.
+    pub(super) fn private_registry(&self, mirror: &Mirror) -> Option<&RegistryName> {
+        let registry = match &self.target {
+            Target::Manifest(repository, _)
+            | Target::Blob(repository, _)
+            | Target::Tags(repository)
+            | Target::Referrers(repository, _) => &repository.registry,
+            Target::Catalog(registry) => registry.as_ref().unwrap_or(&self.default_registry),
+            // Clients that do not name a registry decide by this path whether to log in at all.
+            Target::Base => &self.default_registry,
+            Target::Healthz | Target::Readyz | Target::Metrics => return None,
+        };
+        mirror.upstreams().find(registry).filter(|upstream| upstream.is_private()).map(|_| registry)
+    }
+
+    /// The one range that is asked for, in a body of `total` bytes.
+    pub(super) fn range(&self, total: u64) -> Range {
+        match self.headers.get(header::RANGE).map(|value| value.to_str()) {
+            Some(Ok(value)) => parse_range(value, total),
+            Some(Err(_)) | None => Range::Whole,
+        }
+    }
+}
+
+/// What a Range header means (RFC 9110, section 14).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Range {
+    /// No range, or one that may be ignored.
+    Whole,
+    /// From the first to the last byte, both included.
+    Part(u64, u64),
+    /// Nothing of the body is in the range.
+    Unsatisfiable,
+}
+
+fn parse_range(value: &str, total: u64) -> Range {
+    let Some(spec) = value.trim().strip_prefix("bytes=") else { return Range::Whole };
+    // Several ranges may be answered with the whole (RFC 9110, section 14.2).
+    if spec.contains(',') {
+        return Range::Whole;
+    }
+    let Some((first, last)) = spec.split_once('-') else { return Range::Unsatisfiable };
+    let number = |text: &str| -> Option<u64> {
+        let text = text.trim();
+        (!text.is_empty() && text.bytes().all(|c| c.is_ascii_digit()))
+            .then(|| text.parse().unwrap_or(u64::MAX))
+    };
+    match (number(first), last.trim().is_empty(), number(last)) {
+        (Some(first), true, _) if first < total => Range::Part(first, total - 1),
+        (Some(first), false, Some(last)) if first <= last && first < total => {
+            Range::Part(first, last.min(total - 1))
+        }
+        (None, false, Some(suffix)) if first.trim().is_empty() && suffix > 0 && total > 0 => {
+            Range::Part(total.saturating_sub(suffix), total - 1)
+        }
+        _ => Range::Unsatisfiable,
+    }
+}
+
+#[derive(Default)]
+struct Query {
+    ns: Option<String>,
+    n: Option<usize>,
+    last: Option<String>,
+    artifact_type: Option<String>,
+}
+
+impl Query {
+    fn parse(uri: &Uri) -> Result<Query, Box<Answer>> {
+        let mut query = Query::default();
+        for pair in uri.query().unwrap_or("").split('&').filter(|pair| !pair.is_empty()) {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let value =
+                decode(value).ok_or_else(|| invalid(ErrorCode::NameInvalid, "the query is not UTF-8"))?;
+            match key {
+                "ns" => query.ns = Some(value.into_owned()),
+                "n" => {
+                    query.n = Some(value.parse().map_err(|_| {
+                        invalid(ErrorCode::Unsupported, &format!("n={} is not a number", quoted(&value)))
+                    })?);
+                }
+                "last" => query.last = Some(value.into_owned()),
+                "artifactType" => query.artifact_type = Some(value.into_owned()),
+                _ => {}
+            }
+        }
+        Ok(query)
+    }
+
+    /// The registry named by `ns`: it must be one that is configured, or nothing goes out.
+    fn namespace(&self, config: &Config) -> Result<Option<RegistryName>, Box<Answer>> {
+        let Some(ns) = &self.ns else { return Ok(None) };
+        let registry: RegistryName =
+            ns.parse().map_err(|e: Invalid| invalid(ErrorCode::NameInvalid, &e.to_string()))?;
+        if config.upstream(&registry).is_none() {
+            return Err(Box::new(answer::unknown_registry(&registry)));
+        }
+        Ok(Some(registry))
+    }
+}
+
+fn parse_path(path: &str, namespace: Option<&RegistryName>, config: &Config) -> Result<Target, Box<Answer>> {
+    match path {
+        "/healthz" => return Ok(Target::Healthz),
+        "/readyz" => return Ok(Target::Readyz),
+        "/metrics" => return Ok(Target::Metrics),
+        "/v2" | "/v2/" => return Ok(Target::Base),
+        "/v2/_catalog" => return Ok(Target::Catalog(namespace.cloned())),
+        _ => {}
+    }
+    let unknown = || {
+        Box::new(answer::error(
+            StatusCode::NOT_FOUND,
+            ErrorCode::NameUnknown,
+            "there is nothing at this path",
+        ))
+    };
+    let rest = path.strip_prefix("/v2/").ok_or_else(unknown)?;
+    let (front, last) = rest.rsplit_once('/').ok_or_else(unknown)?;
+    let (name, kind) = front.rsplit_once('/').ok_or_else(unknown)?;
+    let repository = || parse_name(name, namespace, config);
+    let digest = || last.parse::<Digest>().map_err(|e| invalid(ErrorCode::DigestInvalid, &e.to_string()));
+    match kind {
+        "manifests" => {
+            let code = if last.contains(':') { ErrorCode::DigestInvalid } else { ErrorCode::ManifestInvalid };
+            let reference = last.parse().map_err(|e: Invalid| invalid(code, &e.to_string()));
+            Ok(Target::Manifest(repository()?, reference?))
+        }
+        "blobs" => Ok(Target::Blob(repository()?, digest()?)),
+        "referrers" => Ok(Target::Referrers(repository()?, digest()?)),
+        "tags" if last == "list" => Ok(Target::Tags(repository()?)),
+        _ => Err(unknown()),
+    }
+}
+
+/// The registry is `ns`; else the first component where that is a configured registry; else the default one.
+fn parse_name(
+    name: &str,
+    namespace: Option<&RegistryName>,
+    config: &Config,
+) -> Result<Repository, Box<Answer>> {
+    let in_path = || {
+        let (first, rest) = name.split_once('/')?;
+        let registry: RegistryName = first.parse().ok()?;
+        config.upstream(&registry).map(|_| (registry, rest))
+    };
+    let (registry, name) = match namespace {
+        Some(registry) => (registry.clone(), name),
+        None => in_path().unwrap_or_else(|| (config.default_registry.clone(), name)),
+    };
+    let name: RepositoryName =
+        name.parse().map_err(|e: Invalid| invalid(ErrorCode::NameInvalid, &e.to_string()))?;
+    Ok(Repository::new(registry, name))
+}
+
+fn decode(text: &str) -> Option<Cow<'_, str>> {
+    percent_encoding::percent_decode_str(text).decode_utf8().ok()
+}
+
+fn invalid(code: ErrorCode, message: &str) -> Box<Answer> {
+    Box::new(answer::error(StatusCode::BAD_REQUEST, code, message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges() {
+        for (value, total, expected) in [
+            ("bytes=500-1499", 2000, Range::Part(500, 1499)),
+            ("bytes=500-", 2000, Range::Part(500, 1999)),
+            ("bytes=-500", 2000, Range::Part(1500, 1999)),
+            ("bytes=-5000", 2000, Range::Part(0, 1999)),
+            ("bytes=1000-5000", 2000, Range::Part(1000, 1999)),
+            ("bytes=0-0", 2000, Range::Part(0, 0)),
+            ("bytes=0-99999999999999999999999", 2000, Range::Part(0, 1999)),
+            ("bytes=500-0", 2000, Range::Unsatisfiable),
+            ("bytes=5000-10000", 2000, Range::Unsatisfiable),
+            ("bytes=2000-", 2000, Range::Unsatisfiable),
+            ("bytes=-0", 2000, Range::Unsatisfiable),
+            ("bytes=-", 2000, Range::Unsatisfiable),
+            ("bytes=x-y", 2000, Range::Unsatisfiable),
+            ("bytes=0-", 0, Range::Unsatisfiable),
+            ("bytes=0-1,3-4", 2000, Range::Whole),
+            ("lines=0-1", 2000, Range::Whole),
+        ] {
+            assert_eq!(parse_range(value, total), expected, "{value} of {total}");
+        }
+    }
+}

@@ -1,0 +1,343 @@
+//! Content by digest: from the disk, or from upstream on its way to the disk.
+//!
+//! Content names itself, so what is here is served without asking anybody - unless it was fetched with credentials.
+//! Then it is served only through a repository whose upstream was seen to hold it, because a manifest in another
+//! repository can name any digest it likes.
+
+use super::fill::{Fill, Phase};
+use super::refusal::{Missing, Refusal};
+use super::{Mirror, outage_text};
+use crate::budget;
+use crate::fetch::{Failure, FetchedManifest, Link, Upstream};
+use crate::oci::{Digest, Manifest, ManifestRef, Repository};
+use crate::store::{Blob, StoreError};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A manifest that can be served.
+#[derive(Debug)]
+pub struct Served {
+    /// The media type to serve it with.
+    pub media_type: String,
+    /// Its content.
+    pub blob: Blob,
+    /// It was not on the disk when it was asked for.
+    pub fetched: bool,
+}
+
+/// A blob that can be served.
+#[derive(Debug)]
+pub enum Source {
+    /// It is whole.
+    Hit(Blob),
+    /// It is growing.
+    Fill {
+        /// The download.
+        fill: Arc<Fill>,
+        /// Bytes that it will have.
+        total: u64,
+        /// Another request had begun it.
+        joined: bool,
+    },
+}
+
+/// What is on the disk for a digest, as far as a repository may see it.
+enum Here {
+    Yes(Blob),
+    /// Nothing.
+    No,
+    /// Content that this repository's upstream was not seen to hold.
+    Unconfirmed,
+}
+
+impl Mirror {
+    /// A manifest by its digest.
+    ///
+    /// # Errors
+    /// Upstream's own 404 and 401/403, and [`Refusal::Unavailable`] where it cannot be asked.
+    pub async fn manifest(
+        self: &Arc<Self>,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Served, Refusal> {
+        let upstream = self.upstreams.find(&repository.registry).cloned();
+        let upstream = upstream.ok_or_else(|| Refusal::UnknownRegistry(repository.registry.clone()))?;
+        if let Some(served) = self.manifest_here(repository, digest).await? {
+            self.store.touch(digest);
+            return Ok(served);
+        }
+        if let Link::Down { .. } = upstream.breaker().link() {
+            return Err(unavailable(&upstream, digest));
+        }
+        let key = (repository.clone(), digest.clone());
+        let (mirror, question) = (Arc::clone(self), key.clone());
+        let flight = self
+            .manifests
+            .join(&self.lanes, &key, move || mirror.fetch_manifest(&upstream, &question.0, &question.1))
+            .map_err(|_| Refusal::Busy("too many questions wait for upstreams".into()))?;
+        match tokio::time::timeout(budget::MISS_WAIT_MAX, flight.land()).await {
+            Ok(Some(Ok(()))) => {}
+            Ok(Some(Err(refusal))) => return Err(refusal),
+            Ok(None) => {
+                return Err(Refusal::Failed("the question to upstream failed; the log says how".into()));
+            }
+            Err(_) => {
+                let waited = budget::MISS_WAIT_MAX.as_secs();
+                return Err(Refusal::Unavailable(format!(
+                    "{} did not answer within {waited} s",
+                    repository.registry
+                )));
+            }
+        }
+        match self.manifest_here(repository, digest).await? {
+            Some(served) => Ok(Served { fetched: true, ..served }),
+            None => Err(Refusal::not_here(Missing::Manifest, digest)),
+        }
+    }
+
+    /// A blob by its digest; begins a fill, or joins one, if it is not here.
+    ///
+    /// # Errors
+    /// As [`Mirror::manifest`]; [`Refusal::Busy`] when the downloads that may wait are all taken.
+    pub async fn blob(self: &Arc<Self>, repository: &Repository, digest: &Digest) -> Result<Source, Refusal> {
+        let upstream = self.upstreams.find(&repository.registry).cloned();
+        let upstream = upstream.ok_or_else(|| Refusal::UnknownRegistry(repository.registry.clone()))?;
+        if let Some(blob) = self.blob_here(&upstream, repository, digest).await? {
+            self.store.touch(digest);
+            return Ok(Source::Hit(blob));
+        }
+        let running = self.fills.find(digest);
+        if let Some(fill) = &running
+            && fill.repository() != repository
+            && upstream_of(self, fill.repository()).is_some_and(|other| other.is_private())
+        {
+            return Err(Refusal::Busy(format!("{digest} is being fetched for another repository")));
+        }
+        if let Link::Down { .. } = upstream.breaker().link() {
+            return Err(unavailable(&upstream, digest));
+        }
+        let stated = match self.store.link(repository, digest) {
+            Ok(link) => link.and_then(|link| link.size),
+            Err(StoreError::Rebuilding) => None,
+            Err(problem) => return Err(Refusal::from_store(&problem)),
+        };
+        let fill = self.fills.begin(repository, digest, stated)?;
+        let total = self.size_of(&fill, repository, digest).await?;
+        match total {
+            Some(total) => Ok(Source::Fill { fill, total, joined: running.is_some() }),
+            // It ended between the two looks: whole, so it is here now.
+            None => match self.store.open_blob(digest).map_err(|e| Refusal::from_store(&e))? {
+                Some(blob) => Ok(Source::Hit(blob)),
+                None => Err(Refusal::not_here(Missing::Blob, digest)),
+            },
+        }
+    }
+
+    /// The size of a blob, without fetching it.
+    pub async fn blob_size(
+        self: &Arc<Self>,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<(u64, bool), Refusal> {
+        let upstream = self.upstreams.find(&repository.registry).cloned();
+        let upstream = upstream.ok_or_else(|| Refusal::UnknownRegistry(repository.registry.clone()))?;
+        if let Some(blob) = self.blob_here(&upstream, repository, digest).await? {
+            return Ok((blob.size, true));
+        }
+        let total = self.fills.find(digest).filter(|fill| fill.repository() == repository);
+        if let Some(total) = total.and_then(|fill| fill.follow().borrow().total) {
+            return Ok((total, false));
+        }
+        if let Link::Down { .. } = upstream.breaker().link() {
+            return Err(unavailable(&upstream, digest));
+        }
+        let (name, wanted) = (repository.name.clone(), digest.clone());
+        let answer = self.ask(move || upstream.head_blob(&name, &wanted)).await?;
+        match answer.map_err(|failure| Refusal::from_failure(&failure, Missing::Blob))? {
+            Some(size) => Ok((size, false)),
+            None => Err(Refusal::Unavailable(format!("{} states no size for {digest}", repository.registry))),
+        }
+    }
+
+    /// Waits until a fill knows its size. `None`: it has ended well. Queued behind other downloads, the size that the
+    /// manifest states will do: the client then waits for bytes and not for a header.
+    async fn size_of(
+        &self,
+        fill: &Arc<Fill>,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<u64>, Refusal> {
+        let mut follow = fill.follow();
+        let known = follow.wait_for(|progress| {
+            progress.total.is_some() && progress.phase == Phase::Running
+                || !matches!(progress.phase, Phase::Queued | Phase::Running)
+        });
+        let Ok(known) = tokio::time::timeout(budget::MISS_WAIT_MAX, known).await else {
+            return match (fill.stated(), &fill.follow().borrow().phase) {
+                (Some(stated), Phase::Queued) => Ok(Some(stated)),
+                (_, Phase::Queued) => Err(Refusal::Busy("all downloads at a time are taken".into())),
+                _ => Err(Refusal::Unavailable(format!("{} is slow to offer {digest}", repository.registry))),
+            };
+        };
+        let progress =
+            known.map_err(|_| Refusal::Failed("the download failed; the log says how".into()))?.clone();
+        match progress.phase {
+            Phase::Done => Ok(None),
+            Phase::Queued | Phase::Running => Ok(progress.total),
+            Phase::Parked(cause) => Err(Refusal::Unavailable(format!("{cause}; {digest} is not cached"))),
+            Phase::Failed(refusal) => Err(refusal),
+        }
+    }
+
+    async fn manifest_here(
+        self: &Arc<Self>,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<Served>, Refusal> {
+        let (repository, digest) = (repository.clone(), digest.clone());
+        let found = self.blocking(move |mirror| mirror.manifest_now(&repository, &digest)).await;
+        found.map_err(|problem| Refusal::from_store(&problem))
+    }
+
+    fn manifest_now(&self, repository: &Repository, digest: &Digest) -> Result<Option<Served>, StoreError> {
+        let Here::Yes(blob) = self.here(repository, digest)? else { return Ok(None) };
+        let linked = match self.store.link(repository, digest) {
+            Ok(link) => link.and_then(|link| link.media_type),
+            Err(StoreError::Rebuilding) => None,
+            Err(problem) => return Err(problem),
+        };
+        let media_type = match linked {
+            Some(media_type) => Some(media_type),
+            // Not a manifest of this repository as far as is known: only its own text can say what it is.
+            None => self
+                .store
+                .read_small(digest)?
+                .and_then(|bytes| Manifest::parse(&bytes, None).ok())
+                .map(|manifest| manifest.media_type),
+        };
+        Ok(media_type.map(|media_type| Served { media_type, blob, fetched: false }))
+    }
+
+    async fn blob_here(
+        self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<Blob>, Refusal> {
+        let (wanted, name) = (digest.clone(), repository.clone());
+        let here = self.blocking(move |mirror| mirror.here(&name, &wanted)).await;
+        match here.map_err(|problem| Refusal::from_store(&problem))? {
+            Here::Yes(blob) => Ok(Some(blob)),
+            Here::No => Ok(None),
+            Here::Unconfirmed => self.confirm(upstream, repository, digest).await.map(Some),
+        }
+    }
+
+    fn here(&self, repository: &Repository, digest: &Digest) -> Result<Here, StoreError> {
+        let Some(blob) = self.store.open_blob(digest)? else { return Ok(Here::No) };
+        if !blob.private {
+            return Ok(Here::Yes(blob));
+        }
+        let held = match self.store.link(repository, digest) {
+            Ok(link) => link.is_some_and(|link| link.held),
+            Err(StoreError::Rebuilding) => false,
+            Err(problem) => return Err(problem),
+        };
+        Ok(if held { Here::Yes(blob) } else { Here::Unconfirmed })
+    }
+
+    /// Asks this repository's upstream whether it holds content that is here but private.
+    async fn confirm(
+        self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Blob, Refusal> {
+        if let Link::Down { .. } = upstream.breaker().link() {
+            return Err(unavailable(upstream, digest));
+        }
+        let (asked, name, wanted) = (Arc::clone(upstream), repository.name.clone(), digest.clone());
+        let answer = self.ask(move || asked.head_blob(&name, &wanted)).await?;
+        answer.map_err(|failure| Refusal::from_failure(&failure, Missing::Blob))?;
+        let (public, name, wanted) = (!upstream.is_private(), repository.clone(), digest.clone());
+        let noted = self.blocking(move |mirror| {
+            if public {
+                mirror.store.make_public(&wanted)?
+            } else {
+                mirror.store.hold(&name, &wanted)?
+            }
+            mirror.store.open_blob(&wanted)
+        });
+        let blob = noted.await.map_err(|problem| Refusal::from_store(&problem))?;
+        blob.ok_or_else(|| Refusal::not_here(Missing::Blob, digest))
+    }
+
+    fn fetch_manifest(
+        &self,
+        upstream: &Upstream,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<(), Refusal> {
+        let fetched = upstream.fetch_manifest(&repository.name, &ManifestRef::Digest(digest.clone()));
+        let fetched = fetched.map_err(|failure| Refusal::from_failure(&failure, Missing::Manifest))?;
+        self.put_manifest(upstream, repository, &fetched).map_err(|problem| Refusal::from_store(&problem))
+    }
+
+    /// Stores a manifest that came unasked; a store that cannot take it is no reason to fail the question.
+    pub(super) fn keep_manifest(
+        &self,
+        upstream: &Upstream,
+        repository: &Repository,
+        fetched: &FetchedManifest,
+    ) {
+        if let Err(problem) = self.put_manifest(upstream, repository, fetched) {
+            log::warn!("manifest {} of {repository} was not kept: {problem}", fetched.digest);
+        }
+    }
+
+    fn put_manifest(
+        &self,
+        upstream: &Upstream,
+        repository: &Repository,
+        fetched: &FetchedManifest,
+    ) -> Result<(), StoreError> {
+        self.store.put_manifest(
+            repository,
+            &fetched.digest,
+            &fetched.media_type,
+            &fetched.bytes,
+            upstream.is_private(),
+        )?;
+        self.settle_all(repository);
+        Ok(())
+    }
+
+    /// Has a short question asked on a lane.
+    pub(super) async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+    ) -> Result<Result<T, Failure>, Refusal> {
+        let (sender, answer) = tokio::sync::oneshot::channel();
+        self.lanes
+            .run(move || drop(sender.send(question())))
+            .map_err(|_| Refusal::Busy("too many questions wait for upstreams".into()))?;
+        match tokio::time::timeout(budget::MISS_WAIT_MAX, answer).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(_)) => Err(Refusal::Failed("the question to upstream failed; the log says how".into())),
+            Err(_) => Err(Refusal::Unavailable("upstream did not answer in time".into())),
+        }
+    }
+
+    /// How long a reader of a fill waits without a byte before it is cut.
+    pub fn stall_timeout(&self) -> Duration {
+        self.config.fetch.stall_timeout
+    }
+}
+
+fn upstream_of<'a>(mirror: &'a Mirror, repository: &Repository) -> Option<&'a Arc<Upstream>> {
+    mirror.upstreams.find(&repository.registry)
+}
+
+fn unavailable(upstream: &Upstream, digest: &Digest) -> Refusal {
+    Refusal::Unavailable(format!("{}; {digest} is not cached", outage_text(upstream)))
+}

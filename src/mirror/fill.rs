@@ -1,0 +1,522 @@
+//! Fills: one download of one blob, which any number of clients read while it grows (design rules 1, 4 and 5).
+//!
+//! A fixed set of threads runs them; that set is the download budget. A fill writes to a staging file and publishes how
+//! far it is; clients read the file. The last bytes are held back until the hash is right. A fill does not know its
+//! clients and outlives them. When upstream goes away it is parked, its bytes stay, and it is taken up again when
+//! upstream is back.
+
+use super::readiness::bytes_text;
+use super::refusal::{Missing, Refusal};
+use crate::budget;
+use crate::fetch::{Failure, Link, Upstreams};
+use crate::oci::{Digest, Repository};
+use crate::store::{Origin, Staged, Store, StoreError};
+use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// A download, as clients see it.
+#[derive(Debug)]
+pub struct Fill {
+    digest: Digest,
+    repository: Repository,
+    /// The size that a manifest states, in bytes.
+    stated: Option<u64>,
+    file: OnceLock<Arc<File>>,
+    progress: watch::Sender<Progress>,
+    revival: Mutex<Revival>,
+}
+
+/// How far a fill is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// The size of the blob in bytes, once upstream has said it.
+    pub total: Option<u64>,
+    /// Bytes that clients may have.
+    pub available: u64,
+    /// What it is doing.
+    pub phase: Phase,
+}
+
+/// What a fill is doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Phase {
+    /// It waits for one of the fetch threads.
+    Queued,
+    /// Bytes are coming, or are being asked for.
+    Running,
+    /// Upstream cannot be reached; the cause. It goes on by itself when upstream is back.
+    Parked(String),
+    /// The blob is whole and in the store.
+    Done,
+    /// It has ended without success.
+    Failed(Refusal),
+}
+
+#[derive(Debug, Default)]
+struct Revival {
+    tried: u32,
+    at: Option<Instant>,
+}
+
+impl Fill {
+    /// What is being fetched.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// The repository that it is fetched from.
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// The size that a manifest states, in bytes.
+    pub fn stated(&self) -> Option<u64> {
+        self.stated
+    }
+
+    /// The file that grows; there once the fill has begun to run.
+    pub fn file(&self) -> Option<Arc<File>> {
+        self.file.get().cloned()
+    }
+
+    /// Follows the progress.
+    pub fn follow(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+
+    fn set_phase(&self, phase: Phase) {
+        self.progress.send_modify(|progress| progress.phase = phase);
+    }
+}
+
+/// All fills.
+pub(super) struct Fills {
+    store: Arc<Store>,
+    upstreams: Arc<Upstreams>,
+    min_free: u64,
+    state: Mutex<State>,
+    wake: Condvar,
+    /// Called after a blob has been published.
+    published: OnceLock<Box<dyn Fn(&Repository, &Digest) + Send + Sync>>,
+}
+
+#[derive(Default)]
+struct State {
+    by_digest: HashMap<Digest, Arc<Fill>>,
+    queue: VecDeque<Arc<Fill>>,
+    /// Bytes that running fills will still write, so that several do not count on the same free space.
+    reserved: u64,
+    stopping: bool,
+}
+
+impl Fills {
+    /// Starts `threads` fetch threads.
+    pub(super) fn start(
+        store: Arc<Store>,
+        upstreams: Arc<Upstreams>,
+        threads: usize,
+        min_free: u64,
+    ) -> std::io::Result<Arc<Fills>> {
+        let fills = Arc::new(Fills {
+            store,
+            upstreams,
+            min_free,
+            state: Mutex::default(),
+            wake: Condvar::new(),
+            published: OnceLock::new(),
+        });
+        for number in 1..=threads {
+            let fills = Arc::downgrade(&fills);
+            std::thread::Builder::new()
+                .name(format!("fetch-{number}"))
+                .stack_size(budget::THREAD_STACK_BYTES)
+                .spawn(move || serve_queue(&fills))?;
+        }
+        Ok(fills)
+    }
+
+    /// Has `hook` called after every blob that was published. Only the first hook counts.
+    pub(super) fn on_published(&self, hook: impl Fn(&Repository, &Digest) + Send + Sync + 'static) {
+        let _ = self.published.set(Box::new(hook));
+    }
+
+    /// The fill of a blob, if there is one.
+    pub(super) fn find(&self, digest: &Digest) -> Option<Arc<Fill>> {
+        self.state().by_digest.get(digest).cloned()
+    }
+
+    /// Joins the fill of a blob or begins one. A parked one is taken up again.
+    pub(super) fn begin(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        stated: Option<u64>,
+    ) -> Result<Arc<Fill>, Refusal> {
+        let mut state = self.state();
+        if let Some(fill) = state.by_digest.get(digest).cloned() {
+            if matches!(fill.progress.borrow().phase, Phase::Parked(_)) {
+                self.enqueue(&mut state, &fill);
+            }
+            return Ok(fill);
+        }
+        if state.stopping || state.by_digest.len() >= budget::FILLS_MAX {
+            return Err(Refusal::Busy(format!(
+                "{} downloads are under way or waiting",
+                state.by_digest.len()
+            )));
+        }
+        let fill = Arc::new(Fill {
+            digest: digest.clone(),
+            repository: repository.clone(),
+            stated,
+            file: OnceLock::new(),
+            progress: watch::Sender::new(Progress { total: None, available: 0, phase: Phase::Queued }),
+            revival: Mutex::default(),
+        });
+        state.by_digest.insert(digest.clone(), Arc::clone(&fill));
+        self.enqueue(&mut state, &fill);
+        Ok(fill)
+    }
+
+    /// Takes up the parked fills of a registry whose upstream is back.
+    pub(super) fn resume(&self, registry: &crate::oci::RegistryName) {
+        let mut state = self.state();
+        let parked: Vec<_> = state
+            .by_digest
+            .values()
+            .filter(|fill| fill.repository.registry == *registry)
+            .filter(|fill| matches!(fill.progress.borrow().phase, Phase::Parked(_)))
+            .cloned()
+            .collect();
+        for fill in parked {
+            self.enqueue(&mut state, &fill);
+        }
+    }
+
+    /// Tries parked fills whose upstream answers but which could not go on, with growing pauses.
+    pub(super) fn revive(&self, now: Instant) {
+        let mut state = self.state();
+        let due: Vec<_> = state
+            .by_digest
+            .values()
+            .filter(|fill| matches!(fill.progress.borrow().phase, Phase::Parked(_)))
+            .filter(|fill| {
+                let mut revival = fill.revival.lock().unwrap_or_else(PoisonError::into_inner);
+                let pause = budget::FILL_REVIVAL_PAUSE * 2u32.saturating_pow(revival.tried.min(8));
+                let at = *revival.at.get_or_insert(now + pause);
+                let due = now >= at;
+                if due {
+                    revival.tried += 1;
+                    revival.at = None;
+                }
+                due
+            })
+            .cloned()
+            .collect();
+        for fill in due {
+            let tried = fill.revival.lock().unwrap_or_else(PoisonError::into_inner).tried;
+            let up = self
+                .upstreams
+                .find(&fill.repository.registry)
+                .is_some_and(|upstream| matches!(upstream.breaker().link(), Link::Up));
+            if tried > budget::FILL_REVIVALS_MAX {
+                log::warn!("gave up on {} of {} until somebody asks for it", fill.digest, fill.repository);
+                state.by_digest.remove(&fill.digest);
+                fill.set_phase(Phase::Failed(Refusal::Unavailable("the download made no progress".into())));
+            } else if up {
+                self.enqueue(&mut state, &fill);
+            }
+        }
+    }
+
+    /// Takes up what an earlier process left unfinished.
+    pub(super) fn take_up_unfinished(&self) {
+        for (digest, origin, bytes) in self.store.unfinished() {
+            let configured = self.upstreams.find(&origin.repository.registry).is_some();
+            if self.store.contains(&digest) || !configured {
+                let _ = self.store.forget_staged(&digest);
+                continue;
+            }
+            log::info!("taking up {digest} of {} at {}", origin.repository, bytes_text(bytes));
+            if let Err(problem) = self.begin(&origin.repository, &digest, origin.size) {
+                log::warn!("{digest} stays unfinished: {problem}");
+            }
+        }
+    }
+
+    /// Fills that are not parked, and parked ones.
+    pub(super) fn counts(&self) -> (usize, usize) {
+        let state = self.state();
+        let parked = state
+            .by_digest
+            .values()
+            .filter(|fill| matches!(fill.progress.borrow().phase, Phase::Parked(_)))
+            .count();
+        (state.by_digest.len() - parked, parked)
+    }
+
+    /// No fill goes on after its present chunk; what is staged stays for the next start.
+    pub(super) fn stop(&self) {
+        self.state().stopping = true;
+        self.wake.notify_all();
+    }
+
+    fn enqueue(&self, state: &mut State, fill: &Arc<Fill>) {
+        fill.set_phase(Phase::Queued);
+        state.queue.push_back(Arc::clone(fill));
+        self.wake.notify_one();
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.state().stopping
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits up to a second for a fill to run; `Err` when the threads are to end.
+    fn next(&self) -> Result<Option<Arc<Fill>>, ()> {
+        let mut state = self.state();
+        if state.queue.is_empty() && !state.stopping {
+            (state, _) =
+                self.wake.wait_timeout(state, Duration::from_secs(1)).unwrap_or_else(PoisonError::into_inner);
+        }
+        if state.stopping { Err(()) } else { Ok(state.queue.pop_front()) }
+    }
+
+    fn run(&self, fill: &Arc<Fill>) {
+        let mut run = Run { fills: self, fill, fruitless: 0, reserved: 0, resumed: false };
+        let outcome = run.to_the_end();
+        run.reserve(0);
+        let mut state = self.state();
+        match outcome {
+            Ok(()) => {
+                state.by_digest.remove(&fill.digest);
+                drop(state);
+                fill.progress.send_modify(|progress| {
+                    progress.available = progress.total.unwrap_or(progress.available);
+                    progress.phase = Phase::Done;
+                });
+                if let Some(hook) = self.published.get() {
+                    hook(&fill.repository, &fill.digest);
+                }
+            }
+            Err(Ending::Parked(cause)) => {
+                log::warn!("download of {} of {} is parked: {cause}", fill.digest, fill.repository);
+                fill.set_phase(Phase::Parked(cause));
+            }
+            Err(Ending::Failed(refusal)) => {
+                state.by_digest.remove(&fill.digest);
+                log::warn!("download of {} of {} failed: {refusal}", fill.digest, fill.repository);
+                fill.set_phase(Phase::Failed(refusal));
+            }
+        }
+    }
+}
+
+/// A fetch thread's life.
+fn serve_queue(fills: &Weak<Fills>) {
+    while let Some(fills) = fills.upgrade() {
+        match fills.next() {
+            Ok(Some(fill)) => {
+                let run = std::panic::AssertUnwindSafe(|| fills.run(&fill));
+                if std::panic::catch_unwind(run).is_err() {
+                    log::error!("the download of {} ended in a panic; this is a bug", fill.digest);
+                    fills.state().by_digest.remove(&fill.digest);
+                    fill.set_phase(Phase::Failed(Refusal::Failed(
+                        "the download failed; the log says how".into(),
+                    )));
+                }
+            }
+            Ok(None) => {}
+            Err(()) => return,
+        }
+    }
+}
+
+/// How a run of a fill can end short of the whole blob.
+enum Ending {
+    /// It can go on later.
+    Parked(String),
+    /// It cannot.
+    Failed(Refusal),
+}
+
+impl From<StoreError> for Ending {
+    fn from(problem: StoreError) -> Self {
+        Ending::Failed(Refusal::from_store(&problem))
+    }
+}
+
+/// One run of one fill on a fetch thread.
+struct Run<'a> {
+    fills: &'a Fills,
+    fill: &'a Fill,
+    /// Attempts in a row that brought not a byte.
+    fruitless: u32,
+    /// Bytes reserved on the disk.
+    reserved: u64,
+    /// The content was put together from several answers, so a wrong hash may be the seam's fault.
+    resumed: bool,
+}
+
+impl Run<'_> {
+    fn to_the_end(&mut self) -> Result<(), Ending> {
+        let fill = self.fill;
+        let Some(upstream) = self.fills.upstreams.find(&fill.repository.registry) else {
+            return Err(Ending::Failed(Refusal::UnknownRegistry(fill.repository.registry.clone())));
+        };
+        let origin = Origin { repository: fill.repository.clone(), size: fill.stated };
+        let mut staged = self.fills.store.stage(&fill.digest, &origin)?;
+        self.resumed = !staged.is_empty();
+        // A later run of the same fill opens the same file by name; readers keep the handle of the first.
+        let _ = fill.file.set(staged.file());
+        fill.set_phase(Phase::Running);
+        self.publish(&staged, fill.stated);
+        loop {
+            let total = fill.progress.borrow().total;
+            if total == Some(staged.len()) || (total.is_none() && fill.stated == Some(staged.len())) {
+                break;
+            }
+            match upstream.open_blob(&fill.repository.name, &fill.digest, staged.len()) {
+                Ok(mut stream) => {
+                    self.check_total(stream.total)?;
+                    self.resumed |= !staged.is_empty();
+                    self.publish(&staged, stream.total);
+                    match self.copy(&mut stream, &mut staged)? {
+                        Copied::ToTheEnd => break,
+                        Copied::Cut(cause) => self.pause(upstream.breaker().link(), &cause)?,
+                    }
+                }
+                Err(failure) if failure.is_outage() => {
+                    self.pause(upstream.breaker().link(), &failure.to_string())?
+                }
+                Err(failure @ Failure::Wrong { .. }) => {
+                    staged.discard(&self.fills.store);
+                    return Err(Ending::Failed(Refusal::from_failure(&failure, Missing::Blob)));
+                }
+                Err(failure) => {
+                    // What upstream no longer has cannot be finished; what it denies today may be allowed tomorrow.
+                    if staged.is_empty() || matches!(failure, Failure::Missing { .. }) {
+                        staged.discard(&self.fills.store);
+                    }
+                    return Err(Ending::Failed(Refusal::from_failure(&failure, Missing::Blob)));
+                }
+            }
+        }
+        self.finish(staged, upstream.is_private())
+    }
+
+    /// Copies until the body ends.
+    fn copy(&mut self, stream: &mut crate::fetch::BlobStream, staged: &mut Staged) -> Result<Copied, Ending> {
+        let total = stream.total.or(self.fill.stated);
+        let limit = total.unwrap_or(budget::BLOB_BYTES_MAX);
+        let mut chunk = vec![0; budget::FETCH_CHUNK_BYTES];
+        loop {
+            if self.fills.is_stopping() {
+                return Err(Ending::Parked("larder is stopping".into()));
+            }
+            match stream.read(&mut chunk) {
+                Ok(0) if total.is_none_or(|total| staged.len() == total) => return Ok(Copied::ToTheEnd),
+                Ok(0) => return Ok(Copied::Cut("the body ended early".into())),
+                Ok(n) if staged.len() + n as u64 > limit => {
+                    staged.discard(&self.fills.store);
+                    return Err(self.wrong(format!("sent more than the {limit} bytes that it should have")));
+                }
+                Ok(n) => {
+                    staged.append(&chunk[..n])?;
+                    self.fruitless = 0;
+                    self.publish(staged, stream.total);
+                    self.reserve(total.map_or(0, |total| total - staged.len()));
+                }
+                Err(failure) => return Ok(Copied::Cut(failure.to_string())),
+            }
+        }
+    }
+
+    /// Verifies the whole and makes it a blob.
+    fn finish(&mut self, staged: Staged, private: bool) -> Result<(), Ending> {
+        let fill = self.fill;
+        let private =
+            private && !self.fills.store.open_blob(&fill.digest).ok().flatten().is_some_and(|b| !b.private);
+        fill.progress.send_modify(|progress| progress.total = Some(staged.len()));
+        match staged.publish(&self.fills.store, private) {
+            Ok(()) => {}
+            Err(StoreError::Mismatch { actual, .. }) => {
+                let seam = if self.resumed { " (it was put together from several answers)" } else { "" };
+                return Err(self.wrong(format!("sent content that hashes to {actual}{seam}")));
+            }
+            Err(problem) => return Err(problem.into()),
+        }
+        if private && let Err(problem) = self.fills.store.hold(&fill.repository, &fill.digest) {
+            log::warn!("{} will be confirmed again: {problem}", fill.digest);
+        }
+        Ok(())
+    }
+
+    /// Refuses a blob of a size that its manifest does not state, and one that the disk cannot take.
+    fn check_total(&mut self, total: Option<u64>) -> Result<(), Ending> {
+        let Some(total) = total else { return Ok(()) };
+        if let Some(stated) = self.fill.stated
+            && stated != total
+        {
+            return Err(self.wrong(format!("offers {total} bytes where the manifest says {stated}")));
+        }
+        if total > budget::BLOB_BYTES_MAX {
+            return Err(self.wrong(format!("offers {total} bytes, more than larder keeps")));
+        }
+        let rest = total.saturating_sub(self.fill.progress.borrow().available);
+        let free = self.fills.store.free_bytes()?;
+        let others = self.fills.state().reserved - self.reserved;
+        if free < rest.saturating_add(others).saturating_add(self.fills.min_free) {
+            return Err(Ending::Failed(Refusal::Failed(format!(
+                "the mirror's disk has {} free, too little for {} and the {} that stay free",
+                bytes_text(free.saturating_sub(others)),
+                bytes_text(rest),
+                bytes_text(self.fills.min_free)
+            ))));
+        }
+        self.reserve(rest);
+        Ok(())
+    }
+
+    fn reserve(&mut self, bytes: u64) {
+        let mut state = self.fills.state();
+        state.reserved = state.reserved - self.reserved + bytes;
+        self.reserved = bytes;
+    }
+
+    /// Tells clients how far it is, less what is held back until the hash is right.
+    fn publish(&self, staged: &Staged, total: Option<u64>) {
+        self.fill.progress.send_modify(|progress| {
+            progress.total = progress.total.or(total);
+            let end = progress.total.unwrap_or(staged.len());
+            let may = staged.len().min(end.saturating_sub(budget::HELD_BACK_BYTES));
+            progress.available = progress.available.max(may);
+        });
+    }
+
+    /// Waits a little before the next attempt; parks the fill when there is no point in one.
+    fn pause(&mut self, link: Link, cause: &str) -> Result<(), Ending> {
+        self.fruitless += 1;
+        if self.fruitless > budget::FILL_FRUITLESS_TRIES || matches!(link, Link::Down { .. }) {
+            return Err(Ending::Parked(cause.to_owned()));
+        }
+        log::debug!("{} goes on after a cut: {cause}", self.fill.digest);
+        std::thread::sleep(budget::FILL_RETRY_PAUSE * self.fruitless);
+        Ok(())
+    }
+
+    fn wrong(&self, what: String) -> Ending {
+        Ending::Failed(Refusal::Unavailable(format!("{} {what}", self.fill.repository.registry)))
+    }
+}
+
+enum Copied {
+    ToTheEnd,
+    Cut(String),
+}

@@ -1,0 +1,173 @@
+//! Lanes: a few threads that ask upstreams short questions, so that layers never delay a tag.
+//!
+//! A question is asked once however many wait for its answer ([`Flights`]), and goes on when nobody waits any more:
+//! its answer moves a pointer or fills the store all the same.
+
+use crate::budget;
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::watch;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The threads. They end when this is dropped and the queue is empty.
+pub(super) struct Lanes {
+    queue: SyncSender<Job>,
+}
+
+/// The queue for the lanes is full.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Full;
+
+impl Lanes {
+    pub(super) fn start(name: &str, threads: usize, queue_max: usize) -> std::io::Result<Lanes> {
+        let (queue, jobs) = sync_channel::<Job>(queue_max);
+        let jobs = Arc::new(Mutex::new(jobs));
+        for number in 1..=threads {
+            let jobs = Arc::clone(&jobs);
+            std::thread::Builder::new()
+                .name(format!("{name}-{number}"))
+                .stack_size(budget::THREAD_STACK_BYTES)
+                .spawn(move || work(&jobs))?;
+        }
+        Ok(Lanes { queue })
+    }
+
+    /// Has a job done, in its turn.
+    pub(super) fn run(&self, job: impl FnOnce() + Send + 'static) -> Result<(), Full> {
+        self.queue.try_send(Box::new(job)).map_err(|_| Full)
+    }
+}
+
+fn work(jobs: &Mutex<Receiver<Job>>) {
+    loop {
+        let next = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(job) = next else { return };
+        // A job that panics has told who waits for it by dropping its sender; the lane goes on.
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)).is_err() {
+            log::error!("a question to an upstream ended in a panic; this is a bug");
+        }
+    }
+}
+
+/// Questions under way, by what they ask.
+pub(super) struct Flights<K, V> {
+    under_way: Arc<Mutex<HashMap<K, watch::Receiver<Option<V>>>>>,
+}
+
+/// One wait for an answer.
+pub(super) struct Flight<V>(watch::Receiver<Option<V>>);
+
+impl<K, V> Default for Flights<K, V> {
+    fn default() -> Self {
+        Flights { under_way: Arc::default() }
+    }
+}
+
+impl<K, V> Flights<K, V>
+where
+    K: Hash + Eq + Clone + Send + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    /// Joins the question `key` that is under way, or has `ask` run on the lanes.
+    pub(super) fn join(
+        &self,
+        lanes: &Lanes,
+        key: &K,
+        ask: impl FnOnce() -> V + Send + 'static,
+    ) -> Result<Flight<V>, Full> {
+        let (sender, answer) = watch::channel(None);
+        {
+            let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(answer) = under_way.get(key) {
+                return Ok(Flight(answer.clone()));
+            }
+            under_way.insert(key.clone(), answer.clone());
+        }
+        // If the queue is full, dropping the job drops its landing, which takes the question off the list again.
+        let landing = Landing { under_way: Arc::clone(&self.under_way), key: key.clone() };
+        lanes.run(move || {
+            let answer = ask();
+            drop(landing);
+            sender.send_replace(Some(answer));
+        })?;
+        Ok(Flight(answer))
+    }
+
+    /// Questions under way.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+}
+
+/// Takes a question off the list, also when it ends in a panic.
+struct Landing<K: Hash + Eq, V> {
+    under_way: Arc<Mutex<HashMap<K, watch::Receiver<Option<V>>>>>,
+    key: K,
+}
+
+impl<K: Hash + Eq, V> Drop for Landing<K, V> {
+    fn drop(&mut self) {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+    }
+}
+
+impl<V: Clone> Flight<V> {
+    /// The answer; `None` if the question ended without one.
+    pub(super) async fn land(mut self) -> Option<V> {
+        let answer = self.0.wait_for(Option::is_some).await.ok()?;
+        answer.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[tokio::test]
+    async fn many_ask_once() {
+        let lanes = Lanes::start("test", 1, 8).unwrap();
+        let flights: Flights<&str, usize> = Flights::default();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let (open, gate) = std::sync::mpsc::channel::<()>();
+        let ask = |gate: Option<Receiver<()>>| {
+            let asked = Arc::clone(&asked);
+            move || {
+                if let Some(gate) = gate {
+                    gate.recv().unwrap();
+                }
+                asked.fetch_add(1, Ordering::SeqCst) + 1
+            }
+        };
+        let first = flights.join(&lanes, &"tag", ask(Some(gate))).unwrap();
+        let second = flights.join(&lanes, &"tag", ask(None)).unwrap();
+        open.send(()).unwrap();
+        assert_eq!((first.land().await, second.land().await), (Some(1), Some(1)));
+        assert_eq!(flights.len(), 0);
+        assert_eq!(flights.join(&lanes, &"tag", ask(None)).unwrap().land().await, Some(2));
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_and_a_panic_are_answers_too() {
+        let lanes = Lanes::start("test", 1, 1).unwrap();
+        let flights: Flights<u8, ()> = Flights::default();
+        let (open, gate) = std::sync::mpsc::channel::<()>();
+        let (started, running) = std::sync::mpsc::channel::<()>();
+        let busy = flights
+            .join(&lanes, &0, move || {
+                started.send(()).unwrap();
+                gate.recv().unwrap();
+            })
+            .unwrap();
+        running.recv().unwrap();
+        let panics = flights.join(&lanes, &1, || panic!("on purpose")).unwrap();
+        assert!(flights.join(&lanes, &2, || ()).is_err());
+        open.send(()).unwrap();
+        assert_eq!((busy.land().await, panics.land().await), (Some(()), None));
+        assert_eq!(flights.len(), 0, "a refused or broken question must not stay on the list");
+    }
+}

@@ -1,0 +1,190 @@
+//! Lists: tags of a repository, repositories of a registry, referrers of a manifest.
+//!
+//! Upstream's own list while it answers; what is cached when it does not. A client that pages through a list while
+//! the uplink goes may see both, which the specification allows.
+
+use super::refusal::{Missing, Refusal};
+use super::{Mirror, Registry, outage};
+use crate::budget;
+use crate::fetch::{Failure, Link, Upstream};
+use crate::oci::{Digest, Manifest, Repository, media};
+use crate::store::StoreError;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// Which part of a list is wanted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PageRequest {
+    /// At most so many names; `None`: as many as a page takes.
+    pub n: Option<usize>,
+    /// Names after this one.
+    pub last: Option<String>,
+}
+
+/// Part of a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page {
+    /// The names, sorted if they are ours, else as upstream sorts them.
+    pub names: Vec<String>,
+    /// There are more after the last of them.
+    pub more: bool,
+    /// The list is what is cached, and the cause.
+    pub stale: Option<String>,
+}
+
+/// An index of referrers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Referrers {
+    /// The index, as JSON.
+    pub bytes: Vec<u8>,
+    /// The filter of the request was applied.
+    pub filtered: bool,
+    /// It is made from what is cached, and the cause.
+    pub stale: Option<String>,
+}
+
+impl PageRequest {
+    fn limit(&self) -> usize {
+        self.n.unwrap_or(budget::PAGE_NAMES_MAX).min(budget::PAGE_NAMES_MAX)
+    }
+}
+
+impl Mirror {
+    /// The tags of a repository (distribution-spec, "Listing Tags").
+    pub async fn tags(self: &Arc<Self>, repository: &Repository, page: PageRequest) -> Result<Page, Refusal> {
+        let (name, wanted) = (repository.name.clone(), page.clone());
+        let limit = page.limit();
+        let answer = self
+            .list(&repository.registry, move |upstream| {
+                upstream.list_tags(&name, Some(limit), wanted.last.as_deref())
+            })
+            .await?;
+        let cause = match answer {
+            Ok(page) => return Ok(Page { names: page.names, more: page.more, stale: None }),
+            Err(failure) if failure.is_outage() => failure.to_string(),
+            Err(failure) => return Err(Refusal::from_failure(&failure, Missing::Repository)),
+        };
+        let wanted = repository.clone();
+        let names =
+            self.blocking(move |mirror| mirror.store.tags(&wanted, page.last.as_deref(), limit + 1)).await;
+        let names = names.map_err(|problem| Refusal::from_store(&problem))?;
+        if names.is_empty() && !self.knows(repository).await? {
+            return Err(Refusal::Unavailable(format!("{cause}; no tag of {repository} is cached")));
+        }
+        Ok(cut(names.into_iter().map(|(tag, _)| tag.to_string()).collect(), limit, cause))
+    }
+
+    /// The repositories of a registry, by their names in it; of all registries, by their full names, if `None`.
+    pub async fn catalog(
+        self: &Arc<Self>,
+        registry: Option<&Registry>,
+        page: PageRequest,
+    ) -> Result<Page, Refusal> {
+        let limit = page.limit();
+        let cause = match registry {
+            Some(registry) => {
+                let wanted = page.clone();
+                let answer = self
+                    .list(registry, move |upstream| upstream.catalog(Some(limit), wanted.last.as_deref()))
+                    .await?;
+                match answer {
+                    Ok(page) => return Ok(Page { names: page.names, more: page.more, stale: None }),
+                    // Most public registries have no catalogue to show; what is cached is an answer too.
+                    Err(failure) => failure.to_string(),
+                }
+            }
+            None => "this is what is cached".to_owned(),
+        };
+        let prefix = registry.map(|registry| format!("{registry}/"));
+        let last = match (&prefix, &page.last) {
+            (Some(prefix), last) => Some(format!("{prefix}{}", last.as_deref().unwrap_or_default())),
+            (None, last) => last.clone(),
+        };
+        let names = self.blocking(move |mirror| mirror.store.repositories(last.as_deref(), limit + 1)).await;
+        let names = names.map_err(|problem| Refusal::from_store(&problem))?;
+        let names = names.iter().map(ToString::to_string).filter_map(|name| match &prefix {
+            Some(prefix) => name.strip_prefix(prefix.as_str()).map(str::to_owned),
+            None => Some(name),
+        });
+        Ok(cut(names.collect(), limit, cause))
+    }
+
+    /// What refers to a manifest (distribution-spec, "Listing Referrers"). Never an error for want of referrers.
+    pub async fn referrers(
+        self: &Arc<Self>,
+        repository: &Repository,
+        digest: &Digest,
+        artifact_type: Option<String>,
+    ) -> Result<Referrers, Refusal> {
+        let (name, wanted, filter) = (repository.name.clone(), digest.clone(), artifact_type.clone());
+        let answer = self
+            .list(&repository.registry, move |upstream| upstream.referrers(&name, &wanted, filter.as_deref()))
+            .await?;
+        let stale = match answer {
+            Ok(found) => return Ok(Referrers { bytes: found.bytes, filtered: found.filtered, stale: None }),
+            Err(Failure::Missing { .. }) => None,
+            Err(failure) if failure.is_outage() => Some(failure.to_string()),
+            Err(failure) => return Err(Refusal::from_failure(&failure, Missing::Manifest)),
+        };
+        let (repository, digest) = (repository.clone(), digest.clone());
+        let filter = artifact_type.clone();
+        let found =
+            self.blocking(move |mirror| mirror.referrers_here(&repository, &digest, filter.as_deref())).await;
+        let manifests = found.map_err(|problem| Refusal::from_store(&problem))?;
+        let index = json!({ "schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": manifests });
+        Ok(Referrers { bytes: index.to_string().into_bytes(), filtered: artifact_type.is_some(), stale })
+    }
+
+    fn referrers_here(
+        &self,
+        repository: &Repository,
+        subject: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<Vec<Value>, StoreError> {
+        let mut descriptors = Vec::new();
+        for digest in self.store.referrers(repository, subject)? {
+            let Some(bytes) = self.store.read_small(&digest)? else { continue };
+            let Ok(manifest) = Manifest::parse(&bytes, None) else { continue };
+            if artifact_type.is_some_and(|wanted| manifest.artifact_type.as_deref() != Some(wanted)) {
+                continue;
+            }
+            let mut descriptor =
+                json!({ "mediaType": manifest.media_type, "digest": digest, "size": bytes.len() });
+            if let Some(artifact_type) = manifest.artifact_type {
+                descriptor["artifactType"] = Value::String(artifact_type);
+            }
+            if !manifest.annotations.is_empty() {
+                descriptor["annotations"] = Value::Object(manifest.annotations);
+            }
+            descriptors.push(descriptor);
+        }
+        Ok(descriptors)
+    }
+
+    /// Asks upstream for a list unless it is known to be down.
+    async fn list<T: Send + 'static>(
+        self: &Arc<Self>,
+        registry: &Registry,
+        question: impl FnOnce(&Upstream) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<Result<T, Failure>, Refusal> {
+        let upstream = self.upstreams.find(registry).cloned();
+        let upstream = upstream.ok_or_else(|| Refusal::UnknownRegistry(registry.clone()))?;
+        if let Link::Down { .. } = upstream.breaker().link() {
+            return Ok(Err(outage(&upstream)));
+        }
+        self.ask(move || question(&upstream)).await
+    }
+
+    async fn knows(self: &Arc<Self>, repository: &Repository) -> Result<bool, Refusal> {
+        let wanted = repository.clone();
+        let tags = self.blocking(move |mirror| mirror.store.tags(&wanted, None, 1)).await;
+        Ok(!tags.map_err(|problem| Refusal::from_store(&problem))?.is_empty())
+    }
+}
+
+/// One name more than the page takes says that there are more.
+fn cut(mut names: Vec<String>, limit: usize, cause: String) -> Page {
+    let more = names.len() > limit && limit > 0;
+    names.truncate(limit);
+    Page { names, more, stale: Some(cause) }
+}

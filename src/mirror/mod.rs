@@ -1,0 +1,249 @@
+//! The decisions: which digest a tag is, where content comes from, what is complete.
+//!
+//! [`Mirror`] is what the doors of the house - http, control, carry - stand before. Its methods are asynchronous and
+//! never wait on an upstream without a bound; what blocks is done on lanes ([`lane`]), fetch threads ([`fill`]) or the
+//! runtime's threads for blocking work.
+
+mod content;
+mod counters;
+mod fill;
+mod lane;
+mod lists;
+mod pulls;
+mod readiness;
+mod refusal;
+mod resolve;
+
+pub use content::{Served, Source};
+pub use counters::{Counters, Source as ByteSource, Tier};
+pub use fill::{Fill, Phase, Progress};
+pub use lists::{Page, PageRequest, Referrers};
+pub use pulls::Pulls;
+pub use readiness::{Closure, bytes_text, closure};
+pub use refusal::{Missing, Refusal};
+pub use resolve::Resolved;
+
+use crate::budget;
+use crate::config::Config;
+use crate::fetch::{Cause, Failure, Link, Upstream, Upstreams};
+use crate::oci::{Digest, Repository, Tag};
+use crate::store::{Store, StoreError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+type Registry = crate::oci::RegistryName;
+
+/// The mirror.
+pub struct Mirror {
+    config: Arc<Config>,
+    store: Arc<Store>,
+    upstreams: Arc<Upstreams>,
+    lanes: lane::Lanes,
+    fills: Arc<fill::Fills>,
+    checks: lane::Flights<(Repository, Tag), Result<resolve::Checked, Failure>>,
+    manifests: lane::Flights<(Repository, Digest), Result<(), Refusal>>,
+    verified: resolve::Verified,
+    counters: Counters,
+    pulls: Pulls,
+    stopping: AtomicBool,
+}
+
+impl Mirror {
+    /// Starts the mirror: its threads, the probes of every upstream, and the fills that an earlier run left.
+    ///
+    /// If `needs_rebuild`, the index is made again on a thread of its own, and only content is answered meanwhile.
+    pub fn start(
+        config: Arc<Config>,
+        store: Arc<Store>,
+        upstreams: Upstreams,
+        needs_rebuild: bool,
+    ) -> std::io::Result<Arc<Mirror>> {
+        let upstreams = Arc::new(upstreams);
+        let fills = fill::Fills::start(
+            Arc::clone(&store),
+            Arc::clone(&upstreams),
+            config.fetch.streams,
+            config.disk.min_free,
+        )?;
+        let mirror = Arc::new(Mirror {
+            lanes: lane::Lanes::start("lane", budget::MANIFEST_LANES, budget::MANIFEST_QUEUE_MAX)?,
+            config,
+            store,
+            upstreams,
+            fills,
+            checks: lane::Flights::default(),
+            manifests: lane::Flights::default(),
+            verified: resolve::Verified::default(),
+            counters: Counters::default(),
+            pulls: Pulls::default(),
+            stopping: AtomicBool::new(false),
+        });
+        let settled = Arc::downgrade(&mirror);
+        mirror.fills.on_published(move |repository, _| {
+            if let Some(mirror) = settled.upgrade() {
+                mirror.settle_all(repository);
+            }
+        });
+        mirror.watch_upstreams();
+        let keeper = Arc::downgrade(&mirror);
+        std::thread::Builder::new()
+            .name("keeper".into())
+            .spawn(move || keep_house(&keeper, needs_rebuild))?;
+        Ok(mirror)
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Arc<Config> {
+        &self.config
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// The upstreams.
+    pub fn upstreams(&self) -> &Upstreams {
+        &self.upstreams
+    }
+
+    /// What has been counted since the start.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// The gathering of outcomes for the log.
+    pub fn pulls(&self) -> &Pulls {
+        &self.pulls
+    }
+
+    /// Fills under way or waiting, and parked ones.
+    pub fn fill_counts(&self) -> (usize, usize) {
+        self.fills.counts()
+    }
+
+    /// Begins to stop: no fill goes on, no probe is sent, uses are written down.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        self.fills.stop();
+        for upstream in self.upstreams.iter() {
+            upstream.breaker().shutdown();
+        }
+        if let Err(problem) = self.store.flush_touches() {
+            log::warn!("uses were not written: {problem}");
+        }
+    }
+
+    /// Does work that may wait for the disk, off the threads that serve connections.
+    async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Mirror) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let mirror = Arc::clone(self);
+        match tokio::task::spawn_blocking(move || work(&mirror)).await {
+            Ok(result) => result,
+            Err(e) => Err(StoreError::Io {
+                what: "cannot ask the store".into(),
+                source: std::io::Error::other(e.to_string()),
+            }),
+        }
+    }
+
+    /// Remembers the state of every upstream over restarts, so that a cold offline boot answers at once, and takes
+    /// parked fills up when one is back.
+    fn watch_upstreams(self: &Arc<Self>) {
+        for upstream in self.upstreams.iter() {
+            let note = note_of(upstream.name());
+            match self.store.note(&note) {
+                Ok(Some(cause)) => upstream.breaker().restore_down(&cause),
+                Ok(None) | Err(StoreError::Rebuilding) => {}
+                Err(problem) => log::warn!("the last state of {} is not known: {problem}", upstream.name()),
+            }
+            let mirror: Weak<Mirror> = Arc::downgrade(self);
+            upstream.breaker().on_change(Box::new(move |registry, link| {
+                if let Some(mirror) = mirror.upgrade() {
+                    mirror.upstream_changed(registry, link);
+                }
+            }));
+            upstream.breaker().start_probe();
+        }
+    }
+
+    fn upstream_changed(&self, registry: &Registry, link: &Link) {
+        let text = match link {
+            Link::Up => {
+                log::info!("upstream {registry} answers");
+                self.fills.resume(registry);
+                None
+            }
+            Link::Slow { .. } => {
+                log::warn!("upstream {registry} is slow; cached tags are answered without waiting for it");
+                return;
+            }
+            Link::Down { cause, .. } => {
+                log::warn!("upstream {registry} cannot be reached: {cause}");
+                Some(cause.as_str())
+            }
+        };
+        match self.store.set_note(&note_of(registry), text) {
+            Ok(()) | Err(StoreError::Rebuilding) => {}
+            Err(problem) => log::warn!("the state of {registry} was not written down: {problem}"),
+        }
+    }
+}
+
+/// Since when an upstream is down and why: `docker.io is unreachable for 12 s: connection refused`.
+pub fn outage_text(upstream: &Upstream) -> String {
+    match upstream.breaker().link() {
+        Link::Down { cause, restored: true, .. } => {
+            format!("{} is unreachable since before larder started: {cause}", upstream.name())
+        }
+        Link::Down { since, cause, restored: false } => {
+            format!("{} is unreachable for {} s: {cause}", upstream.name(), since.elapsed().as_secs())
+        }
+        Link::Slow { since } => format!("{} is slow for {} s", upstream.name(), since.elapsed().as_secs()),
+        Link::Up => format!("{} can be reached", upstream.name()),
+    }
+}
+
+/// An outage as the failure of a question that was not asked.
+fn outage(upstream: &Upstream) -> Failure {
+    Failure::Unreachable { cause: Cause::Connection, detail: outage_text(upstream) }
+}
+
+fn note_of(registry: &Registry) -> String {
+    format!("down/{registry}")
+}
+
+/// The keeper's life: rebuilds the index, writes uses, logs pulls, tries parked fills.
+fn keep_house(mirror: &Weak<Mirror>, needs_rebuild: bool) {
+    if let Some(mirror) = mirror.upgrade() {
+        if needs_rebuild && let Err(problem) = mirror.store.rebuild() {
+            log::error!("the index could not be rebuilt: {problem}");
+        }
+        mirror.fills.take_up_unfinished();
+    }
+    let mut flushed = Instant::now();
+    while let Some(mirror) = mirror.upgrade() {
+        if mirror.stopping.load(Ordering::Relaxed) {
+            return;
+        }
+        let now = Instant::now();
+        mirror.pulls.log_finished(now);
+        mirror.fills.revive(now);
+        if mirror.store.is_damaged()
+            && let Err(problem) = mirror.store.rebuild()
+        {
+            log::error!("the index could not be rebuilt: {problem}");
+        }
+        if now.duration_since(flushed) >= budget::TOUCH_FLUSH_EVERY {
+            flushed = now;
+            if let Err(problem) = mirror.store.flush_touches() {
+                log::warn!("uses were not written: {problem}");
+            }
+        }
+        drop(mirror);
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}

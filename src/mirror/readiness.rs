@@ -1,0 +1,166 @@
+//! Readiness: would this image start with the uplink gone?
+//!
+//! The closure of a manifest for the wanted platforms is walked on the disk as it is, not as it was: a version is
+//! called complete only if every manifest and blob of it is there now.
+
+use crate::budget;
+use crate::oci::{Descriptor, Digest, Kind, Manifest, Platform};
+use crate::store::{Store, StoreError};
+use std::collections::BTreeMap;
+
+/// What a manifest needs, and how much of it is on the disk.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Closure {
+    /// Everything that is needed and here, with its size in bytes.
+    pub present: BTreeMap<Digest, u64>,
+    /// Everything that is needed and not here, with the size that the manifest states.
+    pub absent: BTreeMap<Digest, u64>,
+    /// It could not be walked to the end: a manifest is absent or not readable, or there are too many.
+    pub unknown: bool,
+}
+
+impl Closure {
+    /// Whether nothing is missing.
+    pub fn is_complete(&self) -> bool {
+        self.absent.is_empty() && !self.unknown
+    }
+
+    /// Bytes that are here.
+    pub fn present_bytes(&self) -> u64 {
+        self.present.values().sum()
+    }
+
+    /// Bytes that are missing, as far as is known.
+    pub fn absent_bytes(&self) -> u64 {
+        self.absent.values().sum()
+    }
+
+    /// What is missing, for people: `2 blobs (3.1 MB): sha256:..., sha256:...`.
+    pub fn missing_text(&self) -> String {
+        if self.absent.is_empty() {
+            return if self.unknown { "a manifest that cannot be read".into() } else { "nothing".into() };
+        }
+        let names: Vec<String> =
+            self.absent.keys().take(3).map(|d| format!("{}:{}", d.algorithm().name(), d.short())).collect();
+        let more = if self.absent.len() > 3 { ", ..." } else { "" };
+        let noun = if self.absent.len() == 1 { "object" } else { "objects" };
+        format!(
+            "{} {noun} of {} ({}{more})",
+            self.absent.len(),
+            bytes_text(self.absent_bytes()),
+            names.join(", ")
+        )
+    }
+
+    fn add(&mut self, other: Closure) {
+        self.present.extend(other.present);
+        self.absent.extend(other.absent);
+        self.unknown |= other.unknown;
+    }
+}
+
+/// A number of bytes for people, in powers of ten.
+pub fn bytes_text(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    for unit in ["B", "kB", "MB", "GB"] {
+        if value < 1000.0 {
+            return if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") };
+        }
+        value /= 1000.0;
+    }
+    format!("{value:.1} TB")
+}
+
+/// The closure of `root` for the platform among `platforms` that is nearest to complete. Several platforms are
+/// alternatives here: one board runs one of them.
+pub fn closure(store: &Store, platforms: &[Platform], root: &Digest) -> Result<Closure, StoreError> {
+    let mut walk = Walk { store, platforms, manifests: 0 };
+    let size = store.blob_size(root).unwrap_or(0);
+    walk.manifest(root, size, 0)
+}
+
+struct Walk<'a> {
+    store: &'a Store,
+    platforms: &'a [Platform],
+    manifests: usize,
+}
+
+impl Walk<'_> {
+    fn manifest(&mut self, digest: &Digest, stated: u64, depth: usize) -> Result<Closure, StoreError> {
+        let mut closure = Closure::default();
+        self.manifests += 1;
+        if depth > budget::INDEX_DEPTH_MAX || self.manifests > budget::CLOSURE_MANIFESTS_MAX {
+            closure.unknown = true;
+            return Ok(closure);
+        }
+        let Some(bytes) = self.store.read_small(digest)? else {
+            closure.absent.insert(digest.clone(), stated);
+            return Ok(closure);
+        };
+        closure.present.insert(digest.clone(), bytes.len() as u64);
+        match Manifest::parse(&bytes, None) {
+            Ok(manifest) if manifest.kind == Kind::Index => closure.add(self.index(&manifest, depth)?),
+            Ok(manifest) => self.image(&manifest, &mut closure),
+            Err(_) => closure.unknown = true,
+        }
+        Ok(closure)
+    }
+
+    fn image(&self, manifest: &Manifest, closure: &mut Closure) {
+        for child in manifest.children.iter().filter(|child| !child.optional) {
+            match self.store.blob_size(&child.digest) {
+                Some(size) => closure.present.insert(child.digest.clone(), size),
+                None => closure.absent.insert(child.digest.clone(), child.size),
+            };
+        }
+    }
+
+    /// The nearest to complete of the children that run here; of all children where none states that it does.
+    fn index(&mut self, index: &Manifest, depth: usize) -> Result<Closure, StoreError> {
+        let children: Vec<&Descriptor> = index.children.iter().filter(|child| child.is_manifest()).collect();
+        let mut suitable: Vec<(u8, &Descriptor)> =
+            children.iter().filter_map(|child| Some((self.suits(child)?, *child))).collect();
+        if suitable.is_empty() {
+            suitable = children.iter().map(|child| (0, *child)).collect();
+        }
+        // The best match first, so that of equally incomplete ones the right one is named as missing.
+        suitable.sort_by_key(|(preference, _)| std::cmp::Reverse(*preference));
+        let mut best: Option<Closure> = None;
+        for (_, child) in suitable {
+            let found = self.manifest(&child.digest, child.size, depth + 1)?;
+            if found.is_complete() {
+                return Ok(found);
+            }
+            let nearer = |known: &Closure| found.present_bytes() > known.present_bytes();
+            if best.as_ref().is_none_or(nearer) {
+                best = Some(found);
+            }
+        }
+        Ok(best.unwrap_or_default())
+    }
+
+    fn suits(&self, child: &Descriptor) -> Option<u8> {
+        match &child.platform {
+            Some(offered) => self.platforms.iter().filter_map(|wanted| wanted.preference(offered)).max(),
+            None => Some(0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_for_people() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1_000, "1.0 kB"),
+            (37_200_000, "37.2 MB"),
+            (2_500_000_000_000, "2.5 TB"),
+        ] {
+            assert_eq!(bytes_text(bytes), text);
+        }
+    }
+}

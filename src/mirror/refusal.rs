@@ -1,0 +1,94 @@
+//! What a client is told when there is nothing to serve.
+//!
+//! Gone, denied and unreachable are three different answers, and none of them is a failure of larder. The text is for
+//! the person who reads a pod's events; what else there is to know is in the log.
+
+use crate::fetch::Failure;
+use crate::oci::{Digest, RegistryName};
+use crate::store::StoreError;
+
+/// Why nothing is served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// The registry is not configured here.
+    UnknownRegistry(RegistryName),
+    /// Upstream says that it does not exist.
+    Missing {
+        /// What does not.
+        what: Missing,
+        /// The message.
+        message: String,
+    },
+    /// Upstream answered 401 or 403.
+    Denied {
+        /// Which of the two.
+        status: u16,
+        /// The message.
+        message: String,
+    },
+    /// Upstream cannot be asked, or answered nonsense, and nothing can stand in.
+    Unavailable(String),
+    /// Larder has all it can carry; the client may come back.
+    Busy(String),
+    /// Larder itself failed; the log says how.
+    Failed(String),
+}
+
+/// What upstream does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// A manifest or tag.
+    Manifest,
+    /// A blob.
+    Blob,
+    /// A repository.
+    Repository,
+}
+
+impl Refusal {
+    /// What a failure of upstream means for a client that asked for `what`.
+    pub(crate) fn from_failure(failure: &Failure, what: Missing) -> Refusal {
+        match failure {
+            Failure::Missing { .. } => Refusal::Missing { what, message: failure.to_string() },
+            Failure::Denied { status, .. } => {
+                Refusal::Denied { status: *status, message: failure.to_string() }
+            }
+            Failure::Unreachable { .. } | Failure::Wrong { .. } => Refusal::Unavailable(failure.to_string()),
+        }
+    }
+
+    /// What a failure of the store means for a client. The details stay in the log.
+    pub(crate) fn from_store(problem: &StoreError) -> Refusal {
+        match problem {
+            StoreError::Rebuilding => {
+                Refusal::Busy("the index is being rebuilt; content by digest is served".into())
+            }
+            StoreError::Busy(digest) => Refusal::Busy(format!("{digest} is being written")),
+            other if other.is_full() => {
+                log::error!("{other}");
+                Refusal::Failed("the mirror's disk is full".into())
+            }
+            other => {
+                log::error!("{other}");
+                Refusal::Failed("the mirror's store failed; its log says how".into())
+            }
+        }
+    }
+
+    pub(crate) fn not_here(what: Missing, digest: &Digest) -> Refusal {
+        Refusal::Missing { what, message: format!("{digest} is not in this repository") }
+    }
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Refusal::UnknownRegistry(name) => write!(f, "registry {name} is not configured in this mirror"),
+            Refusal::Missing { message, .. }
+            | Refusal::Denied { message, .. }
+            | Refusal::Unavailable(message)
+            | Refusal::Busy(message)
+            | Refusal::Failed(message) => f.write_str(message),
+        }
+    }
+}

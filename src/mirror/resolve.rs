@@ -1,0 +1,351 @@
+//! Which digest is this tag? The six tiers, in order: fresh, upstream, peer, last-complete, older-version, none.
+//!
+//! Upstream is asked first, within a bound, wherever it can be reached. A question that outlives the bound goes on
+//! beside the request and moves the pointer when it ends, so that a slow link is a request behind and never stuck.
+//! Nothing waits for an upstream that is known to be down.
+
+use super::counters::Tier;
+use super::readiness::{Closure, closure};
+use super::refusal::{Missing, Refusal};
+use super::{Mirror, Registry, outage_text};
+use crate::budget;
+use crate::config::{OnMissing, TagPolicy};
+use crate::fetch::{Failure, Link, Upstream};
+use crate::oci::{Digest, ManifestRef, Repository, Tag};
+use crate::store::{StoreError, TagRecord};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The answer to a tag.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolved {
+    /// What the tag stands for.
+    pub digest: Digest,
+    /// Which rule said so.
+    pub tier: Tier,
+    /// Why nothing better answered, where the answer may be stale.
+    pub cause: Option<String>,
+    /// What is known of the manifest without having it: media type and size in bytes, as upstream stated them.
+    pub stated: Option<(String, u64)>,
+}
+
+/// What upstream said of a tag.
+#[derive(Debug, Clone)]
+pub(super) struct Checked {
+    digest: Digest,
+    stated: Option<(String, u64)>,
+}
+
+/// What the board itself can say of a tag.
+struct Local {
+    record: Option<TagRecord>,
+    /// The best complete version.
+    complete: Option<Digest>,
+    /// What the nearest version lacks, if none is complete.
+    missing: Option<String>,
+}
+
+impl Mirror {
+    /// Resolves a tag.
+    ///
+    /// # Errors
+    /// [`Refusal::Missing`] and [`Refusal::Denied`] are upstream's own answers; [`Refusal::Unavailable`] names the
+    /// upstream, since when it is unreachable and what is missing here.
+    pub async fn resolve(self: &Arc<Self>, repository: &Repository, tag: &Tag) -> Result<Resolved, Refusal> {
+        let resolved = self.resolve_uncounted(repository, tag).await;
+        match &resolved {
+            Ok(resolved) => self.report(repository, tag, resolved),
+            Err(refusal) => {
+                self.counters.count_resolve(Tier::None);
+                log::warn!("{repository}:{tag} not answered: {refusal}");
+            }
+        }
+        resolved
+    }
+
+    async fn resolve_uncounted(
+        self: &Arc<Self>,
+        repository: &Repository,
+        tag: &Tag,
+    ) -> Result<Resolved, Refusal> {
+        let upstream = self.upstream(&repository.registry)?;
+        let policy = self.config.tags.policy(repository, tag);
+        let local = self.local(repository, tag).await?;
+        if let Some(resolved) = self.without_asking(repository, tag, policy, &local) {
+            return Ok(resolved);
+        }
+        let Some(bound) = self.patience(&upstream.breaker().link(), local.complete.is_some()) else {
+            let cause = outage_text(&upstream);
+            return self.fall_back(repository, cause, local).await;
+        };
+        let asked = Arc::clone(self);
+        let (question, upstream_asked) = ((repository.clone(), tag.clone()), Arc::clone(&upstream));
+        let flight = self.checks.join(&self.lanes, &question, {
+            let question = question.clone();
+            move || asked.check(&upstream_asked, &question.0, &question.1)
+        });
+        let Ok(flight) = flight else {
+            return self.fall_back(repository, "too many questions wait for upstreams".into(), local).await;
+        };
+        match tokio::time::timeout(bound, flight.land()).await {
+            Ok(Some(Ok(checked))) => Ok(Resolved {
+                digest: self.after_rollback(repository, tag, checked.digest).await,
+                tier: Tier::Upstream,
+                cause: None,
+                stated: checked.stated,
+            }),
+            Ok(Some(Err(failure))) if failure.is_outage() => {
+                self.fall_back(repository, failure.to_string(), local).await
+            }
+            Ok(Some(Err(failure))) => self.upstream_refused(repository, policy, &failure, local).await,
+            Ok(None) => Err(Refusal::Failed("the question to upstream failed; the log says how".into())),
+            Err(_) => {
+                upstream.breaker().overdue();
+                let cause = format!("{} did not answer within {bound:?}", repository.registry);
+                self.fall_back(repository, cause, local).await
+            }
+        }
+    }
+
+    /// The answer of the tiers that ask nobody: `fresh`, and tags that are frozen.
+    fn without_asking(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        policy: TagPolicy,
+        local: &Local,
+    ) -> Option<Resolved> {
+        let record = local.record.as_ref()?;
+        let fresh = |digest: Digest| Resolved { digest, tier: Tier::Fresh, cause: None, stated: None };
+        if policy.frozen {
+            return local.complete.clone().map(fresh);
+        }
+        let verified = self.verified.age(repository, tag)?;
+        let seen = record.seen.as_ref()?;
+        // A pointer to what is not here yet is no use to a client once the uplink goes, so it is asked for again.
+        let served = record.rollback.as_ref().map_or(&seen.digest, |rollback| &rollback.to);
+        (verified < policy.revalidate && local.complete.as_ref() == Some(served))
+            .then(|| fresh(served.clone()))
+    }
+
+    /// How long a request waits for upstream; `None`: not at all.
+    fn patience(&self, link: &Link, can_fall_back: bool) -> Option<Duration> {
+        match (link, can_fall_back) {
+            (Link::Down { .. }, _) | (Link::Slow { .. }, true) => None,
+            (Link::Up, true) => Some(self.config.tags.resolve_deadline),
+            (Link::Up | Link::Slow { .. }, false) => Some(budget::MISS_WAIT_MAX),
+        }
+    }
+
+    /// Upstream answered, but with no digest: 404, 401, 403, or nonsense.
+    async fn upstream_refused(
+        self: &Arc<Self>,
+        repository: &Repository,
+        policy: TagPolicy,
+        failure: &Failure,
+        local: Local,
+    ) -> Result<Resolved, Refusal> {
+        let passed_on = matches!(failure, Failure::Missing { .. } | Failure::Denied { .. });
+        if passed_on && policy.on_missing == OnMissing::Pass {
+            return Err(Refusal::from_failure(failure, Missing::Manifest));
+        }
+        self.fall_back(repository, failure.to_string(), local).await
+    }
+
+    /// Resolves a tag without the version that upstream named but could not give.
+    ///
+    /// # Errors
+    /// [`Refusal::Unavailable`] if no other version is complete.
+    pub async fn resolve_instead(
+        self: &Arc<Self>,
+        repository: &Repository,
+        tag: &Tag,
+        instead_of: &Digest,
+        cause: String,
+    ) -> Result<Resolved, Refusal> {
+        let local = self.local(repository, tag).await?;
+        let resolved = self.fall_back(repository, cause, local).await?;
+        if resolved.digest == *instead_of {
+            return Err(Refusal::Unavailable("there is no other version".into()));
+        }
+        self.report(repository, tag, &resolved);
+        Ok(resolved)
+    }
+
+    fn report(&self, repository: &Repository, tag: &Tag, resolved: &Resolved) {
+        self.counters.count_resolve(resolved.tier);
+        if let (true, Some(cause)) = (resolved.tier.is_stale(), &resolved.cause) {
+            log::warn!(
+                "{repository}:{tag} answered from {} ({}): {cause}",
+                resolved.tier.as_str(),
+                resolved.digest
+            );
+        }
+    }
+
+    async fn fall_back(
+        self: &Arc<Self>,
+        repository: &Repository,
+        cause: String,
+        local: Local,
+    ) -> Result<Resolved, Refusal> {
+        let stale = |digest, tier, cause| Ok(Resolved { digest, tier, cause: Some(cause), stated: None });
+        if let Some(digest) = local.complete {
+            return stale(digest, Tier::LastComplete, cause);
+        }
+        if self.config.tags.fallback_versions
+            && local.record.is_none()
+            && let Some((version, digest)) = self.older_version(repository).await?
+        {
+            return stale(digest, Tier::OlderVersion, format!("{cause}; {version} stands in"));
+        }
+        let missing = match local.missing {
+            Some(missing) => format!("the cached version lacks {missing}"),
+            None => "nothing of it is cached".to_owned(),
+        };
+        Err(Refusal::Unavailable(format!("{cause}; {missing}")))
+    }
+
+    /// What the owner of the board went back to, while upstream still says what was gone back from.
+    async fn after_rollback(self: &Arc<Self>, repository: &Repository, tag: &Tag, said: Digest) -> Digest {
+        let (repository, tag) = (repository.clone(), tag.clone());
+        let record = self.blocking(move |mirror| mirror.store.tag(&repository, &tag)).await;
+        match record.ok().flatten().and_then(|record| record.rollback) {
+            Some(rollback) if rollback.from == said && self.store.contains(&rollback.to) => rollback.to,
+            _ => said,
+        }
+    }
+
+    async fn local(self: &Arc<Self>, repository: &Repository, tag: &Tag) -> Result<Local, Refusal> {
+        let (repository, tag) = (repository.clone(), tag.clone());
+        self.blocking(move |mirror| mirror.local_now(&repository, &tag))
+            .await
+            .map_err(|e| Refusal::from_store(&e))
+    }
+
+    fn local_now(&self, repository: &Repository, tag: &Tag) -> Result<Local, StoreError> {
+        let record = self.store.tag(repository, tag)?;
+        let mut local = Local { record, complete: None, missing: None };
+        for version in local.record.iter().flat_map(TagRecord::candidates) {
+            let found = self.closure(&version.digest)?;
+            if found.is_complete() {
+                local.complete = Some(version.digest.clone());
+                break;
+            }
+            local.missing.get_or_insert_with(|| found.missing_text());
+        }
+        Ok(local)
+    }
+
+    /// The newest complete version of a repository: its name and digest.
+    async fn older_version(
+        self: &Arc<Self>,
+        repository: &Repository,
+    ) -> Result<Option<(String, Digest)>, Refusal> {
+        let wanted = repository.clone();
+        let found = self.blocking(move |mirror| {
+            let mut versions = Vec::new();
+            for (tag, record) in mirror.store.tags(&wanted, None, budget::PENDING_TAGS_MAX)? {
+                for version in record.candidates() {
+                    versions.push((version.n, format!(":{tag}"), version.digest.clone()));
+                }
+            }
+            versions.sort_by_key(|(n, ..)| std::cmp::Reverse(*n));
+            for (_, name, digest) in versions {
+                if mirror.closure(&digest)?.is_complete() {
+                    return Ok(Some((name, digest)));
+                }
+            }
+            Ok(None)
+        });
+        found.await.map_err(|e: StoreError| Refusal::from_store(&e))
+    }
+
+    /// Asks upstream for a tag and moves the pointers; runs on a lane.
+    fn check(&self, upstream: &Upstream, repository: &Repository, tag: &Tag) -> Result<Checked, Failure> {
+        let reference = ManifestRef::Tag(tag.clone());
+        let head = upstream.head_manifest(&repository.name, &reference)?;
+        let checked = match head.digest {
+            Some(digest) => {
+                let stated = head.media_type.zip(head.size);
+                Checked { digest, stated }
+            }
+            // Not every registry tells a digest on HEAD; then there is no way but to take the manifest.
+            None => {
+                let fetched = upstream.fetch_manifest(&repository.name, &reference)?;
+                self.keep_manifest(upstream, repository, &fetched);
+                Checked {
+                    digest: fetched.digest,
+                    stated: Some((fetched.media_type, fetched.bytes.len() as u64)),
+                }
+            }
+        };
+        self.verified.note(repository, tag);
+        let moved = self.store.tag_seen(repository, tag, &checked.digest);
+        if let Err(problem) = moved.and_then(|()| self.settle(repository, tag)) {
+            log::warn!("{repository}:{tag} is {} but that could not be noted: {problem}", checked.digest);
+        }
+        Ok(checked)
+    }
+
+    /// Moves the tag's *complete* pointer if what was seen last is whole.
+    pub(super) fn settle(&self, repository: &Repository, tag: &Tag) -> Result<(), StoreError> {
+        let Some(record) = self.store.tag(repository, tag)? else { return Ok(()) };
+        let Some(seen) = &record.seen else { return Ok(()) };
+        if record.complete.as_ref().is_some_and(|complete| complete.digest == seen.digest) {
+            return Ok(());
+        }
+        if self.closure(&seen.digest)?.is_complete() {
+            self.store.tag_complete(repository, tag, &seen.digest)?;
+            log::info!("{repository}:{tag} is complete at {}", seen.digest);
+        }
+        Ok(())
+    }
+
+    /// Something of a repository has arrived: tags that waited for it may be complete now.
+    pub(super) fn settle_all(&self, repository: &Repository) {
+        let settled = self.store.tags(repository, None, budget::PENDING_TAGS_MAX).and_then(|tags| {
+            tags.iter()
+                .filter(|(_, record)| waits(record))
+                .try_for_each(|(tag, _)| self.settle(repository, tag))
+        });
+        if let Err(problem) = settled {
+            log::warn!("readiness of {repository} could not be noted: {problem}");
+        }
+    }
+
+    /// What a manifest needs and has, for the wanted platforms.
+    pub fn closure(&self, digest: &Digest) -> Result<Closure, StoreError> {
+        closure(&self.store, &self.config.platforms, digest)
+    }
+
+    fn upstream(&self, registry: &Registry) -> Result<Arc<Upstream>, Refusal> {
+        self.upstreams.find(registry).cloned().ok_or_else(|| Refusal::UnknownRegistry(registry.clone()))
+    }
+}
+
+/// Whether a version was seen that is not known to be complete.
+fn waits(record: &TagRecord) -> bool {
+    let seen = record.seen.as_ref().map(|version| &version.digest);
+    seen.is_some() && seen != record.complete.as_ref().map(|version| &version.digest)
+}
+
+/// When tags were last verified with their upstream, in this process.
+#[derive(Default)]
+pub(super) struct Verified(std::sync::Mutex<std::collections::HashMap<(Repository, Tag), Instant>>);
+
+impl Verified {
+    fn note(&self, repository: &Repository, tag: &Tag) {
+        let mut known = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let key = (repository.clone(), tag.clone());
+        if known.len() >= budget::VERIFIED_TAGS_MAX && !known.contains_key(&key) {
+            known.clear();
+        }
+        known.insert(key, Instant::now());
+    }
+
+    fn age(&self, repository: &Repository, tag: &Tag) -> Option<Duration> {
+        let known = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        known.get(&(repository.clone(), tag.clone())).map(Instant::elapsed)
+    }
+}
