@@ -170,6 +170,9 @@ fn config(url: &str) -> Config {
         }],
         tls: None,
         htpasswd_file: None,
+        warm: None,
+        kit: None,
+        alert: None,
     }
 }
 
