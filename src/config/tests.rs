@@ -1,0 +1,235 @@
+//! The configuration's promises: every key is taken, every slip is named.
+
+use super::*;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+const CANONICAL: &str = include_str!("../../firmware-config/larder.toml");
+
+fn parse(text: &str) -> Result<Config, String> {
+    parse_with(text, &Options::default(), &[("HOME", "/home/larder")])
+}
+
+fn parse_with(text: &str, options: &Options, environment: &[(&str, &str)]) -> Result<Config, String> {
+    let look =
+        |name: &str| environment.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+    Config::parse(text, "larder.toml", options, &look).map_err(|e| e.to_string())
+}
+
+/// The canonical file with every key in force: each comment that hides a key or a section is taken away.
+fn uncommented() -> String {
+    let shown = CANONICAL.lines().map(|line| match line.strip_prefix('#') {
+        Some(rest) if !rest.starts_with(' ') && !rest.is_empty() => rest,
+        _ => line,
+    });
+    shown.collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_canonical_file_changes_nothing() {
+    let (written, default) = (parse(CANONICAL).unwrap(), parse("").unwrap());
+    assert_eq!(written.to_toml(), default.to_toml());
+}
+
+#[test]
+fn the_canonical_file_shows_the_defaults() {
+    let mut wanted: toml::Table = parse("").unwrap().to_toml().parse().unwrap();
+    let shown: toml::Table = uncommented().parse().unwrap();
+    wanted.remove("upstream");
+    // What depends on the board or on who runs larder.
+    wanted.insert("platforms".into(), shown["platforms"].clone());
+    wanted.insert("data_dir".into(), shown["data_dir"].clone());
+    for (section, value) in wanted {
+        match value {
+            toml::Value::Table(keys) => {
+                for (key, value) in keys {
+                    assert_eq!(shown[&section].get(&key), Some(&value), "[{section}] {key}");
+                }
+            }
+            value => assert_eq!(shown[&section], value, "{section}"),
+        }
+    }
+}
+
+#[test]
+fn the_canonical_file_shows_every_key() {
+    // Where a key is missing from the file, taking it out of the schema's own list shows it.
+    let shown: toml::Table = uncommented().parse().unwrap();
+    for (section, keys) in [
+        ("disk", &["max", "min_free", "expire_unused"][..]),
+        ("memory", &["max"]),
+        ("fetch", &["streams", "connect_timeout", "header_timeout", "stall_timeout", "bandwidth", "proxy"]),
+        ("tags", &["revalidate", "resolve_deadline", "fallback_versions", "history", "rule"]),
+        ("tls", &["cert_file", "key_file"]),
+        ("auth", &["htpasswd_file"]),
+        ("warm", &["images", "every"]),
+        ("kit", &["secret_file", "listen", "peers", "mdns"]),
+        ("alert", &["command", "url"]),
+    ] {
+        let probe = format!("[{section}]\nno_such_key = 1");
+        let known = parse(&probe).unwrap_err();
+        for key in keys {
+            assert!(shown[section].get(key).is_some(), "[{section}] {key} is not in the file");
+        }
+        assert!(known.contains("no_such_key"), "{known}");
+        let count = known.split("known here: ").nth(1).map_or(0, |list| list.split(", ").count());
+        assert!(
+            count == 0 || count == keys.len(),
+            "[{section}] has keys that this test does not know: {known}"
+        );
+    }
+    let upstream = shown["upstream"].as_table().unwrap().values().next().unwrap();
+    for key in ["url", "ca_file", "realm", "username", "password_file"] {
+        assert!(upstream.get(key).is_some(), "upstream {key} is not in the file");
+    }
+}
+
+#[test]
+fn what_is_printed_loads_to_the_same() {
+    let dir = std::env::temp_dir().join(format!("larder-config-{}", std::process::id()));
+    fs::create_dir_all(&dir).unwrap();
+    let secret = dir.join("password");
+    fs::write(&secret, "s3cret\n").unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+    let text = uncommented().replace("/etc/larder/password", &secret.display().to_string());
+    let config = parse(&text).unwrap();
+    assert_eq!(config.upstreams.iter().filter(|u| u.credentials.is_some()).count(), 1);
+    let printed = config.to_toml();
+    assert!(!printed.contains("s3cret"), "a password was printed");
+    assert_eq!(parse(&printed).unwrap().to_toml(), printed);
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o644)).unwrap();
+    assert!(parse(&text).unwrap_err().contains("can be read by everybody; chmod 640"));
+    fs::write(&secret, "\n").unwrap();
+    assert!(parse(&text).unwrap_err().contains("is empty"));
+    fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
+fn slips_are_named() {
+    for (text, message) in [
+        (
+            "[tags]\nrevaldate = \"1s\"",
+            "larder.toml:2: unknown key \"revaldate\"; did you mean \"revalidate\"?",
+        ),
+        ("\n\nlisen = []", "larder.toml:3: unknown key \"lisen\"; did you mean \"listen\"?"),
+        ("[memory]\nzzzzzz = 1", "larder.toml:2: unknown key \"zzzzzz\"; known here: max"),
+        (
+            "[fetch]\nstall_timeout = \"soon\"",
+            "larder.toml:2: invalid value: string \"soon\", expected a duration such as \"20s\" or \"1500ms\"",
+        ),
+        (
+            "[disk]\nmin_free = \"8 gigs\"",
+            "larder.toml:2: invalid value: string \"8 gigs\", expected a size such as \"8GiB\" or \"512MiB\"",
+        ),
+        ("[fetch]\nstreams = 0", "larder.toml: fetch.streams is 0, expected 1 to 64"),
+        ("[tags]\nhistory = 65", "larder.toml: tags.history is 65, expected 0 to 64"),
+        (
+            "[tags]\nresolve_deadline = \"0s\"",
+            "larder.toml: tags.resolve_deadline is 0s, expected 1ms to 20s",
+        ),
+        ("[memory]\nmax = \"1MiB\"", "larder.toml: memory.max is 1MiB, expected 16MiB to 64GiB"),
+        (
+            "default_registry = \"example.org\"",
+            "larder.toml: default_registry example.org is not one of the upstreams",
+        ),
+        (
+            "platforms = [\"linux\"]",
+            "larder.toml:1: platform \"linux\" is not of the form linux/arm64 or linux/arm/v7",
+        ),
+        (
+            "platforms = [\"linux/arm64\", \"linux/aarch64\"]",
+            "larder.toml: platforms names linux/arm64 twice",
+        ),
+        (
+            "[upstream.\"docker.io\"]\nurl = \"ftp://x\"",
+            "larder.toml: [upstream.\"docker.io\"] url is \"ftp://x\", expected https://HOST or http://HOST",
+        ),
+        (
+            "[upstream.\"docker.io\"]\nusername = \"u\"",
+            "larder.toml: [upstream.\"docker.io\"] has a username and no password_file",
+        ),
+        (
+            "[fetch]\nconnect_timeout = \"20s\"\nheader_timeout = \"20s\"",
+            "larder.toml: fetch.connect_timeout and fetch.header_timeout together must stay below 25s, or clients give up first",
+        ),
+    ] {
+        assert_eq!(parse(text).unwrap_err(), message);
+    }
+}
+
+#[test]
+fn credentials_need_logins_and_a_safe_way() {
+    let dir = std::env::temp_dir().join(format!("larder-creds-{}", std::process::id()));
+    fs::create_dir_all(&dir).unwrap();
+    let secret = dir.join("password");
+    fs::write(&secret, "s3cret").unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+    let text = |url: &str, auth: &str| {
+        let file = secret.display();
+        format!(
+            "[upstream.\"r.example\"]\nurl = \"{url}\"\nusername = \"u\"\npassword_file = \"{file}\"\n{auth}"
+        )
+    };
+    let auth = "[auth]\nhtpasswd_file = \"/etc/larder/htpasswd\"";
+    assert!(parse(&text("https://r.example", "")).unwrap_err().contains("[auth] is missing"));
+    assert!(parse(&text("http://r.example", auth)).unwrap_err().contains("over plain http"));
+    assert!(parse(&text("http://127.0.0.1:5001", auth)).is_ok());
+    let config = parse(&text("https://r.example", auth)).unwrap();
+    assert_eq!(
+        config.upstream(&"r.example".parse().unwrap()).unwrap().credentials.as_ref().unwrap().password,
+        "s3cret"
+    );
+    fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
+fn the_data_folder_is_found_in_order() {
+    let options = Options { data_dir: Some("/cli".into()), ..Options::default() };
+    let all = [("STATE_DIRECTORY", "/systemd:/other"), ("XDG_STATE_HOME", "/xdg"), ("HOME", "/home/larder")];
+    let text = "data_dir = \"/file\"";
+    assert_eq!(parse_with(text, &options, &all).unwrap().data_dir, PathBuf::from("/cli"));
+    assert_eq!(parse_with(text, &Options::default(), &all).unwrap().data_dir, PathBuf::from("/systemd"));
+    assert_eq!(parse_with(text, &Options::default(), &all[1..]).unwrap().data_dir, PathBuf::from("/file"));
+    let default = parse_with("", &Options::default(), &all[1..]).unwrap().data_dir;
+    let expected = if rustix::process::geteuid().is_root() { "/var/lib/larder" } else { "/xdg/larder" };
+    assert_eq!(default, PathBuf::from(expected));
+}
+
+#[test]
+fn a_user_lays_over_what_is_built_in() {
+    let config =
+        parse("[upstream.\"docker.io\"]\nca_file = \"/ca.pem\"\n[upstream.\"a.example\"]\n").unwrap();
+    let hub = config.upstream(&"docker.io".parse().unwrap()).unwrap();
+    assert_eq!((hub.url.as_str(), hub.url_configured), ("https://registry-1.docker.io", false));
+    let own = config.upstream(&"a.example".parse().unwrap()).unwrap();
+    assert_eq!((own.url.as_str(), own.url_configured), ("https://a.example", false));
+    let linuxserver = config.upstream(&"lscr.io".parse().unwrap()).unwrap();
+    assert_eq!(linuxserver.realm.as_deref(), Some("https://ghcr.io"));
+    assert_eq!(config.upstreams.len(), 10);
+}
+
+#[test]
+fn the_first_rule_that_matches_wins() {
+    let text = "[tags]\nrevalidate = \"1s\"\n[[tags.rule]]\nmatch = \"*:1.*\"\nrevalidate = \"24h\"\n\
+                [[tags.rule]]\nmatch = \"*\"\nfrozen = true\non_missing = \"serve\"";
+    let tags = parse(text).unwrap().tags;
+    let repository: Repository = "docker.io/library/nginx".parse().unwrap();
+    let policy = |tag: &str| tags.policy(&repository, &tag.parse().unwrap());
+    let day = Duration::from_secs(86_400);
+    assert_eq!(policy("1.25"), TagPolicy { revalidate: day, on_missing: OnMissing::Pass, frozen: false });
+    let second = Duration::from_secs(1);
+    assert_eq!(
+        policy("latest"),
+        TagPolicy { revalidate: second, on_missing: OnMissing::Serve, frozen: true }
+    );
+}
+
+#[test]
+fn stars_stand_for_any_text() {
+    assert!(matches("docker.io/library/*:1.*", "docker.io/library/nginx:1.25"));
+    assert!(!matches("docker.io/library/*:1.*", "docker.io/library/nginx:2.1"));
+    assert!(matches("*", "anything"));
+    assert!(matches("a*b*c", "abc") && matches("a*b*c", "a-b-b-c") && !matches("a*b*c", "acb"));
+    assert!(matches("exact", "exact") && !matches("exact", "exactly"));
+    assert!(!matches("ab*ba", "aba"));
+}
