@@ -1,4 +1,24 @@
 //! Larder, a container image mirror for boards whose uplink comes and goes.
+//!
+//! One process sits beside containerd or K3s, keeps what was pulled on the board's own disk and keeps answering - tags
+//! included - when the registry cannot be reached. Read the rooms in the order in which a pull walks through them.
+//!
+//! A request comes in at [`http`], which parses it once into a typed target and knows nothing of registries. It asks
+//! the [`mirror`] one of four things: which digest is this tag, give me this manifest, give me this blob, list these
+//! names. The mirror takes the decisions. For a tag it asks upstream within a bound, and answers from what is complete
+//! on the disk when that fails. For a blob that is not here it begins a fill, or joins one.
+//!
+//! Bytes come from [`fetch`], whose calls block and are made on a fixed set of threads, and go to the [`store`], which
+//! hashes them as they come and makes a blob of them only when they are whole. Clients read the growing file. What
+//! the store knows of tags it writes to a journal first and to an index second, so that the index can be made again.
+//!
+//! The owner of the board comes in at another door, [`control`]: the same commands over a Unix socket while the server
+//! runs and on the store itself while it does not. [`cli`] is what they type, and [`demo`] shows the main job with
+//! nothing else installed.
+//!
+//! Underneath lie [`oci`], the vocabulary of registries; [`config`], what a configuration means once it is read;
+//! [`clock`], what may be believed of time; and [`budget`], every limit in one table. A test keeps the arrows between
+//! the rooms.
 
 pub mod budget;
 pub mod cli;
