@@ -29,10 +29,16 @@ pub const CLOSURE_MANIFESTS_MAX: usize = 1_024;
 
 /// Most upstreams a configuration may name: each can cost a probe thread and a pool of connections.
 pub const UPSTREAMS_MAX: usize = 64;
-/// Threads that ask for tags, manifests and lists, so that layers never delay a tag.
+/// Threads for each upstream that ask for tags, manifests and lists, so that layers never delay a tag.
 pub const MANIFEST_LANES: usize = 4;
-/// Questions that may wait for a manifest lane; one more is answered 503.
-pub const MANIFEST_QUEUE_MAX: usize = 256;
+/// Questions that may wait for the lanes of one upstream; one more is answered 503.
+pub const MANIFEST_QUEUE_MAX: usize = 64;
+/// A lane without a question for this long ends.
+pub const LANE_IDLE: Duration = Duration::from_secs(30);
+/// How often a request has an upstream that is down asked beside it, for one whose probes fail where questions do not.
+pub const BESIDE_EVERY: Duration = Duration::from_secs(30);
+/// Pause before a rebuild of the index that failed is tried again.
+pub const REBUILD_PAUSE: Duration = Duration::from_secs(60);
 /// Fills that may be under way or waiting; one more is answered 503.
 pub const FILLS_MAX: usize = 1_024;
 /// Redirects followed by hand for one request.

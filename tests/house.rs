@@ -48,7 +48,10 @@ fn rooms_use_only_what_is_below_them() {
             }
         }
     }
-    assert!(met.contains(&("http".into(), "mirror".into())), "the search for arrows finds none; it is broken");
+    assert!(
+        met.contains(&("http".into(), "mirror".into())),
+        "the search for arrows finds none; it is broken"
+    );
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
@@ -118,7 +121,8 @@ fn source() -> Vec<(String, PathBuf, String)> {
         let first = path.strip_prefix(&src).unwrap().iter().next().unwrap();
         let room = Path::new(first).file_stem().unwrap().to_str().unwrap().to_owned();
         let text = std::fs::read_to_string(&path).unwrap();
-        let code = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+        let code =
+            text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
         (room, path, code)
     };
     files.into_iter().map(entry).collect()
@@ -145,7 +149,8 @@ fn rooms_named(text: &str) -> BTreeSet<String> {
         if known.contains(&first.as_str()) {
             named.insert(first);
         } else if let Some(group) = rest.strip_prefix('{') {
-            let words = group.split(';').next().unwrap_or("").split(|c: char| !(c.is_alphanumeric() || c == '_'));
+            let words =
+                group.split(';').next().unwrap_or("").split(|c: char| !(c.is_alphanumeric() || c == '_'));
             named.extend(words.filter(|word| known.contains(word)).map(str::to_owned));
         }
     }

@@ -70,10 +70,12 @@ impl Mirror {
             return Err(unavailable(&upstream, digest));
         }
         let key = (repository.clone(), digest.clone());
-        let (mirror, question) = (Arc::clone(self), key.clone());
+        let (mirror, question, asked) = (Arc::clone(self), key.clone(), Arc::clone(&upstream));
         let flight = self
             .manifests
-            .join(&self.lanes, &key, move || mirror.fetch_manifest(&upstream, &question.0, &question.1))
+            .join(&self.lanes[upstream.name()], &key, move || {
+                mirror.fetch_manifest(&asked, &question.0, &question.1)
+            })
             .map_err(|_| Refusal::Busy("too many questions wait for upstreams".into()))?;
         match tokio::time::timeout(budget::MISS_WAIT_MAX, flight.land()).await {
             Ok(Some(Ok(()))) => {}
@@ -152,7 +154,7 @@ impl Mirror {
             return Err(unavailable(&upstream, digest));
         }
         let (name, wanted) = (repository.name.clone(), digest.clone());
-        let answer = self.ask(move || upstream.head_blob(&name, &wanted)).await?;
+        let answer = self.ask(&upstream, move |upstream| upstream.head_blob(&name, &wanted)).await?;
         match answer.map_err(|failure| Refusal::from_failure(&failure, Missing::Blob))? {
             Some(size) => Ok((size, false)),
             None => Err(Refusal::Unavailable(format!("{} states no size for {digest}", repository.registry))),
@@ -238,6 +240,10 @@ impl Mirror {
         if !blob.private {
             return Ok(Here::Yes(blob));
         }
+        // Without credentials nobody has to log in here, so what they once fetched has to be seen in public first.
+        if !upstream_of(self, repository).is_some_and(|upstream| upstream.is_private()) {
+            return Ok(Here::Unconfirmed);
+        }
         let held = match self.store.link(repository, digest) {
             Ok(link) => link.is_some_and(|link| link.held),
             Err(StoreError::Rebuilding) => false,
@@ -256,8 +262,8 @@ impl Mirror {
         if let Link::Down { .. } = upstream.breaker().link() {
             return Err(unavailable(upstream, digest));
         }
-        let (asked, name, wanted) = (Arc::clone(upstream), repository.name.clone(), digest.clone());
-        let answer = self.ask(move || asked.head_blob(&name, &wanted)).await?;
+        let (name, wanted) = (repository.name.clone(), digest.clone());
+        let answer = self.ask(upstream, move |upstream| upstream.head_blob(&name, &wanted)).await?;
         answer.map_err(|failure| Refusal::from_failure(&failure, Missing::Blob))?;
         let (public, name, wanted) = (!upstream.is_private(), repository.clone(), digest.clone());
         let noted = self.blocking(move |mirror| {
@@ -315,11 +321,13 @@ impl Mirror {
     /// Has a short question asked on a lane.
     pub(super) async fn ask<T: Send + 'static>(
         &self,
-        question: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+        upstream: &Arc<Upstream>,
+        question: impl FnOnce(&Upstream) -> Result<T, Failure> + Send + 'static,
     ) -> Result<Result<T, Failure>, Refusal> {
         let (sender, answer) = tokio::sync::oneshot::channel();
-        self.lanes
-            .run(move || drop(sender.send(question())))
+        let asked = Arc::clone(upstream);
+        self.lanes[upstream.name()]
+            .run(move || drop(sender.send(question(&asked))))
             .map_err(|_| Refusal::Busy("too many questions wait for upstreams".into()))?;
         match tokio::time::timeout(budget::MISS_WAIT_MAX, answer).await {
             Ok(Ok(answer)) => Ok(answer),

@@ -376,7 +376,7 @@ impl Run<'_> {
         // A later run of the same fill opens the same file by name; readers keep the handle of the first.
         let _ = fill.file.set(staged.file());
         fill.set_phase(Phase::Running);
-        self.publish(&staged, fill.stated);
+        self.publish(&staged, None);
         loop {
             let total = fill.progress.borrow().total;
             if total == Some(staged.len()) || (total.is_none() && fill.stated == Some(staged.len())) {

@@ -1,20 +1,36 @@
-//! Lanes: a few threads that ask upstreams short questions, so that layers never delay a tag.
+//! Lanes: a few threads for each upstream that ask short questions, so that layers never delay a tag.
 //!
 //! A question is asked once however many wait for its answer ([`Flights`]), and goes on when nobody waits any more:
 //! its answer moves a pointer or fills the store all the same.
 
 use crate::budget;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// The threads. They end when this is dropped and the queue is empty.
+/// The lanes to one upstream. A thread is begun when a question finds none idle and ends when none has come for a
+/// while, so that an upstream that nobody asks costs nothing, and one that hangs holds up nobody else's questions.
 pub(super) struct Lanes {
-    queue: SyncSender<Job>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    name: String,
+    threads_max: usize,
+    queue_max: usize,
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<Job>,
+    threads: usize,
+    idle: usize,
+    closed: bool,
 }
 
 /// The queue for the lanes is full.
@@ -22,32 +38,85 @@ pub(super) struct Lanes {
 pub(super) struct Full;
 
 impl Lanes {
-    pub(super) fn start(name: &str, threads: usize, queue_max: usize) -> std::io::Result<Lanes> {
-        let (queue, jobs) = sync_channel::<Job>(queue_max);
-        let jobs = Arc::new(Mutex::new(jobs));
-        for number in 1..=threads {
-            let jobs = Arc::clone(&jobs);
-            std::thread::Builder::new()
-                .name(format!("{name}-{number}"))
-                .stack_size(budget::THREAD_STACK_BYTES)
-                .spawn(move || work(&jobs))?;
-        }
-        Ok(Lanes { queue })
+    pub(super) fn new(name: &str, threads_max: usize, queue_max: usize) -> Lanes {
+        let (state, wake) = (Mutex::default(), Condvar::new());
+        Lanes { shared: Arc::new(Shared { name: name.to_owned(), threads_max, queue_max, state, wake }) }
     }
 
     /// Has a job done, in its turn.
     pub(super) fn run(&self, job: impl FnOnce() + Send + 'static) -> Result<(), Full> {
-        self.queue.try_send(Box::new(job)).map_err(|_| Full)
+        let job: Job = Box::new(job);
+        let mut state = self.shared.state();
+        if state.queue.len() >= self.shared.queue_max {
+            // The job goes only after the lock, for what it drops may want to ask again.
+            drop(state);
+            drop(job);
+            return Err(Full);
+        }
+        state.queue.push_back(job);
+        if state.idle >= state.queue.len() || state.threads >= self.shared.threads_max {
+            self.shared.wake.notify_one();
+            return Ok(());
+        }
+        state.threads += 1;
+        let shared = Arc::clone(&self.shared);
+        let begun = std::thread::Builder::new()
+            .name(format!("lane {}", self.shared.name))
+            .stack_size(budget::THREAD_STACK_BYTES)
+            .spawn(move || work(&shared));
+        if let Err(e) = begun {
+            state.threads -= 1;
+            if state.threads == 0 {
+                log::error!("no thread to ask {}: {e}", self.shared.name);
+                let unasked = std::mem::take(&mut state.queue);
+                drop(state);
+                drop(unasked);
+                return Err(Full);
+            }
+        }
+        Ok(())
     }
 }
 
-fn work(jobs: &Mutex<Receiver<Job>>) {
-    loop {
-        let next = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(job) = next else { return };
+impl Drop for Lanes {
+    fn drop(&mut self) {
+        self.shared.state().closed = true;
+        self.shared.wake.notify_all();
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next job; `None` when the thread is no longer needed.
+    fn next(&self) -> Option<Job> {
+        let mut state = self.state();
+        let mut waited = false;
+        loop {
+            if let Some(job) = state.queue.pop_front() {
+                return Some(job);
+            }
+            if state.closed || waited {
+                state.threads -= 1;
+                return None;
+            }
+            state.idle += 1;
+            let (woken, timeout) =
+                self.wake.wait_timeout(state, budget::LANE_IDLE).unwrap_or_else(PoisonError::into_inner);
+            state = woken;
+            state.idle -= 1;
+            waited = timeout.timed_out();
+        }
+    }
+}
+
+fn work(shared: &Shared) {
+    while let Some(job) = shared.next() {
         // A job that panics has told who waits for it by dropping its sender; the lane goes on.
         if std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)).is_err() {
-            log::error!("a question to an upstream ended in a panic; this is a bug");
+            log::error!("a question to {} ended in a panic; this is a bug", shared.name);
         }
     }
 }
@@ -127,10 +196,11 @@ impl<V: Clone> Flight<V> {
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc::Receiver;
 
     #[tokio::test]
     async fn many_ask_once() {
-        let lanes = Lanes::start("test", 1, 8).unwrap();
+        let lanes = Lanes::new("test", 1, 8);
         let flights: Flights<&str, usize> = Flights::default();
         let asked = Arc::new(AtomicUsize::new(0));
         let (open, gate) = std::sync::mpsc::channel::<()>();
@@ -153,7 +223,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_queue_and_a_panic_are_answers_too() {
-        let lanes = Lanes::start("test", 1, 1).unwrap();
+        let lanes = Lanes::new("test", 1, 1);
         let flights: Flights<u8, ()> = Flights::default();
         let (open, gate) = std::sync::mpsc::channel::<()>();
         let (started, running) = std::sync::mpsc::channel::<()>();

@@ -54,6 +54,9 @@ impl Mirror {
     pub async fn tags(self: &Arc<Self>, repository: &Repository, page: PageRequest) -> Result<Page, Refusal> {
         let (name, wanted) = (repository.name.clone(), page.clone());
         let limit = page.limit();
+        if limit == 0 {
+            return Ok(Page { names: Vec::new(), more: false, stale: None });
+        }
         let answer = self
             .list(&repository.registry, move |upstream| {
                 upstream.list_tags(&name, Some(limit), wanted.last.as_deref())
@@ -81,6 +84,9 @@ impl Mirror {
         page: PageRequest,
     ) -> Result<Page, Refusal> {
         let limit = page.limit();
+        if limit == 0 {
+            return Ok(Page { names: Vec::new(), more: false, stale: None });
+        }
         let cause = match registry {
             Some(registry) => {
                 let wanted = page.clone();
@@ -102,9 +108,12 @@ impl Mirror {
         };
         let names = self.blocking(move |mirror| mirror.store.repositories(last.as_deref(), limit + 1)).await;
         let names = names.map_err(|problem| Refusal::from_store(&problem))?;
-        let names = names.iter().map(ToString::to_string).filter_map(|name| match &prefix {
-            Some(prefix) => name.strip_prefix(prefix.as_str()).map(str::to_owned),
-            None => Some(name),
+        // What is private is shown only to who asked for its registry, and so has logged in.
+        let private =
+            |name: &Repository| self.upstreams.find(&name.registry).is_some_and(|up| up.is_private());
+        let names = names.iter().filter_map(|name| match registry {
+            Some(registry) => (name.registry == *registry).then(|| name.name.to_string()),
+            None => (!private(name)).then(|| name.to_string()),
         });
         Ok(cut(names.collect(), limit, cause))
     }
@@ -172,7 +181,7 @@ impl Mirror {
         if let Link::Down { .. } = upstream.breaker().link() {
             return Ok(Err(outage(&upstream)));
         }
-        self.ask(move || question(&upstream)).await
+        self.ask(&upstream, question).await
     }
 
     async fn knows(self: &Arc<Self>, repository: &Repository) -> Result<bool, Refusal> {

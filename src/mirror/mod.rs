@@ -28,8 +28,9 @@ use crate::config::Config;
 use crate::fetch::{Cause, Failure, Link, Upstream, Upstreams};
 use crate::oci::{Digest, Repository, Tag};
 use crate::store::{Store, StoreError};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 type Registry = crate::oci::RegistryName;
@@ -39,7 +40,9 @@ pub struct Mirror {
     config: Arc<Config>,
     store: Arc<Store>,
     upstreams: Arc<Upstreams>,
-    lanes: lane::Lanes,
+    lanes: HashMap<Registry, lane::Lanes>,
+    /// When an upstream that is down was last asked beside a request.
+    beside: Mutex<HashMap<Registry, Instant>>,
     fills: Arc<fill::Fills>,
     checks: lane::Flights<(Repository, Tag), Result<resolve::Checked, Failure>>,
     manifests: lane::Flights<(Repository, Digest), Result<(), Refusal>>,
@@ -67,7 +70,8 @@ impl Mirror {
             config.disk.min_free,
         )?;
         let mirror = Arc::new(Mirror {
-            lanes: lane::Lanes::start("lane", budget::MANIFEST_LANES, budget::MANIFEST_QUEUE_MAX)?,
+            lanes: upstreams.iter().map(|upstream| (upstream.name().clone(), lanes_to(upstream))).collect(),
+            beside: Mutex::default(),
             config,
             store,
             upstreams,
@@ -212,6 +216,10 @@ fn outage(upstream: &Upstream) -> Failure {
     Failure::Unreachable { cause: Cause::Connection, detail: outage_text(upstream) }
 }
 
+fn lanes_to(upstream: &Upstream) -> lane::Lanes {
+    lane::Lanes::new(upstream.name().as_str(), budget::MANIFEST_LANES, budget::MANIFEST_QUEUE_MAX)
+}
+
 fn note_of(registry: &Registry) -> String {
     format!("down/{registry}")
 }
@@ -219,12 +227,13 @@ fn note_of(registry: &Registry) -> String {
 /// The keeper's life: rebuilds the index, writes uses, logs pulls, tries parked fills.
 fn keep_house(mirror: &Weak<Mirror>, needs_rebuild: bool) {
     if let Some(mirror) = mirror.upgrade() {
-        if needs_rebuild && let Err(problem) = mirror.store.rebuild() {
-            log::error!("the index could not be rebuilt: {problem}");
+        if needs_rebuild {
+            rebuild(&mirror.store);
         }
         mirror.fills.take_up_unfinished();
     }
     let mut flushed = Instant::now();
+    let mut next_rebuild = flushed;
     while let Some(mirror) = mirror.upgrade() {
         if mirror.stopping.load(Ordering::Relaxed) {
             return;
@@ -232,10 +241,9 @@ fn keep_house(mirror: &Weak<Mirror>, needs_rebuild: bool) {
         let now = Instant::now();
         mirror.pulls.log_finished(now);
         mirror.fills.revive(now);
-        if mirror.store.is_damaged()
-            && let Err(problem) = mirror.store.rebuild()
-        {
-            log::error!("the index could not be rebuilt: {problem}");
+        if (mirror.store.is_damaged() || !mirror.store.has_index()) && now >= next_rebuild {
+            next_rebuild = now + budget::REBUILD_PAUSE;
+            rebuild(&mirror.store);
         }
         if now.duration_since(flushed) >= budget::TOUCH_FLUSH_EVERY {
             flushed = now;
@@ -245,5 +253,11 @@ fn keep_house(mirror: &Weak<Mirror>, needs_rebuild: bool) {
         }
         drop(mirror);
         std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+fn rebuild(store: &Store) {
+    if let Err(problem) = store.rebuild() {
+        log::error!("the index could not be rebuilt: {problem}");
     }
 }

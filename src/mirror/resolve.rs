@@ -5,6 +5,7 @@
 //! Nothing waits for an upstream that is known to be down.
 
 use super::counters::Tier;
+use super::lane::{Flight, Full};
 use super::readiness::{Closure, closure};
 use super::refusal::{Missing, Refusal};
 use super::{Mirror, Registry, outage_text};
@@ -13,7 +14,7 @@ use crate::config::{OnMissing, TagPolicy};
 use crate::fetch::{Failure, Link, Upstream};
 use crate::oci::{Digest, ManifestRef, Repository, Tag};
 use crate::store::{StoreError, TagRecord};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The answer to a tag.
@@ -76,14 +77,10 @@ impl Mirror {
         }
         let Some(bound) = self.patience(&upstream.breaker().link(), local.complete.is_some()) else {
             let cause = outage_text(&upstream);
+            self.check_beside(&upstream, repository, tag);
             return self.fall_back(repository, cause, local).await;
         };
-        let asked = Arc::clone(self);
-        let (question, upstream_asked) = ((repository.clone(), tag.clone()), Arc::clone(&upstream));
-        let flight = self.checks.join(&self.lanes, &question, {
-            let question = question.clone();
-            move || asked.check(&upstream_asked, &question.0, &question.1)
-        });
+        let flight = self.begin_check(&upstream, repository, tag);
         let Ok(flight) = flight else {
             return self.fall_back(repository, "too many questions wait for upstreams".into(), local).await;
         };
@@ -261,6 +258,32 @@ impl Mirror {
         found.await.map_err(|e: StoreError| Refusal::from_store(&e))
     }
 
+    /// Has upstream asked for a tag, or joins the question that is under way.
+    fn begin_check(
+        self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
+        repository: &Repository,
+        tag: &Tag,
+    ) -> Result<Flight<Result<Checked, Failure>>, Full> {
+        let (mirror, asked) = (Arc::clone(self), Arc::clone(upstream));
+        let (question, key) = ((repository.clone(), tag.clone()), (repository.clone(), tag.clone()));
+        self.checks
+            .join(&self.lanes[upstream.name()], &key, move || mirror.check(&asked, &question.0, &question.1))
+    }
+
+    /// Has an upstream that is down asked now and then beside the requests that do not wait for it: there are
+    /// registries whose `/v2/`, which probes ask for, fails while their manifests are well.
+    fn check_beside(self: &Arc<Self>, upstream: &Arc<Upstream>, repository: &Repository, tag: &Tag) {
+        let now = Instant::now();
+        let mut beside = self.beside.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = beside.entry(upstream.name().clone()).or_insert(now);
+        if now.duration_since(*last) >= budget::BESIDE_EVERY {
+            *last = now;
+            drop(beside);
+            let _ = self.begin_check(upstream, repository, tag);
+        }
+    }
+
     /// Asks upstream for a tag and moves the pointers; runs on a lane.
     fn check(&self, upstream: &Upstream, repository: &Repository, tag: &Tag) -> Result<Checked, Failure> {
         let reference = ManifestRef::Tag(tag.clone());
@@ -336,7 +359,7 @@ pub(super) struct Verified(std::sync::Mutex<std::collections::HashMap<(Repositor
 
 impl Verified {
     fn note(&self, repository: &Repository, tag: &Tag) {
-        let mut known = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (repository.clone(), tag.clone());
         if known.len() >= budget::VERIFIED_TAGS_MAX && !known.contains_key(&key) {
             known.clear();
@@ -345,7 +368,7 @@ impl Verified {
     }
 
     fn age(&self, repository: &Repository, tag: &Tag) -> Option<Duration> {
-        let known = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.get(&(repository.clone(), tag.clone())).map(Instant::elapsed)
     }
 }

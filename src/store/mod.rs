@@ -353,7 +353,11 @@ impl Store {
         bytes: &[u8],
         private: bool,
     ) -> Result<(), StoreError> {
-        if !self.contains(digest) {
+        if let Some(known) = self.open_blob(digest)? {
+            if known.private && !private {
+                self.make_public(digest)?;
+            }
+        } else {
             let mut staged = self.stage_scratch(digest)?;
             staged.append(bytes)?;
             staged.publish(self, private)?;
