@@ -118,13 +118,24 @@ impl Demo {
     fn online(&mut self, image: &Image) -> Result<(), String> {
         let pulled = self.pull("latest").map_err(|e| e.to_string())?;
         let right = pulled.digest == image.root;
-        let took = format!("{} in {}, first byte after {}", bytes_text(pulled.bytes), ms(pulled.elapsed), ms(pulled.first_byte));
+        let took = format!(
+            "{} in {}, first byte after {}",
+            bytes_text(pulled.bytes),
+            ms(pulled.elapsed),
+            ms(pulled.first_byte)
+        );
         self.row("online, not cached", "upstream's newest", "upstream's own latency", took, right);
         let before = self.upstream.count("GET", "/manifests/");
         let again = self.pull("latest").map_err(|e| e.to_string())?;
         let metered = self.upstream.count("GET", "/manifests/") - before;
         let text = format!("{}, {metered} manifests fetched again", ms(again.elapsed));
-        self.row("online, cached", "verified by HEAD", "no download", text, metered == 0 && again.digest == image.root);
+        self.row(
+            "online, cached",
+            "verified by HEAD",
+            "no download",
+            text,
+            metered == 0 && again.digest == image.root,
+        );
         Ok(())
     }
 
@@ -152,7 +163,8 @@ impl Demo {
         self.upstream.push("lab/cut", "latest", &image);
         self.upstream.on(Some("GET"), "/blobs/", Behaviour::CutBodyAfter(1_000_000));
         let sent = self.upstream.blob_bytes_sent();
-        let pulled = client::pull(self.address, Some(REGISTRY), "lab/cut", "latest", &self.platform, PATIENCE);
+        let pulled =
+            client::pull(self.address, Some(REGISTRY), "lab/cut", "latest", &self.platform, PATIENCE);
         self.upstream.clear();
         let pulled = pulled.map_err(|e| e.to_string())?;
         let cost = (self.upstream.blob_bytes_sent() - sent) as f64 / pulled.bytes.max(1) as f64;
@@ -164,13 +176,21 @@ impl Demo {
     fn hanging(&mut self) -> Result<(), String> {
         self.upstream.on(None, "/v2/", Behaviour::HangBeforeHeader);
         let (status, first, tier) = self.ask_tag("latest")?;
-        let held = status == 200 && tier.contains("last-complete") && first < self.deadline + Duration::from_millis(100) + LEEWAY;
+        let held = status == 200
+            && tier.contains("last-complete")
+            && first < self.deadline + Duration::from_millis(100) + LEEWAY;
         let text = format!("{status} after {} ({tier})", ms(first));
         let bound = format!("{} for the first request", ms(self.deadline));
         self.row("upstream hangs, cached", "last complete", &bound, text, held);
         let (worst, tier) = self.worst_of(50, "latest")?;
         let held = tier.contains("last-complete") && worst < AT_ONCE + LEEWAY;
-        self.row("  the next 50 requests", "last complete", &ms(AT_ONCE), format!("slowest {} ({tier})", ms(worst)), held);
+        self.row(
+            "  the next 50 requests",
+            "last complete",
+            &ms(AT_ONCE),
+            format!("slowest {} ({tier})", ms(worst)),
+            held,
+        );
         let (status, took, _) = self.ask_tag_of("lab/never", "latest")?;
         let held = status == 502 && took < self.header_timeout + Duration::from_secs(5) + LEEWAY;
         let text = format!("{status} after {}", ms(took));
@@ -185,15 +205,39 @@ impl Demo {
         self.upstream.hang_up();
         let (status, took, tier) = self.ask_tag("latest")?;
         let held = status == 200 && tier.contains("last-complete") && took < self.deadline + LEEWAY;
-        self.row("uplink gone, cached", "last complete", &ms(self.deadline), format!("{status} after {} ({tier})", ms(took)), held);
+        self.row(
+            "uplink gone, cached",
+            "last complete",
+            &ms(self.deadline),
+            format!("{status} after {} ({tier})", ms(took)),
+            held,
+        );
         let (worst, tier) = self.worst_of(50, "latest")?;
         let held = tier.contains("last-complete") && worst < AT_ONCE + LEEWAY;
-        self.row("  the next 50 requests", "last complete", &ms(AT_ONCE), format!("slowest {} ({tier})", ms(worst)), held);
+        self.row(
+            "  the next 50 requests",
+            "last complete",
+            &ms(AT_ONCE),
+            format!("slowest {} ({tier})", ms(worst)),
+            held,
+        );
         let pulled = self.pull("latest").map_err(|e| e.to_string())?;
         let text = format!("{} in {}", bytes_text(pulled.bytes), ms(pulled.elapsed));
-        self.row("  a whole pull by a new client", "every byte from the board", "no upstream", text, pulled.digest == newest.root);
+        self.row(
+            "  a whole pull by a new client",
+            "every byte from the board",
+            "no upstream",
+            text,
+            pulled.digest == newest.root,
+        );
         let (status, took, _) = self.ask_tag_of("lab/never", "latest")?;
-        self.row("uplink gone, not cached", "502", "at once", format!("{status} after {}", ms(took)), status == 502 && took < AT_ONCE + LEEWAY);
+        self.row(
+            "uplink gone, not cached",
+            "502",
+            "at once",
+            format!("{status} after {}", ms(took)),
+            status == 502 && took < AT_ONCE + LEEWAY,
+        );
         Ok(())
     }
 
@@ -236,7 +280,8 @@ impl Demo {
     fn ask_tag_of(&self, repository: &str, tag: &str) -> Result<(u16, Duration, String), String> {
         let path = format!("/v2/{repository}/manifests/{tag}?ns={REGISTRY}");
         let began = Instant::now();
-        let answer = client::request(self.address, "HEAD", &path, &[], PATIENCE).map_err(|e| e.to_string())?;
+        let answer =
+            client::request(self.address, "HEAD", &path, &[], PATIENCE).map_err(|e| e.to_string())?;
         let status = answer.header("cache-status").unwrap_or("").trim_start_matches("larder; ").to_owned();
         Ok((answer.status, began.elapsed(), status))
     }
@@ -253,7 +298,10 @@ impl Demo {
         let mut out = String::from("| situation | answer | bound | measured | |\n|---|---|---|---|---|\n");
         for row in &self.rows {
             let verdict = if row.held { "holds" } else { "BROKEN" };
-            out += &format!("| {} | {} | {} | {} | {verdict} |\n", row.situation, row.answer, row.bound, row.measured);
+            out += &format!(
+                "| {} | {} | {} | {} | {verdict} |\n",
+                row.situation, row.answer, row.bound, row.measured
+            );
         }
         out
     }

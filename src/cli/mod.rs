@@ -2,6 +2,7 @@
 //!
 //! Exit status: 0 done, 1 could not do it, 2 wrong usage or configuration.
 
+mod demo;
 mod look;
 mod print;
 mod serve;
@@ -48,6 +49,8 @@ struct Global {
 enum Command {
     /// Run the mirror
     Serve,
+    /// Show the main job, with an upstream of its own: pull, cut the uplink, pull again
+    Demo,
     /// List the images that are kept
     Ls {
         #[command(flatten)]
@@ -117,7 +120,9 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
         }
     };
-    set_up_log(&arguments.global);
+    // The demo's table is its output; what the server makes of the faults would drown it.
+    let quieter = u8::from(matches!(arguments.command, Command::Demo)) * 2;
+    set_up_log(arguments.global.verbose, arguments.global.quiet.saturating_add(quieter));
     let options = Options {
         file: arguments.global.config,
         data_dir: arguments.global.data_dir,
@@ -136,6 +141,7 @@ fn run(command: &Command, config: &Config, options: &Options) -> ExitCode {
     let look = |request: Request, form: &Form| look::run(config, &request, form.json);
     match command {
         Command::Serve => serve::run(config),
+        Command::Demo => demo::run(config),
         Command::Ls { form } => look(Request::Ls, form),
         Command::Why { image, form } => look(Request::Why { image: image.clone() }, form),
         Command::History { image, form } => look(Request::History { image: image.clone() }, form),
@@ -167,8 +173,8 @@ fn printed(text: &str) -> ExitCode {
 
 /// The log goes to standard error, one line an event. Other crates are heard only when something is wrong; ureq's own
 /// lines could hold signed addresses.
-fn set_up_log(global: &Global) {
-    let level = match i16::from(global.verbose) - i16::from(global.quiet) {
+fn set_up_log(verbose: u8, quiet: u8) {
+    let level = match i16::from(verbose) - i16::from(quiet) {
         ..=-2 => LevelFilter::Error,
         -1 => LevelFilter::Warn,
         0 => LevelFilter::Info,

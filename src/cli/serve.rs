@@ -86,11 +86,6 @@ impl Running {
         &self.addresses
     }
 
-    /// The mirror behind it.
-    pub(super) fn mirror(&self) -> &Arc<Mirror> {
-        &self.mirror
-    }
-
     /// Stops within a few seconds; downloads that are under way can be resumed by the next start.
     pub(super) fn stop(self) {
         control::socket::remove(&self.mirror.config().data_dir);
