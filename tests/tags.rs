@@ -5,6 +5,8 @@ mod common;
 use common::{Board, DEADLINE, FETCH, LEEWAY, image, layer_of, needed, upstream_with};
 use larder::demo::image::Image;
 use larder::demo::upstream::{Behaviour, Upstream};
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -110,23 +112,25 @@ fn a_check_that_outlives_the_deadline_moves_the_pointer_beside_the_request() {
 #[test]
 fn simultaneous_requests_ask_upstream_once() {
     let upstream = upstream_with(&image(1));
-    let board = Arc::new(Board::new(&upstream, "[tags]\nresolve_deadline = \"20s\"\n"));
+    let board =
+        Board::new(&upstream, "[tags]\nresolve_deadline = \"20s\"\n[fetch]\nheader_timeout = \"15s\"\n");
     board.pull("lab/app", "latest").unwrap();
     let before = upstream.count("HEAD", "/manifests/latest");
     upstream.on(Some("HEAD"), "/manifests/latest", Behaviour::HangBeforeHeader);
-    let clients: Vec<_> = (0..20)
-        .map(|_| {
-            let board = Arc::clone(&board);
-            std::thread::spawn(move || board.ask("lab/app", "latest").0)
-        })
-        .collect();
-    // All are in the house before upstream answers the one question.
-    board.wait_until("twenty requests", || board.log().matches("HEAD /v2/lab/app").count() < 2);
+    let mut clients: Vec<TcpStream> = (0..20).map(|_| TcpStream::connect(board.addr).unwrap()).collect();
+    for client in &mut clients {
+        client
+            .write_all(format!("HEAD {TAG} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes())
+            .unwrap();
+    }
     assert!(upstream.wait_for(before + 1, "HEAD", "/manifests/latest", common::PATIENCE));
-    std::thread::sleep(Duration::from_millis(300));
+    // Every request is written before the one question is answered; the pause lets the board read the last of them.
+    std::thread::sleep(Duration::from_millis(500));
     upstream.release();
-    for client in clients {
-        assert_eq!(client.join().unwrap(), 200);
+    for client in &mut clients {
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     }
     assert_eq!(upstream.count("HEAD", "/manifests/latest"), before + 1);
 }

@@ -170,8 +170,16 @@ impl Mirror {
                     mirror.upstream_changed(registry, link);
                 }
             }));
-            upstream.breaker().start_probe();
+            // A registry that nothing was ever pulled from is none of our business until somebody asks for it.
+            if self.has_pulled_from(upstream.name()) {
+                upstream.breaker().start_probe();
+            }
         }
+    }
+
+    fn has_pulled_from(&self, registry: &Registry) -> bool {
+        let first = self.store.repositories(Some(&format!("{registry}/")), 1);
+        first.is_ok_and(|names| names.first().is_some_and(|name| name.registry == *registry))
     }
 
     fn upstream_changed(&self, registry: &Registry, link: &Link) {
@@ -231,6 +239,10 @@ fn keep_house(mirror: &Weak<Mirror>, needs_rebuild: bool) {
             rebuild(&mirror.store);
         }
         mirror.fills.take_up_unfinished();
+        match mirror.store.check_index() {
+            Ok(()) | Err(StoreError::Damaged(_) | StoreError::Rebuilding) => {}
+            Err(problem) => log::warn!("the index could not be read through: {problem}"),
+        }
     }
     let mut flushed = Instant::now();
     let mut next_rebuild = flushed;

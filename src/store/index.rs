@@ -104,6 +104,7 @@ impl Index {
         // SAFETY: the file is mapped, so nobody else may change it while it is open. The store's lock keeps every
         // other larder out, the folder belongs to larder alone, and no flag weakens LMDB's own locking.
         let env = unsafe { options.open(folder) }.map_err(failed("open the index"))?;
+        check_length(&env)?;
         let txn = env.write_txn().map_err(failed("open the index"))?;
         let records = env
             .create_databases_and_commit(txn, |opener, txn| {
@@ -598,6 +599,18 @@ impl Index {
         work(self, &mut txn)?;
         txn.commit().map_err(failed("write the index"))
     }
+}
+
+/// Refuses a file that is shorter than its own header says: to read beyond its end would kill the process.
+fn check_length(env: &Env<WithoutTls>) -> Result<(), StoreError> {
+    let page = u64::from(env.unnamed_database_stat().page_size);
+    let needed = (env.info().last_page_number as u64 + 1).saturating_mul(page);
+    let length = env.real_disk_size().map_err(failed("look at the index"))?;
+    // A new environment has written its two header pages and nothing else.
+    if length < needed {
+        return Err(StoreError::Damaged(format!("the file has {length} bytes of at least {needed}")));
+    }
+    Ok(())
 }
 
 fn tag_key(number: u32, tag: &str) -> Vec<u8> {

@@ -86,6 +86,12 @@ impl Layout {
         self.data_dir.join("index")
     }
 
+    /// There from the opening of an index until all of it has been read once: a start that finds it knows that the
+    /// one before ended in between.
+    pub(super) fn unproven(&self) -> PathBuf {
+        self.data_dir.join("index.unproven")
+    }
+
     /// An empty folder for an index in the making.
     pub(super) fn fresh_index(&self) -> Result<PathBuf, StoreError> {
         let path = self.data_dir.join("index.new");

@@ -175,7 +175,17 @@ impl Store {
             close(Index::create(&fresh)?);
             self.layout.replace_index(&fresh)?;
         }
-        let index = Index::open(&self.layout.index())?;
+        if self.layout.unproven().exists() {
+            return Err(StoreError::Damaged("the last start ended before all of it had been read".into()));
+        }
+        // A damaged page can kill the process that reads it. That must not happen at every start.
+        std::fs::write(self.layout.unproven(), b"")
+            .map_err(StoreError::io("cannot mark the index as unproven"))?;
+        let index = Index::open(&self.layout.index()).inspect_err(|problem| {
+            if matches!(problem, StoreError::Newer { .. }) {
+                self.prove();
+            }
+        })?;
         let mark = index.mark()?;
         self.sequence.raise(mark.sequence);
         let journal = self.journal();
@@ -234,6 +244,7 @@ impl Store {
         self.stored_bytes.store(bytes, Ordering::Relaxed);
         self.damaged.store(false, Ordering::Relaxed);
         *self.index.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(index));
+        self.prove();
         drop(journal);
         log::info!("index rebuilt: {blobs} blobs, {bytes} bytes, in {:.1?}", started.elapsed());
         Ok(())
@@ -247,9 +258,17 @@ impl Store {
         }
     }
 
-    /// Reads every record of the index; `Err(Damaged)` names the first that is wrong.
+    /// Reads every record of the index; `Err(Damaged)` names the first that is wrong. Must be called once after
+    /// [`Store::open`]: an index that was never read to its end is made again by the next start.
     pub fn check_index(&self) -> Result<(), StoreError> {
-        self.with_index(|index| index.check())
+        self.with_index(|index| index.check())?;
+        self.prove();
+        Ok(())
+    }
+
+    /// Notes that all of the index has been read, or made, without harm.
+    fn prove(&self) {
+        let _ = std::fs::remove_file(self.layout.unproven());
     }
 
     /// Whether a record of the index was found damaged since it was opened.
@@ -484,6 +503,10 @@ impl Drop for Store {
     fn drop(&mut self) {
         if let Err(problem) = self.flush_touches() {
             log::warn!("uses were not written: {problem}");
+        }
+        // An orderly end is no crash of the index, however short the process lived.
+        if self.has_index() && !self.is_damaged() {
+            self.prove();
         }
         self.close_index();
     }
