@@ -236,9 +236,9 @@ fn start(folder: &Folder) -> (Child, Log, SocketAddr) {
     let deadline = Instant::now() + PATIENCE;
     let mut lines = log.0.lock().unwrap();
     let addr = loop {
-        let found = lines
-            .iter()
-            .find_map(|line| line.split("listening on http://").nth(1)?.split(',').next()?.parse().ok());
+        let found = lines.iter().find_map(|line| {
+            line.split("listening on ").nth(1)?.split("://").nth(1)?.split(',').next()?.parse().ok()
+        });
         if let Some(addr) = found {
             break addr;
         }
@@ -276,4 +276,22 @@ pub fn needed(image: &Image) -> Vec<Digest> {
     let child = index.children.iter().find(|child| child.platform.as_ref() == Some(&wanted)).unwrap();
     let manifest = larder::oci::Manifest::parse(&image.manifests[&child.digest].1, None).unwrap();
     manifest.children.into_iter().map(|child| child.digest).collect()
+}
+
+/// A TLS server's settings with a certificate for 127.0.0.1 that it signed itself, and certificate and key as PEM.
+pub fn tls_settings() -> (rustls::ServerConfig, String, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate =
+        rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let settings = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![certificate.der().clone()],
+            rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+        )
+        .unwrap();
+    (settings, certificate.pem(), key.serialize_pem())
 }
