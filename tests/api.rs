@@ -1,5 +1,8 @@
 //! The read-only distribution API, endpoint by endpoint, online and with the uplink gone.
 
+// Where a test cannot go on, it stops.
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::{Board, PLATFORM, image, layer_of, upstream_with};

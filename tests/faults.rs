@@ -2,6 +2,9 @@
 //!
 //! Run with `--nocapture` for the table.
 
+// Where a test cannot go on, it stops.
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::{Board, DEADLINE, LEEWAY, image, layer_of, upstream_with};

@@ -1,5 +1,8 @@
 //! Fills: one download for everybody, resumed, outliving its clients, never completed wrong.
 
+// Where a test cannot go on, it stops.
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::{Board, PATIENCE, image, layer_of, needed, upstream_with};

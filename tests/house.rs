@@ -2,6 +2,9 @@
 //!
 //! Reads the source as text. A comment is no use of a room, so line comments are passed over.
 
+// Where a test cannot go on, it stops.
+#![allow(clippy::unwrap_used)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 

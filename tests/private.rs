@@ -1,5 +1,8 @@
 //! Logins: at upstreams, and of clients here. What was fetched with credentials stays private.
 
+// Where a test cannot go on, it stops.
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::{Board, Folder, image, layer_of, tls_settings, upstream_with};

@@ -1,5 +1,8 @@
 //! How a tag is answered: the tiers, the rules, the pointers, the breaker.
 
+// Where a test cannot go on, it stops.
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::{Board, DEADLINE, FETCH, LEEWAY, image, layer_of, needed, upstream_with};

@@ -17,8 +17,11 @@ const LINE_BYTES_MAX: u64 = 16 * 1024;
 /// Most header lines of one message.
 const HEADERS_MAX: usize = 128;
 
+/// Names, in lower case, and values.
+type Headers = Vec<(String, String)>;
+
 /// Reads a start line and headers. `None`: the connection was closed before the first byte.
-fn read_head(reader: &mut impl BufRead) -> io::Result<Option<(String, Vec<(String, String)>)>> {
+fn read_head(reader: &mut impl BufRead) -> io::Result<Option<(String, Headers)>> {
     let Some(start) = read_line(reader)? else { return Ok(None) };
     let mut headers = Vec::new();
     loop {

@@ -103,12 +103,18 @@ struct Shared {
     ended: AtomicBool,
 }
 
+/// Content and its media type.
+type Typed = (String, Arc<[u8]>);
+
+/// Which requests, by method and part of the path, are answered how.
+type Rule = (Option<String>, String, Behaviour);
+
 #[derive(Default)]
 struct State {
     tags: BTreeMap<String, BTreeMap<String, Digest>>,
-    manifests: HashMap<(String, Digest), (String, Arc<[u8]>)>,
+    manifests: HashMap<(String, Digest), Typed>,
     blobs: HashMap<(String, Digest), Arc<[u8]>>,
-    rules: Vec<(Option<String>, String, Behaviour)>,
+    rules: Vec<Rule>,
     login: Option<Login>,
     seen: Vec<Seen>,
     /// Waits that began before this number of releases are over.

@@ -28,9 +28,12 @@ enum Inner {
     Stream { left: u64, state: State },
 }
 
+/// The reader, given back, and what it read.
+type Piece = (Box<Reader>, io::Result<Bytes>);
+
 enum State {
     Idle(Box<Reader>),
-    Reading(Pin<Box<dyn Future<Output = (Box<Reader>, io::Result<Bytes>)> + Send>>),
+    Reading(Pin<Box<dyn Future<Output = Piece> + Send>>),
     Ended,
 }
 

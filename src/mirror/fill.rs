@@ -92,6 +92,9 @@ impl Fill {
     }
 }
 
+/// Is told of every blob that has arrived.
+type Published = dyn Fn(&Repository, &Digest) + Send + Sync;
+
 /// All fills.
 pub(super) struct Fills {
     store: Arc<Store>,
@@ -100,7 +103,7 @@ pub(super) struct Fills {
     state: Mutex<State>,
     wake: Condvar,
     /// Called after a blob has been published.
-    published: OnceLock<Box<dyn Fn(&Repository, &Digest) + Send + Sync>>,
+    published: OnceLock<Box<Published>>,
 }
 
 #[derive(Default)]
@@ -294,7 +297,7 @@ impl Fills {
 
     fn run(&self, fill: &Arc<Fill>) {
         let mut run = Run { fills: self, fill, fruitless: 0, reserved: 0, resumed: false };
-        let outcome = run.to_the_end();
+        let outcome = run.run();
         run.reserve(0);
         let mut state = self.state();
         match outcome {
@@ -369,7 +372,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn to_the_end(&mut self) -> Result<(), Ending> {
+    fn run(&mut self) -> Result<(), Ending> {
         let fill = self.fill;
         let Some(upstream) = self.fills.upstreams.find(&fill.repository.registry) else {
             return Err(Ending::Failed(Refusal::UnknownRegistry(fill.repository.registry.clone())));
@@ -445,8 +448,8 @@ impl Run<'_> {
     /// Verifies the whole and makes it a blob.
     fn finish(&mut self, staged: Staged, private: bool) -> Result<(), Ending> {
         let fill = self.fill;
-        let private =
-            private && !self.fills.store.open_blob(&fill.digest).ok().flatten().is_some_and(|b| !b.private);
+        let private = private
+            && self.fills.store.open_blob(&fill.digest).ok().flatten().is_none_or(|blob| blob.private);
         fill.progress.send_modify(|progress| progress.total = Some(staged.len()));
         match staged.publish(&self.fills.store, private) {
             Ok(()) => {}

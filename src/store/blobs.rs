@@ -101,7 +101,7 @@ impl Store {
         if actual == *digest {
             Ok(())
         } else {
-            Err(StoreError::Mismatch { expected: digest.clone(), actual })
+            Err(StoreError::Mismatch { expected: Box::new(digest.clone()), actual: Box::new(actual) })
         }
     }
 

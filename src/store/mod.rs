@@ -61,16 +61,16 @@ pub enum StoreError {
     /// Content does not hash to its name.
     Mismatch {
         /// The name.
-        expected: Digest,
+        expected: Box<Digest>,
         /// What it hashes to.
-        actual: Digest,
+        actual: Box<Digest>,
     },
     /// The index is damaged; it is made again at the next start, or at once by the server.
     Damaged(String),
     /// The index is being made again; only content can be asked for.
     Rebuilding,
     /// Somebody else is writing this content just now.
-    Busy(Digest),
+    Busy(Box<Digest>),
 }
 
 impl StoreError {
@@ -215,8 +215,8 @@ impl Store {
 
     /// The manifest that an event speaks of, read from its blob, if it is on the disk.
     fn manifest_of(&self, event: &Event) -> Option<Manifest> {
-        let digest = event.what.manifest()?;
-        let (bytes, media_type) = (self.read_small(&digest.0).ok()??, digest.1);
+        let (digest, media_type) = event.what.manifest()?;
+        let bytes = self.read_small(digest).ok()??;
         Manifest::parse(&bytes, Some(media_type)).ok()
     }
 

@@ -117,7 +117,7 @@ impl Store {
     fn claim(&self, digest: &Digest) -> Result<Claim, StoreError> {
         let mut writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         if !writing.insert(digest.clone()) {
-            return Err(StoreError::Busy(digest.clone()));
+            return Err(StoreError::Busy(Box::new(digest.clone())));
         }
         Ok(Claim { writing: Arc::clone(&self.writing), digest: digest.clone() })
     }
@@ -174,7 +174,7 @@ impl Staged {
         if actual == self.digest {
             Ok(())
         } else {
-            Err(StoreError::Mismatch { expected: self.digest.clone(), actual })
+            Err(StoreError::Mismatch { expected: Box::new(self.digest.clone()), actual: Box::new(actual) })
         }
     }
 

@@ -2,6 +2,7 @@
 
 // Each test file uses its own part of this.
 #![allow(dead_code)]
+#![allow(clippy::print_stderr)]
 
 use larder::demo::client::{self, Answer, PullError, Pulled};
 use larder::demo::image::Image;
