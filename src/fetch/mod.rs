@@ -142,7 +142,7 @@ impl Shared {
         }
         let policy = Arc::new(Policy::new(&base.origin.host, settings.url_configured, trusted));
         let tls = match &settings.ca_file {
-            Some(path) => trust::client_config(trust::with_ca_file(&self.roots, path)?)?,
+            Some(path) => trust::client_config_with(&self.roots, path)?,
             None => self.tls.clone(),
         };
         let wire = Wire::new(self.times, &tls, &self.names, &policy, self.proxies.clone());

@@ -842,3 +842,19 @@ fn a_ca_file_that_cannot_be_used_is_named() {
     config.upstreams[0].url = "ftp://reg.test".into();
     assert!(open(&config).unwrap_err().contains("its url is not usable"));
 }
+
+#[test]
+fn lists_of_an_upstream_that_pages_nothing_are_paged_here() {
+    let whole = || page(&["latest", "1.1", "2.0", "1.0"], false);
+    assert_eq!(whole().in_order(Some(10), None), page(&["1.0", "1.1", "2.0", "latest"], false));
+    assert_eq!(whole().in_order(Some(2), None), page(&["1.0", "1.1"], true));
+    assert_eq!(whole().in_order(Some(2), Some("1.1")), page(&["2.0", "latest"], false));
+    assert_eq!(whole().in_order(Some(9), Some("1.1")), page(&["2.0", "latest"], false));
+    // Upstream's own pages, in whatever order, stay as they are.
+    assert_eq!(page(&["b", "a"], true).in_order(Some(2), None), page(&["b", "a"], true));
+    assert_eq!(page(&["d", "c"], false).in_order(Some(2), Some("a")), page(&["d", "c"], false));
+}
+
+fn page(names: &[&str], more: bool) -> NamePage {
+    NamePage { names: names.iter().map(|name| (*name).to_owned()).collect(), more }
+}

@@ -2,9 +2,13 @@
 //! an upstream's own `ca_file`.
 
 use crate::budget::CA_BYTES_MAX;
-use rustls::pki_types::CertificateDer;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -43,28 +47,99 @@ pub(super) fn common_roots() -> RootCertStore {
     RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() }
 }
 
-/// `roots` and what `ca_file` holds. `Err` says what is wrong with the file.
-pub(super) fn with_ca_file(roots: &RootCertStore, ca_file: &Path) -> Result<RootCertStore, String> {
+/// The TLS settings for connections that trust `roots`.
+pub(super) fn client_config(roots: RootCertStore) -> Result<Arc<ClientConfig>, String> {
+    settings(roots, Vec::new())
+}
+
+/// The TLS settings for connections that trust `roots` and what `ca_file` holds. `Err` says what is wrong with the file.
+pub(super) fn client_config_with(roots: &RootCertStore, ca_file: &Path) -> Result<Arc<ClientConfig>, String> {
     let certificates =
         read_certificates(ca_file).map_err(|error| format!("{}: {error}", ca_file.display()))?;
     let mut roots = roots.clone();
-    let (taken, _) = roots.add_parsable_certificates(certificates);
+    let (taken, _) = roots.add_parsable_certificates(certificates.iter().cloned());
     if taken == 0 {
         return Err(format!("{} holds no certificate", ca_file.display()));
     }
-    Ok(roots)
+    settings(roots, certificates)
 }
 
-/// The TLS settings for connections that trust `roots`.
-pub(super) fn client_config(roots: RootCertStore) -> Result<Arc<ClientConfig>, String> {
+fn settings(roots: RootCertStore, named: Vec<CertificateDer<'static>>) -> Result<Arc<ClientConfig>, String> {
+    let failed = |error: &dyn std::fmt::Display| format!("tls cannot be set up: {error}");
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
+    let chains = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+        .build()
+        .map_err(|error| failed(&error))?;
+    let mut config = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
-        .map_err(|error| format!("tls cannot be set up: {error}"))?
-        .with_root_certificates(roots)
+        .map_err(|error| failed(&error))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Verifier { chains, named, provider }))
         .with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
+}
+
+/// Trusts what chains to a root, and a certificate that `ca_file` itself holds.
+///
+/// The second is for registries whose certificate was made by `openssl req -x509`: it signs itself as an authority,
+/// which a server's certificate may not be, and every guide to a registry of one's own makes it so.
+#[derive(Debug)]
+struct Verifier {
+    chains: Arc<WebPkiServerVerifier>,
+    named: Vec<CertificateDer<'static>>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl Verifier {
+    /// Whether all that was wrong is that the server shows an authority's certificate, and the owner named just that.
+    fn is_named(&self, shown: &CertificateDer<'_>, error: &Error) -> bool {
+        // By its name, because the package that defines it is not one of ours. It is said after the dates were
+        // found to be right.
+        let Error::InvalidCertificate(CertificateError::Other(inner)) = error else { return false };
+        format!("{:?}", inner.0) == "CaUsedAsEndEntity" && self.named.iter().any(|named| named == shown)
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        shown: &CertificateDer<'_>,
+        between: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        match self.chains.verify_server_cert(shown, between, name, ocsp, now) {
+            Err(error) if self.is_named(shown, &error) => {
+                verify_server_name(&ParsedCertificate::try_from(shown)?, name)?;
+                Ok(ServerCertVerified::assertion())
+            }
+            verdict => verdict,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        shown: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.chains.verify_tls12_signature(message, shown, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        shown: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.chains.verify_tls13_signature(message, shown, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
 }
 
 /// Every certificate of a PEM file; sections that are none, or are broken, are passed over.
@@ -96,5 +171,48 @@ mod tests {
         let read = read_certificates(&path);
         std::fs::remove_file(&path).unwrap();
         assert!(read.unwrap().is_empty());
+    }
+
+    /// A certificate for `name` that signed itself as an authority, valid from and until these years.
+    fn authority(name: &str, years: (i32, i32)) -> CertificateDer<'static> {
+        let mut parameters = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        parameters.not_before = rcgen::date_time_ymd(years.0, 1, 1);
+        parameters.not_after = rcgen::date_time_ymd(years.1, 1, 1);
+        parameters.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().der().clone()
+    }
+
+    #[test]
+    fn an_authority_that_serves_is_trusted_only_where_it_was_named() {
+        let (sound, expired) =
+            (authority("registry.lab", (2020, 2100)), authority("registry.lab", (2020, 2021)));
+        let verifier = |named: &CertificateDer<'static>| {
+            let provider = Arc::new(rustls::crypto::ring::default_provider());
+            let mut roots = RootCertStore::empty();
+            roots.add(named.clone()).unwrap();
+            let chains = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+            Verifier { chains: chains.build().unwrap(), named: vec![named.clone()], provider }
+        };
+        let verdict = |verifier: &Verifier, shown: &CertificateDer<'_>, name: &str| {
+            let name = ServerName::try_from(name.to_owned()).unwrap();
+            let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_700_000_000));
+            verifier.verify_server_cert(shown, &[], &name, &[], now).map(drop)
+        };
+        assert_eq!(verdict(&verifier(&sound), &sound, "registry.lab"), Ok(()));
+        let other_name = verdict(&verifier(&sound), &sound, "other.lab");
+        assert!(
+            matches!(
+                other_name,
+                Err(Error::InvalidCertificate(CertificateError::NotValidForNameContext { .. }))
+            ),
+            "{other_name:?}"
+        );
+        let late = verdict(&verifier(&expired), &expired, "registry.lab");
+        assert!(
+            matches!(late, Err(Error::InvalidCertificate(CertificateError::ExpiredContext { .. }))),
+            "{late:?}"
+        );
+        let stranger = authority("registry.lab", (2020, 2100));
+        assert!(verdict(&verifier(&sound), &stranger, "registry.lab").is_err());
     }
 }

@@ -67,10 +67,30 @@ pub struct FetchedManifest {
 /// A page of tags or repositories.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamePage {
-    /// The names, in the upstream's order; what is not a name is left out.
+    /// The names; what is not a name is left out.
     pub names: Vec<String>,
     /// There is a next page.
     pub more: bool,
+}
+
+impl NamePage {
+    /// The page that was asked for where an upstream that knows no pages, such as distribution 2.8 for tags, sent the
+    /// whole list in an order of its own. A page by upstream's own paging stays as it came.
+    pub(super) fn in_order(mut self, n: Option<usize>, last: Option<&str>) -> NamePage {
+        let too_many = n.is_some_and(|n| self.names.len() > n);
+        let from_the_start = last.is_none_or(|last| self.names.iter().any(|name| name == last));
+        if !self.more && (too_many || from_the_start) {
+            self.names.sort_unstable();
+            self.names.retain(|name| last.is_none_or(|last| name.as_str() > last));
+            if let Some(n) = n
+                && self.names.len() > n
+            {
+                self.names.truncate(n);
+                self.more = true;
+            }
+        }
+        self
+    }
 }
 
 /// The manifests that refer to one (distribution-spec, "Listing Referrers").
@@ -222,7 +242,8 @@ impl Upstream {
         last: Option<&str>,
     ) -> Result<NamePage, Failure> {
         let question = Question::repository(repository, &format!("tags/list{}", page_query(n, last)));
-        self.page(&question, |name| name.parse::<Tag>().is_ok())
+        let page = self.page(&question, |name| name.parse::<Tag>().is_ok())?;
+        Ok(page.in_order(n, last))
     }
 
     /// A page of at most `n` repositories after `last`.
@@ -234,7 +255,8 @@ impl Upstream {
             accept: None,
             from: 0,
         };
-        self.page(&question, |name| name.parse::<RepositoryName>().is_ok())
+        let page = self.page(&question, |name| name.parse::<RepositoryName>().is_ok())?;
+        Ok(page.in_order(n, last))
     }
 
     fn page(&self, question: &Question, is_name: impl Fn(&str) -> bool) -> Result<NamePage, Failure> {
