@@ -123,12 +123,15 @@ impl Mirror {
             Err(StoreError::Rebuilding) => None,
             Err(problem) => return Err(Refusal::from_store(&problem)),
         };
-        let fill = self.fills.begin(repository, digest, stated)?;
-        let total = self.size_of(&fill, repository, digest).await?;
-        match total {
-            Some(total) => Ok(Source::Fill { fill, total, joined: running.is_some() }),
+        let begun = self.fills.begin(repository, digest, stated)?;
+        let total = match &begun {
+            Some(fill) => self.size_of(fill, repository, digest).await?,
+            None => None,
+        };
+        match (begun, total) {
+            (Some(fill), Some(total)) => Ok(Source::Fill { fill, total, joined: running.is_some() }),
             // It ended between the two looks: whole, so it is here now.
-            None => match self.store.open_blob(digest).map_err(|e| Refusal::from_store(&e))? {
+            _ => match self.store.open_blob(digest).map_err(|e| Refusal::from_store(&e))? {
                 Some(blob) => Ok(Source::Hit(blob)),
                 None => Err(Refusal::not_here(Missing::Blob, digest)),
             },
@@ -284,6 +287,10 @@ impl Mirror {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<(), Refusal> {
+        // Another question may have ended between this one's look at the disk and its turn.
+        if let Ok(Some(_)) = self.manifest_now(repository, digest) {
+            return Ok(());
+        }
         let fetched = upstream.fetch_manifest(&repository.name, &ManifestRef::Digest(digest.clone()));
         let fetched = fetched.map_err(|failure| Refusal::from_failure(&failure, Missing::Manifest))?;
         self.put_manifest(upstream, repository, &fetched).map_err(|problem| Refusal::from_store(&problem))

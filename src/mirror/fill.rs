@@ -148,19 +148,23 @@ impl Fills {
         self.state().by_digest.get(digest).cloned()
     }
 
-    /// Joins the fill of a blob or begins one. A parked one is taken up again.
+    /// Joins the fill of a blob or begins one. A parked one is taken up again. `Ok(None)`: it is here by now.
     pub(super) fn begin(
         &self,
         repository: &Repository,
         digest: &Digest,
         stated: Option<u64>,
-    ) -> Result<Arc<Fill>, Refusal> {
+    ) -> Result<Option<Arc<Fill>>, Refusal> {
         let mut state = self.state();
         if let Some(fill) = state.by_digest.get(digest).cloned() {
             if matches!(fill.progress.borrow().phase, Phase::Parked(_)) {
                 self.enqueue(&mut state, &fill);
             }
-            return Ok(fill);
+            return Ok(Some(fill));
+        }
+        // A fill leaves the list after its blob is in place, so what is on neither side of this was never fetched.
+        if self.store.contains(digest) {
+            return Ok(None);
         }
         if state.stopping || state.by_digest.len() >= budget::FILLS_MAX {
             return Err(Refusal::Busy(format!(
@@ -178,7 +182,7 @@ impl Fills {
         });
         state.by_digest.insert(digest.clone(), Arc::clone(&fill));
         self.enqueue(&mut state, &fill);
-        Ok(fill)
+        Ok(Some(fill))
     }
 
     /// Takes up the parked fills of a registry whose upstream is back.
