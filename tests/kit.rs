@@ -6,7 +6,7 @@ use common::{Board, FETCH, Folder, LEEWAY, image, layer_of, needed, upstream_wit
 use larder::budget;
 use larder::config::{self, Secret};
 use larder::demo::image::Image;
-use larder::demo::upstream::{Login, Upstream};
+use larder::demo::upstream::{Behaviour, Login, Upstream};
 use larder::kit::{self, Kit, Listening, Shelf};
 use larder::oci::{Digest, Platform, Repository, Tag};
 use std::fs::File;
@@ -155,6 +155,30 @@ fn a_newer_claim_beats_an_older_version_and_an_older_claim_does_not() {
     }
 }
 
+#[test]
+fn a_download_that_the_uplink_cut_is_finished_by_a_peer() {
+    let app = image(1);
+    let (upstream, folder) = (upstream_with(&app), Folder::new());
+    let near = board(&upstream, &folder, &[]);
+    near.pull("lab/app", "latest").unwrap();
+    let far = board(&upstream, &folder, &[near.kit_addr()]);
+    // The manifests, so that the size of the layer is known; then a part of the layer.
+    far.get(TAG).body().unwrap();
+    for digest in app.manifests.keys() {
+        far.get(&format!("/v2/lab/app/manifests/{digest}?ns=docker.io")).body().unwrap();
+    }
+    let layer = layer_of(&app);
+    upstream.on(Some("GET"), &layer.to_string(), Behaviour::StallBodyAfter(100_000));
+    let sent = upstream.blob_bytes_sent();
+    let answer = far.get(&format!("/v2/lab/app/blobs/{layer}?ns=docker.io"));
+    far.wait_until("the first part", || upstream.blob_bytes_sent() >= sent + 100_000);
+    upstream.hang_up();
+    assert_eq!(answer.body().unwrap(), app.blobs[&layer].to_vec());
+    far.wait_for_log("comes from peer");
+    far.check_blobs();
+    assert!(metric(&far, "larder_served_bytes_total{source=\"peer\"}") >= app.blobs[&layer].len() as u64);
+}
+
 /// A board that knows the secret, claims an image as of just now, and has wrong bytes for it.
 struct Liar {
     image: Image,
@@ -167,6 +191,12 @@ impl Liar {
         let liar = Liar { image: image.clone(), folder: Folder::new(), lies_about_manifests };
         kit::listen(any_port(), &Secret::new(SECRET.as_bytes()).unwrap(), Arc::new(liar)).unwrap()
     }
+
+    fn file(&self, digest: &Digest, bytes: &[u8]) -> (File, u64) {
+        let path = self.folder.0.join(digest.hex());
+        std::fs::write(&path, bytes).unwrap();
+        (File::open(path).unwrap(), bytes.len() as u64)
+    }
 }
 
 impl Shelf for Liar {
@@ -174,21 +204,20 @@ impl Shelf for Liar {
         Some((self.image.root.clone(), larder::clock::trusted_unix().map(|now| now + 60)))
     }
 
-    fn manifest(&self, _: &Repository, digest: &Digest) -> Option<(String, Vec<u8>)> {
+    fn manifest(&self, _: &Repository, digest: &Digest) -> Option<(String, File, u64)> {
         let (media_type, bytes) = self.image.manifests.get(digest)?;
         let mut bytes = bytes.to_vec();
         if self.lies_about_manifests {
             bytes.push(b' ');
         }
-        Some((media_type.clone(), bytes))
+        let (file, size) = self.file(digest, &bytes);
+        Some((media_type.clone(), file, size))
     }
 
     fn blob(&self, _: &Repository, digest: &Digest) -> Option<(File, u64)> {
         let mut bytes = self.image.blobs.get(digest)?.to_vec();
         bytes[0] ^= 1;
-        let path = self.folder.0.join(digest.hex());
-        std::fs::write(&path, &bytes).unwrap();
-        Some((File::open(path).unwrap(), bytes.len() as u64))
+        Some(self.file(digest, &bytes))
     }
 }
 

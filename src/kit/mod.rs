@@ -33,8 +33,8 @@ pub trait Shelf: Send + Sync {
         platforms: &[Platform],
     ) -> Option<(Digest, Option<u64>)>;
 
-    /// A manifest: its media type and its bytes.
-    fn manifest(&self, repository: &Repository, digest: &Digest) -> Option<(String, Vec<u8>)>;
+    /// A manifest: its media type, its file and its size in bytes.
+    fn manifest(&self, repository: &Repository, digest: &Digest) -> Option<(String, File, u64)>;
 
     /// A blob: its file and its size in bytes.
     fn blob(&self, repository: &Repository, digest: &Digest) -> Option<(File, u64)>;

@@ -171,9 +171,9 @@ impl Door {
                 session.send(&answer, until)
             }
             Question::Manifest { repository, digest } => match self.shelf.manifest(repository, digest) {
-                Some((media_type, bytes)) if bytes.len() as u64 <= budget::MANIFEST_BYTES_MAX => {
-                    session.send(&Answer::Manifest { media_type, size: bytes.len() as u64 }, until)?;
-                    Ok(session.send_raw(&bytes, until)?)
+                Some((media_type, file, size)) if size <= budget::MANIFEST_BYTES_MAX => {
+                    session.send(&Answer::Manifest { media_type, size }, until)?;
+                    send_file(session, &file, 0, size)
                 }
                 _ => session.send(&Answer::None, until),
             },

@@ -189,20 +189,25 @@ impl Shelf for Stock {
         (tag.as_str() == "latest" && !platforms.is_empty()).then(|| (digest(), Some(5)))
     }
 
-    fn manifest(&self, _: &Repository, _: &Digest) -> Option<(String, Vec<u8>)> {
+    fn manifest(&self, _: &Repository, _: &Digest) -> Option<(String, File, u64)> {
         self.asked.fetch_add(1, Ordering::SeqCst);
-        Some(("text/plain".into(), self.manifest.clone()))
+        Some(("text/plain".into(), file(&self.manifest), self.manifest.len() as u64))
     }
 
     fn blob(&self, _: &Repository, _: &Digest) -> Option<(File, u64)> {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let n = COUNT.fetch_add(1, Ordering::SeqCst);
-        let path = std::env::temp_dir().join(format!("larder-kit-blob-{}-{n}", std::process::id()));
-        std::fs::write(&path, &self.blob).unwrap();
-        let file = File::open(&path).unwrap();
-        std::fs::remove_file(&path).unwrap();
-        Some((file, self.blob.len() as u64))
+        Some((file(&self.blob), self.blob.len() as u64))
     }
+}
+
+/// A file without a name.
+fn file(bytes: &[u8]) -> File {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let n = COUNT.fetch_add(1, Ordering::SeqCst);
+    let path = std::env::temp_dir().join(format!("larder-kit-file-{}-{n}", std::process::id()));
+    std::fs::write(&path, bytes).unwrap();
+    let file = File::open(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    file
 }
 
 fn stock(manifest: &[u8]) -> Arc<Stock> {

@@ -401,12 +401,12 @@ impl Run<'_> {
         let taken = if down && kit.is_some() {
             Err(Ending::Parked(outage_text(upstream)))
         } else {
-            self.from_upstream(upstream, &mut staged)
+            self.take_from_upstream(upstream, &mut staged)
         };
         match (taken, kit) {
             (Ok(()), _) => {}
             (Err(Ending::Parked(cause)), Some(kit)) if !self.fills.is_stopping() => {
-                if !self.from_peers(kit, &mut staged)? {
+                if !self.take_from_peers(kit, &mut staged)? {
                     if down && staged.is_empty() {
                         // It was begun for the peers alone, and none has it.
                         staged.discard(&self.fills.store);
@@ -422,7 +422,7 @@ impl Run<'_> {
     }
 
     /// Downloads what is missing from upstream.
-    fn from_upstream(&mut self, upstream: &Upstream, staged: &mut Staged) -> Result<(), Ending> {
+    fn take_from_upstream(&mut self, upstream: &Upstream, staged: &mut Staged) -> Result<(), Ending> {
         let fill = self.fill;
         loop {
             let total = fill.progress.borrow().total;
@@ -462,7 +462,7 @@ impl Run<'_> {
     /// Has the peers send what is missing, one after the other. `false`: none of them could send all of it.
     ///
     /// Only where the size is known: a peer that lied about it would have clients promised a wrong length.
-    fn from_peers(&mut self, kit: &Kit, staged: &mut Staged) -> Result<bool, Ending> {
+    fn take_from_peers(&mut self, kit: &Kit, staged: &mut Staged) -> Result<bool, Ending> {
         let fill = self.fill;
         let Some(known) = fill.stated.or(fill.progress.borrow().total) else { return Ok(false) };
         // Whoever fails is left out by the kit, so that this ends; the bound is for peers that fail at once and return.

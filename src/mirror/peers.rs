@@ -224,13 +224,10 @@ impl kit::Shelf for Shelf {
         self.look(repository, |mirror| offer(&mirror.store, &mirror.verified, repository, tag, platforms))
     }
 
-    fn manifest(&self, repository: &Repository, digest: &Digest) -> Option<(String, Vec<u8>)> {
+    fn manifest(&self, repository: &Repository, digest: &Digest) -> Option<(String, File, u64)> {
         self.look(repository, |mirror| {
-            let Some(served) = mirror.manifest_now(repository, digest)? else { return Ok(None) };
-            if served.blob.private {
-                return Ok(None);
-            }
-            Ok(mirror.store.read_small(digest)?.map(|bytes| (served.media_type, bytes)))
+            let served = mirror.manifest_now(repository, digest)?.filter(|served| !served.blob.private);
+            Ok(served.map(|served| (served.media_type, served.blob.file, served.blob.size)))
         })
     }
 
