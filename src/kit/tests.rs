@@ -312,7 +312,7 @@ async fn a_peer_that_hangs_is_waited_for_once_and_hides_nobody() {
     }
     let (claims, took) = ask(&kit, "latest").await;
     assert_eq!(claims.len(), 1);
-    assert!(took < Duration::from_millis(250), "a peer that is left out was waited for: {took:?}");
+    assert!(took < budget::PEER_DEADLINE, "a peer that is left out was waited for: {took:?}");
     assert!(kit.peers()[0].text.contains("no answer in time"), "{:?}", kit.peers());
 }
 

@@ -62,7 +62,9 @@ fn better(claims: Vec<Claim>, known: Option<&Known>, now: Option<u64>) -> Option
     let latest = now.map(|now| now + budget::CLAIM_AHEAD_MAX.as_secs());
     let believed = |claim: &Claim| claim.unix.filter(|unix| latest.is_none_or(|latest| *unix <= latest));
     let Some(known) = known else {
-        return claims.into_iter().max_by_key(|claim| (believed(claim), claim.unix.is_none()));
+        let best = claims.into_iter().max_by_key(|claim| (believed(claim), claim.unix.is_none()))?;
+        // A time that cannot be is none, or it would stand before every later claim.
+        return Some(Claim { unix: believed(&best), ..best });
     };
     let (_, since) = now.zip(known.unix)?;
     let newer = |claim: &Claim| believed(claim).is_some_and(|unix| unix > since);
@@ -292,6 +294,7 @@ mod tests {
         assert_eq!(chosen(&all, None, Some(NOW)), Some('b'));
         assert_eq!(chosen(&all[2..], None, Some(NOW)), Some('c'));
         assert_eq!(chosen(&all[3..], None, Some(NOW)), Some('d'));
+        assert_eq!(better(all[3..].to_vec(), None, Some(NOW)).unwrap().unix, None);
         assert_eq!(chosen(&all[..3], None, None), Some('b'));
         assert_eq!(chosen(&[], None, Some(NOW)), None);
     }
