@@ -146,6 +146,45 @@ pub const BLOCKING_THREADS_MAX: usize = 32;
 /// How long requests under way may take to end when larder stops.
 pub const STOP_GRACE: Duration = Duration::from_secs(2);
 
+// -- Peers -----------------------------------------------------------------------------------------------------
+
+/// Most peers a configuration may name: a tag is asked of all of them at once, each on a thread of its own.
+pub const PEERS_MAX: usize = 16;
+/// Longest that all peers together may delay the answer to a tag. They are near: what takes longer is no help.
+pub const PEER_DEADLINE: Duration = Duration::from_millis(300);
+/// Longest until a peer's answer with content begins; its card may be busy, but the next source waits.
+pub const PEER_CONTENT_TIME: Duration = Duration::from_secs(1);
+/// A peer that sends no byte of content for this long is given up.
+pub const PEER_STALL_TIME: Duration = Duration::from_secs(5);
+/// Pause after the first failure of a peer; it doubles up to [`PEER_PAUSE_MAX`].
+pub const PEER_PAUSE_MIN: Duration = Duration::from_secs(1);
+/// Longest pause of a peer that fails, and the pause of one that sent wrong bytes.
+pub const PEER_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Tags asked of one peer at a time, so that its other questions find a place among [`KIT_CONNECTIONS_EACH`].
+pub const PEER_TAGS_MAX: usize = 8;
+/// How far in the future of a clock that is set a peer's claim may be: what boards' clocks differ, and no more.
+pub const CLAIM_AHEAD_MAX: Duration = Duration::from_secs(600);
+/// Claims whose content is watched until it is complete here; the claim of one more tag is not remembered.
+pub const CLAIMS_MAX: usize = 1_024;
+/// Shortest secret of a kit, in bytes: it can be guessed at without asking a board again.
+pub const KIT_SECRET_BYTES_MIN: usize = 16;
+/// Largest question or answer between peers, content apart: the longest names and 16 platforms fit.
+pub const KIT_FRAME_BYTES_MAX: usize = 16 * 1024;
+/// Platforms that a peer may ask about in one question; each is a walk over the closure.
+pub const KIT_PLATFORMS_MAX: usize = 16;
+/// Peers' connections at a time, each a thread with one piece of content; one more is closed at once.
+pub const KIT_CONNECTIONS_MAX: usize = 32;
+/// Of these, the most from one address, so that one board cannot shut the others out.
+pub const KIT_CONNECTIONS_EACH: usize = 16;
+/// Longest a peer may take to prove that it knows the secret.
+pub const KIT_HANDSHAKE_TIME: Duration = Duration::from_secs(2);
+/// Longest a peer's connection may be without a question, and longest a question may take to come in.
+pub const KIT_IDLE_TIME: Duration = Duration::from_secs(10);
+/// A peer that takes no byte for this long is cut.
+pub const KIT_STALL_TIME: Duration = Duration::from_secs(20);
+/// How often the log tells of callers without the secret: anybody on the network can cause that line.
+pub const KIT_WARN_EVERY: Duration = Duration::from_secs(60);
+
 // -- Store -----------------------------------------------------------------------------------------------------
 
 /// Largest size of the index; address space, not disk. 32-bit boards cannot map more than 1 GiB.

@@ -12,6 +12,9 @@
 //! hashes them as they come and makes a blob of them only when they are whole. Clients read the growing file. What
 //! the store knows of tags it writes to a journal first and to an index second, so that the index can be made again.
 //!
+//! While an upstream cannot be reached, the boards of a [`kit`] ask each other. What a peer says is a hint: content is
+//! believed by its hash, and a tag only where nothing that this board verified itself is newer.
+//!
 //! The owner of the board comes in at another door, [`control`]: the same commands over a Unix socket while the server
 //! runs and on the store itself while it does not. [`cli`] is what they type, and [`demo`] shows the main job with
 //! nothing else installed.
@@ -28,6 +31,7 @@ pub mod control;
 pub mod demo;
 pub mod fetch;
 pub mod http;
+pub mod kit;
 pub mod mirror;
 pub mod oci;
 pub mod store;

@@ -16,11 +16,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("config", &["oci", "budget"]),
     ("store", &["oci", "budget", "clock"]),
     ("fetch", &["oci", "budget", "clock", "config"]),
-    ("mirror", &["oci", "budget", "clock", "config", "store", "fetch"]),
+    ("kit", &["oci", "budget", "clock", "config"]),
+    ("mirror", &["oci", "budget", "clock", "config", "store", "fetch", "kit"]),
     ("http", &["oci", "budget", "config", "fetch", "mirror"]),
     ("control", &["oci", "budget", "clock", "config", "store", "fetch", "mirror"]),
     ("demo", &["oci", "budget"]),
-    ("cli", &["oci", "budget", "config", "store", "fetch", "mirror", "http", "control", "demo"]),
+    ("cli", &["oci", "budget", "config", "store", "fetch", "mirror", "http", "control", "demo", "kit"]),
 ];
 
 /// Packages that one room alone may use.
@@ -32,6 +33,7 @@ const KEPT_TO: &[(&str, &[&str])] = &[
     ("toml", &["config"]),
     ("clap", &["cli"]),
     ("bcrypt", &["http"]),
+    ("ring", &["kit"]),
 ];
 
 #[test]

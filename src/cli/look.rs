@@ -131,8 +131,11 @@ fn why(why: &Why) -> String {
 fn history(history: &History) -> String {
     let mut rows = vec![["DIGEST", "NOTED", "STATE", "NOTE"].map(str::to_owned)];
     for version in &history.versions {
-        let notes =
-            [(version.seen, "upstream's last"), (version.served_offline, "served with the uplink gone")];
+        let notes = [
+            (version.seen, "upstream's last"),
+            (version.peer, "a peer's word"),
+            (version.served_offline, "served with the uplink gone"),
+        ];
         let notes: Vec<&str> = notes.iter().filter(|(holds, _)| *holds).map(|(_, note)| *note).collect();
         let noted = version.noted.clone().unwrap_or_else(|| "clock not set".into());
         rows.push([
@@ -177,6 +180,9 @@ fn status(status: &Status) -> String {
             upstream.url,
             bytes_text(upstream.bytes)
         );
+    }
+    for peer in &status.peers {
+        let _ = writeln!(out, "peer       {}: {}", peer.address, peer.state.as_deref().unwrap_or("-"));
     }
     out
 }

@@ -37,6 +37,8 @@ pub(super) struct Running {
     server: Arc<Server>,
     mirror: Arc<Mirror>,
     addresses: Vec<SocketAddr>,
+    /// The door for peers, which closes when this is dropped.
+    peers: Option<crate::kit::Listening>,
 }
 
 impl Running {
@@ -75,10 +77,11 @@ impl Running {
             let scheme = if config.tls.is_some() { "https" } else { "http" };
             log::info!("listening on {scheme}://{address}, keeping images in {}", config.data_dir.display());
         }
+        let peers = mirror.serve_peers()?;
         if with_control {
             control::socket::serve(Desk::of(&mirror), &config.data_dir)?;
         }
-        Ok(Running { runtime, server, mirror, addresses })
+        Ok(Running { runtime, server, mirror, addresses, peers })
     }
 
     /// Where it listens.
@@ -89,6 +92,7 @@ impl Running {
     /// Stops within a few seconds; downloads that are under way can be resumed by the next start.
     pub(super) fn stop(self) {
         control::socket::remove(&self.mirror.config().data_dir);
+        drop(self.peers);
         self.mirror.stop();
         self.runtime.block_on(self.server.stop(budget::STOP_GRACE));
         self.runtime.shutdown_timeout(budget::STOP_GRACE);

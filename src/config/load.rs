@@ -1,7 +1,7 @@
 //! From the file, the command line and the environment to a [`Config`].
 
 use super::raw;
-use super::{Alert, Config, Credentials, Disk, Fetch, Kit, Tags, Tls, Upstream, Warm};
+use super::{Alert, Config, Credentials, Disk, Fetch, Kit, Secret, Tags, Tls, Upstream, Warm};
 use crate::budget;
 use crate::oci::{Platform, RegistryName, quoted};
 use std::collections::BTreeMap;
@@ -163,13 +163,49 @@ fn build(file: raw::File, options: &Options, environment: Environment<'_>, check
         tls: file.tls.map(|tls| Tls { cert_file: tls.cert_file, key_file: tls.key_file }),
         htpasswd_file,
         warm: file.warm.map(|warm| Warm { images: warm.images, every: warm.every.and_then(|span| span.0) }),
-        kit: file.kit.map(|kit| Kit {
-            secret_file: kit.secret_file,
-            listen: kit.listen.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 5002))),
-            peers: kit.peers,
-            mdns: kit.mdns.unwrap_or(false),
-        }),
+        kit: file.kit.and_then(|raw| kit(raw, check)),
         alert: file.alert.map(|alert| Alert { command: alert.command, url: alert.url }),
+    }
+}
+
+fn kit(raw: raw::Kit, check: &mut Check<'_>) -> Option<Kit> {
+    no_repeats(check, "kit.peers", &raw.peers);
+    if raw.peers.len() > budget::PEERS_MAX {
+        let (count, most) = (raw.peers.len(), budget::PEERS_MAX);
+        check.wrong(format!("kit.peers names {count} boards, at most {most} can be named"));
+    }
+    let secret = read_kit_secret(&raw.secret_file, check)?;
+    Some(Kit {
+        secret_file: raw.secret_file,
+        secret,
+        listen: raw.listen.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 5002))),
+        peers: raw.peers,
+        mdns: raw.mdns.unwrap_or(false),
+    })
+}
+
+fn read_kit_secret(file: &Path, check: &mut Check<'_>) -> Option<Secret> {
+    let shown = file.display();
+    if std::fs::metadata(file).is_ok_and(|meta| meta.mode() & 0o007 != 0) {
+        check.wrong(format!("kit.secret_file {shown} can be read by everybody; chmod 640 {shown}"));
+    }
+    match std::fs::read(file) {
+        Ok(text) => {
+            let secret = Secret::new(&text);
+            if secret.is_none() {
+                check.wrong(format!(
+                    "kit.secret_file {shown} holds {} bytes, expected at least {}; \
+                     `openssl rand -hex 32` makes a good secret, the same for every board of the kit",
+                    text.trim_ascii().len(),
+                    budget::KIT_SECRET_BYTES_MIN
+                ));
+            }
+            secret
+        }
+        Err(e) => {
+            check.wrong(format!("kit.secret_file {shown} cannot be read: {e}"));
+            None
+        }
     }
 }
 

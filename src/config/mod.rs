@@ -173,14 +173,39 @@ pub struct Warm {
 /// `[kit]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kit {
-    /// The secret that the boards of a kit share.
+    /// Where the secret was read from.
     pub secret_file: PathBuf,
+    /// The secret that the boards of a kit share; never logged.
+    pub secret: Secret,
     /// Where other boards ask.
     pub listen: SocketAddr,
     /// Other boards.
     pub peers: Vec<SocketAddr>,
     /// Find other boards by multicast DNS.
     pub mdns: bool,
+}
+
+/// A secret whose bytes no debug output shows.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Vec<u8>);
+
+impl Secret {
+    /// A secret that is `text` without the white space around it; `None` if that is too short to be one.
+    pub fn new(text: &[u8]) -> Option<Secret> {
+        let text = text.trim_ascii();
+        (text.len() >= crate::budget::KIT_SECRET_BYTES_MIN).then(|| Secret(text.to_vec()))
+    }
+
+    /// Its bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(..)")
+    }
 }
 
 /// `[alert]`
@@ -205,7 +230,7 @@ impl Config {
         let sections = [
             (disk, "disk.max and disk.expire_unused"),
             (self.warm.is_some(), "[warm]"),
-            (self.kit.is_some(), "[kit]"),
+            (self.kit.as_ref().is_some_and(|kit| kit.mdns), "kit.mdns"),
             (self.alert.is_some(), "[alert]"),
         ];
         sections.into_iter().filter(|(used, _)| *used).map(|(_, name)| name).collect()

@@ -91,11 +91,17 @@ fn what_is_printed_loads_to_the_same() {
     let secret = dir.join("password");
     fs::write(&secret, "s3cret\n").unwrap();
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
-    let text = uncommented().replace("/etc/larder/password", &secret.display().to_string());
+    let shared = dir.join("kit.secret");
+    fs::write(&shared, "0123456789abcdef\n").unwrap();
+    fs::set_permissions(&shared, fs::Permissions::from_mode(0o600)).unwrap();
+    let text = uncommented()
+        .replace("/etc/larder/password", &secret.display().to_string())
+        .replace("/etc/larder/kit.secret", &shared.display().to_string());
     let config = parse(&text).unwrap();
     assert_eq!(config.upstreams.iter().filter(|u| u.credentials.is_some()).count(), 1);
     let printed = config.to_toml();
     assert!(!printed.contains("s3cret"), "a password was printed");
+    assert!(!format!("{printed}{config:?}").contains("0123456789"), "the kit's secret was printed");
     assert_eq!(parse(&printed).unwrap().to_toml(), printed);
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o644)).unwrap();
     assert!(parse(&text).unwrap_err().contains("can be read by everybody; chmod 640"));
@@ -179,6 +185,29 @@ fn credentials_need_logins_and_a_safe_way() {
         config.upstream(&"r.example".parse().unwrap()).unwrap().credentials.as_ref().unwrap().password,
         "s3cret"
     );
+    fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
+fn a_kit_needs_a_secret_that_is_one() {
+    let dir = std::env::temp_dir().join(format!("larder-kit-{}", std::process::id()));
+    fs::create_dir_all(&dir).unwrap();
+    let secret = dir.join("secret");
+    let text = |more: &str| format!("[kit]\nsecret_file = \"{}\"\n{more}", secret.display());
+    assert!(parse(&text("")).unwrap_err().contains("kit.secret_file"));
+    fs::write(&secret, " 0123456789abcde \n").unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o640)).unwrap();
+    let short = parse(&text("")).unwrap_err();
+    assert!(short.contains("holds 15 bytes, expected at least 16; `openssl rand -hex 32`"), "{short}");
+    fs::write(&secret, "0123456789abcdef\n").unwrap();
+    let config = parse(&text("")).unwrap();
+    assert_eq!(config.not_yet(), Vec::<&str>::new());
+    assert_eq!(config.kit.unwrap().secret.bytes(), b"0123456789abcdef");
+    assert_eq!(parse(&text("mdns = true")).unwrap().not_yet(), ["kit.mdns"]);
+    let twice = parse(&text("peers = [\"10.0.0.2:5002\", \"10.0.0.2:5002\"]")).unwrap_err();
+    assert!(twice.contains("kit.peers names 10.0.0.2:5002 twice"), "{twice}");
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o644)).unwrap();
+    assert!(parse(&text("")).unwrap_err().contains("can be read by everybody; chmod 640"));
     fs::remove_dir_all(&dir).unwrap();
 }
 

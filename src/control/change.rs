@@ -11,10 +11,13 @@ impl Desk {
         let record = self.store.tag(repository, tag)?.ok_or_else(|| unknown(image))?;
         let newest =
             record.seen.as_ref().or(record.complete.as_ref()).ok_or_else(|| unknown(image))?.digest.clone();
+        // A peer's word that is newer than upstream's is what is served while the uplink is gone.
+        let offered = record.offered().map(|version| &version.digest).filter(|digest| **digest != newest);
         let to = match to.or(image.digest.as_ref()) {
             Some(digest) => digest.clone(),
             None => {
-                let present = record.rollback.as_ref().map_or(&newest, |rollback| &rollback.to);
+                let present =
+                    record.rollback.as_ref().map(|rollback| &rollback.to).or(offered).unwrap_or(&newest);
                 let mut earlier = Vec::new();
                 for version in record.candidates() {
                     let older = record.candidates().iter().any(|v| v.digest == *present && v.n > version.n);
@@ -37,7 +40,7 @@ impl Desk {
         if !found.is_complete() {
             return Err(Problem(format!("{to} is not complete: it lacks {}", found.missing_text())));
         }
-        if to == newest {
+        if to == newest && offered.is_none() {
             self.store.tag_rollback(repository, tag, None)?;
             return Ok(format!("{repository}:{tag} follows upstream again, at {to}"));
         }

@@ -1,7 +1,8 @@
 //! `ls`, `why`, `history`, `status`: nothing is changed by looking.
 
 use super::{
-    Desk, History, Image, Part, Problem, State, Status, UpstreamStatus, Version, Why, tag_of, unknown,
+    Desk, History, Image, Part, PeerStatus, Problem, State, Status, UpstreamStatus, Version, Why, tag_of,
+    unknown,
 };
 use crate::clock;
 use crate::config::OnMissing;
@@ -74,6 +75,7 @@ impl Desk {
                 digest: version.digest.clone(),
                 noted: version.unix.map(clock::rfc3339),
                 state: state(&self.closure(&version.digest)?),
+                peer: version.peer,
                 seen: record.seen.as_ref().is_some_and(|seen| seen.digest == version.digest),
                 served_offline: offline.as_ref() == Some(&version.digest),
             });
@@ -126,8 +128,24 @@ impl Desk {
             fills: fills as u64,
             fills_parked: parked as u64,
             upstreams,
+            peers: self.peers(),
             clock_trusted: clock::trusted_unix().is_some(),
         })
+    }
+
+    fn peers(&self) -> Vec<PeerStatus> {
+        let Some(mirror) = &self.mirror else {
+            let configured = self.config.kit.iter().flat_map(|kit| &kit.peers);
+            return configured
+                .map(|address| PeerStatus { address: address.to_string(), up: None, state: None })
+                .collect();
+        };
+        let live = mirror.peers().into_iter().map(|peer| PeerStatus {
+            address: peer.address.to_string(),
+            up: Some(peer.up),
+            state: Some(peer.text),
+        });
+        live.collect()
     }
 
     /// Visits every tag, in order, a step at a time.
@@ -174,12 +192,19 @@ impl Desk {
         let newest = record.candidates().first().map(|version| version.digest.clone());
         let Some(digest) = served.clone().or(newest) else { return Ok(None) };
         let closure = self.closure(&digest)?;
+        // A version that is whole, too, is not being waited for: a peer's word is newer than upstream's.
+        let newer = match seen {
+            Some(seen) if seen != digest && served.is_some() && record.rollback.is_none() => {
+                (!self.closure(&seen)?.is_complete()).then_some(seen)
+            }
+            _ => None,
+        };
         Ok(Some(Image {
             image: name,
             state: state(&closure),
             bytes: closure.present_bytes(),
             missing_bytes: closure.absent_bytes(),
-            newer: seen.filter(|seen| *seen != digest && served.is_some() && record.rollback.is_none()),
+            newer,
             digest,
         }))
     }

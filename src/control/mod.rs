@@ -151,6 +151,9 @@ pub struct Version {
     pub state: State,
     /// What upstream said last.
     pub seen: bool,
+    /// A peer said so, and not this board's upstream.
+    #[serde(default)]
+    pub peer: bool,
     /// What is served with the uplink gone.
     pub served_offline: bool,
 }
@@ -182,8 +185,22 @@ pub struct Status {
     pub fills_parked: u64,
     /// The upstreams.
     pub upstreams: Vec<UpstreamStatus>,
+    /// The other boards of the kit.
+    #[serde(default)]
+    pub peers: Vec<PeerStatus>,
     /// Whether the wall clock is believed.
     pub clock_trusted: bool,
+}
+
+/// One peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Its address.
+    pub address: String,
+    /// Whether it may be asked, or is left out after a failure; `None` when the server does not run.
+    pub up: Option<bool>,
+    /// The same in words, with the cause.
+    pub state: Option<String>,
 }
 
 /// One upstream.

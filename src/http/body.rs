@@ -138,6 +138,7 @@ impl Reader {
             From::Whole(file) => (Arc::clone(file), u64::MAX),
             From::Growing { fill, follow, stall } => {
                 let available = bytes_after(follow, self.offset, *stall).await?;
+                self.account.source = fill.source();
                 let file = fill.file().ok_or_else(|| io::Error::other("the download has no file yet"))?;
                 (file, available)
             }

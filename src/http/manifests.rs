@@ -42,7 +42,7 @@ async fn by_digest(
         log::warn!("{repository}@{digest} not answered: {refusal}");
     })?;
     shared.mirror.pulls().asked(request.client, repository, &digest.to_string(), None);
-    let status = if served.fetched { "larder; fwd=uri-miss" } else { "larder; hit" };
+    let status = if served.source == ByteSource::Cache { "larder; hit" } else { "larder; fwd=uri-miss" };
     Ok(content(shared, request, repository, digest, served, status))
 }
 
@@ -66,9 +66,9 @@ async fn by_tag(
     }
     let served = match mirror.manifest(repository, &resolved.digest).await {
         Ok(served) => served,
-        // Upstream named a version that it then could not give: an older one that is whole is better than nothing.
+        // A version was named that then could not be had: an older one that is whole is better than nothing.
         Err(refusal @ (Refusal::Unavailable(_) | Refusal::Missing { .. }))
-            if resolved.tier == Tier::Upstream =>
+            if matches!(resolved.tier, Tier::Upstream | Tier::Peer) =>
         {
             let cause = refusal.to_string();
             resolved = mirror
@@ -88,7 +88,7 @@ async fn by_tag(
 }
 
 fn cache_status(resolved: &Resolved, served: &Served) -> &'static str {
-    match (resolved.tier, served.fetched) {
+    match (resolved.tier, served.source != ByteSource::Cache) {
         (Tier::Fresh, false) => "larder; hit; detail=fresh",
         (Tier::Upstream, false) => "larder; hit; detail=upstream",
         (Tier::Peer, false) => "larder; hit; detail=peer",
@@ -113,8 +113,7 @@ fn content(
     let size = served.blob.size;
     let mut answer = answer::with_length(StatusCode::OK, &served.media_type, size);
     if !request.head {
-        let source = if served.fetched { ByteSource::Fill } else { ByteSource::Cache };
-        let account = Account::open(&shared.mirror, request.client, repository, source);
+        let account = Account::open(&shared.mirror, request.client, repository, served.source);
         *answer.body_mut() = Body::stream(Reader::whole(served.blob.file, 0, account), size);
     }
     label(&mut answer, request, digest, status);

@@ -39,6 +39,17 @@ fn render(mirror: &Mirror) -> String {
         let up = !matches!(upstream.breaker().link(), Link::Down { .. });
         page.sample("larder_upstream_up", &format!("upstream=\"{}\"", upstream.name()), u64::from(up));
     }
+    let peers = mirror.peers();
+    if !peers.is_empty() {
+        page.family(
+            "larder_peer_up",
+            "gauge",
+            "Whether a peer may be asked, and is not left out for a failure.",
+        );
+    }
+    for peer in peers {
+        page.sample("larder_peer_up", &format!("peer=\"{}\"", peer.address), u64::from(peer.up));
+    }
     page.family("larder_disk_used_bytes", "gauge", "Bytes of whole blobs.");
     page.sample("larder_disk_used_bytes", "", mirror.store().stored_bytes());
     page.family("larder_corrupt_blobs_total", "counter", "Blobs found not to hash to their name.");

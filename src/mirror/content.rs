@@ -1,12 +1,13 @@
-//! Content by digest: from the disk, or from upstream on its way to the disk.
+//! Content by digest: from the disk, or from upstream - or a peer, while upstream cannot be reached - on its way to it.
 //!
 //! Content names itself, so what is here is served without asking anybody - unless it was fetched with credentials.
 //! Then it is served only through a repository whose upstream was seen to hold it, because a manifest in another
 //! repository can name any digest it likes.
 
 use super::fill::{Fill, Phase};
+use super::lane::Flight;
 use super::refusal::{Missing, Refusal};
-use super::{Mirror, outage_text};
+use super::{ByteSource, Mirror, outage_text};
 use crate::budget;
 use crate::fetch::{Failure, FetchedManifest, Link, Upstream};
 use crate::oci::{Digest, Manifest, ManifestRef, Repository};
@@ -21,8 +22,8 @@ pub struct Served {
     pub media_type: String,
     /// Its content.
     pub blob: Blob,
-    /// It was not on the disk when it was asked for.
-    pub fetched: bool,
+    /// Where it was when it was asked for.
+    pub source: ByteSource,
 }
 
 /// A blob that can be served.
@@ -67,7 +68,10 @@ impl Mirror {
             return Ok(served);
         }
         if let Link::Down { .. } = upstream.breaker().link() {
-            return Err(unavailable(&upstream, digest));
+            return match self.peers_for(&upstream) {
+                Some(_) => self.manifest_from_peers(&upstream, repository, digest).await,
+                None => Err(unavailable(&upstream, digest)),
+            };
         }
         let key = (repository.clone(), digest.clone());
         let (mirror, question, asked) = (Arc::clone(self), key.clone(), Arc::clone(&upstream));
@@ -77,8 +81,18 @@ impl Mirror {
                 mirror.fetch_manifest(&asked, &question.0, &question.1)
             })
             .map_err(|_| Refusal::Busy("too many questions wait for upstreams".into()))?;
-        match tokio::time::timeout(budget::MISS_WAIT_MAX, flight.land()).await {
-            Ok(Some(Ok(()))) => {}
+        self.landed(flight, repository, digest).await
+    }
+
+    /// Waits for a manifest that was asked for.
+    pub(super) async fn landed(
+        self: &Arc<Self>,
+        flight: Flight<Result<ByteSource, Refusal>>,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Served, Refusal> {
+        let source = match tokio::time::timeout(budget::MISS_WAIT_MAX, flight.land()).await {
+            Ok(Some(Ok(source))) => source,
             Ok(Some(Err(refusal))) => return Err(refusal),
             Ok(None) => {
                 return Err(Refusal::Failed("the question to upstream failed; the log says how".into()));
@@ -90,9 +104,9 @@ impl Mirror {
                     repository.registry
                 )));
             }
-        }
+        };
         match self.manifest_here(repository, digest).await? {
-            Some(served) => Ok(Served { fetched: true, ..served }),
+            Some(served) => Ok(Served { source, ..served }),
             None => Err(Refusal::not_here(Missing::Manifest, digest)),
         }
     }
@@ -115,7 +129,7 @@ impl Mirror {
         {
             return Err(Refusal::Busy(format!("{digest} is being fetched for another repository")));
         }
-        if let Link::Down { .. } = upstream.breaker().link() {
+        if matches!(upstream.breaker().link(), Link::Down { .. }) && self.peers_for(&upstream).is_none() {
             return Err(unavailable(&upstream, digest));
         }
         let stated = match self.store.link(repository, digest) {
@@ -204,7 +218,11 @@ impl Mirror {
         found.map_err(|problem| Refusal::from_store(&problem))
     }
 
-    fn manifest_now(&self, repository: &Repository, digest: &Digest) -> Result<Option<Served>, StoreError> {
+    pub(super) fn manifest_now(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<Served>, StoreError> {
         let Here::Yes(blob) = self.here(repository, digest)? else { return Ok(None) };
         let linked = match self.store.link(repository, digest) {
             Ok(link) => link.and_then(|link| link.media_type),
@@ -220,7 +238,7 @@ impl Mirror {
                 .and_then(|bytes| Manifest::parse(&bytes, None).ok())
                 .map(|manifest| manifest.media_type),
         };
-        Ok(media_type.map(|media_type| Served { media_type, blob, fetched: false }))
+        Ok(media_type.map(|media_type| Served { media_type, blob, source: ByteSource::Cache }))
     }
 
     async fn blob_here(
@@ -286,14 +304,21 @@ impl Mirror {
         upstream: &Upstream,
         repository: &Repository,
         digest: &Digest,
-    ) -> Result<(), Refusal> {
+    ) -> Result<ByteSource, Refusal> {
         // Another question may have ended between this one's look at the disk and its turn.
         if let Ok(Some(_)) = self.manifest_now(repository, digest) {
-            return Ok(());
+            return Ok(ByteSource::Fill);
         }
         let fetched = upstream.fetch_manifest(&repository.name, &ManifestRef::Digest(digest.clone()));
-        let fetched = fetched.map_err(|failure| Refusal::from_failure(&failure, Missing::Manifest))?;
-        self.put_manifest(upstream, repository, &fetched).map_err(|problem| Refusal::from_store(&problem))
+        let fetched = match fetched {
+            Ok(fetched) => fetched,
+            Err(failure) if failure.is_outage() => {
+                return self.take_from_peers(upstream, repository, digest, &|| failure.to_string());
+            }
+            Err(failure) => return Err(Refusal::from_failure(&failure, Missing::Manifest)),
+        };
+        self.put_manifest(upstream, repository, &fetched).map_err(|problem| Refusal::from_store(&problem))?;
+        Ok(ByteSource::Fill)
     }
 
     /// Stores a manifest that came unasked; a store that cannot take it is no reason to fail the question.

@@ -5,14 +5,18 @@
 //! clients and outlives them. When upstream goes away it is parked, its bytes stay, and it is taken up again when
 //! upstream is back.
 
+use super::counters::Source;
+use super::outage_text;
 use super::readiness::bytes_text;
 use super::refusal::{Missing, Refusal};
 use crate::budget;
-use crate::fetch::{Failure, Link, Upstreams};
+use crate::fetch::{Failure, Link, Upstream, Upstreams};
+use crate::kit::Kit;
 use crate::oci::{Digest, Repository};
 use crate::store::{Origin, Staged, Store, StoreError};
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -25,6 +29,8 @@ pub struct Fill {
     /// The size that a manifest states, in bytes.
     stated: Option<u64>,
     file: OnceLock<Arc<File>>,
+    /// Some of it came from a peer.
+    from_peer: AtomicBool,
     progress: watch::Sender<Progress>,
     revival: Mutex<Revival>,
 }
@@ -77,6 +83,11 @@ impl Fill {
         self.stated
     }
 
+    /// What its bytes are counted as: a peer's as soon as some of them are.
+    pub fn source(&self) -> Source {
+        if self.from_peer.load(Ordering::Relaxed) { Source::Peer } else { Source::Fill }
+    }
+
     /// The file that grows; there once the fill has begun to run.
     pub fn file(&self) -> Option<Arc<File>> {
         self.file.get().cloned()
@@ -99,6 +110,7 @@ type Published = dyn Fn(&Repository, &Digest) + Send + Sync;
 pub(super) struct Fills {
     store: Arc<Store>,
     upstreams: Arc<Upstreams>,
+    kit: Option<Arc<Kit>>,
     min_free: u64,
     state: Mutex<State>,
     wake: Condvar,
@@ -120,12 +132,14 @@ impl Fills {
     pub(super) fn start(
         store: Arc<Store>,
         upstreams: Arc<Upstreams>,
+        kit: Option<Arc<Kit>>,
         threads: usize,
         min_free: u64,
     ) -> std::io::Result<Arc<Fills>> {
         let fills = Arc::new(Fills {
             store,
             upstreams,
+            kit,
             min_free,
             state: Mutex::default(),
             wake: Condvar::new(),
@@ -180,6 +194,7 @@ impl Fills {
             repository: repository.clone(),
             stated,
             file: OnceLock::new(),
+            from_peer: AtomicBool::new(false),
             progress: watch::Sender::new(Progress { total: None, available: 0, phase: Phase::Queued }),
             revival: Mutex::default(),
         });
@@ -384,18 +399,48 @@ impl Run<'_> {
         let _ = fill.file.set(staged.file());
         fill.set_phase(Phase::Running);
         self.publish(&staged, None);
+        let kit = self.fills.kit.as_ref().filter(|_| !upstream.is_private());
+        let down = matches!(upstream.breaker().link(), Link::Down { .. });
+        let taken = if down && kit.is_some() {
+            Err(Ending::Parked(outage_text(upstream)))
+        } else {
+            self.take_from_upstream(upstream, &mut staged)
+        };
+        match (taken, kit) {
+            (Ok(()), _) => {}
+            (Err(Ending::Parked(cause)), Some(kit)) if !self.fills.is_stopping() => {
+                if !self.take_from_peers(kit, &mut staged)? {
+                    if down && staged.is_empty() {
+                        // It was begun for the peers alone, and none has it.
+                        staged.discard(&self.fills.store);
+                        let refusal = Refusal::Unavailable(format!("{cause}; {} is not cached", fill.digest));
+                        return Err(Ending::Failed(refusal));
+                    }
+                    return Err(Ending::Parked(cause));
+                }
+            }
+            (Err(ending), _) => return Err(ending),
+        }
+        self.finish(staged, upstream.is_private())
+    }
+
+    /// Downloads what is missing from upstream.
+    fn take_from_upstream(&mut self, upstream: &Upstream, staged: &mut Staged) -> Result<(), Ending> {
+        let fill = self.fill;
         loop {
             let total = fill.progress.borrow().total;
             if total == Some(staged.len()) || (total.is_none() && fill.stated == Some(staged.len())) {
-                break;
+                return Ok(());
             }
             match upstream.open_blob(&fill.repository.name, &fill.digest, staged.len()) {
                 Ok(mut stream) => {
                     self.check_total(stream.total)?;
                     self.resumed |= !staged.is_empty();
-                    self.publish(&staged, stream.total);
-                    match self.copy(&mut stream, &mut staged)? {
-                        Copied::ToTheEnd => break,
+                    self.publish(staged, stream.total);
+                    let total = stream.total;
+                    let read = |chunk: &mut [u8]| stream.read(chunk).map_err(|failure| failure.to_string());
+                    match self.copy(total, read, staged)? {
+                        Copied::ToTheEnd => return Ok(()),
                         Copied::Cut(cause) => self.pause(upstream.breaker().link(), &cause)?,
                     }
                 }
@@ -415,19 +460,62 @@ impl Run<'_> {
                 }
             }
         }
-        self.finish(staged, upstream.is_private())
     }
 
-    /// Copies until the body ends.
-    fn copy(&mut self, stream: &mut crate::fetch::BlobStream, staged: &mut Staged) -> Result<Copied, Ending> {
-        let total = stream.total.or(self.fill.stated);
+    /// Has the peers send what is missing, one after the other. `false`: none of them could send all of it.
+    ///
+    /// Only where the size is known: a peer that lied about it would have clients promised a wrong length.
+    fn take_from_peers(&mut self, kit: &Kit, staged: &mut Staged) -> Result<bool, Ending> {
+        let fill = self.fill;
+        let Some(known) = fill.stated.or(fill.progress.borrow().total) else { return Ok(false) };
+        // Whoever fails is left out by the kit, so that this ends; the bound is for peers that fail at once and return.
+        for _ in 0..budget::PEERS_MAX {
+            let begin = staged.len();
+            let Some(mut stream) = kit.blob(&fill.repository, &fill.digest, begin) else { return Ok(false) };
+            let (peer, total) = (stream.peer(), stream.total());
+            if total != known || begin > total {
+                stream.is_wrong(&format!("it offers {total} bytes for {}, which has {known}", fill.digest));
+                continue;
+            }
+            self.check_total(Some(total))?;
+            fill.from_peer.store(true, Ordering::Relaxed);
+            self.publish(staged, Some(total));
+            log::debug!("{} of {} comes from peer {peer}", fill.digest, fill.repository);
+            let copied = self.copy(Some(total), |chunk: &mut [u8]| stream.read(chunk), staged)?;
+            if matches!(copied, Copied::Cut(_)) {
+                continue;
+            }
+            return match staged.matches() {
+                Ok(()) => Ok(true),
+                Err(problem) => {
+                    stream.is_wrong(&format!(
+                        "{problem}{}",
+                        if begin > 0 { " (others sent its beginning)" } else { "" }
+                    ));
+                    // Begins anew, so that the next source does not add to what is wrong.
+                    staged.discard(&self.fills.store);
+                    Err(Ending::Failed(Refusal::Unavailable(format!("peer {peer} sent wrong bytes"))))
+                }
+            };
+        }
+        Ok(false)
+    }
+
+    /// Copies until the body ends. `offered`: the size of the whole, if the source says.
+    fn copy(
+        &mut self,
+        offered: Option<u64>,
+        mut read: impl FnMut(&mut [u8]) -> Result<usize, String>,
+        staged: &mut Staged,
+    ) -> Result<Copied, Ending> {
+        let total = offered.or(self.fill.stated);
         let limit = total.unwrap_or(budget::BLOB_BYTES_MAX);
         let mut chunk = vec![0; budget::FETCH_CHUNK_BYTES];
         loop {
             if self.fills.is_stopping() {
                 return Err(Ending::Parked("larder is stopping".into()));
             }
-            match stream.read(&mut chunk) {
+            match read(&mut chunk) {
                 Ok(0) if total.is_none_or(|total| staged.len() == total) => return Ok(Copied::ToTheEnd),
                 Ok(0) => return Ok(Copied::Cut("the body ended early".into())),
                 Ok(n) if staged.len() + n as u64 > limit => {
@@ -437,10 +525,10 @@ impl Run<'_> {
                 Ok(n) => {
                     staged.append(&chunk[..n])?;
                     self.fruitless = 0;
-                    self.publish(staged, stream.total);
+                    self.publish(staged, offered);
                     self.reserve(total.map_or(0, |total| total - staged.len()));
                 }
-                Err(failure) => return Ok(Copied::Cut(failure.to_string())),
+                Err(failure) => return Ok(Copied::Cut(failure)),
             }
         }
     }

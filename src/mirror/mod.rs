@@ -9,11 +9,13 @@ mod counters;
 mod fill;
 mod lane;
 mod lists;
+mod peers;
 mod pulls;
 mod readiness;
 mod refusal;
 mod resolve;
 
+pub use crate::kit::PeerState;
 pub use content::{Served, Source};
 pub use counters::{Counters, Source as ByteSource, Tier};
 pub use fill::{Fill, Phase, Progress};
@@ -26,6 +28,7 @@ pub use resolve::Resolved;
 use crate::budget;
 use crate::config::Config;
 use crate::fetch::{Cause, Failure, Link, Upstream, Upstreams};
+use crate::kit::Kit;
 use crate::oci::{Digest, Repository, Tag};
 use crate::store::{Store, StoreError};
 use std::collections::HashMap;
@@ -34,6 +37,8 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 type Registry = crate::oci::RegistryName;
+
+type ManifestFlights = lane::Flights<(Repository, Digest), Result<ByteSource, Refusal>>;
 
 /// The mirror.
 pub struct Mirror {
@@ -45,7 +50,13 @@ pub struct Mirror {
     beside: Mutex<HashMap<Registry, Instant>>,
     fills: Arc<fill::Fills>,
     checks: lane::Flights<(Repository, Tag), Result<resolve::Checked, Failure>>,
-    manifests: lane::Flights<(Repository, Digest), Result<(), Refusal>>,
+    manifests: ManifestFlights,
+    /// The other boards, if there is a kit.
+    kit: Option<Arc<Kit>>,
+    /// Questions to peers have lanes of their own: those of an upstream that is down may all be waiting for it.
+    peer_lanes: lane::Lanes,
+    peer_manifests: ManifestFlights,
+    claims: peers::Claims,
     verified: resolve::Verified,
     counters: Counters,
     pulls: Pulls,
@@ -63,9 +74,11 @@ impl Mirror {
         needs_rebuild: bool,
     ) -> std::io::Result<Arc<Mirror>> {
         let upstreams = Arc::new(upstreams);
+        let kit = config.kit.as_ref().map(|settings| Arc::new(Kit::new(settings)));
         let fills = fill::Fills::start(
             Arc::clone(&store),
             Arc::clone(&upstreams),
+            kit.clone(),
             config.fetch.streams,
             config.disk.min_free,
         )?;
@@ -78,6 +91,10 @@ impl Mirror {
             fills,
             checks: lane::Flights::default(),
             manifests: lane::Flights::default(),
+            kit,
+            peer_lanes: lane::Lanes::new("peers", budget::MANIFEST_LANES, budget::MANIFEST_QUEUE_MAX),
+            peer_manifests: lane::Flights::default(),
+            claims: peers::Claims::default(),
             verified: resolve::Verified::default(),
             counters: Counters::default(),
             pulls: Pulls::default(),

@@ -10,10 +10,11 @@ use super::readiness::{Closure, closure};
 use super::refusal::{Missing, Refusal};
 use super::{Mirror, Registry, outage_text};
 use crate::budget;
+use crate::clock;
 use crate::config::{OnMissing, TagPolicy};
 use crate::fetch::{Failure, Link, Upstream};
 use crate::oci::{Digest, ManifestRef, Repository, Tag};
-use crate::store::{StoreError, TagRecord};
+use crate::store::{StoreError, TagRecord, Version};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -38,10 +39,10 @@ pub(super) struct Checked {
 }
 
 /// What the board itself can say of a tag.
-struct Local {
-    record: Option<TagRecord>,
+pub(super) struct Local {
+    pub(super) record: Option<TagRecord>,
     /// The best complete version.
-    complete: Option<Digest>,
+    pub(super) complete: Option<Version>,
     /// What the nearest version lacks, if none is complete.
     missing: Option<String>,
 }
@@ -78,7 +79,7 @@ impl Mirror {
         let Some(bound) = self.patience(&upstream.breaker().link(), local.complete.is_some()) else {
             let cause = outage_text(&upstream);
             self.check_beside(&upstream, repository, tag);
-            return self.fall_back(repository, cause, local).await;
+            return self.do_without(&upstream, repository, tag, cause, local).await;
         };
         let flight = self.begin_check(&upstream, repository, tag);
         let Ok(flight) = flight else {
@@ -92,14 +93,14 @@ impl Mirror {
                 stated: checked.stated,
             }),
             Ok(Some(Err(failure))) if failure.is_outage() => {
-                self.fall_back(repository, failure.to_string(), local).await
+                self.do_without(&upstream, repository, tag, failure.to_string(), local).await
             }
             Ok(Some(Err(failure))) => self.upstream_refused(repository, policy, &failure, local).await,
             Ok(None) => Err(Refusal::Failed("the question to upstream failed; the log says how".into())),
             Err(_) => {
                 upstream.breaker().overdue();
                 let cause = format!("{} did not answer within {bound:?}", repository.registry);
-                self.fall_back(repository, cause, local).await
+                self.do_without(&upstream, repository, tag, cause, local).await
             }
         }
     }
@@ -114,14 +115,16 @@ impl Mirror {
     ) -> Option<Resolved> {
         let record = local.record.as_ref()?;
         let fresh = |digest: Digest| Resolved { digest, tier: Tier::Fresh, cause: None, stated: None };
+        let complete = local.complete.as_ref();
         if policy.frozen {
-            return local.complete.clone().map(fresh);
+            // What only a peer said must not be frozen: upstream has yet to be asked.
+            return complete.filter(|version| !version.peer).map(|version| fresh(version.digest.clone()));
         }
         let verified = self.verified.age(repository, tag)?;
         let seen = record.seen.as_ref()?;
         // A pointer to what is not here yet is no use to a client once the uplink goes, so it is asked for again.
         let served = record.rollback.as_ref().map_or(&seen.digest, |rollback| &rollback.to);
-        (verified < policy.revalidate && local.complete.as_ref() == Some(served))
+        (verified < policy.revalidate && complete.is_some_and(|version| version.digest == *served))
             .then(|| fresh(served.clone()))
     }
 
@@ -180,6 +183,22 @@ impl Mirror {
         }
     }
 
+    /// Upstream cannot be reached: a peer may know better than this board, or else what is here has to do.
+    async fn do_without(
+        self: &Arc<Self>,
+        upstream: &Upstream,
+        repository: &Repository,
+        tag: &Tag,
+        cause: String,
+        local: Local,
+    ) -> Result<Resolved, Refusal> {
+        let Some(claim) = self.claim(upstream, repository, tag, &local).await else {
+            return self.fall_back(repository, cause, local).await;
+        };
+        let cause = Some(format!("{cause}; peer {} has this version", claim.peer));
+        Ok(Resolved { digest: claim.digest, tier: Tier::Peer, cause, stated: None })
+    }
+
     async fn fall_back(
         self: &Arc<Self>,
         repository: &Repository,
@@ -187,8 +206,8 @@ impl Mirror {
         local: Local,
     ) -> Result<Resolved, Refusal> {
         let stale = |digest, tier, cause| Ok(Resolved { digest, tier, cause: Some(cause), stated: None });
-        if let Some(digest) = local.complete {
-            return stale(digest, Tier::LastComplete, cause);
+        if let Some(version) = local.complete {
+            return stale(version.digest, Tier::LastComplete, cause);
         }
         if self.config.tags.fallback_versions
             && local.record.is_none()
@@ -226,7 +245,7 @@ impl Mirror {
         for version in local.record.iter().flat_map(TagRecord::candidates) {
             let found = self.closure(&version.digest)?;
             if found.is_complete() {
-                local.complete = Some(version.digest.clone());
+                local.complete = Some(version.clone());
                 break;
             }
             local.missing.get_or_insert_with(|| found.missing_text());
@@ -304,6 +323,7 @@ impl Mirror {
             }
         };
         self.verified.note(repository, tag);
+        self.claims.forget(repository, tag);
         let moved = self.store.tag_seen(repository, tag, &checked.digest);
         if let Err(problem) = moved.and_then(|()| self.settle(repository, tag)) {
             log::warn!("{repository}:{tag} is {} but that could not be noted: {problem}", checked.digest);
@@ -315,7 +335,7 @@ impl Mirror {
     pub(super) fn settle(&self, repository: &Repository, tag: &Tag) -> Result<(), StoreError> {
         let Some(record) = self.store.tag(repository, tag)? else { return Ok(()) };
         let Some(seen) = &record.seen else { return Ok(()) };
-        if record.complete.as_ref().is_some_and(|complete| complete.digest == seen.digest) {
+        if record.complete.as_ref().is_some_and(|complete| complete.digest == seen.digest && !complete.peer) {
             return Ok(());
         }
         if self.closure(&seen.digest)?.is_complete() {
@@ -327,6 +347,7 @@ impl Mirror {
 
     /// Something of a repository has arrived: tags that waited for it may be complete now.
     pub(super) fn settle_all(&self, repository: &Repository) {
+        self.settle_claims(repository);
         let settled = self.store.tags(repository, None, budget::PENDING_TAGS_MAX).and_then(|tags| {
             tags.iter()
                 .filter(|(_, record)| waits(record))
@@ -365,6 +386,14 @@ impl Verified {
             known.clear();
         }
         known.insert(key, Instant::now());
+    }
+
+    /// When upstream said last what it said first at `unix`: also an answer that changed nothing counts. `None` where
+    /// the clock could not be trusted then.
+    pub(super) fn said(&self, repository: &Repository, tag: &Tag, unix: Option<u64>) -> Option<u64> {
+        let now = clock::trusted_unix();
+        let again = self.age(repository, tag).zip(now).map(|(age, now)| now.saturating_sub(age.as_secs()));
+        again.max(unix)
     }
 
     fn age(&self, repository: &Repository, tag: &Tag) -> Option<Duration> {

@@ -167,11 +167,12 @@ impl Index {
         let n = event.n;
         match &event.what {
             What::Seen { repository, tag, digest, unix } => self.change_tag(txn, repository, tag, |record| {
-                record.see(Version { digest: digest.clone(), n, unix: *unix });
+                record.see(Version { digest: digest.clone(), n, unix: *unix, peer: false });
             }),
-            What::Complete { repository, tag, digest, unix } => {
+            What::Complete { repository, tag, digest, unix, peer } => {
                 self.change_tag(txn, repository, tag, |record| {
-                    record.completed(Version { digest: digest.clone(), n, unix: *unix }, history_max);
+                    let version = Version { digest: digest.clone(), n, unix: *unix, peer: *peer };
+                    record.completed(version, history_max);
                 })
             }
             What::Rollback { repository, tag, rollback } => {
@@ -277,6 +278,7 @@ impl Index {
                             tag: tag.clone(),
                             digest: version.digest,
                             unix: version.unix,
+                            peer: version.peer,
                         },
                     }));
                     let last = record.seen.as_ref().map_or(0, |seen| seen.n);

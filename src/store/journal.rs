@@ -52,6 +52,9 @@ pub(super) enum What {
         digest: Digest,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         unix: Option<u64>,
+        /// A peer, and not upstream, said that the tag is this digest; `unix` is when it did.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        peer: bool,
     },
     /// The owner went back to an earlier version, or ended that.
     Rollback { repository: Repository, tag: Tag, rollback: Option<Rollback> },

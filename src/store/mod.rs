@@ -303,10 +303,13 @@ impl Store {
         self.with_index(|index| index.tag(repository, tag))
     }
 
-    /// Notes that upstream said `digest` for the tag. Does nothing if that is what it said last.
+    /// Notes that upstream said `digest` for the tag. Does nothing if that is what it said last, and if no peer has
+    /// said anything since.
     pub fn tag_seen(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> Result<(), StoreError> {
         let known = self.tag(repository, tag)?;
-        if known.is_some_and(|record| record.seen.is_some_and(|seen| seen.digest == *digest)) {
+        if known.is_some_and(|record| {
+            !record.has_later_offer() && record.seen.is_some_and(|seen| seen.digest == *digest)
+        }) {
             return Ok(());
         }
         self.record(journal::What::Seen {
@@ -325,7 +328,8 @@ impl Store {
         digest: &Digest,
     ) -> Result<(), StoreError> {
         let known = self.tag(repository, tag)?;
-        if known.is_some_and(|record| record.complete.is_some_and(|complete| complete.digest == *digest)) {
+        let same = |complete: Version| complete.digest == *digest && !complete.peer;
+        if known.is_some_and(|record| record.complete.is_some_and(same)) {
             return Ok(());
         }
         self.record(journal::What::Complete {
@@ -333,6 +337,30 @@ impl Store {
             tag: tag.clone(),
             digest: digest.clone(),
             unix: clock::trusted_unix(),
+            peer: false,
+        })
+    }
+
+    /// Notes that a version which a peer named is whole here. `unix` is when the peer's upstream said so. What this
+    /// board's own upstream said stays as it is.
+    pub fn tag_offered(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        digest: &Digest,
+        unix: Option<u64>,
+    ) -> Result<(), StoreError> {
+        let known = self.tag(repository, tag)?.unwrap_or_default();
+        let versions = [&known.seen, &known.complete];
+        if versions.into_iter().flatten().any(|version| version.digest == *digest) {
+            return Ok(());
+        }
+        self.record(journal::What::Complete {
+            repository: repository.clone(),
+            tag: tag.clone(),
+            digest: digest.clone(),
+            unix,
+            peer: true,
         })
     }
 

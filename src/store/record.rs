@@ -22,6 +22,9 @@ pub struct Version {
     /// Seconds since 1970, if the clock could be trusted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unix: Option<u64>,
+    /// A peer said so, of its own upstream at `unix`; this board's upstream has not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub peer: bool,
 }
 
 /// Everything known of a tag: two pointers, and how they got there.
@@ -76,11 +79,34 @@ impl TagRecord {
         self.history.truncate(history_max);
     }
 
+    /// What a peer has said since upstream said anything, if that is newer by the wall times of both.
+    pub fn offered(&self) -> Option<&Version> {
+        let newer = |version: &&Version| match &self.seen {
+            Some(seen) => {
+                let later = version.unix.zip(seen.unix).is_some_and(|(offered, seen)| offered > seen);
+                version.n > seen.n && later
+            }
+            None => true,
+        };
+        self.complete.iter().chain(&self.history).filter(|version| version.peer).find(newer)
+    }
+
+    /// Whether a peer has said anything since upstream did.
+    pub(super) fn has_later_offer(&self) -> bool {
+        let seen = self.seen.as_ref().map_or(0, |seen| seen.n);
+        self.complete.iter().chain(&self.history).any(|version| version.peer && version.n > seen)
+    }
+
     /// The versions that may be complete, best first: what the owner went back to, then the newest.
     pub fn candidates(&self) -> Vec<&Version> {
         let mut candidates: Vec<&Version> = Vec::new();
         if let Some(rollback) = &self.rollback {
             candidates.extend(self.versions().find(|version| version.digest == rollback.to));
+        }
+        if let Some(offered) = self.offered()
+            && !candidates.iter().any(|known| known.digest == offered.digest)
+        {
+            candidates.push(offered);
         }
         for version in self.versions() {
             if !candidates.iter().any(|known| known.digest == version.digest) {
@@ -169,6 +195,33 @@ mod tests {
             digest: format!("sha256:{}", String::from(fill).repeat(64)).parse().unwrap(),
             n,
             unix: None,
+            peer: false,
+        }
+    }
+
+    #[test]
+    fn a_peers_word_comes_first_only_until_upstream_speaks() {
+        let at = |fill, n, unix| Version { unix, ..version(fill, n) };
+        let mut tag = TagRecord::default();
+        tag.see(at('a', 1, Some(100)));
+        tag.completed(at('a', 2, Some(101)), 3);
+        tag.completed(Version { peer: true, ..at('b', 3, Some(200)) }, 3);
+        let first = |tag: &TagRecord| tag.candidates()[0].digest.clone();
+        assert_eq!(first(&tag), version('b', 0).digest);
+        assert!(tag.has_later_offer());
+        tag.rollback = Some(Rollback { from: version('a', 0).digest, to: version('a', 0).digest });
+        assert_eq!(first(&tag), version('a', 0).digest, "the owner's word counts more");
+        tag.rollback = None;
+        for unix in [Some(150), None] {
+            let mut later = tag.clone();
+            later.see(at('a', 4, unix));
+            assert_eq!(first(&later), version('a', 0).digest);
+        }
+        // An older word, and one without a time, come after what upstream said.
+        for unix in [Some(99), None] {
+            let mut older = tag.clone();
+            older.completed(Version { peer: true, ..at('c', 5, unix) }, 0);
+            assert_eq!(first(&older), version('a', 0).digest);
         }
     }
 

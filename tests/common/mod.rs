@@ -121,6 +121,14 @@ impl Board {
         }
     }
 
+    /// Where the board answers its peers.
+    pub fn kit_addr(&self) -> SocketAddr {
+        self.wait_for_log("kit listening on ");
+        let log = self.log();
+        let addr = log.lines().find_map(|line| line.split("kit listening on ").nth(1)?.trim().parse().ok());
+        addr.unwrap_or_else(|| panic!("no kit listens:\n{log}"))
+    }
+
     /// Runs another command of the binary on this board's store.
     pub fn command(&self, arguments: &[&str]) -> Output {
         let mut command = binary(&self.folder);

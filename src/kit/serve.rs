@@ -1,0 +1,226 @@
+//! Answering: a bounded number of threads, one for each connection of a peer, that read the own disk.
+
+use super::wire::{Broken, Role, Session};
+use super::{Answer, Question, Shelf};
+use crate::budget;
+use crate::config::Secret;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// A door for peers. Dropping it closes the door; conversations under way end by themselves.
+#[derive(Debug)]
+pub struct Listening {
+    address: SocketAddr,
+    closed: Arc<AtomicBool>,
+}
+
+impl Listening {
+    /// Where it listens, with the port that the kernel chose for port 0.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.closed.store(true, Ordering::Relaxed);
+        // `accept` has no time-out; a connection wakes it.
+        let here = match self.address.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+            ip => ip,
+        };
+        let _ = TcpStream::connect_timeout(&(here, self.address.port()).into(), Duration::from_millis(100));
+    }
+}
+
+/// Begins to answer peers at `address` from `shelf`.
+///
+/// # Errors
+/// A sentence that says what is wrong with the address and what can be done.
+pub fn listen(address: SocketAddr, secret: &Secret, shelf: Arc<dyn Shelf>) -> Result<Listening, String> {
+    let failed = |e: io::Error| {
+        let advice = match e.kind() {
+            io::ErrorKind::AddrInUse => "; another program listens there, choose another kit.listen",
+            io::ErrorKind::AddrNotAvailable => "; this board has no such address, choose another kit.listen",
+            _ => "",
+        };
+        format!("cannot listen for peers on {address}: {e}{advice}")
+    };
+    let listener = TcpListener::bind(address).map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    let closed = Arc::new(AtomicBool::new(false));
+    let door = Arc::new(Door {
+        secret: secret.clone(),
+        shelf,
+        closed: Arc::clone(&closed),
+        callers: Mutex::default(),
+        warned: Mutex::default(),
+    });
+    std::thread::Builder::new()
+        .name("kit".into())
+        .stack_size(budget::SMALL_STACK_BYTES)
+        .spawn(move || door.accept(&listener))
+        .map_err(failed)?;
+    log::info!("kit listening on {address}");
+    Ok(Listening { address, closed })
+}
+
+struct Door {
+    secret: Secret,
+    shelf: Arc<dyn Shelf>,
+    closed: Arc<AtomicBool>,
+    /// Connections open from each address.
+    callers: Mutex<HashMap<IpAddr, usize>>,
+    /// When the log last told of a caller without the secret.
+    warned: Mutex<Option<Instant>>,
+}
+
+impl Door {
+    fn accept(self: &Arc<Self>, listener: &TcpListener) {
+        loop {
+            let accepted = listener.accept();
+            if self.closed.load(Ordering::Relaxed) {
+                return;
+            }
+            match accepted {
+                Ok((socket, caller)) => {
+                    let Some(place) = self.place(caller.ip()) else {
+                        log::debug!("a connection of peer {caller} was closed: there are too many");
+                        continue;
+                    };
+                    let door = Arc::clone(self);
+                    let begun = std::thread::Builder::new()
+                        .name("kit peer".into())
+                        .stack_size(budget::SMALL_STACK_BYTES)
+                        .spawn(move || {
+                            door.talk(socket, caller);
+                            drop(place);
+                        });
+                    if let Err(e) = begun {
+                        log::warn!("no thread to answer peer {caller}: {e}");
+                    }
+                }
+                Err(e) => {
+                    log::warn!("cannot accept a peer's connection: {e}");
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+            }
+        }
+    }
+
+    fn place(self: &Arc<Self>, ip: IpAddr) -> Option<Place> {
+        let mut callers = self.callers();
+        let all: usize = callers.values().sum();
+        let here = callers.get(&ip).copied().unwrap_or(0);
+        if all >= budget::KIT_CONNECTIONS_MAX || here >= budget::KIT_CONNECTIONS_EACH {
+            return None;
+        }
+        callers.insert(ip, here + 1);
+        Some(Place { door: Arc::clone(self), ip })
+    }
+
+    fn callers(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.callers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn talk(&self, socket: TcpStream, caller: SocketAddr) {
+        let until = Instant::now() + budget::KIT_HANDSHAKE_TIME;
+        let ended = Session::shake(socket, self.secret.bytes(), Role::Answerer, until)
+            .and_then(|session| self.answer_all(session));
+        match ended {
+            Ok(()) => {}
+            Err(Broken::Secret) => self.warn(caller),
+            Err(why) => log::debug!("the conversation with peer {caller} ended: {why}"),
+        }
+    }
+
+    fn warn(&self, caller: SocketAddr) {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.is_none_or(|last| last.elapsed() >= budget::KIT_WARN_EVERY) {
+            *warned = Some(Instant::now());
+            log::warn!("{caller} was turned away: it does not know the secret of this kit (kit.secret_file)");
+        }
+    }
+
+    fn answer_all(&self, mut session: Session) -> Result<(), Broken> {
+        while let Some(question) = session.receive(Instant::now() + budget::KIT_IDLE_TIME)? {
+            if self.closed.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            self.answer(&mut session, &question)?;
+        }
+        Ok(())
+    }
+
+    fn answer(&self, session: &mut Session, question: &Question) -> Result<(), Broken> {
+        let until = Instant::now() + budget::KIT_STALL_TIME;
+        match question {
+            Question::Tag { repository, tag, platforms } => {
+                let asked = &platforms[..platforms.len().min(budget::KIT_PLATFORMS_MAX)];
+                let answer = match self.shelf.tag(repository, tag, asked) {
+                    Some((digest, unix)) => Answer::Tag { digest, unix, complete: true },
+                    None => Answer::None,
+                };
+                session.send(&answer, until)
+            }
+            Question::Manifest { repository, digest } => match self.shelf.manifest(repository, digest) {
+                Some((media_type, file, size)) if size <= budget::MANIFEST_BYTES_MAX => {
+                    session.send(&Answer::Manifest { media_type, size }, until)?;
+                    send_file(session, &file, 0, size)
+                }
+                _ => session.send(&Answer::None, until),
+            },
+            Question::Blob { repository, digest, from } => match self.shelf.blob(repository, digest) {
+                Some((file, size)) => {
+                    session.send(&Answer::Blob { size }, until)?;
+                    send_file(session, &file, *from, size)
+                }
+                None => session.send(&Answer::None, until),
+            },
+        }
+    }
+}
+
+/// Sends the bytes from `from` to `size`. A file that is shorter than it was ends the connection.
+fn send_file(session: &mut Session, file: &File, from: u64, size: u64) -> Result<(), Broken> {
+    let mut chunk = vec![0; budget::SERVE_CHUNK_BYTES];
+    let mut at = from;
+    while at < size {
+        let want = usize::try_from(size - at).map_or(chunk.len(), |left| left.min(chunk.len()));
+        match file.read_at(&mut chunk[..want], at) {
+            Ok(0) => return Err(Broken::Io(io::ErrorKind::UnexpectedEof.into())),
+            Ok(n) => {
+                session.send_raw(&chunk[..n], Instant::now() + budget::KIT_STALL_TIME)?;
+                at += n as u64;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
+}
+
+/// A caller's place among the connections; given back on drop.
+struct Place {
+    door: Arc<Door>,
+    ip: IpAddr,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut callers = self.door.callers();
+        if let Some(open) = callers.get_mut(&self.ip) {
+            *open -= 1;
+            if *open == 0 {
+                callers.remove(&self.ip);
+            }
+        }
+    }
+}
