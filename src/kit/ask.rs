@@ -104,7 +104,8 @@ impl Kit {
         let platforms = platforms.iter().take(budget::KIT_PLATFORMS_MAX).cloned().collect();
         let question =
             Arc::new(Question::Tag { repository: repository.clone(), tag: tag.clone(), platforms });
-        let (sender, mut answers) = mpsc::unbounded_channel();
+        // One answer from each.
+        let (sender, mut answers) = mpsc::channel(self.peers.len().max(1));
         for peer in self.peers.iter().filter(|peer| peer.may_be_asked()) {
             let (peer, question, sender) = (Arc::clone(peer), Arc::clone(&question), sender.clone());
             tokio::spawn(async move {
@@ -116,7 +117,7 @@ impl Kit {
                     .stack_size(budget::SMALL_STACK_BYTES)
                     .spawn(move || {
                         if let Some(claim) = asked.tag(&question, until) {
-                            let _ = sender.send(claim);
+                            let _ = sender.try_send(claim);
                         }
                         drop(place);
                     });
