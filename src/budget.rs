@@ -123,6 +123,10 @@ pub const LOGIN_WAIT_MAX: Duration = Duration::from_secs(10);
 pub const SCRUB_CHUNK_BYTES: usize = 256 * 1024;
 /// Longest a request waits for something it has no substitute for, well under containerd's 30 s.
 pub const MISS_WAIT_MAX: Duration = Duration::from_secs(25);
+/// Starts in a row that may end before the index has been read through; then it is made again. One may have met a
+/// power cut.
+pub const UNFINISHED_STARTS_MAX: u32 = 2;
+
 /// Most names in one page of `tags/list` or `_catalog`.
 pub const PAGE_NAMES_MAX: usize = 1_000;
 /// Largest list of tags or referrers taken from an upstream.

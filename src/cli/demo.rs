@@ -5,7 +5,7 @@
 //! does not hold is a failure, with exit status 1.
 
 use super::print;
-use super::serve::Running;
+use super::serve::{Running, runtime};
 use crate::config::{Config, Upstream as UpstreamConfig};
 use crate::demo::client::{self, PullError, Pulled};
 use crate::demo::image::Image;
@@ -87,7 +87,7 @@ impl Demo {
         };
         let platform = config.platforms.first().map_or_else(String::new, ToString::to_string);
         let (deadline, header_timeout) = (config.tags.resolve_deadline, config.fetch.header_timeout);
-        let running = Running::start(config, false)?;
+        let running = Running::start(runtime()?, config, false)?;
         let address = *running.addresses().first().ok_or("it listens nowhere")?;
         let running = Some(running);
         Ok(Demo { folder, upstream, running, address, platform, deadline, header_timeout, rows: Vec::new() })

@@ -10,25 +10,44 @@ use crate::store::{Found, Store};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Runs the mirror until SIGTERM or SIGINT.
 pub fn run(config: &Config) -> ExitCode {
     for section in config.not_yet() {
         log::warn!("{section} in the configuration: read, but without effect in this version");
     }
-    let served = Running::start(config.clone(), true).and_then(|running| {
-        let stopped = running.runtime.block_on(signals());
-        running.stop();
-        stopped
-    });
-    match served {
+    match serve(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
             log::error!("{problem}");
             ExitCode::from(1)
         }
     }
+}
+
+fn serve(config: &Config) -> Result<(), String> {
+    let runtime = runtime()?;
+    // Before anything is touched, so that a stop in the middle of the start is an orderly one too.
+    let signals = {
+        let _inside = runtime.enter();
+        Signals::listen()?
+    };
+    let running = Running::start(runtime, config.clone(), true)?;
+    running.runtime.block_on(signals.come());
+    running.stop();
+    Ok(())
+}
+
+/// The threads that connections are served on.
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime, String> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).clamp(1, 4))
+        .max_blocking_threads(budget::BLOCKING_THREADS_MAX)
+        .thread_stack_size(budget::THREAD_STACK_BYTES)
+        .enable_all()
+        .build()
+        .map_err(|e| format!("cannot start the runtime: {e}"))
 }
 
 /// A server that runs: what `serve` and `demo` have in common, which is everything.
@@ -46,7 +65,11 @@ impl Running {
     ///
     /// # Errors
     /// A sentence that says what is wrong and what to do.
-    pub(super) fn start(config: Config, with_control: bool) -> Result<Running, String> {
+    pub(super) fn start(
+        runtime: tokio::runtime::Runtime,
+        config: Config,
+        with_control: bool,
+    ) -> Result<Running, String> {
         let upstreams = Upstreams::new(&config)?;
         let (store, found) = Store::open(&config.data_dir, config.tags.history).map_err(|e| e.to_string())?;
         let config = Arc::new(config);
@@ -54,13 +77,6 @@ impl Running {
         let mirror = Mirror::start(Arc::clone(&config), Arc::new(store), upstreams, needs_rebuild)
             .map_err(|e| format!("cannot start a thread: {e}"))?;
         let server = Arc::new(Server::new(Arc::clone(&mirror))?);
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).clamp(1, 4))
-            .max_blocking_threads(budget::BLOCKING_THREADS_MAX)
-            .thread_stack_size(budget::THREAD_STACK_BYTES)
-            .enable_all()
-            .build()
-            .map_err(|e| format!("cannot start the runtime: {e}"))?;
         let listeners = runtime.block_on(async {
             let mut listeners = Vec::new();
             for address in &config.listen {
@@ -100,14 +116,26 @@ impl Running {
     }
 }
 
-async fn signals() -> Result<(), String> {
-    let failed = |e: std::io::Error| format!("cannot listen for signals: {e}");
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    let name = tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
-    };
-    log::info!("{name}: stopping");
-    Ok(())
+/// What tells the server to stop.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Signals, String> {
+        let failed = |e: std::io::Error| format!("cannot listen for signals: {e}");
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate()).map_err(failed)?,
+            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
+        })
+    }
+
+    async fn come(mut self) {
+        let name = tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        };
+        log::info!("{name}: stopping");
+    }
 }

@@ -151,9 +151,8 @@ impl Mirror {
         for upstream in self.upstreams.iter() {
             upstream.breaker().shutdown();
         }
-        if let Err(problem) = self.store.flush_touches() {
-            log::warn!("uses were not written: {problem}");
-        }
+        // Here and not when the last thread lets go of the store: the process may have ended by then.
+        self.store.wind_down();
     }
 
     /// Does work that may wait for the disk, off the threads that serve connections.

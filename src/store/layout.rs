@@ -86,10 +86,19 @@ impl Layout {
         self.data_dir.join("index")
     }
 
-    /// There from the opening of an index until all of it has been read once: a start that finds it knows that the
-    /// one before ended in between.
+    /// There from the opening of an index until all of it has been read once, with the number of starts that have
+    /// tried: a start that finds it knows that those before ended in between.
     pub(super) fn unproven(&self) -> PathBuf {
         self.data_dir.join("index.unproven")
+    }
+
+    /// How many starts in a row ended in between.
+    pub(super) fn unfinished_starts(&self) -> u32 {
+        match std::fs::read_to_string(self.unproven()) {
+            Ok(text) => text.trim().parse().unwrap_or(1),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
+            Err(_) => 1,
+        }
     }
 
     /// An empty folder for an index in the making.

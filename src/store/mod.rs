@@ -175,11 +175,15 @@ impl Store {
             close(Index::create(&fresh)?);
             self.layout.replace_index(&fresh)?;
         }
-        if self.layout.unproven().exists() {
-            return Err(StoreError::Damaged("the last start ended before all of it had been read".into()));
+        // A damaged page can kill the process that reads it. That must not happen at every start, and yet a start that
+        // a power cut ended is no reason to make everything again.
+        let unfinished = self.layout.unfinished_starts();
+        if unfinished >= budget::UNFINISHED_STARTS_MAX {
+            return Err(StoreError::Damaged(format!(
+                "the last {unfinished} starts ended before all of it had been read"
+            )));
         }
-        // A damaged page can kill the process that reads it. That must not happen at every start.
-        std::fs::write(self.layout.unproven(), b"")
+        std::fs::write(self.layout.unproven(), (unfinished + 1).to_string())
             .map_err(StoreError::io("cannot mark the index as unproven"))?;
         let index = Index::open(&self.layout.index()).inspect_err(|problem| {
             if matches!(problem, StoreError::Newer { .. }) {
@@ -269,6 +273,17 @@ impl Store {
     /// Notes that all of the index has been read, or made, without harm.
     fn prove(&self) {
         let _ = std::fs::remove_file(self.layout.unproven());
+    }
+
+    /// Writes down what is only in memory, and that the process ends in order. The store may be used on.
+    pub fn wind_down(&self) {
+        if let Err(problem) = self.flush_touches() {
+            log::warn!("uses were not written: {problem}");
+        }
+        // An orderly end is no crash of the index, however short the process lived.
+        if self.has_index() && !self.is_damaged() {
+            self.prove();
+        }
     }
 
     /// Whether a record of the index was found damaged since it was opened.
@@ -529,13 +544,7 @@ fn close<I: std::borrow::Borrow<Index>>(index: I) {
 
 impl Drop for Store {
     fn drop(&mut self) {
-        if let Err(problem) = self.flush_touches() {
-            log::warn!("uses were not written: {problem}");
-        }
-        // An orderly end is no crash of the index, however short the process lived.
-        if self.has_index() && !self.is_damaged() {
-            self.prove();
-        }
+        self.wind_down();
         self.close_index();
     }
 }

@@ -309,3 +309,30 @@ fn pages_go_on_where_the_last_one_ended() {
     assert_eq!(store.repositories(Some("docker.io/lab/app"), 9).unwrap(), []);
     assert_eq!(store.repositories(None, 9).unwrap(), [repository()]);
 }
+
+#[test]
+fn an_index_that_ends_every_start_is_made_again_and_one_power_cut_is_forgiven() {
+    let folder = Folder::new();
+    let mark = folder.0.join("index.unproven");
+    let store = folder.open();
+    put(&store, b"content");
+    assert!(mark.exists(), "until it has been read through");
+    store.check_index().unwrap();
+    assert!(!mark.exists());
+    drop(store);
+    // What a start leaves behind that did not come to its end.
+    for (left, found) in [("", Found::Sound), ("1", Found::Sound), ("2", Found::NeedsRebuild)] {
+        std::fs::write(&mark, left).unwrap();
+        let (store, as_found) = Store::open(&folder.0, 3).unwrap();
+        assert_eq!(as_found, found, "{left:?}");
+        if found == Found::Sound {
+            assert_eq!(std::fs::read_to_string(&mark).unwrap(), "2");
+            store.wind_down();
+            assert!(!mark.exists(), "an orderly end is no crash");
+        } else {
+            store.rebuild().unwrap();
+            assert!(!mark.exists());
+            assert_eq!(store.blob_files().unwrap().count(), 1);
+        }
+    }
+}

@@ -77,6 +77,11 @@ impl Board {
         Board { folder, addr, child, log }
     }
 
+    /// The server's process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn data(&self) -> PathBuf {
         self.folder.0.join("data")
     }
