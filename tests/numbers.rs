@@ -1,6 +1,9 @@
 //! Figures that users care about, printed and not judged: machines are shared and noisy. What is asserted is what was
 //! measured, not how fast it was. `cargo test --release --test numbers -- --nocapture` shows them at their best.
 
+// Where a test cannot go on, it stops.
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::{Board, PATIENCE, image, upstream_with};
