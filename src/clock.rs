@@ -36,8 +36,14 @@ impl Sequence {
 
 /// Seconds since 1970 if the wall clock can be believed, else `None`.
 pub fn trusted_unix() -> Option<u64> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_secs();
-    (now >= BUILD_EPOCH_SECONDS && is_synchronised()).then_some(now)
+    let now = SystemTime::now();
+    let seconds = now.duration_since(UNIX_EPOCH).ok()?.as_secs();
+    (is_plausible(now) && is_synchronised()).then_some(seconds)
+}
+
+/// Whether a clock that shows `now` may have been set at all.
+pub fn is_plausible(now: SystemTime) -> bool {
+    now >= UNIX_EPOCH + std::time::Duration::from_secs(BUILD_EPOCH_SECONDS)
 }
 
 /// Whether anything says that the clock was set: systemd's flag, or the kernel's own state.

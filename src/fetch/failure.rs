@@ -4,11 +4,13 @@
 //! passed on; `Wrong` is an answer that nobody should be given. Every text is one lower-case sentence that begins with
 //! the host, holds no secret, and has what came from outside escaped.
 
+use super::trust;
+use crate::clock;
 use crate::oci::quoted;
 use rustls::CertificateError;
 use std::fmt;
 use std::io;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 /// Why a question to an upstream has no usable answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -161,7 +163,7 @@ impl Failure {
             rustls::Error::InvalidCertificate(
                 CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
             ) => {
-                if now < SystemTime::UNIX_EPOCH + CLOCK_IS_SET_FROM {
+                if !clock::is_plausible(now) {
                     "the clock is not set, so that no certificate can be checked".to_owned()
                 } else {
                     "the certificate is not yet valid; is the clock right?".to_owned()
@@ -173,6 +175,9 @@ impl Failure {
             rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
                 "the certificate's issuer is not trusted (ca_file can name it)".to_owned()
             }
+            signed_itself if trust::shows_an_authority(signed_itself) => {
+                "the certificate signed itself (ca_file can name it)".to_owned()
+            }
             rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             ) => "the certificate is for another name".to_owned(),
@@ -181,9 +186,6 @@ impl Failure {
         Failure::unreachable(host, Cause::Tls, words)
     }
 }
-
-/// 2024-01-01: no board that runs this program has an earlier time unless its clock was never set.
-const CLOCK_IS_SET_FROM: Duration = Duration::from_secs(1_704_067_200);
 
 fn phase_words(phase: ureq::Timeout) -> &'static str {
     match phase {
@@ -250,7 +252,7 @@ mod tests {
             unset.to_string(),
             "a.example: the clock is not set, so that no certificate can be checked"
         );
-        let set = SystemTime::UNIX_EPOCH + CLOCK_IS_SET_FROM;
+        let set = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(4_000_000_000);
         assert!(Failure::tls("a.example", &error, set).to_string().contains("not yet valid"));
         assert_eq!(unset.cause(), Some(Cause::Tls));
     }

@@ -80,6 +80,13 @@ fn settings(roots: RootCertStore, named: Vec<CertificateDer<'static>>) -> Result
     Ok(Arc::new(config))
 }
 
+/// Whether a server's certificate was refused because it is an authority's. Its dates were found to be right before.
+pub(super) fn shows_an_authority(error: &Error) -> bool {
+    let Error::InvalidCertificate(CertificateError::Other(inner)) = error else { return false };
+    // By its name, because the package that defines it is not one of ours.
+    format!("{:?}", inner.0) == "CaUsedAsEndEntity"
+}
+
 /// Trusts what chains to a root, and a certificate that `ca_file` itself holds.
 ///
 /// The second is for registries whose certificate was made by `openssl req -x509`: it signs itself as an authority,
@@ -94,10 +101,7 @@ struct Verifier {
 impl Verifier {
     /// Whether all that was wrong is that the server shows an authority's certificate, and the owner named just that.
     fn is_named(&self, shown: &CertificateDer<'_>, error: &Error) -> bool {
-        // By its name, because the package that defines it is not one of ours. It is said after the dates were
-        // found to be right.
-        let Error::InvalidCertificate(CertificateError::Other(inner)) = error else { return false };
-        format!("{:?}", inner.0) == "CaUsedAsEndEntity" && self.named.iter().any(|named| named == shown)
+        shows_an_authority(error) && self.named.iter().any(|named| named == shown)
     }
 }
 

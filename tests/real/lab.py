@@ -265,9 +265,9 @@ class Tokens:
 class Larder(Process):
     """The program under test, as it is installed: one binary, one configuration file."""
 
-    def __init__(self, folder, upstreams, more="", platform="linux/amd64"):
+    def __init__(self, folder, upstreams, more="", platform="linux/amd64", data=None):
         self.port = free_port()
-        self.config, self.data = folder / "larder.toml", folder / "data"
+        self.config, self.data = folder / "larder.toml", data or folder / "data"
         text = f'listen = ["127.0.0.1:{self.port}"]\ndata_dir = "{self.data}"\nplatforms = ["{platform}"]\n{more}'
         for name, keys in upstreams.items():
             text += f'[upstream."{name}"]\n'
