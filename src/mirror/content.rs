@@ -122,13 +122,6 @@ impl Mirror {
             self.store.touch(digest);
             return Ok(Source::Hit(blob));
         }
-        let running = self.fills.find(digest);
-        if let Some(fill) = &running
-            && fill.repository() != repository
-            && upstream_of(self, fill.repository()).is_some_and(|other| other.is_private())
-        {
-            return Err(Refusal::Busy(format!("{digest} is being fetched for another repository")));
-        }
         if matches!(upstream.breaker().link(), Link::Down { .. }) && self.peers_for(&upstream).is_none() {
             return Err(unavailable(&upstream, digest));
         }
@@ -137,18 +130,25 @@ impl Mirror {
             Err(StoreError::Rebuilding) => None,
             Err(problem) => return Err(Refusal::from_store(&problem)),
         };
-        let begun = self.fills.begin(repository, digest, stated)?;
-        let total = match &begun {
-            Some(fill) => self.size_of(fill, repository, digest).await?,
-            None => None,
-        };
-        match (begun, total) {
-            (Some(fill), Some(total)) => Ok(Source::Fill { fill, total, joined: running.is_some() }),
-            // It ended between the two looks: whole, so it is here now; whose it is has to be asked anew.
-            _ => match self.blob_here(&upstream, repository, digest).await? {
-                Some(blob) => Ok(Source::Hit(blob)),
-                None => Err(Refusal::not_here(Missing::Blob, digest)),
-            },
+        for again in [true, false] {
+            let joined = self.fills.find(digest).is_some();
+            let Some(fill) = self.fills.begin(repository, digest, stated)? else { break };
+            let of_another = fill.repository() != repository;
+            if of_another && upstream_of(self, fill.repository()).is_some_and(|other| other.is_private()) {
+                return Err(Refusal::Busy(format!("{digest} is being fetched for another repository")));
+            }
+            match self.size_of(&fill, repository, digest).await {
+                Ok(Some(total)) => return Ok(Source::Fill { fill, total, joined }),
+                Ok(None) => break,
+                // That another repository's upstream cannot give it says nothing of this one's.
+                Err(_) if of_another && again => {}
+                Err(refusal) => return Err(refusal),
+            }
+        }
+        // It ended between two looks: whole, so it is here now; whose it is has to be asked anew.
+        match self.blob_here(&upstream, repository, digest).await? {
+            Some(blob) => Ok(Source::Hit(blob)),
+            None => Err(Refusal::not_here(Missing::Blob, digest)),
         }
     }
 

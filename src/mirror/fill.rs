@@ -165,7 +165,8 @@ impl Fills {
         self.state().by_digest.get(digest).cloned()
     }
 
-    /// Joins the fill of a blob or begins one. A parked one is taken up again. `Ok(None)`: it is here by now.
+    /// Joins the fill of a blob or begins one. A parked one is taken up again, with the same bytes from this
+    /// repository's upstream if it was another's. `Ok(None)`: it is here by now.
     pub(super) fn begin(
         &self,
         repository: &Repository,
@@ -174,10 +175,16 @@ impl Fills {
     ) -> Result<Option<Arc<Fill>>, Refusal> {
         let mut state = self.state();
         if let Some(fill) = state.by_digest.get(digest).cloned() {
-            if matches!(fill.progress.borrow().phase, Phase::Parked(_)) {
+            let parked = matches!(fill.progress.borrow().phase, Phase::Parked(_));
+            let ours = fill.repository == *repository;
+            if parked && ours {
                 self.enqueue(&mut state, &fill);
             }
-            return Ok(Some(fill));
+            if !parked || ours || self.is_private(&fill.repository) {
+                return Ok(Some(fill));
+            }
+            state.by_digest.remove(digest);
+            fill.set_phase(Phase::Failed(Refusal::Unavailable("another upstream goes on with it".into())));
         }
         // A fill leaves the list after its blob is in place, so what is on neither side of this was never fetched.
         if self.store.contains(digest) {
@@ -290,6 +297,10 @@ impl Fills {
         fill.set_phase(Phase::Queued);
         state.queue.push_back(Arc::clone(fill));
         self.wake.notify_one();
+    }
+
+    fn is_private(&self, repository: &Repository) -> bool {
+        self.upstreams.find(&repository.registry).is_some_and(|upstream| upstream.is_private())
     }
 
     fn is_stopping(&self) -> bool {
