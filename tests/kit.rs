@@ -181,7 +181,8 @@ fn a_download_that_the_uplink_cut_is_finished_by_a_peer() {
     assert_eq!(answer.body().unwrap(), app.blobs[&layer].to_vec());
     far.wait_for_log("comes from peer");
     far.check_blobs();
-    assert!(metric(&far, "larder_served_bytes_total{source=\"peer\"}") >= app.blobs[&layer].len() as u64);
+    let served = || metric(&far, "larder_served_bytes_total{source=\"peer\"}");
+    far.wait_until("the count of all bytes", || served() >= app.blobs[&layer].len() as u64);
 }
 
 /// A board that knows the secret, claims an image as of just now, and has wrong bytes for it.
