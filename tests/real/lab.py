@@ -196,6 +196,25 @@ class Registry(Process):
         return sum(row[3] for row in self.requests() if row[0] == "GET" and part in row[1])
 
 
+class Proxy(Process):
+    """tinyproxy, which tunnels by CONNECT."""
+
+    def __init__(self, folder):
+        self.port = free_port()
+        config = folder / "tinyproxy.conf"
+        config.write_text(f"Port {self.port}\nListen 127.0.0.1\nAllow 127.0.0.1\nTimeout 60\nLogLevel Connect\n")
+        super().__init__("proxy", ["tinyproxy", "-d", "-c", config], folder)
+        self.wait_for_port(self.port)
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    def tunnels(self, port):
+        """Tunnels so far to a port."""
+        return self.log().count(f"CONNECT 127.0.0.1:{port} ")
+
+
 class Tokens:
     """A token server as registries use it: signed tokens, for everybody or for who knows the password."""
 
@@ -265,7 +284,7 @@ class Tokens:
 class Larder(Process):
     """The program under test, as it is installed: one binary, one configuration file."""
 
-    def __init__(self, folder, upstreams, more="", platform="linux/amd64", data=None):
+    def __init__(self, folder, upstreams, more="", platform="linux/amd64", data=None, environment=None):
         self.port = free_port()
         self.config, self.data = folder / "larder.toml", data or folder / "data"
         text = f'listen = ["127.0.0.1:{self.port}"]\ndata_dir = "{self.data}"\nplatforms = ["{platform}"]\n{more}'
@@ -273,7 +292,8 @@ class Larder(Process):
             text += f'[upstream."{name}"]\n'
             text += "".join(f"{key} = {json.dumps(str(value))}\n" for key, value in keys.items())
         self.config.write_text(text)
-        super().__init__("larder", [LARDER, "--config", self.config, "-v", "serve"], folder)
+        command = [LARDER, "--config", self.config, "-v", "serve"]
+        super().__init__("larder", command, folder, env={**os.environ, **(environment or {})})
         self.wait_for_port(self.port)
 
     def restart(self):

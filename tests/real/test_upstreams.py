@@ -81,6 +81,27 @@ class Upstreams(lab.Case):
         self.assertEqual(status, 502)
         self.assertIn("the certificate signed itself (ca_file can name it)", stranger.log())
 
+    def test_through_a_proxy(self):
+        key, authority = lab.certificate(self.folder, "authority")
+        for named, scheme in (("configuration", "http"), ("environment", "https")):
+            with self.subTest(named_in=named, scheme=scheme):
+                folder = self.folder / scheme
+                folder.mkdir()
+                proxy = self.start(lab.Proxy(folder))
+                registry = self.registry(tls=(authority, key) if scheme == "https" else None)
+                registry.push(self.app, "1.0", "lab/app:latest")
+                upstream = {"url": registry.url} | ({"ca_file": authority} if scheme == "https" else {})
+                if named == "configuration":
+                    larder = self.larder({"docker.io": upstream}, f'[fetch]\nproxy = "{proxy.url}"\n')
+                else:
+                    larder = self.larder({"docker.io": upstream}, environment={"HTTPS_PROXY": proxy.url})
+                self.containerd("2.x", larder).cri_pull("docker.io/lab/app:latest")
+                self.assertGreater(proxy.tunnels(registry.port), 0, "nothing may go past the proxy")
+                # A proxy that is gone is an outage like any other.
+                proxy.stop(signal.SIGKILL)
+                self.containerd("1.6", larder).cri_pull("docker.io/lab/app:latest")
+                self.assertTrue(larder.tier().endswith("last-complete"), larder.log())
+
     def test_several_registries_at_once(self):
         one, two = self.registry(), self.registry()
         one.push(self.app, "1.0", "lab/app:latest")
