@@ -105,16 +105,36 @@ pub const MEMORY_MIN: u64 = 16 * MIB;
 
 // -- Clients ---------------------------------------------------------------------------------------------------
 
-/// Client connections at a time; one more waits in the kernel's backlog.
-pub const CONNECTIONS_MAX: usize = 512;
+/// What the process needs before any client: program, threads, lanes, the pages of the index that it has read.
+pub const MEMORY_BASE_BYTES: u64 = 10 * MIB;
+/// What a download holds: a chunk, the HTTP client's buffers, its TLS session.
+pub const DOWNLOAD_COST_BYTES: u64 = 512 * KIB;
+/// What all connections of peers hold: a chunk each, and as much of its thread's stack.
+pub const KIT_BYTES: u64 = KIT_CONNECTIONS_MAX as u64 * 2 * SERVE_CHUNK_BYTES as u64;
+/// What a client's connection holds while it is idle or asks small questions.
+pub const CONNECTION_COST_BYTES: u64 = 24 * KIB;
+/// What TLS adds to that.
+pub const CONNECTION_TLS_COST_BYTES: u64 = 40 * KIB;
+/// What the body of an answer holds: a piece that was read, and one that waits for the client.
+pub const BODY_COST_BYTES: u64 = 2 * SERVE_CHUNK_BYTES as u64;
+/// Most client connections at a time, whatever `memory.max` would pay for: file descriptors are limited too.
+pub const CONNECTIONS_MAX: u64 = 512;
+/// Fewest connections, and bodies, at a time, however small `memory.max` is: a pull has three and a node a few pulls.
+pub const CLIENTS_MIN: u64 = 8;
+/// How long a connection or a body waits for others to end before it is answered 503.
+pub const ADMISSION_WAIT_MAX: Duration = Duration::from_secs(1);
+/// Connections that may wait for that, or be on their way out with a 503; one more waits in the kernel's backlog.
+pub const AT_THE_DOOR_MAX: usize = 64;
+/// Longest a connection that is turned away may take for its request and the 503.
+pub const TURNED_AWAY_TIME: Duration = Duration::from_secs(3);
 /// Longest a client may take to send a request's header, and longest a kept connection may idle.
 pub const REQUEST_HEADER_TIME: Duration = Duration::from_secs(30);
 /// A client that takes no byte for this long is cut; it can resume by Range.
 pub const CLIENT_STALL_TIME: Duration = Duration::from_secs(60);
 /// What is read from a blob's file at a time for a client; each connection may hold one such piece and what hyper buffers.
 pub const SERVE_CHUNK_BYTES: usize = 64 * 1024;
-/// What hyper may buffer for one connection, request header included.
-pub const CONNECTION_BUFFER_BYTES: usize = 64 * 1024;
+/// What hyper may buffer for one connection, request header included. Requests that make sense are a few hundred bytes.
+pub const CONNECTION_BUFFER_BYTES: usize = 16 * 1024;
 /// Longest a client waits for the first byte of a blob whose download waits for its turn.
 pub const QUEUE_WAIT_MAX: Duration = Duration::from_secs(3_600);
 /// Longest a login waits for those before it to be checked.

@@ -62,6 +62,14 @@ pub(super) fn read_only(method: &Method) -> Answer {
     answer
 }
 
+/// There is no place for this connection now.
+pub(super) fn no_place() -> Answer {
+    let message = "all connections that memory.max allows are taken";
+    let mut answer = refuse(&Refusal::Busy(message.into()));
+    answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    answer
+}
+
 /// The registry is not configured.
 pub(super) fn unknown_registry(registry: &RegistryName) -> Answer {
     refuse(&Refusal::UnknownRegistry(registry.clone()))

@@ -71,10 +71,10 @@ async fn body(
         Source::Hit(blob) => Reader::whole(
             blob.file,
             first,
-            Account::open(mirror, request.client, repository, ByteSource::Cache),
+            Account::open(shared, request.client, repository, ByteSource::Cache).await?,
         ),
         Source::Fill { fill, .. } => {
-            let account = Account::open(mirror, request.client, repository, ByteSource::Fill);
+            let account = Account::open(shared, request.client, repository, ByteSource::Fill).await?;
             Reader::growing(fill, first, mirror.stall_timeout(), account)
         }
     };

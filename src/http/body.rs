@@ -4,8 +4,10 @@
 //! nothing else, and holds back nobody. What cannot be read to its end is an error of the body, which cuts the
 //! connection: a body is never completed with wrong or missing bytes.
 
+use super::Shared;
+use super::admission::Place;
 use crate::budget;
-use crate::mirror::{ByteSource, Fill, Mirror, Phase, Progress};
+use crate::mirror::{ByteSource, Fill, Mirror, Phase, Progress, Refusal};
 use crate::oci::Repository;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
@@ -201,6 +203,7 @@ fn read_at(file: &File, offset: u64, want: usize) -> io::Result<Bytes> {
 
 /// Keeps the books of one body: what was served to whom, when the body is dropped, read to its end or not.
 pub(super) struct Account {
+    _place: Place,
     mirror: Arc<Mirror>,
     client: IpAddr,
     repository: Repository,
@@ -210,21 +213,28 @@ pub(super) struct Account {
 }
 
 impl Account {
-    pub(super) fn open(
-        mirror: &Arc<Mirror>,
+    /// Opens the books once there is a place for the body.
+    ///
+    /// # Errors
+    /// [`Refusal::Busy`] if there is none.
+    pub(super) async fn open(
+        shared: &Shared,
         client: IpAddr,
         repository: &Repository,
         source: ByteSource,
-    ) -> Account {
+    ) -> Result<Account, Refusal> {
+        let place = shared.admission.body().await?;
+        let mirror = &shared.mirror;
         mirror.pulls().begin(client, repository);
-        Account {
+        Ok(Account {
+            _place: place,
             mirror: Arc::clone(mirror),
             client,
             repository: repository.clone(),
             source,
             served: 0,
             whole: false,
-        }
+        })
     }
 }
 

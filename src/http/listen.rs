@@ -1,8 +1,9 @@
 //! Listening: accepts connections, hands each to hyper, and stops in good order.
 //!
-//! Invariants. At most [`budget::CONNECTIONS_MAX`] connections are open; one more waits in the kernel. No error of a
-//! single connection, and no passing error of `accept`, ends the server.
+//! Invariants. No more connections are open than [`super::admission`] has places; one more waits briefly and is answered
+//! 503. No error of a single connection, and no passing error of `accept`, ends the server.
 
+use super::admission::Admission;
 use super::auth::Door;
 use super::io::{Clock, Connection};
 use super::{Shared, answer, tls};
@@ -54,7 +55,8 @@ impl Listener {
 pub struct Server {
     shared: Arc<Shared>,
     tls: Option<tokio_rustls::TlsAcceptor>,
-    places: Arc<Semaphore>,
+    /// For connections that have no place yet.
+    at_the_door: Arc<Semaphore>,
     stop: watch::Sender<bool>,
 }
 
@@ -68,9 +70,9 @@ impl Server {
         let tls = config.tls.as_ref().map(tls::acceptor).transpose()?;
         let door = Door::open(config.htpasswd_file.as_deref())?;
         Ok(Server {
-            shared: Arc::new(Shared { mirror, door }),
+            shared: Arc::new(Shared { mirror, door, admission: Admission::new(&config) }),
             tls,
-            places: Arc::new(Semaphore::new(budget::CONNECTIONS_MAX)),
+            at_the_door: Arc::new(Semaphore::new(budget::AT_THE_DOOR_MAX)),
             stop: watch::Sender::new(false),
         })
     }
@@ -79,7 +81,7 @@ impl Server {
     pub async fn serve(&self, listener: Listener) {
         let mut stopped = self.stop.subscribe();
         loop {
-            let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { return };
+            let Ok(at_the_door) = Arc::clone(&self.at_the_door).acquire_owned().await else { return };
             let accepted = tokio::select! {
                 accepted = listener.0.accept() => accepted,
                 _ = stopped.wait_for(|stop| *stop) => return,
@@ -89,10 +91,26 @@ impl Server {
                     let (shared, tls, stop) =
                         (Arc::clone(&self.shared), self.tls.clone(), self.stop.subscribe());
                     tokio::spawn(async move {
-                        if let Err(problem) = connection(shared, tls, socket, peer.ip(), stop).await {
+                        let ended = match shared.admission.connection().await {
+                            Some(place) => {
+                                drop(at_the_door);
+                                let admitted = Arc::clone(&shared);
+                                let ended = connection(admitted, tls, socket, peer.ip(), stop, true).await;
+                                drop(place);
+                                ended
+                            }
+                            None => {
+                                log::warn!(
+                                    "{peer} was turned away: all connections that memory.max allows are taken"
+                                );
+                                let away = connection(shared, tls, socket, peer.ip(), stop, false);
+                                let away = tokio::time::timeout(budget::TURNED_AWAY_TIME, away).await;
+                                away.unwrap_or_else(|late| Err(late.into()))
+                            }
+                        };
+                        if let Err(problem) = ended {
                             log::debug!("connection of {peer} ended: {problem}");
                         }
-                        drop(place);
                     });
                 }
                 Err(e) => {
@@ -106,24 +124,25 @@ impl Server {
     /// Accepts no more, lets the requests under way end, and returns when none is left or `grace` is over.
     pub async fn stop(&self, grace: Duration) {
         self.stop.send_replace(true);
-        let all = u32::try_from(budget::CONNECTIONS_MAX).unwrap_or(u32::MAX);
-        let _ = tokio::time::timeout(grace, self.places.acquire_many(all)).await;
+        let _ = tokio::time::timeout(grace, self.shared.admission.emptied()).await;
     }
 }
 
+/// Serves a connection, or tells it that there is no place for it.
 async fn connection(
     shared: Arc<Shared>,
     tls: Option<tokio_rustls::TlsAcceptor>,
     socket: TcpStream,
     client: IpAddr,
     stop: watch::Receiver<bool>,
+    admitted: bool,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     socket.set_nodelay(true)?;
     match tls {
-        None => speak(shared, socket, client, stop).await,
+        None => speak(shared, socket, client, stop, admitted).await,
         Some(acceptor) => {
             let socket = tokio::time::timeout(budget::REQUEST_HEADER_TIME, acceptor.accept(socket)).await??;
-            speak(shared, socket, client, stop).await
+            speak(shared, socket, client, stop, admitted).await
         }
     }
 }
@@ -133,10 +152,15 @@ async fn speak<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     socket: S,
     client: IpAddr,
     mut stop: watch::Receiver<bool>,
+    admitted: bool,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let service = service_fn(move |request| {
-        let answered = answer(Arc::clone(&shared), client, request);
-        async move { Ok::<_, std::convert::Infallible>(answered.await) }
+        let shared = Arc::clone(&shared);
+        async move {
+            let answered =
+                if admitted { super::answer(shared, client, request).await } else { answer::no_place() };
+            Ok::<_, std::convert::Infallible>(answered)
+        }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(Clock)

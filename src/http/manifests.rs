@@ -43,7 +43,7 @@ async fn by_digest(
     })?;
     shared.mirror.pulls().asked(request.client, repository, &digest.to_string(), None);
     let status = if served.source == ByteSource::Cache { "larder; hit" } else { "larder; fwd=uri-miss" };
-    Ok(content(shared, request, repository, digest, served, status))
+    content(shared, request, repository, digest, served, status).await
 }
 
 async fn by_tag(
@@ -80,7 +80,7 @@ async fn by_tag(
         Err(refusal) => return Err(refusal),
     };
     let status = cache_status(&resolved, &served);
-    let mut answer = content(shared, request, repository, &resolved.digest, served, status);
+    let mut answer = content(shared, request, repository, &resolved.digest, served, status).await?;
     if let (true, Some(cause)) = (resolved.tier.is_stale(), &resolved.cause) {
         answer::warn(&mut answer, cause);
     }
@@ -102,22 +102,22 @@ fn cache_status(resolved: &Resolved, served: &Served) -> &'static str {
     }
 }
 
-fn content(
+async fn content(
     shared: &Arc<Shared>,
     request: &Request,
     repository: &Repository,
     digest: &Digest,
     served: Served,
     status: &'static str,
-) -> Answer {
+) -> Result<Answer, Refusal> {
     let size = served.blob.size;
     let mut answer = answer::with_length(StatusCode::OK, &served.media_type, size);
     if !request.head {
-        let account = Account::open(&shared.mirror, request.client, repository, served.source);
+        let account = Account::open(shared, request.client, repository, served.source).await?;
         *answer.body_mut() = Body::stream(Reader::whole(served.blob.file, 0, account), size);
     }
     label(&mut answer, request, digest, status);
-    answer
+    Ok(answer)
 }
 
 /// The headers that every answer with content has.

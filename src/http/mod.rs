@@ -11,6 +11,7 @@
 //! A request is parsed once into a typed [`request::Target`]; a handler turns it into an answer; [`answer`] maps every
 //! refusal to a status and an OCI error in one place. hyper speaks the protocol and is used in this room alone.
 
+mod admission;
 mod answer;
 mod auth;
 mod base;
@@ -28,6 +29,7 @@ mod tls;
 pub use listen::{Listener, Server};
 
 use crate::mirror::Mirror;
+use admission::Admission;
 use answer::Answer;
 use auth::Door;
 use hyper::body::Incoming;
@@ -39,6 +41,7 @@ use std::sync::Arc;
 pub(crate) struct Shared {
     pub(crate) mirror: Arc<Mirror>,
     pub(crate) door: Door,
+    admission: Admission,
 }
 
 /// Answers one request.

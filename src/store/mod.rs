@@ -91,7 +91,11 @@ impl std::fmt::Display for StoreError {
         match self {
             StoreError::Io { what, source } => write!(f, "{what}: {source}"),
             StoreError::Locked(path) => {
-                write!(f, "another larder uses {} (it holds the lock)", path.display())
+                write!(
+                    f,
+                    "another larder uses {}: stop it, or name another folder with --data-dir",
+                    path.display()
+                )
             }
             StoreError::Newer { found, known } => write!(
                 f,
