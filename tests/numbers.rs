@@ -1,14 +1,18 @@
 //! Figures that users care about, printed and not judged: machines are shared and noisy. What is asserted is what was
-//! measured, not how fast it was. `cargo test --release --test numbers -- --nocapture` shows them at their best.
+//! measured, not how fast it was. `cargo test --release --test numbers -- --nocapture` shows them at their best; with
+//! `LARDER=FILE` they are another build's, such as a static one's.
 
 // Where a test cannot go on, it stops.
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
-use common::{Board, PATIENCE, image, upstream_with};
+use common::{Board, PATIENCE, image, layer_of, upstream_with};
+use larder::demo::image::Image;
 use larder::demo::upstream::Behaviour;
 use larder::oci::{Algorithm, Digest};
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 const BLOBS: usize = 100_000;
@@ -107,11 +111,43 @@ fn a_cold_offline_boot_answers_at_once() {
 }
 
 #[test]
-fn idle_memory() {
-    let upstream = upstream_with(&image(1));
-    let board = Board::new(&upstream, "");
-    board.pull("lab/app", "latest").unwrap();
+fn memory_with_clients_that_take_no_byte() {
+    for (clients, memory_max) in [(50, "24MiB"), (200, "64MiB")] {
+        let image = Image::multi_arch(1, &[24_000_000]);
+        let upstream = upstream_with(&image);
+        let board = Board::new(&upstream, &format!("[memory]\nmax = \"{memory_max}\"\n"));
+        let idle = memory(&board, "VmRSS:");
+        let path = format!("/v2/lab/app/blobs/{}?ns=docker.io", layer_of(&image));
+        let mut slow = Vec::new();
+        // The first half reads a download while it grows, the second half what is there.
+        for half in 0..2 {
+            slow.extend((0..clients / 2).map(|_| slow_client(&board, &path)));
+            if half == 0 {
+                board.wait_until("the blob", || board.has_blob(&layer_of(&image)));
+            }
+        }
+        let status = board.head("/v2/lab/app/manifests/latest?ns=docker.io").status;
+        assert_eq!((slow.len(), status), (clients, 200));
+        let most = memory(&board, "VmHWM:");
+        println!(
+            "memory.max {memory_max}: idle {idle}, at most {most} with {clients} clients that take no byte"
+        );
+    }
+}
+
+/// A client that has the start of its answer and reads no further.
+fn slow_client(board: &Board, path: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(board.addr).unwrap();
+    rustix::net::sockopt::set_socket_recv_buffer_size(&stream, 4096).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).unwrap();
+    let mut start = [0; 12];
+    stream.read_exact(&mut start).unwrap();
+    assert_eq!(&start, b"HTTP/1.1 200");
+    stream
+}
+
+fn memory(board: &Board, key: &str) -> String {
     let status = std::fs::read_to_string(format!("/proc/{}/status", board.id())).unwrap();
-    let value = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim().to_owned();
-    println!("memory after a pull: VmRSS {}, VmHWM {}", value("VmRSS:"), value("VmHWM:"));
+    status.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim().to_owned()
 }

@@ -224,7 +224,9 @@ impl Drop for Board {
 }
 
 fn binary(folder: &Folder) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
+    // Another build of the same program, such as a static one, can be put to the same tests.
+    let program = std::env::var_os("LARDER").unwrap_or_else(|| env!("CARGO_BIN_EXE_larder").into());
+    let mut command = Command::new(program);
     command.env_clear().env("PATH", "/usr/bin:/bin");
     command.arg("--config").arg(folder.0.join("larder.toml")).arg("--data-dir").arg(folder.0.join("data"));
     command
