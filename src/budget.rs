@@ -143,6 +143,12 @@ pub const LOGIN_WAIT_MAX: Duration = Duration::from_secs(10);
 pub const SCRUB_CHUNK_BYTES: usize = 256 * 1024;
 /// Longest a request waits for something it has no substitute for, well under containerd's 30 s.
 pub const MISS_WAIT_MAX: Duration = Duration::from_secs(25);
+/// Repositories and tags looked at in one step of a walk over all of them.
+pub const LISTING_STEP: usize = 256;
+/// Pause before room that could not be made is tried for again.
+pub const ROOM_PAUSE: Duration = Duration::from_secs(5);
+/// How often the disk is looked at for neighbours that fill it.
+pub const DISK_WATCH_EVERY: Duration = Duration::from_secs(2);
 /// Starts in a row that may end before the index has been read through; then it is made again. One may have met a
 /// power cut.
 pub const UNFINISHED_STARTS_MAX: u32 = 2;

@@ -94,11 +94,19 @@ fn show(reply: &Reply, json: bool) -> Outcome {
 fn ls(images: &[Image]) -> String {
     let mut rows = vec![["IMAGE", "STATE", "SIZE", "DIGEST", "NOTE"].map(str::to_owned)];
     for image in images {
-        let note = match (&image.newer, image.state) {
-            (Some(newer), _) => format!("upstream has {}, not complete here", newer.short()),
-            (None, State::Partial) => format!("{} missing", bytes_text(image.missing_bytes)),
-            (None, State::Complete) => String::new(),
-        };
+        let mut notes = Vec::new();
+        match (&image.newer, image.state) {
+            (Some(newer), _) => notes.push(format!("upstream has {}, not complete here", newer.short())),
+            (None, State::Partial) => notes.push(format!("{} missing", bytes_text(image.missing_bytes))),
+            (None, State::Complete) => {}
+        }
+        if image.pinned {
+            notes.push("pinned".into());
+        }
+        if image.frees != image.bytes {
+            notes.push(format!("would free {}", bytes_text(image.frees)));
+        }
+        let note = notes.join(", ");
         let state = state_word(image.state).to_owned();
         rows.push([image.image.clone(), state, bytes_text(image.bytes), image.digest.short(), note]);
     }
@@ -163,6 +171,12 @@ fn status(status: &Status) -> String {
         status.blobs,
         bytes_text(status.free_bytes)
     );
+    if let Some(max) = status.max_bytes {
+        let _ = writeln!(out, "disk.max   {}", bytes_text(max));
+    }
+    if let Some((what, bytes)) = &status.next_to_go {
+        let _ = writeln!(out, "goes next  {what}, {}", bytes_text(*bytes));
+    }
     let _ =
         writeln!(out, "images     {} complete, {} partial", status.images_complete, status.images_partial);
     let _ = writeln!(

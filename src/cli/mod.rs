@@ -82,6 +82,21 @@ enum Command {
         /// The version to go back to [default: the one before the present one]
         digest: Option<Digest>,
     },
+    /// Keep an image, whatever room is needed
+    Pin {
+        /// The image
+        image: Reference,
+    },
+    /// Let an image go again when room is needed
+    Unpin {
+        /// The image
+        image: Reference,
+    },
+    /// Forget a tag and remove what only it had
+    Rm {
+        /// The image
+        image: Reference,
+    },
     /// Hash everything on the disk
     Verify {
         /// Set bad blobs aside, so that they are fetched again
@@ -139,6 +154,7 @@ pub fn main() -> ExitCode {
 
 fn run(command: &Command, config: &Config, options: &Options) -> ExitCode {
     let look = |request: Request, form: &Form| look::run(config, &request, form.json);
+    let change = |request: Request| look::run(config, &request, false);
     match command {
         Command::Serve => serve::run(config),
         Command::Demo => demo::run(config),
@@ -147,9 +163,11 @@ fn run(command: &Command, config: &Config, options: &Options) -> ExitCode {
         Command::History { image, form } => look(Request::History { image: image.clone() }, form),
         Command::Status { form } => look(Request::Status, form),
         Command::Rollback { image, digest } => {
-            let request = Request::Rollback { image: image.clone(), to: digest.clone() };
-            look(request, &Form { json: false })
+            change(Request::Rollback { image: image.clone(), to: digest.clone() })
         }
+        Command::Pin { image } => change(Request::Pin { image: image.clone(), pinned: true }),
+        Command::Unpin { image } => change(Request::Pin { image: image.clone(), pinned: false }),
+        Command::Rm { image } => change(Request::Rm { image: image.clone() }),
         Command::Verify { repair, form } => look(Request::Verify { repair: *repair }, form),
         Command::Config(ConfigCommand::Check) => {
             let file = options.file.clone().unwrap_or_else(|| crate::config::DEFAULT_FILE.into());

@@ -226,9 +226,8 @@ impl std::fmt::Debug for Upstream {
 impl Config {
     /// Sections that are read and checked but have no effect in this version.
     pub fn not_yet(&self) -> Vec<&'static str> {
-        let disk = self.disk.max.is_some() || self.disk.expire_unused.is_some();
         let sections = [
-            (disk, "disk.max and disk.expire_unused"),
+            (self.disk.expire_unused.is_some(), "disk.expire_unused"),
             (self.warm.is_some(), "[warm]"),
             (self.kit.as_ref().is_some_and(|kit| kit.mdns), "kit.mdns"),
             (self.alert.is_some(), "[alert]"),

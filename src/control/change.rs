@@ -1,7 +1,7 @@
-//! `rollback` and `verify`: what an owner may change.
+//! `rollback`, `pin`, `unpin`, `rm` and `verify`: what an owner may change.
 
 use super::{Bad, Desk, Problem, Verified, tag_of, unknown};
-use crate::mirror::closure;
+use crate::mirror::{bytes_text, closure};
 use crate::oci::{Digest, Reference};
 use crate::store::{Rollback, StoreError};
 
@@ -46,6 +46,34 @@ impl Desk {
         }
         self.store.tag_rollback(repository, tag, Some(Rollback { from: newest.clone(), to: to.clone() }))?;
         Ok(format!("{repository}:{tag} is served at {to} until upstream moves on from {newest}"))
+    }
+
+    pub(super) fn pin(&self, image: &Reference, pinned: bool) -> Result<String, Problem> {
+        let (repository, tag) = (&image.repository, tag_of(image)?);
+        let record = self.store.tag(repository, tag)?.ok_or_else(|| unknown(image))?;
+        self.store.tag_pin(repository, tag, pinned)?;
+        let name = format!("{repository}:{tag}");
+        Ok(match (pinned, self.served_offline(&record)?.is_some()) {
+            (false, _) => format!("{name} may go when room is needed"),
+            (true, true) => format!("{name} stays: its last complete version is never removed to make room"),
+            (true, false) => format!("{name} stays once it is complete; so far it is not"),
+        })
+    }
+
+    pub(super) fn rm(&self, image: &Reference) -> Result<String, Problem> {
+        let (repository, tag) = (&image.repository, tag_of(image)?);
+        let record = self.store.tag(repository, tag)?.ok_or_else(|| unknown(image))?;
+        if record.pinned {
+            return Err(Problem(format!("{image} is pinned; larder unpin {image} comes first")));
+        }
+        self.store.tag_remove(repository, tag)?;
+        let catalogue = self.catalogue()?;
+        // What other tags name stays.
+        let roots =
+            record.candidates().into_iter().filter_map(|version| catalogue.find(repository, &version.digest));
+        let victims: Vec<_> = roots.filter(|stocked| stocked.tags.is_empty()).collect();
+        let bytes = catalogue.remove(&self.store, &victims)?.iter().map(|gone| gone.bytes).sum();
+        Ok(format!("{repository}:{tag} is forgotten; {} are free again", bytes_text(bytes)))
     }
 
     pub(super) fn verify(

@@ -4,21 +4,25 @@ use super::{
     Desk, History, Image, Part, PeerStatus, Problem, State, Status, UpstreamStatus, Version, Why, tag_of,
     unknown,
 };
+use crate::budget;
 use crate::clock;
 use crate::config::OnMissing;
 use crate::fetch::Link;
+use crate::mirror::room::Catalogue;
 use crate::mirror::{Closure, closure, outage_text};
 use crate::oci::{Digest, Reference, Repository};
 use crate::store::{StoreError, TagRecord};
 
-/// Repositories and tags looked at in one step of a listing.
-const STEP: usize = 256;
-
 impl Desk {
     pub(super) fn ls(&self) -> Result<Vec<Image>, Problem> {
         let mut images = Vec::new();
+        let catalogue = self.catalogue()?;
         self.each_tag(|repository, tag, record| {
-            if let Some(image) = self.image(format!("{repository}:{tag}"), record)? {
+            if let Some(mut image) = self.image(format!("{repository}:{tag}"), record)? {
+                let roots = record.candidates().into_iter();
+                let stocked: Vec<_> =
+                    roots.filter_map(|version| catalogue.find(repository, &version.digest)).collect();
+                image.frees = catalogue.frees(&stocked);
                 images.push(image);
             }
             Ok(())
@@ -83,6 +87,12 @@ impl Desk {
         Ok(History { image: image.to_string(), versions })
     }
 
+    /// Everything on the disk, by image.
+    pub(super) fn catalogue(&self) -> Result<Catalogue, Problem> {
+        let busy = self.mirror.as_ref().map(|mirror| mirror.busy()).unwrap_or_default();
+        Ok(Catalogue::take(&self.store, &self.config, &busy)?)
+    }
+
     pub(super) fn status(&self) -> Result<Status, Problem> {
         let (mut complete, mut partial) = (0, 0);
         self.each_tag(|_, _, record| {
@@ -123,6 +133,8 @@ impl Desk {
             stored_bytes: self.store.stored_bytes(),
             blobs: self.store.blob_files()?.count() as u64,
             free_bytes: self.store.free_bytes()?,
+            max_bytes: self.config.disk.max,
+            next_to_go: self.next_to_go()?,
             images_complete: complete,
             images_partial: partial,
             fills: fills as u64,
@@ -148,6 +160,12 @@ impl Desk {
         live.collect()
     }
 
+    fn next_to_go(&self) -> Result<Option<(String, u64)>, Problem> {
+        let catalogue = self.catalogue()?;
+        let victims = catalogue.choose(1);
+        Ok(victims.first().map(|first| (first.words(), catalogue.frees(&victims))))
+    }
+
     /// Visits every tag, in order, a step at a time.
     pub(super) fn each_tag(
         &self,
@@ -155,13 +173,13 @@ impl Desk {
     ) -> Result<(), Problem> {
         let mut last_repository: Option<String> = None;
         loop {
-            let repositories = self.store.repositories(last_repository.as_deref(), STEP)?;
+            let repositories = self.store.repositories(last_repository.as_deref(), budget::LISTING_STEP)?;
             let Some(last) = repositories.last() else { return Ok(()) };
             last_repository = Some(last.to_string());
             for repository in &repositories {
                 let mut last_tag: Option<String> = None;
                 loop {
-                    let tags = self.store.tags(repository, last_tag.as_deref(), STEP)?;
+                    let tags = self.store.tags(repository, last_tag.as_deref(), budget::LISTING_STEP)?;
                     let Some((last, _)) = tags.last() else { break };
                     last_tag = Some(last.to_string());
                     for (tag, record) in &tags {
@@ -204,6 +222,8 @@ impl Desk {
             state: state(&closure),
             bytes: closure.present_bytes(),
             missing_bytes: closure.absent_bytes(),
+            pinned: record.pinned,
+            frees: 0,
             newer,
             digest,
         }))

@@ -41,6 +41,18 @@ pub enum Request {
         /// The version; the newest one before the present one if `None`.
         to: Option<Digest>,
     },
+    /// Keep an image whatever room is needed, or no longer.
+    Pin {
+        /// The image.
+        image: Reference,
+        /// Whether it is to stay.
+        pinned: bool,
+    },
+    /// Forget a tag and remove what only it had.
+    Rm {
+        /// The image.
+        image: Reference,
+    },
     /// Hash everything on the disk.
     Verify {
         /// Set bad blobs aside, so that they are fetched again.
@@ -60,7 +72,7 @@ pub enum Reply {
     History(History),
     /// To [`Request::Status`].
     Status(Box<Status>),
-    /// To [`Request::Rollback`].
+    /// To [`Request::Rollback`], [`Request::Pin`] and [`Request::Rm`].
     Done(String),
     /// To [`Request::Verify`].
     Verify(Verified),
@@ -95,6 +107,10 @@ pub struct Image {
     pub missing_bytes: u64,
     /// Upstream has named a newer version that is not whole yet.
     pub newer: Option<Digest>,
+    /// The owner wants it to stay.
+    pub pinned: bool,
+    /// Bytes that would be free if it went: those that no other image has.
+    pub frees: u64,
 }
 
 /// The answer of `why`.
@@ -179,6 +195,10 @@ pub struct Status {
     pub images_complete: u64,
     /// Tags without a whole version.
     pub images_partial: u64,
+    /// `disk.max`, if it is set.
+    pub max_bytes: Option<u64>,
+    /// What goes first when room is needed, and the bytes that it frees.
+    pub next_to_go: Option<(String, u64)>,
     /// Downloads under way or waiting.
     pub fills: u64,
     /// Downloads that wait for their upstream.
@@ -278,6 +298,8 @@ impl Desk {
             Request::History { image } => self.history(image).map(Reply::History),
             Request::Status => self.status().map(|status| Reply::Status(Box::new(status))),
             Request::Rollback { image, to } => self.rollback(image, to.as_ref()).map(Reply::Done),
+            Request::Pin { image, pinned } => self.pin(image, *pinned).map(Reply::Done),
+            Request::Rm { image } => self.rm(image).map(Reply::Done),
             Request::Verify { repair } => self.verify(*repair, progress).map(Reply::Verify),
         };
         reply.unwrap_or_else(|problem| Reply::Failed(problem.0))

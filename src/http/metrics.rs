@@ -52,6 +52,12 @@ fn render(mirror: &Mirror) -> String {
     }
     page.family("larder_disk_used_bytes", "gauge", "Bytes of whole blobs.");
     page.sample("larder_disk_used_bytes", "", mirror.store().stored_bytes());
+    if let Some(max) = mirror.config().disk.max {
+        page.family("larder_disk_max_bytes", "gauge", "The configured disk.max.");
+        page.sample("larder_disk_max_bytes", "", max);
+    }
+    page.family("larder_evicted_bytes_total", "counter", "Bytes removed to make room.");
+    page.sample("larder_evicted_bytes_total", "", counters.evicted_bytes());
     page.family("larder_corrupt_blobs_total", "counter", "Blobs found not to hash to their name.");
     page.sample("larder_corrupt_blobs_total", "", counters.corrupt_blobs());
     page.family("larder_memory_budget_bytes", "gauge", "The configured memory.max.");

@@ -73,6 +73,7 @@ pub struct Counters {
     resolves: [AtomicU64; Tier::ALL.len()],
     served_bytes: [AtomicU64; Source::ALL.len()],
     corrupt_blobs: AtomicU64,
+    evicted_bytes: AtomicU64,
 }
 
 impl Counters {
@@ -89,6 +90,15 @@ impl Counters {
     /// Blobs that did not hash to their name.
     pub fn corrupt_blobs(&self) -> u64 {
         self.corrupt_blobs.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that were removed to make room.
+    pub fn evicted_bytes(&self) -> u64 {
+        self.evicted_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_evicted(&self, bytes: u64) {
+        self.evicted_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     pub(crate) fn count_resolve(&self, tier: Tier) {

@@ -10,6 +10,7 @@ use super::outage_text;
 use super::readiness::bytes_text;
 use super::refusal::{Missing, Refusal};
 use crate::budget;
+use crate::config::Disk;
 use crate::fetch::{Failure, Link, Upstream, Upstreams};
 use crate::kit::Kit;
 use crate::oci::{Digest, Repository};
@@ -106,16 +107,21 @@ impl Fill {
 /// Is told of every blob that has arrived.
 type Published = dyn Fn(&Repository, &Digest) + Send + Sync;
 
+/// Is asked to free so many bytes, and says how many it has freed.
+type Lack = dyn Fn(u64) -> u64 + Send + Sync;
+
 /// All fills.
 pub(super) struct Fills {
     store: Arc<Store>,
     upstreams: Arc<Upstreams>,
     kit: Option<Arc<Kit>>,
-    min_free: u64,
+    disk: Disk,
     state: Mutex<State>,
     wake: Condvar,
     /// Called after a blob has been published.
     published: OnceLock<Box<Published>>,
+    /// Called to make room.
+    lack: OnceLock<Box<Lack>>,
 }
 
 #[derive(Default)]
@@ -134,16 +140,17 @@ impl Fills {
         upstreams: Arc<Upstreams>,
         kit: Option<Arc<Kit>>,
         threads: usize,
-        min_free: u64,
+        disk: Disk,
     ) -> std::io::Result<Arc<Fills>> {
         let fills = Arc::new(Fills {
             store,
             upstreams,
             kit,
-            min_free,
+            disk,
             state: Mutex::default(),
             wake: Condvar::new(),
             published: OnceLock::new(),
+            lack: OnceLock::new(),
         });
         for number in 1..=threads {
             let fills = Arc::downgrade(&fills);
@@ -158,6 +165,31 @@ impl Fills {
     /// Has `hook` called after every blob that was published. Only the first hook counts.
     pub(super) fn on_published(&self, hook: impl Fn(&Repository, &Digest) + Send + Sync + 'static) {
         let _ = self.published.set(Box::new(hook));
+    }
+
+    /// Has `hook` called when a fill needs room. Only the first hook counts.
+    pub(super) fn on_lack(&self, hook: impl Fn(u64) -> u64 + Send + Sync + 'static) {
+        let _ = self.lack.set(Box::new(hook));
+    }
+
+    /// What is being fetched just now, or waits for its turn.
+    pub(super) fn under_way(&self) -> std::collections::HashSet<Digest> {
+        let state = self.state();
+        let running = |fill: &&Arc<Fill>| !matches!(fill.progress.borrow().phase, Phase::Parked(_));
+        state.by_digest.values().filter(running).map(|fill| fill.digest.clone()).collect()
+    }
+
+    /// Bytes that are missing on the disk for a download with `rest` bytes to come, of which `reserved` are reserved
+    /// already: `disk.max` and `disk.min_free` both hold.
+    pub(super) fn lacking(&self, rest: u64, reserved: u64) -> Result<u64, StoreError> {
+        let coming = (self.state().reserved - reserved).saturating_add(rest);
+        let kept_free = coming.saturating_add(self.disk.min_free);
+        let by_free = kept_free.saturating_sub(self.store.free_bytes()?);
+        let by_max = self.disk.max.map_or(0, |max| {
+            let own = self.store.stored_bytes().saturating_add(self.store.staged_bytes());
+            own.saturating_add(coming).saturating_sub(max)
+        });
+        Ok(by_free.max(by_max))
     }
 
     /// The fill of a blob, if there is one.
@@ -576,14 +608,18 @@ impl Run<'_> {
             return Err(self.wrong(format!("offers {total} bytes, more than larder keeps")));
         }
         let rest = total.saturating_sub(self.fill.progress.borrow().available);
-        let free = self.fills.store.free_bytes()?;
-        let others = self.fills.state().reserved - self.reserved;
-        if free < rest.saturating_add(others).saturating_add(self.fills.min_free) {
+        let lacking = self.fills.lacking(rest, self.reserved)?;
+        let make_room = |needed| self.fills.lack.get().map_or(0, |hook| hook(needed));
+        if lacking > 0 && make_room(lacking) < lacking {
             return Err(Ending::Failed(Refusal::Failed(format!(
-                "the mirror's disk has {} free, too little for {} and the {} that stay free",
-                bytes_text(free.saturating_sub(others)),
+                "the mirror's disk has {} free, of which {} stay free{}; {} are to come, and nothing that may go would make room for them",
+                bytes_text(self.fills.store.free_bytes()?),
+                bytes_text(self.fills.disk.min_free),
+                self.fills
+                    .disk
+                    .max
+                    .map_or(String::new(), |max| format!(", and disk.max is {}", bytes_text(max))),
                 bytes_text(rest),
-                bytes_text(self.fills.min_free)
             ))));
         }
         self.reserve(rest);

@@ -14,6 +14,7 @@ mod pulls;
 mod readiness;
 mod refusal;
 mod resolve;
+pub mod room;
 
 pub use crate::kit::PeerState;
 pub use content::{Served, Source};
@@ -60,6 +61,8 @@ pub struct Mirror {
     verified: resolve::Verified,
     counters: Counters,
     pulls: Pulls,
+    /// One makes room at a time.
+    room: Mutex<room::Attempts>,
     stopping: AtomicBool,
 }
 
@@ -80,7 +83,7 @@ impl Mirror {
             Arc::clone(&upstreams),
             kit.clone(),
             config.fetch.streams,
-            config.disk.min_free,
+            config.disk.clone(),
         )?;
         let mirror = Arc::new(Mirror {
             lanes: upstreams.iter().map(|upstream| (upstream.name().clone(), lanes_to(upstream))).collect(),
@@ -98,6 +101,7 @@ impl Mirror {
             verified: resolve::Verified::default(),
             counters: Counters::default(),
             pulls: Pulls::default(),
+            room: Mutex::default(),
             stopping: AtomicBool::new(false),
         });
         let settled = Arc::downgrade(&mirror);
@@ -106,6 +110,8 @@ impl Mirror {
                 mirror.settle_all(repository);
             }
         });
+        let room = Arc::downgrade(&mirror);
+        mirror.fills.on_lack(move |needed| room.upgrade().map_or(0, |mirror| mirror.make_room(needed)));
         mirror.watch_upstreams();
         let keeper = Arc::downgrade(&mirror);
         std::thread::Builder::new()
@@ -261,7 +267,7 @@ fn keep_house(mirror: &Weak<Mirror>, needs_rebuild: bool) {
         }
     }
     let mut flushed = Instant::now();
-    let mut next_rebuild = flushed;
+    let (mut next_rebuild, mut watched) = (flushed, flushed);
     while let Some(mirror) = mirror.upgrade() {
         if mirror.stopping.load(Ordering::Relaxed) {
             return;
@@ -272,6 +278,10 @@ fn keep_house(mirror: &Weak<Mirror>, needs_rebuild: bool) {
         if (mirror.store.is_damaged() || !mirror.store.has_index()) && now >= next_rebuild {
             next_rebuild = now + budget::REBUILD_PAUSE;
             rebuild(&mirror.store);
+        }
+        if now.duration_since(watched) >= budget::DISK_WATCH_EVERY && mirror.store.has_index() {
+            watched = now;
+            mirror.watch_disk();
         }
         if now.duration_since(flushed) >= budget::TOUCH_FLUSH_EVERY {
             flushed = now;

@@ -7,7 +7,7 @@ use super::counters::{Source, Tier};
 use super::readiness::bytes_text;
 use crate::budget;
 use crate::oci::Repository;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -58,6 +58,13 @@ impl Pulls {
     /// A client's request was refused.
     pub fn refused(&self, client: IpAddr, repository: &Repository) {
         self.with(client, repository, |pull| pull.failures += 1);
+    }
+
+    /// The repositories of which something is being read just now.
+    pub(super) fn busy(&self) -> HashSet<Repository> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let busy = open.iter().filter(|(_, pull)| pull.busy > 0);
+        busy.map(|((_, repository), _)| repository.clone()).collect()
     }
 
     /// Writes the lines of the pulls that are over.

@@ -113,7 +113,35 @@ impl Store {
             .map_err(StoreError::io(format!("cannot set {} aside", path.display())))?;
         layout::flush_dir(&self.layout.blobs(digest.algorithm()))?;
         self.stored_bytes.fetch_sub(size.min(self.stored_bytes()), Ordering::Relaxed);
-        self.with_index(|index| index.remove_blob(digest))
+        self.with_index(|index| index.remove_blobs(std::slice::from_ref(digest)))
+    }
+
+    /// Removes blobs, `first` before the others if it is among them. One that is not here is passed over.
+    pub(super) fn remove_blobs(&self, first: Option<&Digest>, parts: &[Digest]) -> Result<(), StoreError> {
+        let (first, rest): (Vec<&Digest>, Vec<&Digest>) = parts.iter().partition(|part| Some(*part) == first);
+        for digest in first.into_iter().chain(rest) {
+            let path = self.layout.blob(digest);
+            let size = self.blob_size(digest).unwrap_or(0);
+            match fs::remove_file(&path) {
+                Ok(()) => {
+                    self.stored_bytes.fetch_sub(size.min(self.stored_bytes()), Ordering::Relaxed);
+                }
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                Err(e) => return Err(StoreError::io(format!("cannot remove {}", path.display()))(e)),
+            }
+        }
+        self.forget_touches(parts);
+        self.with_index(|index| index.remove_blobs(parts))
+    }
+
+    /// Every blob on the disk with its last use, those that are not written down yet included.
+    pub fn stock(&self) -> Result<Vec<BlobInfo>, StoreError> {
+        let mut blobs: Vec<BlobInfo> = self.blob_files()?.collect();
+        for blob in &mut blobs {
+            blob.used = self.unwritten_use(&blob.digest).unwrap_or(blob.used);
+        }
+        self.stored_bytes.store(blobs.iter().map(|blob| blob.size).sum(), Ordering::Relaxed);
+        Ok(blobs)
     }
 
     /// Every blob on the disk, in no order. Files that are not blobs are passed over.

@@ -178,6 +178,16 @@ impl Index {
             What::Rollback { repository, tag, rollback } => {
                 self.change_tag(txn, repository, tag, |record| record.rollback.clone_from(rollback))
             }
+            What::Pinned { repository, tag, pinned } => {
+                self.change_tag(txn, repository, tag, |record| record.pinned = *pinned)
+            }
+            What::Removed { repository, tag } => match self.number(txn, repository)? {
+                Some(number) => self.remove(txn, TAG, &tag_key(number, tag.as_str())).map(drop),
+                None => Ok(()),
+            },
+            What::Evicted { repository, digest, links } => {
+                self.forget_image(txn, repository, digest, links, n)
+            }
             What::Held { repository, digest } => {
                 let number = self.number_or_new(txn, repository)?;
                 self.change_link(txn, number, digest, |link| link.held = true)
@@ -195,6 +205,56 @@ impl Index {
                 }
             }
         }
+    }
+
+    /// Forgets the versions of tags that are this image, what it alone was linked to, and a repository of which nothing
+    /// is left. What was noted after count `n` is of a later download and stays.
+    fn forget_image(
+        &self,
+        txn: Change<'_, '_>,
+        repository: &Repository,
+        root: &Digest,
+        links: &[Digest],
+        n: u64,
+    ) -> Result<(), StoreError> {
+        let Some(number) = self.number(txn, repository)? else { return Ok(()) };
+        let prefix = number.to_be_bytes();
+        let mut tags = Vec::new();
+        self.each(txn, TAG, &prefix, |key, record: TagRecord| tags.push((key.to_vec(), record)))?;
+        for (key, mut record) in tags {
+            if !record.forget(root, n) {
+                continue;
+            }
+            if record.is_empty() {
+                self.remove(txn, TAG, &key)?;
+            } else {
+                self.put(txn, TAG, &key, &record)?;
+            }
+        }
+        for digest in links {
+            let key = link_key(number, digest);
+            if self.fetch::<Link>(txn, LINK, &key)?.is_some_and(|link| link.n <= n) {
+                self.remove(txn, LINK, &key)?;
+            }
+        }
+        let mut subjects = Vec::new();
+        self.each(txn, SUBJECT, &[], |key, ()| {
+            let of = key.len().checked_sub(root.key().len() + prefix.len());
+            if of.is_some_and(|at| key[at..] == [&prefix[..], &root.key()].concat()) {
+                subjects.push(key.to_vec());
+            }
+        })?;
+        for key in subjects {
+            self.remove(txn, SUBJECT, &key)?;
+        }
+        let mut left = false;
+        self.each(txn, TAG, &prefix, |_, _: TagRecord| left = true)?;
+        self.each(txn, LINK, &prefix, |_, _: Link| left = true)?;
+        if !left {
+            self.remove(txn, REPOSITORY, repository.to_string().as_bytes())?;
+            self.remove(txn, NUMBER, &prefix)?;
+        }
+        Ok(())
     }
 
     fn link_children(
@@ -291,6 +351,10 @@ impl Index {
                             unix: version.unix,
                         },
                     }));
+                    if record.pinned {
+                        let (repository, tag) = (repository.clone(), tag.clone());
+                        events.push(Event { n: last, what: What::Pinned { repository, tag, pinned: true } });
+                    }
                     if record.rollback.is_some() {
                         let what =
                             What::Rollback { repository: repository.clone(), tag, rollback: record.rollback };
@@ -404,11 +468,13 @@ impl Index {
         })
     }
 
-    pub(super) fn remove_blob(&self, digest: &Digest) -> Result<(), StoreError> {
+    pub(super) fn remove_blobs(&self, digests: &[Digest]) -> Result<(), StoreError> {
         self.write(|index, txn| {
             let mut stored: Stored = index.require(txn, META, b"stored")?;
-            index.count_out(txn, digest, &mut stored)?;
-            index.remove(txn, BLOB, &digest.key())?;
+            for digest in digests {
+                index.count_out(txn, digest, &mut stored)?;
+                index.remove(txn, BLOB, &digest.key())?;
+            }
             index.put(txn, META, b"stored", &stored)
         })
     }

@@ -18,6 +18,8 @@ use std::path::PathBuf;
 
 /// The journal's format; a larger number means a newer larder.
 const FORMAT: u32 = 1;
+/// Most links that one event of an eviction forgets, so that lines stay short.
+pub(super) const LINKS_AT_A_TIME: usize = 256;
 /// Events handed over at a time in a replay.
 const BATCH: usize = 512;
 /// Hexadecimal digits of checksum, and a space.
@@ -58,6 +60,12 @@ pub(super) enum What {
     },
     /// The owner went back to an earlier version, or ended that.
     Rollback { repository: Repository, tag: Tag, rollback: Option<Rollback> },
+    /// The owner wants the tag's image to stay, or no longer.
+    Pinned { repository: Repository, tag: Tag, pinned: bool },
+    /// The owner wants the tag to be forgotten.
+    Removed { repository: Repository, tag: Tag },
+    /// An image made room: what versions of tags name, and what it alone was linked to.
+    Evicted { repository: Repository, digest: Digest, links: Vec<Digest> },
     /// A manifest was stored.
     Manifest { repository: Repository, digest: Digest, media_type: String },
     /// The repository's upstream holds this blob.
@@ -69,7 +77,13 @@ impl What {
     pub(super) fn manifest(&self) -> Option<(&Digest, &str)> {
         match self {
             What::Manifest { digest, media_type, .. } => Some((digest, media_type)),
-            What::Seen { .. } | What::Complete { .. } | What::Rollback { .. } | What::Held { .. } => None,
+            What::Seen { .. }
+            | What::Complete { .. }
+            | What::Rollback { .. }
+            | What::Pinned { .. }
+            | What::Removed { .. }
+            | What::Evicted { .. }
+            | What::Held { .. } => None,
         }
     }
 }

@@ -17,6 +17,7 @@
 //! failed flush discards what was being written, for the kernel may have dropped it (design rule 2).
 
 mod blobs;
+pub mod evict;
 mod index;
 mod journal;
 mod layout;
@@ -393,6 +394,14 @@ impl Store {
         self.record(journal::What::Rollback { repository: repository.clone(), tag: tag.clone(), rollback })
     }
 
+    /// Notes that the owner wants the tag's image to stay, or no longer.
+    pub fn tag_pin(&self, repository: &Repository, tag: &Tag, pinned: bool) -> Result<(), StoreError> {
+        if self.tag(repository, tag)?.unwrap_or_default().pinned == pinned {
+            return Ok(());
+        }
+        self.record(journal::What::Pinned { repository: repository.clone(), tag: tag.clone(), pinned })
+    }
+
     /// The tags known of a repository, sorted, from after `last`, at most `limit`.
     pub fn tags(
         &self,
@@ -462,6 +471,44 @@ impl Store {
         self.with_index(|index| index.referrers(repository, subject))
     }
 
+    /// Forgets an image of a repository and removes the content that went with it.
+    ///
+    /// `root` is the manifest that versions of tags name, `links` what only this image of the repository had, `parts`
+    /// what no other image on the disk has. The versions are forgotten first and the root goes before its parts, so
+    /// that wherever this is cut short no half image is on offer; what stays behind is content that nobody names.
+    pub fn evict(
+        &self,
+        repository: &Repository,
+        root: &Digest,
+        links: &[Digest],
+        parts: &[Digest],
+    ) -> Result<(), StoreError> {
+        let mut left = links;
+        loop {
+            let (now, later) = left.split_at(left.len().min(journal::LINKS_AT_A_TIME));
+            self.record(journal::What::Evicted {
+                repository: repository.clone(),
+                digest: root.clone(),
+                links: now.to_vec(),
+            })?;
+            left = later;
+            if left.is_empty() {
+                break;
+            }
+        }
+        self.remove_blobs(Some(root), parts)
+    }
+
+    /// Removes content that belongs to no image.
+    pub fn remove_orphans(&self, digests: &[Digest]) -> Result<(), StoreError> {
+        self.remove_blobs(None, digests)
+    }
+
+    /// Forgets a tag with all its versions, at the owner's wish; their content stays until it is evicted.
+    pub fn tag_remove(&self, repository: &Repository, tag: &Tag) -> Result<(), StoreError> {
+        self.record(journal::What::Removed { repository: repository.clone(), tag: tag.clone() })
+    }
+
     // -- Notes -----------------------------------------------------------------------------------------------
 
     /// A small text kept over restarts, such as the state of an upstream.
@@ -482,6 +529,18 @@ impl Store {
         let mut touches = self.touches.lock().unwrap_or_else(PoisonError::into_inner);
         if touches.len() < budget::TOUCHES_MAX || touches.contains_key(digest) {
             touches.insert(digest.clone(), n);
+        }
+    }
+
+    /// The count of a use that is not written down yet: one of the last minute or so.
+    pub fn unwritten_use(&self, digest: &Digest) -> Option<u64> {
+        self.touches.lock().unwrap_or_else(PoisonError::into_inner).get(digest).copied()
+    }
+
+    fn forget_touches(&self, digests: &[Digest]) {
+        let mut touches = self.touches.lock().unwrap_or_else(PoisonError::into_inner);
+        for digest in digests {
+            touches.remove(digest);
         }
     }
 

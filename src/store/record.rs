@@ -42,6 +42,9 @@ pub struct TagRecord {
     /// A version that the owner of the board went back to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollback: Option<Rollback>,
+    /// The owner wants the image to stay.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pinned: bool,
 }
 
 /// An owner's decision to serve an earlier version until upstream has moved on.
@@ -77,6 +80,31 @@ impl TagRecord {
             self.history.insert(0, before);
         }
         self.history.truncate(history_max);
+    }
+
+    /// Forgets the version that is `digest`, as it was noted up to count `n`; whether there was one. What upstream said
+    /// last stays known while there is another version to serve in its place.
+    pub(super) fn forget(&mut self, digest: &Digest, n: u64) -> bool {
+        let is = |version: &Version| version.digest == *digest && version.n <= n;
+        if !self.versions().any(is) {
+            return false;
+        }
+        self.history.retain(|version| !is(version));
+        if self.complete.as_ref().is_some_and(is) {
+            self.complete = if self.history.is_empty() { None } else { Some(self.history.remove(0)) };
+        }
+        if self.complete.is_none() && self.seen.as_ref().is_some_and(is) {
+            self.seen = None;
+        }
+        if self.rollback.as_ref().is_some_and(|rollback| rollback.to == *digest) {
+            self.rollback = None;
+        }
+        true
+    }
+
+    /// Whether nothing is known of the tag.
+    pub(super) fn is_empty(&self) -> bool {
+        self.versions().next().is_none() && !self.pinned
     }
 
     /// What a peer has said since upstream said anything, if that is newer by the wall times of both.

@@ -106,6 +106,12 @@ impl Store {
         found
     }
 
+    /// Bytes of everything that is staged.
+    pub fn staged_bytes(&self) -> u64 {
+        let files = fs::read_dir(self.layout.staging()).into_iter().flatten().flatten();
+        files.filter_map(|entry| entry.metadata().ok()).map(|meta| meta.len()).sum()
+    }
+
     /// Removes what is staged of some content, if nobody is writing it.
     pub fn forget_staged(&self, digest: &Digest) -> Result<(), StoreError> {
         let _claim = self.claim(digest)?;

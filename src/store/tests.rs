@@ -336,3 +336,52 @@ fn an_index_that_ends_every_start_is_made_again_and_one_power_cut_is_forgiven() 
         }
     }
 }
+
+#[test]
+fn what_is_evicted_is_gone_after_a_rebuild_too_and_what_comes_back_stays() {
+    let folder = Folder::new();
+    let store = folder.open();
+    let (old, new) = (put_image(&store, b"old layer"), put_image(&store, b"new layer"));
+    for digest in [&old, &new] {
+        store.tag_seen(&repository(), &tag("latest"), digest).unwrap();
+        store.tag_complete(&repository(), &tag("latest"), digest).unwrap();
+    }
+    store.tag_pin(&repository(), &tag("latest"), true).unwrap();
+    let layer = Digest::of(Algorithm::Sha256, b"old layer");
+    store.evict(&repository(), &old, &[old.clone(), layer.clone()], &[layer.clone(), old.clone()]).unwrap();
+    let state = |store: &Store| {
+        let record = store.tag(&repository(), &tag("latest")).unwrap().unwrap();
+        let mut manifests: Vec<_> =
+            store.manifests(&repository()).unwrap().into_iter().map(|linked| linked.digest).collect();
+        manifests.sort();
+        (record, manifests, store.link(&repository(), &layer).unwrap(), store.stored_bytes())
+    };
+    let before = state(&store);
+    assert_eq!(before.0.candidates().len(), 1);
+    assert!(before.0.pinned);
+    assert_eq!(before.1, std::slice::from_ref(&new));
+    assert_eq!(before.2, None);
+    assert!(!store.contains(&old) && !store.contains(&layer) && store.contains(&new));
+    store.rebuild().unwrap();
+    assert_eq!(state(&store), before);
+
+    // It is pulled again, and a rebuild does not take the eviction for later than it was.
+    assert_eq!(put_image(&store, b"old layer"), old);
+    store.tag_seen(&repository(), &tag("old"), &old).unwrap();
+    let again = (state(&store), store.tag(&repository(), &tag("old")).unwrap());
+    assert!(again.0.1.contains(&old) && again.1.is_some());
+    store.rebuild().unwrap();
+    assert_eq!((state(&store), store.tag(&repository(), &tag("old")).unwrap()), again);
+
+    // Of a repository of which nothing is left nothing is known.
+    store.tag_pin(&repository(), &tag("latest"), false).unwrap();
+    for digest in [&old, &new] {
+        let members: Vec<Digest> = store.stock().unwrap().into_iter().map(|blob| blob.digest).collect();
+        store.evict(&repository(), digest, &members, &members).unwrap();
+    }
+    let links: Vec<Digest> =
+        [&b"old layer"[..], b"new layer"].map(|b| Digest::of(Algorithm::Sha256, b)).to_vec();
+    store.evict(&repository(), &new, &[vec![old, new.clone()], links].concat(), &[]).unwrap();
+    assert!(store.repositories(None, 9).unwrap().is_empty());
+    assert_eq!((store.stored_bytes(), store.blob_files().unwrap().count()), (0, 0));
+}

@@ -1,0 +1,158 @@
+//! Which images go when room is needed. Pure: sizes, uses and who stays go in, victims come out.
+//!
+//! An image goes as a whole, the least recently used first. What it frees is what no image that stays has: a layer goes
+//! with its last image. An image that can free nothing is left alone, however old, and so is one without which enough
+//! is freed all the same. If not enough can be freed at all, nothing goes.
+
+/// Something that goes or stays as a whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// The count of its last use.
+    pub used: u64,
+    /// It stays whatever is needed.
+    pub keep: bool,
+    /// Its content, each piece by its place in the list of sizes, once.
+    pub parts: Vec<usize>,
+}
+
+/// Chooses victims, the one that goes first first, that free at least `needed` bytes; none if that cannot be.
+pub fn choose(candidates: &[Candidate], sizes: &[u64], needed: u64) -> Vec<usize> {
+    if needed == 0 {
+        return Vec::new();
+    }
+    let mut owners = vec![0u32; sizes.len()];
+    let mut kept = vec![false; sizes.len()];
+    for candidate in candidates {
+        for &part in &candidate.parts {
+            owners[part] += 1;
+            kept[part] |= candidate.keep;
+        }
+    }
+    let can_free =
+        |candidate: &&usize| candidates[**candidate].parts.iter().any(|&part| !kept[part] && sizes[part] > 0);
+    let mut order: Vec<usize> = (0..candidates.len()).filter(|&at| !candidates[at].keep).collect();
+    order.sort_by_key(|&at| (candidates[at].used, at));
+    let mut freed = 0u64;
+    let mut victims = Vec::new();
+    for &at in order.iter().filter(can_free) {
+        if freed >= needed {
+            break;
+        }
+        for &part in &candidates[at].parts {
+            owners[part] -= 1;
+            if owners[part] == 0 {
+                freed += sizes[part];
+            }
+        }
+        victims.push(at);
+    }
+    if freed < needed {
+        return Vec::new();
+    }
+    // The most recently used first: who turns out to be spared is the one that is wanted most.
+    let mut spared = Vec::new();
+    for &at in victims.iter().rev() {
+        let parts = &candidates[at].parts;
+        let loss: u64 = parts.iter().filter(|&&part| owners[part] == 0).map(|&part| sizes[part]).sum();
+        if freed - loss >= needed {
+            freed -= loss;
+            parts.iter().for_each(|&part| owners[part] += 1);
+            spared.push(at);
+        }
+    }
+    victims.retain(|at| !spared.contains(at));
+    victims
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    fn image(used: u64, parts: &[usize]) -> Candidate {
+        Candidate { used, keep: false, parts: parts.to_vec() }
+    }
+
+    fn kept(used: u64, parts: &[usize]) -> Candidate {
+        Candidate { keep: true, ..image(used, parts) }
+    }
+
+    #[test]
+    fn the_least_recently_used_goes_first() {
+        let images = [image(3, &[0]), image(1, &[1]), image(2, &[2])];
+        assert_eq!(choose(&images, &[10, 10, 10], 5), [1]);
+        assert_eq!(choose(&images, &[10, 10, 10], 15), [1, 2]);
+        assert!(choose(&images, &[10, 10, 10], 0).is_empty());
+    }
+
+    #[test]
+    fn a_shared_layer_goes_with_its_last_image() {
+        let images = [image(1, &[0, 1]), image(2, &[0, 2])];
+        assert_eq!(choose(&images, &[100, 1, 1], 50), [0, 1]);
+        assert_eq!(choose(&images, &[100, 1, 1], 1), [0]);
+    }
+
+    #[test]
+    fn what_shares_all_with_an_image_that_stays_is_left_alone() {
+        let images = [kept(9, &[0, 1]), image(1, &[0]), image(2, &[1, 2])];
+        assert_eq!(choose(&images, &[100, 100, 7], 5), [2]);
+        assert!(choose(&images, &[100, 100, 7], 8).is_empty(), "nothing goes for nothing");
+    }
+
+    #[test]
+    fn a_small_one_is_spared_where_a_large_one_has_to_go_anyway() {
+        let images = [image(1, &[0]), image(2, &[1])];
+        assert_eq!(choose(&images, &[1, 100], 50), [1]);
+    }
+
+    /// What is on the disk and belongs to nobody who is left.
+    fn freed(images: &[Candidate], sizes: &[u64], victims: &[usize]) -> u64 {
+        let left: BTreeSet<usize> = (0..images.len())
+            .filter(|at| !victims.contains(at))
+            .flat_map(|at| images[at].parts.clone())
+            .collect();
+        let gone: BTreeSet<usize> = victims
+            .iter()
+            .flat_map(|&at| images[at].parts.clone())
+            .filter(|part| !left.contains(part))
+            .collect();
+        gone.into_iter().map(|part| sizes[part]).sum()
+    }
+
+    #[test]
+    fn generated_workloads_agree_with_the_definition() {
+        let mut state = 1u64;
+        let mut random = |below: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            ((state >> 33) % below as u64) as usize
+        };
+        for _ in 0..5_000 {
+            let sizes: Vec<u64> = (0..1 + random(12)).map(|_| random(100) as u64).collect();
+            let images: Vec<Candidate> = (0..1 + random(8))
+                .map(|at| {
+                    let parts: BTreeSet<usize> = (0..random(6)).map(|_| random(sizes.len())).collect();
+                    let keep = random(4) == 0;
+                    Candidate { used: (random(5) * 10 + at) as u64, keep, parts: parts.into_iter().collect() }
+                })
+                .collect();
+            let needed = random(300) as u64;
+            let victims = choose(&images, &sizes, needed);
+            assert!(victims.iter().all(|&at| !images[at].keep));
+            let all: Vec<usize> = (0..images.len()).filter(|&at| !images[at].keep).collect();
+            if needed == 0 || freed(&images, &sizes, &all) < needed {
+                assert!(victims.is_empty());
+                continue;
+            }
+            assert!(freed(&images, &sizes, &victims) >= needed);
+            for spare in 0..victims.len() {
+                let mut fewer = victims.clone();
+                fewer.remove(spare);
+                assert!(freed(&images, &sizes, &fewer) < needed, "nobody goes without need");
+            }
+            // Whoever is older than the last victim and stays could not have gone in its place.
+            let newest = victims.iter().map(|&at| images[at].used).max().unwrap_or(0);
+            let older: Vec<usize> = all.iter().copied().filter(|&at| images[at].used < newest).collect();
+            assert!(freed(&images, &sizes, &older) < needed, "an older choice would have done");
+        }
+    }
+}
