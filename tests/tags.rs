@@ -364,3 +364,21 @@ fn images_of_every_shape_become_complete() {
     }
     board.check_blobs();
 }
+
+#[test]
+fn a_remembered_outage_refuses_nothing_that_can_be_had() {
+    let upstream = upstream_with(&image(1));
+    let mut board = Board::new(&upstream, "");
+    board.pull("lab/app", "latest").unwrap();
+    upstream.hang_up();
+    for start in 0..5 {
+        board.wait_until("the outage", || board.ask("lab/app", "latest").1.contains("last-complete"));
+        board.kill();
+        upstream.come_back().unwrap();
+        board.start_again();
+        // Whether the first probe has ended by now or not: nothing stands in for this, so upstream is asked.
+        upstream.push("lab/new", "latest", &image(2 + start));
+        assert_eq!(board.pull("lab/new", "latest").unwrap().digest, image(2 + start).root);
+        upstream.hang_up();
+    }
+}

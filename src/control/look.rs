@@ -11,6 +11,7 @@ use crate::fetch::Link;
 use crate::mirror::room::Catalogue;
 use crate::mirror::{Closure, closure, outage_text};
 use crate::oci::{Digest, Reference, Repository};
+use crate::store::evict::Otherwise;
 use crate::store::{StoreError, TagRecord};
 
 impl Desk {
@@ -162,7 +163,7 @@ impl Desk {
 
     fn next_to_go(&self) -> Result<Option<(String, u64)>, Problem> {
         let catalogue = self.catalogue()?;
-        let victims = catalogue.choose(1);
+        let victims = catalogue.choose(1, Otherwise::Nothing);
         Ok(victims.first().map(|first| (first.words(), catalogue.frees(&victims))))
     }
 

@@ -34,6 +34,14 @@ pub enum Link {
     },
 }
 
+impl Link {
+    /// Whether this run has seen that the upstream cannot be reached, so that to ask it is to wait for nothing. What is
+    /// remembered of the last run is reason enough to answer from the cache, and none to refuse what is not there.
+    pub fn is_known_down(&self) -> bool {
+        matches!(self, Link::Down { restored: false, .. })
+    }
+}
+
 /// When a request began, in successes of its upstream.
 #[derive(Clone, Copy, Debug)]
 pub struct Attempt(u64);

@@ -9,7 +9,7 @@ use super::lane::Flight;
 use super::refusal::{Missing, Refusal};
 use super::{ByteSource, Mirror, outage_text};
 use crate::budget;
-use crate::fetch::{Failure, FetchedManifest, Link, Upstream};
+use crate::fetch::{Failure, FetchedManifest, Upstream};
 use crate::oci::{Digest, Manifest, ManifestRef, Repository};
 use crate::store::{Blob, StoreError};
 use std::sync::Arc;
@@ -67,7 +67,7 @@ impl Mirror {
             self.store.touch(digest);
             return Ok(served);
         }
-        if let Link::Down { .. } = upstream.breaker().link() {
+        if upstream.breaker().link().is_known_down() {
             return match self.peers_for(&upstream) {
                 Some(_) => self.manifest_from_peers(&upstream, repository, digest).await,
                 None => Err(unavailable(&upstream, digest)),
@@ -122,7 +122,7 @@ impl Mirror {
             self.store.touch(digest);
             return Ok(Source::Hit(blob));
         }
-        if matches!(upstream.breaker().link(), Link::Down { .. }) && self.peers_for(&upstream).is_none() {
+        if upstream.breaker().link().is_known_down() && self.peers_for(&upstream).is_none() {
             return Err(unavailable(&upstream, digest));
         }
         let stated = match self.store.link(repository, digest) {
@@ -167,7 +167,7 @@ impl Mirror {
         if let Some(total) = total.and_then(|fill| fill.follow().borrow().total) {
             return Ok((total, false));
         }
-        if let Link::Down { .. } = upstream.breaker().link() {
+        if upstream.breaker().link().is_known_down() {
             return Err(unavailable(&upstream, digest));
         }
         let (name, wanted) = (repository.name.clone(), digest.clone());
@@ -280,7 +280,7 @@ impl Mirror {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Blob, Refusal> {
-        if let Link::Down { .. } = upstream.breaker().link() {
+        if upstream.breaker().link().is_known_down() {
             return Err(unavailable(upstream, digest));
         }
         let (name, wanted) = (repository.name.clone(), digest.clone());
@@ -339,6 +339,7 @@ impl Mirror {
         repository: &Repository,
         fetched: &FetchedManifest,
     ) -> Result<(), StoreError> {
+        self.fills.make_room_for_manifest(fetched.bytes.len() as u64);
         self.store.put_manifest(
             repository,
             &fetched.digest,

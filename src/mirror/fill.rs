@@ -14,6 +14,7 @@ use crate::config::Disk;
 use crate::fetch::{Failure, Link, Upstream, Upstreams};
 use crate::kit::Kit;
 use crate::oci::{Digest, Repository};
+use crate::store::evict::Otherwise;
 use crate::store::{Origin, Staged, Store, StoreError};
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -108,7 +109,32 @@ impl Fill {
 type Published = dyn Fn(&Repository, &Digest) + Send + Sync;
 
 /// Is asked to free so many bytes, and says how many it has freed.
-type Lack = dyn Fn(u64) -> u64 + Send + Sync;
+type Lack = dyn Fn(u64, Otherwise) -> u64 + Send + Sync;
+
+/// Bytes that are missing on the disk.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Lacking {
+    /// For `disk.min_free`.
+    by_free: u64,
+    /// For `disk.max`.
+    by_max: u64,
+}
+
+impl Lacking {
+    fn bytes(self) -> u64 {
+        self.by_free.max(self.by_max)
+    }
+
+    /// Has room made for the limits' own sake. What larder has beyond `disk.max` goes as far as it may; for a floor
+    /// that neighbours broke images go only if that mends it.
+    pub(super) fn bring_about(self, make_room: impl Fn(u64, Otherwise) -> u64) {
+        if self.by_free > self.by_max {
+            make_room(self.by_free, Otherwise::Nothing);
+        } else if self.by_max > 0 {
+            make_room(self.by_max, Otherwise::Everything);
+        }
+    }
+}
 
 /// All fills.
 pub(super) struct Fills {
@@ -120,6 +146,8 @@ pub(super) struct Fills {
     wake: Condvar,
     /// Called after a blob has been published.
     published: OnceLock<Box<Published>>,
+    /// Held from the look at the disk until what is needed is reserved.
+    reserving: Mutex<()>,
     /// Called to make room.
     lack: OnceLock<Box<Lack>>,
 }
@@ -150,6 +178,7 @@ impl Fills {
             state: Mutex::default(),
             wake: Condvar::new(),
             published: OnceLock::new(),
+            reserving: Mutex::default(),
             lack: OnceLock::new(),
         });
         for number in 1..=threads {
@@ -168,8 +197,21 @@ impl Fills {
     }
 
     /// Has `hook` called when a fill needs room. Only the first hook counts.
-    pub(super) fn on_lack(&self, hook: impl Fn(u64) -> u64 + Send + Sync + 'static) {
+    pub(super) fn on_lack(&self, hook: impl Fn(u64, Otherwise) -> u64 + Send + Sync + 'static) {
         let _ = self.lack.set(Box::new(hook));
+    }
+
+    fn make_room(&self, needed: u64, otherwise: Otherwise) -> u64 {
+        self.lack.get().map_or(0, |hook| hook(needed, otherwise))
+    }
+
+    /// Makes room for a manifest of so many bytes. They are small and come first, so that it is stored in any case; if
+    /// nothing may go, the room is looked for again when the disk is watched.
+    pub(super) fn make_room_for_manifest(&self, bytes: u64) {
+        let _turn = self.reserving.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Ok(lacking) = self.lacking(bytes, 0) {
+            lacking.bring_about(|needed, otherwise| self.make_room(needed, otherwise));
+        }
     }
 
     /// What is being fetched just now, or waits for its turn.
@@ -181,15 +223,15 @@ impl Fills {
 
     /// Bytes that are missing on the disk for a download with `rest` bytes to come, of which `reserved` are reserved
     /// already: `disk.max` and `disk.min_free` both hold.
-    pub(super) fn lacking(&self, rest: u64, reserved: u64) -> Result<u64, StoreError> {
+    pub(super) fn lacking(&self, rest: u64, reserved: u64) -> Result<Lacking, StoreError> {
         let coming = (self.state().reserved - reserved).saturating_add(rest);
         let kept_free = coming.saturating_add(self.disk.min_free);
         let by_free = kept_free.saturating_sub(self.store.free_bytes()?);
         let by_max = self.disk.max.map_or(0, |max| {
-            let own = self.store.stored_bytes().saturating_add(self.store.staged_bytes());
+            let own = self.store.counted_bytes().saturating_add(self.store.staged_bytes());
             own.saturating_add(coming).saturating_sub(max)
         });
-        Ok(by_free.max(by_max))
+        Ok(Lacking { by_free, by_max })
     }
 
     /// The fill of a blob, if there is one.
@@ -443,7 +485,7 @@ impl Run<'_> {
         fill.set_phase(Phase::Running);
         self.publish(&staged, None);
         let kit = self.fills.kit.as_ref().filter(|_| !upstream.is_private());
-        let down = matches!(upstream.breaker().link(), Link::Down { .. });
+        let down = upstream.breaker().link().is_known_down();
         let taken = if down && kit.is_some() {
             Err(Ending::Parked(outage_text(upstream)))
         } else {
@@ -608,9 +650,10 @@ impl Run<'_> {
             return Err(self.wrong(format!("offers {total} bytes, more than larder keeps")));
         }
         let rest = total.saturating_sub(self.fill.progress.borrow().available);
-        let lacking = self.fills.lacking(rest, self.reserved)?;
-        let make_room = |needed| self.fills.lack.get().map_or(0, |hook| hook(needed));
-        if lacking > 0 && make_room(lacking) < lacking {
+        // One after the other, so that two do not count on the same bytes.
+        let _turn = self.fills.reserving.lock().unwrap_or_else(PoisonError::into_inner);
+        let lacking = self.fills.lacking(rest, self.reserved)?.bytes();
+        if lacking > 0 && self.fills.make_room(lacking, Otherwise::Nothing) < lacking {
             return Err(Ending::Failed(Refusal::Failed(format!(
                 "the mirror's disk has {} free, of which {} stay free{}; {} are to come, and nothing that may go would make room for them",
                 bytes_text(self.fills.store.free_bytes()?),

@@ -6,7 +6,7 @@
 use super::refusal::{Missing, Refusal};
 use super::{Mirror, Registry, outage};
 use crate::budget;
-use crate::fetch::{Failure, Link, Upstream};
+use crate::fetch::{Failure, Upstream};
 use crate::oci::{Digest, Manifest, Repository, media};
 use crate::store::StoreError;
 use serde_json::{Value, json};
@@ -178,7 +178,7 @@ impl Mirror {
     ) -> Result<Result<T, Failure>, Refusal> {
         let upstream = self.upstreams.find(registry).cloned();
         let upstream = upstream.ok_or_else(|| Refusal::UnknownRegistry(registry.clone()))?;
-        if let Link::Down { .. } = upstream.breaker().link() {
+        if upstream.breaker().link().is_known_down() {
             return Ok(Err(outage(&upstream)));
         }
         self.ask(&upstream, question).await

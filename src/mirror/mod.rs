@@ -111,7 +111,9 @@ impl Mirror {
             }
         });
         let room = Arc::downgrade(&mirror);
-        mirror.fills.on_lack(move |needed| room.upgrade().map_or(0, |mirror| mirror.make_room(needed)));
+        mirror.fills.on_lack(move |needed, otherwise| {
+            room.upgrade().map_or(0, |mirror| mirror.make_room(needed, otherwise))
+        });
         mirror.watch_upstreams();
         let keeper = Arc::downgrade(&mirror);
         std::thread::Builder::new()

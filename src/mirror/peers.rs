@@ -185,6 +185,7 @@ impl Mirror {
         // The hash is right, and so the text is what somebody's upstream holds; what it is must still be plain.
         let manifest = Manifest::parse(&found.bytes, Some(&found.media_type))
             .map_err(|why| Refusal::Unavailable(format!("{}; peer {}: {why}", cause(), found.peer)))?;
+        self.fills.make_room_for_manifest(found.bytes.len() as u64);
         self.store
             .put_manifest(repository, digest, &manifest.media_type, &found.bytes, false)
             .map_err(|problem| Refusal::from_store(&problem))?;

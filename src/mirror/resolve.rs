@@ -131,9 +131,9 @@ impl Mirror {
     /// How long a request waits for upstream; `None`: not at all.
     fn patience(&self, link: &Link, can_fall_back: bool) -> Option<Duration> {
         match (link, can_fall_back) {
-            (Link::Down { .. }, _) | (Link::Slow { .. }, true) => None,
+            (Link::Down { restored: false, .. }, _) | (Link::Down { .. } | Link::Slow { .. }, true) => None,
             (Link::Up, true) => Some(self.config.tags.resolve_deadline),
-            (Link::Up | Link::Slow { .. }, false) => Some(budget::MISS_WAIT_MAX),
+            (_, false) => Some(budget::MISS_WAIT_MAX),
         }
     }
 

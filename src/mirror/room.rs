@@ -8,7 +8,7 @@ use super::{Mirror, closure};
 use crate::budget;
 use crate::config::Config;
 use crate::oci::{Digest, Manifest, Repository, Tag};
-use crate::store::evict::{self, Candidate};
+use crate::store::evict::{self, Candidate, Otherwise};
 use crate::store::{Store, StoreError, TagRecord};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::PoisonError;
@@ -102,9 +102,12 @@ impl Catalogue {
     }
 
     /// What would go if so many bytes were needed, the first first.
-    pub fn choose(&self, needed: u64) -> Vec<&Stocked> {
+    pub fn choose(&self, needed: u64, otherwise: Otherwise) -> Vec<&Stocked> {
         let candidates: Vec<Candidate> = self.images.iter().map(|image| image.candidate.clone()).collect();
-        evict::choose(&candidates, &self.sizes, needed).into_iter().map(|at| &self.images[at]).collect()
+        evict::choose(&candidates, &self.sizes, needed, otherwise)
+            .into_iter()
+            .map(|at| &self.images[at])
+            .collect()
     }
 
     /// The image of a repository with this root.
@@ -271,18 +274,22 @@ fn is_last_version(store: &Store, config: &Config, record: &TagRecord, root: &Di
 /// What is remembered of attempts that freed nothing, so that they are not made again at once.
 #[derive(Default)]
 pub(super) struct Attempts {
-    failed: Option<(Instant, u64)>,
+    /// When, how many bytes were needed, and how many there were on the disk.
+    failed: Option<(Instant, u64, u64)>,
 }
 
 impl Mirror {
-    /// Removes images until `needed` more bytes are free; the bytes that are. 0: nothing that may go would do.
-    pub(super) fn make_room(&self, needed: u64) -> u64 {
+    /// Removes images until `needed` more bytes are free; the bytes that are.
+    pub(super) fn make_room(&self, needed: u64, otherwise: Otherwise) -> u64 {
         let mut attempts = self.room.lock().unwrap_or_else(PoisonError::into_inner);
-        if attempts.failed.is_some_and(|(at, least)| needed >= least && at.elapsed() < budget::ROOM_PAUSE) {
+        let same = |(at, least, stored): (Instant, u64, u64)| {
+            needed >= least && stored == self.store.stored_bytes() && at.elapsed() < budget::ROOM_PAUSE
+        };
+        if attempts.failed.is_some_and(same) {
             return 0;
         }
         let gone = Catalogue::take(&self.store, &self.config, &self.busy()).and_then(|catalogue| {
-            let victims = catalogue.choose(needed);
+            let victims = catalogue.choose(needed, otherwise);
             catalogue.remove(&self.store, &victims)
         });
         let gone = gone.unwrap_or_else(|problem| {
@@ -294,7 +301,7 @@ impl Mirror {
         }
         let freed = gone.iter().map(|image| image.bytes).sum();
         self.counters.count_evicted(freed);
-        attempts.failed = (freed < needed).then(|| (Instant::now(), needed));
+        attempts.failed = (freed < needed).then(|| (Instant::now(), needed, self.store.stored_bytes()));
         if freed < needed {
             log::warn!(
                 "{} more are needed on the disk, and nothing that may go would free them",
@@ -312,8 +319,9 @@ impl Mirror {
     /// Keeps `disk.max` and `disk.min_free`, whoever it was that took the space.
     pub(super) fn watch_disk(&self) {
         match self.fills.lacking(0, 0) {
-            Ok(0) => {}
-            Ok(lacking) => drop(self.make_room(lacking)),
+            Ok(lacking) => {
+                lacking.bring_about(|needed, otherwise| self.make_room(needed, otherwise));
+            }
             Err(problem) => log::warn!("the disk cannot be looked at: {problem}"),
         }
     }

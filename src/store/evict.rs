@@ -2,7 +2,7 @@
 //!
 //! An image goes as a whole, the least recently used first. What it frees is what no image that stays has: a layer goes
 //! with its last image. An image that can free nothing is left alone, however old, and so is one without which enough
-//! is freed all the same. If not enough can be freed at all, nothing goes.
+//! is freed all the same. If not enough can be freed at all, nothing goes, or everything: see [`Otherwise`].
 
 /// Something that goes or stays as a whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,8 +15,17 @@ pub struct Candidate {
     pub parts: Vec<usize>,
 }
 
-/// Chooses victims, the one that goes first first, that free at least `needed` bytes; none if that cannot be.
-pub fn choose(candidates: &[Candidate], sizes: &[u64], needed: u64) -> Vec<usize> {
+/// What to do if not enough can be freed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Otherwise {
+    /// Nothing goes: part of the room is of no use.
+    Nothing,
+    /// Everything that may go does: each byte counts.
+    Everything,
+}
+
+/// Chooses victims, the one that goes first first, that free at least `needed` bytes.
+pub fn choose(candidates: &[Candidate], sizes: &[u64], needed: u64, otherwise: Otherwise) -> Vec<usize> {
     if needed == 0 {
         return Vec::new();
     }
@@ -47,7 +56,7 @@ pub fn choose(candidates: &[Candidate], sizes: &[u64], needed: u64) -> Vec<usize
         victims.push(at);
     }
     if freed < needed {
-        return Vec::new();
+        return if otherwise == Otherwise::Everything { victims } else { Vec::new() };
     }
     // The most recently used first: who turns out to be spared is the one that is wanted most.
     let mut spared = Vec::new();
@@ -68,6 +77,10 @@ pub fn choose(candidates: &[Candidate], sizes: &[u64], needed: u64) -> Vec<usize
 mod tests {
     use super::*;
     use std::collections::BTreeSet;
+
+    fn choose(candidates: &[Candidate], sizes: &[u64], needed: u64) -> Vec<usize> {
+        super::choose(candidates, sizes, needed, Otherwise::Nothing)
+    }
 
     fn image(used: u64, parts: &[usize]) -> Candidate {
         Candidate { used, keep: false, parts: parts.to_vec() }
@@ -97,6 +110,14 @@ mod tests {
         let images = [kept(9, &[0, 1]), image(1, &[0]), image(2, &[1, 2])];
         assert_eq!(choose(&images, &[100, 100, 7], 5), [2]);
         assert!(choose(&images, &[100, 100, 7], 8).is_empty(), "nothing goes for nothing");
+    }
+
+    #[test]
+    fn where_each_byte_counts_all_that_may_go_does() {
+        let images = [kept(9, &[0]), image(2, &[0, 1]), image(1, &[2])];
+        let everything = |needed| super::choose(&images, &[100, 7, 5], needed, Otherwise::Everything);
+        assert_eq!(everything(50), [2, 1]);
+        assert_eq!(everything(5), [2]);
     }
 
     #[test]

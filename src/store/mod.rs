@@ -38,7 +38,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 /// Why the store could not do something.
 #[derive(Debug)]
@@ -125,6 +125,7 @@ pub struct Store {
     writing: Arc<Mutex<HashSet<Digest>>>,
     history_max: usize,
     stored_bytes: AtomicU64,
+    counted: OnceLock<()>,
     damaged: AtomicBool,
 }
 
@@ -155,6 +156,7 @@ impl Store {
             writing: Arc::default(),
             history_max,
             stored_bytes: AtomicU64::new(0),
+            counted: OnceLock::new(),
             damaged: AtomicBool::new(false),
             layout,
         };
@@ -301,9 +303,24 @@ impl Store {
         self.index.read().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
-    /// Bytes of all blobs.
+    /// Bytes of all blobs, as far as the index knows.
     pub fn stored_bytes(&self) -> u64 {
         self.stored_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of all blobs, counted on the disk once after a start: a blob whose process was killed before the index knew
+    /// of it is among them. The first call takes as long as it takes to list them.
+    pub fn counted_bytes(&self) -> u64 {
+        self.counted.get_or_init(|| {
+            // What is published or removed meanwhile is counted by whoever does it.
+            let before = self.stored_bytes();
+            if let Ok(blobs) = self.blob_files() {
+                let there: u64 = blobs.map(|blob| blob.size).sum();
+                let meanwhile = |now: u64| Some(there.saturating_add(now).saturating_sub(before));
+                let _ = self.stored_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, meanwhile);
+            }
+        });
+        self.stored_bytes()
     }
 
     /// The folder that everything is in.

@@ -136,8 +136,12 @@ class Story(lab.Case):
                 self.folder,
             )
         )
-        staged = lambda: sum(f.stat().st_size for f in (larder.data / "staging").glob("sha256-*"))
-        lab.wait_until("a megabyte of a layer", lambda: staged() > 1_000_000)
+
+        def staged():
+            return max((file.stat().st_size for file in (larder.data / "staging").glob("sha256-*")), default=0)
+
+        # More than the small layers have, so that it is a large one that is cut.
+        lab.wait_until("two megabytes of a layer", lambda: staged() > 2_000_000)
         larder.stop(signal.SIGKILL)
         pulling.stop(signal.SIGKILL)
         before = registry.bytes_sent("/blobs/")

@@ -1,0 +1,227 @@
+//! Random pulls, moves of tags, outages, pins, removals, stops and kills, against a model of what must hold.
+//!
+//! `LARDER_STEPS` says how many steps (1,000 if it does not), `LARDER_SEED` repeats a run; a failure prints both.
+
+// Where a test cannot go on, it stops.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::Board;
+use larder::demo::image::Image;
+use larder::demo::upstream::Upstream;
+use larder::oci::Digest;
+use std::collections::BTreeMap;
+
+/// Images of about 66 kB, of which some six fit on the disk.
+const DISK_MAX: u64 = 420_000;
+/// The index and the manifest of an image, and some to spare.
+const MANIFESTS: u64 = 4_000;
+const REPOSITORIES: usize = 10;
+
+fn picture(repository: usize, version: u64) -> Image {
+    Image::multi_arch(repository as u64 * 1_000 + version, &[60_000, 2_000])
+}
+
+/// What is known of one tag, `lab/N:latest`.
+#[derive(Default)]
+struct Known {
+    /// The version that upstream has.
+    upstream: u64,
+    /// Every version that was pulled whole since the tag was removed, the newest last.
+    pulled: Vec<u64>,
+    /// The version that was pulled last when it was pinned, or since.
+    pinned: Option<u64>,
+}
+
+struct Run {
+    random: u64,
+    upstream: Upstream,
+    board: Board,
+    known: BTreeMap<usize, Known>,
+    online: bool,
+    counts: BTreeMap<&'static str, u32>,
+}
+
+impl Run {
+    fn new(seed: u64) -> Run {
+        let upstream = Upstream::start().unwrap();
+        let mut known = BTreeMap::new();
+        for repository in 0..REPOSITORIES {
+            upstream.push(&format!("lab/{repository}"), "latest", &picture(repository, 0));
+            known.insert(repository, Known::default());
+        }
+        let board = Board::with_config(&format!(
+            "platforms = [\"{}\"]\n{}[tags]\nresolve_deadline = \"500ms\"\n[disk]\nmin_free = \"1MiB\"\nmax = \"{DISK_MAX}\"\n[upstream.\"docker.io\"]\nurl = \"{}\"\n",
+            common::PLATFORM,
+            common::FETCH,
+            upstream.url()
+        ));
+        Run { random: seed, upstream, board, known, online: true, counts: BTreeMap::new() }
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        self.random =
+            self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((self.random >> 33) % limit as u64) as usize
+    }
+
+    fn count(&mut self, what: &'static str) {
+        *self.counts.entry(what).or_default() += 1;
+    }
+
+    fn step(&mut self) {
+        let repository = self.below(REPOSITORIES);
+        match self.below(100) {
+            0..70 => self.pull(repository),
+            70..80 => self.push(repository),
+            80..86 => self.pin(repository),
+            86..90 => self.remove(repository),
+            90..94 => self.uplink(),
+            94..97 => self.start_again(false),
+            _ => self.start_again(true),
+        }
+        let used: u64 = std::fs::read_dir(self.board.data().join("blobs/sha256"))
+            .unwrap()
+            .filter_map(|entry| entry.unwrap().metadata().ok())
+            .map(|meta| meta.len())
+            .sum();
+        // With enough pinned the manifests of what does not fit stay until the disk is looked at again.
+        assert!(used <= DISK_MAX + MANIFESTS, "{used} bytes are on the disk");
+    }
+
+    fn pull(&mut self, repository: usize) {
+        let answer = self.board.pull(&format!("lab/{repository}"), "latest");
+        let known = &self.known[&repository];
+        let root = |version: u64| picture(repository, version).root;
+        if self.online {
+            match answer {
+                Ok(pulled) => {
+                    assert_eq!(pulled.digest, root(known.upstream), "online the newest is served");
+                    let (version, known) = (known.upstream, self.known.get_mut(&repository).unwrap());
+                    known.pulled.retain(|earlier| *earlier != version);
+                    known.pulled.push(version);
+                    if known.pinned.is_some() {
+                        known.pinned = Some(version);
+                    }
+                    self.count("pulled online");
+                }
+                // With enough pinned there is no room for what is not here.
+                Err(refused) => {
+                    assert!(refused.to_string().contains("nothing that may go"), "{refused}");
+                    assert!(
+                        self.known.values().filter(|known| known.pinned.is_some()).count() >= 2,
+                        "{refused}"
+                    );
+                    self.count("no room");
+                }
+            }
+            return;
+        }
+        match answer {
+            Ok(pulled) => {
+                let versions: Vec<Digest> = known.pulled.iter().map(|version| root(*version)).collect();
+                assert!(versions.contains(&pulled.digest), "{} was never pulled whole", pulled.digest);
+                if let Some(version) = known.pinned {
+                    assert_eq!(pulled.digest, root(version), "the last version of what is pinned is served");
+                }
+                self.count("pulled offline");
+            }
+            Err(refused) => {
+                assert!(known.pinned.is_none(), "what is pinned is gone: {refused}");
+                assert!(refused.to_string().contains("502"), "{refused}");
+                self.count("not here offline");
+            }
+        }
+    }
+
+    fn push(&mut self, repository: usize) {
+        let known = self.known.get_mut(&repository).unwrap();
+        known.upstream += 1;
+        self.upstream.push(&format!("lab/{repository}"), "latest", &picture(repository, known.upstream));
+        self.count("tags moved");
+    }
+
+    fn pin(&mut self, repository: usize) {
+        let image = format!("docker.io/lab/{repository}");
+        let known = self.known.get_mut(&repository).unwrap();
+        if known.pinned.take().is_some() {
+            self.board.said(&["unpin", &image]);
+            self.count("unpinned");
+            return;
+        }
+        // Only what is whole now can be counted on.
+        let why = self.board.command(&["why", &image, "--json"]);
+        let why: serde_json::Value = serde_json::from_slice(&why.stdout).unwrap_or_default();
+        let offline = why["offline"][0].as_str().map(str::to_owned);
+        let version = known.pulled.iter().copied().find(|version| {
+            offline.as_deref() == Some(picture(repository, *version).root.to_string().as_str())
+        });
+        if let Some(version) = version {
+            self.board.said(&["pin", &image]);
+            known.pinned = Some(version);
+            self.count("pinned");
+        }
+    }
+
+    fn remove(&mut self, repository: usize) {
+        let known = self.known.get_mut(&repository).unwrap();
+        let removed = self.board.command(&["rm", &format!("docker.io/lab/{repository}")]);
+        if known.pinned.is_some() {
+            assert_eq!(removed.status.code(), Some(1), "what is pinned is not removed");
+        } else if removed.status.success() {
+            known.pulled.clear();
+            self.count("removed");
+        }
+    }
+
+    fn uplink(&mut self) {
+        if self.online {
+            self.upstream.hang_up();
+        } else {
+            self.upstream.come_back().unwrap();
+            let began = std::time::Instant::now();
+            while !self.board.get("/metrics").body().is_ok_and(|text| {
+                String::from_utf8_lossy(&text).contains("larder_upstream_up{upstream=\"docker.io\"} 1")
+            }) {
+                assert!(began.elapsed() < common::PATIENCE, "the upstream's return went unnoticed");
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+        }
+        self.online = !self.online;
+        self.count("uplink came or went");
+    }
+
+    fn start_again(&mut self, kill: bool) {
+        if kill {
+            self.board.kill();
+        } else {
+            self.board.stop();
+        }
+        if self.below(4) == 0 {
+            std::fs::remove_dir_all(self.board.data().join("index")).unwrap();
+            self.count("index lost");
+        }
+        self.board.start_again();
+        let board = &self.board;
+        board.wait_until("the index", || board.get("/readyz").status == 200);
+        self.count(if kill { "killed" } else { "stopped" });
+    }
+}
+
+#[test]
+fn random_lives_keep_every_promise() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let steps = number("LARDER_STEPS").unwrap_or(1_000);
+    let seed = number("LARDER_SEED").unwrap_or_else(|| u64::from(std::process::id()));
+    println!("LARDER_SEED={seed} LARDER_STEPS={steps}");
+    let mut run = Run::new(seed);
+    for step in 0..steps {
+        run.step();
+        if step % 100 == 99 {
+            run.board.check_blobs();
+        }
+    }
+    run.board.check_blobs();
+    println!("{:?}", run.counts);
+}
