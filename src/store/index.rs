@@ -8,7 +8,7 @@
 //!
 //! | table | key | value |
 //! |---|---|---|
-//! | `m` | `schema`, `mark`, `stored` | schema version; how far the journal is applied; totals |
+//! | `m` | `schema`, `mark`, `stored`, `tally` | schema version; how far the journal is applied; totals |
 //! | `n` | name | a note |
 //! | `b` | digest | [`BlobRecord`] |
 //! | `r` | `registry/repository` | the repository's number |
@@ -20,7 +20,7 @@
 //! Numbers are 32 bits, big endian. No transaction is held over an await, a lock of another room or a write to a client.
 
 use super::journal::{Event, Position, What};
-use super::record::{Link, LinkedManifest, TagRecord, Version, seal, unseal};
+use super::record::{Link, LinkedManifest, TagRecord, Version, is_sealed, seal, unseal};
 use super::{BlobInfo, StoreError};
 use crate::budget;
 use crate::oci::{Digest, Kind, Manifest, Repository, Tag};
@@ -30,9 +30,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::ops::Bound;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 /// The schema written. A larger number means a newer larder, whose index is refused and left alone.
-const SCHEMA: u32 = 1;
+const SCHEMA: u32 = 2;
 
 const META: u8 = b'm';
 const NOTE: u8 = b'n';
@@ -66,10 +67,39 @@ struct Stored {
     bytes: u64,
 }
 
+/// All records together, the tally itself left out: a page that is gone takes records with it, and what is not there has
+/// no checksum of its own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Tally {
+    records: u64,
+    /// The sum of their checksums.
+    sum: u64,
+}
+
+impl Tally {
+    fn add(&mut self, sealed: &[u8]) {
+        self.records = self.records.wrapping_add(1);
+        self.sum = self.sum.wrapping_add(sum_of(sealed));
+    }
+
+    fn take(&mut self, sealed: &[u8]) {
+        self.records = self.records.wrapping_sub(1);
+        self.sum = self.sum.wrapping_sub(sum_of(sealed));
+    }
+}
+
+fn sum_of(sealed: &[u8]) -> u64 {
+    sealed.first_chunk().map_or(0, |checksum| u64::from_be_bytes(*checksum))
+}
+
+const TALLY: &[u8] = b"tally";
+
 /// The open index.
 pub(super) struct Index {
     env: Env<WithoutTls>,
     records: Database<'static, Bytes, Bytes>,
+    /// The tally while a change is being made. There is one change at a time.
+    tally: Mutex<Tally>,
 }
 
 type Change<'a, 'e> = &'a mut RwTxn<'e>;
@@ -79,6 +109,7 @@ impl Index {
     pub(super) fn create(folder: &Path) -> Result<Index, StoreError> {
         let index = Index::open_env(folder)?;
         index.write(|index, txn| {
+            index.put(txn, META, TALLY, &Tally::default())?;
             index.put(txn, META, b"schema", &SCHEMA)?;
             index.put(txn, META, b"mark", &Mark::default())?;
             index.put(txn, META, b"stored", &Stored::default())
@@ -112,7 +143,7 @@ impl Index {
             })
             .map_err(failed("open the index"))?
             .unwrap_commit();
-        Ok(Index { env, records })
+        Ok(Index { env, records, tally: Mutex::default() })
     }
 
     /// Closes the environment, so that its folder can be moved. Waits for who is still reading, at most ten seconds.
@@ -518,15 +549,26 @@ impl Index {
         })
     }
 
-    /// Reads every record.
+    /// Reads every record, and compares all of them with the tally.
     pub(super) fn check(&self) -> Result<(), StoreError> {
         self.read(|index, txn| {
+            let mut tally = Tally::default();
             for entry in index.records.iter(txn).map_err(failed("read the index"))? {
                 let (key, sealed) = entry.map_err(failed("read the index"))?;
                 let Some((&table, rest)) = key.split_first() else {
                     return Err(StoreError::Damaged("a key is empty".into()));
                 };
-                unseal::<serde_json::Value>(table, rest, sealed)?;
+                is_sealed(table, rest, sealed)?;
+                if (table, rest) != (META, TALLY) {
+                    tally.add(sealed);
+                }
+            }
+            let expected: Tally = index.require(txn, META, TALLY)?;
+            if tally != expected {
+                let (found, expected) = (tally.records, expected.records);
+                return Err(StoreError::Damaged(format!(
+                    "it has {found} records, not the {expected} written"
+                )));
             }
             Ok(())
         })
@@ -642,13 +684,26 @@ impl Index {
         key: &[u8],
         value: &T,
     ) -> Result<(), StoreError> {
-        self.records
-            .put(txn, &[&[table], key].concat(), &seal(table, key, value))
-            .map_err(failed("write the index"))
+        let (name, sealed) = ([&[table], key].concat(), seal(table, key, value));
+        if (table, key) != (META, TALLY) {
+            self.count(txn, &name, Some(&sealed))?;
+        }
+        self.records.put(txn, &name, &sealed).map_err(failed("write the index"))
+    }
+
+    /// Keeps the tally: what stands under a key goes, and what is written in its place comes.
+    fn count(&self, txn: &RwTxn<'_>, name: &[u8], after: Option<&[u8]>) -> Result<(), StoreError> {
+        let before = self.records.get(txn, name).map_err(failed("read the index"))?;
+        let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
+        before.into_iter().for_each(|sealed| tally.take(sealed));
+        after.into_iter().for_each(|sealed| tally.add(sealed));
+        Ok(())
     }
 
     fn remove(&self, txn: Change<'_, '_>, table: u8, key: &[u8]) -> Result<bool, StoreError> {
-        self.records.delete(txn, &[&[table], key].concat()).map_err(failed("write the index"))
+        let name = [&[table], key].concat();
+        self.count(txn, &name, None)?;
+        self.records.delete(txn, &name).map_err(failed("write the index"))
     }
 
     fn read<T>(
@@ -664,7 +719,11 @@ impl Index {
         work: impl FnOnce(&Index, Change<'_, '_>) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         let mut txn = self.env.write_txn().map_err(failed("write the index"))?;
+        let tally = self.fetch(&txn, META, TALLY)?.unwrap_or_default();
+        *self.tally.lock().unwrap_or_else(PoisonError::into_inner) = tally;
         work(self, &mut txn)?;
+        let tally = *self.tally.lock().unwrap_or_else(PoisonError::into_inner);
+        self.put(&mut txn, META, TALLY, &tally)?;
         txn.commit().map_err(failed("write the index"))
     }
 }

@@ -188,14 +188,23 @@ pub(super) fn seal<T: Serialize>(table: u8, key: &[u8], value: &T) -> Vec<u8> {
 
 /// Reads a record; one that is not as it was written is damage.
 pub(super) fn unseal<T: DeserializeOwned>(table: u8, key: &[u8], sealed: &[u8]) -> Result<T, StoreError> {
-    let damaged = |why: &str| StoreError::Damaged(format!("record {}/{} {why}", table as char, hex(key)));
+    let text = is_sealed(table, key, sealed)?;
+    serde_json::from_slice(text).map_err(|e| damaged(table, key, &format!("cannot be read: {e}")))
+}
+
+/// The text of a record whose checksum is right.
+pub(super) fn is_sealed<'a>(table: u8, key: &[u8], sealed: &'a [u8]) -> Result<&'a [u8], StoreError> {
     let Some((sum, text)) = sealed.split_at_checked(CHECKSUM_BYTES) else {
-        return Err(damaged("is too short"));
+        return Err(damaged(table, key, "is too short"));
     };
     if checksum(&[&[table], key, text]) != sum {
-        return Err(damaged("has a wrong checksum"));
+        return Err(damaged(table, key, "has a wrong checksum"));
     }
-    serde_json::from_slice(text).map_err(|e| damaged(&format!("cannot be read: {e}")))
+    Ok(text)
+}
+
+fn damaged(table: u8, key: &[u8], why: &str) -> StoreError {
+    StoreError::Damaged(format!("record {}/{} {why}", table as char, hex(key)))
 }
 
 /// The first eight bytes of the SHA-256 of the parts, each of which but the last is of a length known from context.

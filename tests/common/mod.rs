@@ -73,7 +73,8 @@ impl Board {
     pub fn with_config(config: &str) -> Board {
         let folder = Folder::new();
         std::fs::write(folder.0.join("larder.toml"), config).unwrap();
-        let (child, log, addr) = start(&folder);
+        let (child, log, addr) =
+            start(&folder).unwrap_or_else(|log| panic!("the server did not start:\n{log}"));
         Board { folder, addr, child, log }
     }
 
@@ -107,8 +108,19 @@ impl Board {
     }
 
     pub fn start_again(&mut self) {
-        let (child, log, addr) = start(&self.folder);
+        self.try_start_again().unwrap_or_else(|log| panic!("the server did not start:\n{log}"));
+    }
+
+    /// The same where the server may end instead; its log then.
+    pub fn try_start_again(&mut self) -> Result<(), String> {
+        let (child, log, addr) = start(&self.folder)?;
         (self.child, self.log, self.addr) = (child, log, addr);
+        Ok(())
+    }
+
+    /// HEAD, or `None` if the server ended before it answered.
+    pub fn try_head(&self, path: &str) -> Option<Answer> {
+        client::request(self.addr, "HEAD", path, &[], PATIENCE).ok()
     }
 
     pub fn log(&self) -> String {
@@ -235,7 +247,7 @@ fn binary(folder: &Folder) -> Command {
 type Log = Arc<(Mutex<Vec<String>>, Condvar)>;
 
 /// Starts the server on a port of the kernel's choice and reads from its log which it is.
-fn start(folder: &Folder) -> (Child, Log, SocketAddr) {
+fn start(folder: &Folder) -> Result<(Child, Log, SocketAddr), String> {
     let mut command = binary(folder);
     command.args(["--listen", "127.0.0.1:0", "-v", "serve"]).stderr(Stdio::piped()).stdout(Stdio::null());
     let mut child = command.spawn().unwrap();
@@ -260,11 +272,15 @@ fn start(folder: &Folder) -> (Child, Log, SocketAddr) {
         }
         let ended = lines.iter().any(|line| line == "(end of the log)");
         let left = deadline.saturating_duration_since(Instant::now());
-        assert!(!ended && !left.is_zero(), "the server did not start:\n{}", lines.join("\n"));
+        if ended || left.is_zero() {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(lines.join("\n"));
+        }
         lines = log.1.wait_timeout(lines, left).unwrap().0;
     };
     drop(lines);
-    (child, log, addr)
+    Ok((child, log, addr))
 }
 
 /// An upstream with one image as `lab/app:latest`.

@@ -1,0 +1,87 @@
+//! SIGKILL in the middle of pulls and evictions: what is under `blobs/` is whole, and the server starts and serves.
+//!
+//! `LARDER_ROUNDS` says how often (25 times if it does not), `LARDER_SEED` repeats the points in time.
+
+// Where a test cannot go on, it stops.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{Board, PATIENCE, PLATFORM};
+use larder::demo::client;
+use larder::demo::image::Image;
+use larder::demo::upstream::Upstream;
+use std::time::Duration;
+
+/// Room for three of the images.
+const DISK_MAX: u64 = 1_200_000;
+const IMAGES: u64 = 8;
+const CLIENTS: u64 = 3;
+
+fn picture(seed: u64) -> Image {
+    Image::multi_arch(seed, &[300_000, 50_000])
+}
+
+#[test]
+fn killed_in_the_middle_nothing_half_is_left() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let rounds = number("LARDER_ROUNDS").unwrap_or(25);
+    let mut random = number("LARDER_SEED").unwrap_or_else(|| u64::from(std::process::id()));
+    println!("LARDER_SEED={random} LARDER_ROUNDS={rounds}");
+    let mut below = |limit: u64| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) % limit
+    };
+    let upstream = Upstream::start().unwrap();
+    for seed in 0..IMAGES {
+        upstream.push(&format!("lab/{seed}"), "latest", &picture(seed));
+    }
+    let mut board = Board::with_config(&format!(
+        "platforms = [\"{PLATFORM}\"]\n{}[disk]\nmin_free = \"1MiB\"\nmax = \"{DISK_MAX}\"\n[upstream.\"docker.io\"]\nurl = \"{}\"\n",
+        common::FETCH,
+        upstream.url()
+    ));
+    let mut blobs = 0;
+    for _ in 0..rounds {
+        let addr = board.addr;
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|_| {
+                let first = below(IMAGES);
+                std::thread::spawn(move || {
+                    for seed in first.. {
+                        let name = format!("lab/{}", seed % IMAGES);
+                        let pulled =
+                            client::pull(addr, Some("docker.io"), &name, "latest", PLATFORM, PATIENCE);
+                        // The server is gone, or has more to do than it has room for.
+                        if std::net::TcpStream::connect(addr).is_err() {
+                            return;
+                        }
+                        if let Ok(pulled) = pulled {
+                            assert_eq!(pulled.digest, picture(seed % IMAGES).root);
+                        }
+                    }
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(below(120)));
+        board.kill();
+        clients.into_iter().for_each(|client| client.join().unwrap());
+        blobs += board.check_blobs();
+        board.start_again();
+        board.wait_until("the index", || board.get("/readyz").status == 200);
+    }
+    // Nothing that was left behind keeps anything from being pulled, and the limit still holds.
+    for seed in 0..IMAGES {
+        board.wait_until("a pull", || {
+            board
+                .pull(&format!("lab/{seed}"), "latest")
+                .is_ok_and(|pulled| pulled.digest == picture(seed).root)
+        });
+    }
+    board.wait_until("disk.max", || {
+        let files = std::fs::read_dir(board.data().join("blobs/sha256")).unwrap();
+        files.filter_map(|file| file.ok()?.metadata().ok()).map(|meta| meta.len()).sum::<u64>() <= DISK_MAX
+    });
+    board.check_blobs();
+    println!("killed {rounds} times, {blobs} blobs looked at, all of them whole");
+}
