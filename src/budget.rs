@@ -163,6 +163,10 @@ pub const PULLS_TRACKED_MAX: usize = 256;
 pub const PULL_IDLE: Duration = Duration::from_secs(3);
 /// Verified passwords remembered, so that bcrypt is paid once and not per request.
 pub const LOGINS_REMEMBERED_MAX: usize = 64;
+/// How long a command, or a server that starts, waits for whoever has the store just now.
+pub const LOCK_WAIT_MAX: Duration = Duration::from_secs(5);
+/// How often it looks.
+pub const LOCK_WAIT_STEP: Duration = Duration::from_millis(50);
 /// Control connections (the commands of the same binary) at a time.
 pub const CONTROL_CONNECTIONS_MAX: usize = 8;
 /// Largest control request and answer.

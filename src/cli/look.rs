@@ -1,13 +1,16 @@
 //! `ls`, `why`, `history`, `status`, `rollback`, `verify`: one request to the desk, printed for people or as JSON.
 
 use super::print;
+use crate::budget;
 use crate::config::Config;
 use crate::control::{self, Desk, History, Image, Reply, Request, State, Status, Verified, Why};
 use crate::mirror::bytes_text;
 use crate::oci::Digest;
+use crate::store::StoreError;
 use std::fmt::Write;
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::time::Instant;
 
 /// Asks the running server, or the store itself if none runs, and prints the answer.
 pub fn run(config: &Config, request: &Request, json: bool) -> ExitCode {
@@ -57,12 +60,22 @@ fn ask(config: &Config, request: &Request) -> Result<Reply, String> {
             print::note(&format!("\r{} of {} ({percent} %) ", bytes_text(done), bytes_text(total)));
         }
     };
-    let reply = match control::socket::ask(&config.data_dir, request, &mut progress)? {
-        Some(reply) => reply,
-        None if !config.data_dir.exists() => {
+    let began = Instant::now();
+    let reply = loop {
+        if let Some(reply) = control::socket::ask(&config.data_dir, request, &mut progress)? {
+            break reply;
+        }
+        if !config.data_dir.exists() {
             return Err(format!("there is no store at {}; is data_dir right?", config.data_dir.display()));
         }
-        None => Desk::open(config).map_err(|e| e.to_string())?.execute(request, &mut progress),
+        match Desk::open(config) {
+            Ok(desk) => break desk.execute(request, &mut progress),
+            // A server that starts or ends, or another command: both are soon over.
+            Err(StoreError::Locked(_)) if began.elapsed() < budget::LOCK_WAIT_MAX => {
+                std::thread::sleep(budget::LOCK_WAIT_STEP);
+            }
+            Err(problem) => return Err(problem.to_string()),
+        }
     };
     if terminal && matches!(reply, Reply::Verify(_)) {
         print::note("\r\x1b[K");

@@ -6,10 +6,11 @@ use crate::control::{self, Desk};
 use crate::fetch::Upstreams;
 use crate::http::{Listener, Server};
 use crate::mirror::Mirror;
-use crate::store::{Found, Store};
+use crate::store::{Found, Store, StoreError};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Runs the mirror until SIGTERM or SIGINT.
@@ -71,7 +72,7 @@ impl Running {
         with_control: bool,
     ) -> Result<Running, String> {
         let upstreams = Upstreams::new(&config)?;
-        let (store, found) = Store::open(&config.data_dir, config.tags.history).map_err(|e| e.to_string())?;
+        let (store, found) = open_store(&config)?;
         let config = Arc::new(config);
         let needs_rebuild = found == Found::NeedsRebuild;
         let mirror = Mirror::start(Arc::clone(&config), Arc::new(store), upstreams, needs_rebuild)
@@ -113,6 +114,19 @@ impl Running {
         self.runtime.block_on(self.server.stop(budget::STOP_GRACE));
         self.runtime.shutdown_timeout(budget::STOP_GRACE);
         log::info!("stopped");
+    }
+}
+
+/// Opens the store; waits for a command that has it just now.
+fn open_store(config: &Config) -> Result<(Store, Found), String> {
+    let began = Instant::now();
+    loop {
+        match Store::open(&config.data_dir, config.tags.history) {
+            Err(StoreError::Locked(_)) if began.elapsed() < budget::LOCK_WAIT_MAX => {
+                std::thread::sleep(budget::LOCK_WAIT_STEP);
+            }
+            opened => return opened.map_err(|e| e.to_string()),
+        }
     }
 }
 
