@@ -198,18 +198,6 @@ fn content_is_served_verbatim_and_labelled() {
 }
 
 #[test]
-fn only_what_is_asked_for_is_fetched() {
-    let image = image(1);
-    let upstream = upstream_with(&image);
-    let board = Board::new(&upstream, "");
-    board.pull("lab/app", "latest").unwrap();
-    let fetched = upstream.count("GET", "/blobs/");
-    assert_eq!(fetched, common::needed(&image).len(), "blobs of other platforms stay where they are");
-    // The index and this platform's manifest, of the four that there are.
-    assert_eq!(upstream.count("GET", "/manifests/sha256:"), 2);
-}
-
-#[test]
 fn several_accept_lines_and_keep_alive() {
     let image = image(1);
     let upstream = upstream_with(&image);

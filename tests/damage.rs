@@ -17,14 +17,8 @@ const STARTS_MAX: usize = 3;
 
 #[test]
 fn a_damaged_index_gives_no_wrong_answer_and_is_made_again() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let rounds = number("LARDER_ROUNDS").unwrap_or(12);
-    let mut random = number("LARDER_SEED").unwrap_or_else(|| u64::from(std::process::id()));
-    println!("LARDER_SEED={random} LARDER_ROUNDS={rounds}");
-    let mut below = |limit: usize| {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((random >> 33) % limit as u64) as usize
-    };
+    let rounds = common::from_environment("LARDER_ROUNDS", 12);
+    let mut random = common::Random::seeded();
     let upstream = upstream_with(&image(0));
     for seed in 1..TAGS {
         upstream.push("lab/app", &format!("v{seed}"), &image(seed));
@@ -45,21 +39,21 @@ fn a_damaged_index_gives_no_wrong_answer_and_is_made_again() {
         let mut damaged = sound.clone();
         let kind = match round % 4 {
             0 => {
-                let at = below(damaged.len() / 512) * 512;
+                let at = random.below(damaged.len() / 512) * 512;
                 damaged[at..at + 512].fill(0);
                 "512 bytes zeroed"
             }
             1 => {
-                let at = below(damaged.len() / 512) * 512;
-                damaged[at..at + 512].iter_mut().for_each(|byte| *byte = below(256) as u8);
+                let at = random.below(damaged.len() / 512) * 512;
+                damaged[at..at + 512].iter_mut().for_each(|byte| *byte = random.below(256) as u8);
                 "512 random bytes"
             }
             2 => {
-                damaged.truncate(below(damaged.len()));
+                damaged.truncate(random.below(damaged.len()));
                 "truncated"
             }
             _ => {
-                let at = below(damaged.len() / 4096) * 4096;
+                let at = random.below(damaged.len() / 4096) * 4096;
                 damaged[at..at + 4096].fill(0);
                 "4 KiB zeroed"
             }

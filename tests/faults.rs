@@ -46,27 +46,29 @@ fn row(fault: &str, seen: &Seen, on_disk: usize) {
     );
 }
 
-/// An outage: the cached tag is answered from the last complete version within the deadline, the other is a 502.
+/// An outage that begins while the server runs.
 fn outage(fault: &str, words: &str, breaks: impl Fn(&Upstream)) {
     let image = image(1);
     let upstream = upstream_with(&image);
     let board = Board::new(&upstream, "");
     board.pull("lab/app", "latest").unwrap();
     breaks(&upstream);
-    let seen = see(&board);
-    row(fault, &seen, board.check_blobs());
-    assert_eq!(
-        (seen.cached.0, seen.cached.1.as_str()),
-        (200, "larder; hit; detail=last-complete"),
-        "{fault}"
-    );
-    assert!(seen.cached.2 < DEADLINE + LEEWAY, "{fault}: {:?}", seen.cached.2);
-    assert_eq!(seen.uncached.0, 502, "{fault}: {}", seen.uncached.1);
-    assert!(seen.uncached.2 < MISS_BOUND, "{fault}: {:?}", seen.uncached.2);
-    assert!(seen.uncached.1.contains(words), "{fault}: {}", seen.uncached.1);
+    is_outage(&board, fault, &[words]);
     assert_eq!(board.pull("lab/app", "latest").unwrap().digest, image.root, "{fault}");
     upstream.clear();
     upstream.release();
+}
+
+/// The cached tag is answered from the last complete version within the deadline, the other is a 502 that says why.
+fn is_outage(board: &Board, fault: &str, words: &[&str]) {
+    let seen = see(board);
+    row(fault, &seen, board.check_blobs());
+    let expected = (200, "larder; hit; detail=last-complete");
+    assert_eq!((seen.cached.0, seen.cached.1.as_str()), expected, "{fault}");
+    assert!(seen.cached.2 < DEADLINE + LEEWAY, "{fault}: {:?}", seen.cached.2);
+    assert_eq!(seen.uncached.0, 502, "{fault}: {}", seen.uncached.1);
+    assert!(seen.uncached.2 < MISS_BOUND, "{fault}: {:?}", seen.uncached.2);
+    assert!(words.iter().any(|word| seen.uncached.1.contains(word)), "{fault}: {}", seen.uncached.1);
 }
 
 #[test]
@@ -111,17 +113,7 @@ fn unreachable(fault: &str, url: &str, words: &[&str]) {
     let text = std::fs::read_to_string(&file).unwrap();
     std::fs::write(&file, text.replace(&upstream.url(), url)).unwrap();
     board.start_again();
-    let seen = see(&board);
-    row(fault, &seen, board.check_blobs());
-    assert_eq!(
-        (seen.cached.0, seen.cached.1.as_str()),
-        (200, "larder; hit; detail=last-complete"),
-        "{fault}"
-    );
-    assert!(seen.cached.2 < DEADLINE + LEEWAY, "{fault}: {:?}", seen.cached.2);
-    assert_eq!(seen.uncached.0, 502, "{fault}");
-    assert!(seen.uncached.2 < MISS_BOUND, "{fault}: {:?}", seen.uncached.2);
-    assert!(words.iter().any(|word| seen.uncached.1.contains(word)), "{fault}: {}", seen.uncached.1);
+    is_outage(&board, fault, words);
 }
 
 #[test]

@@ -24,14 +24,8 @@ fn picture(seed: u64) -> Image {
 
 #[test]
 fn killed_in_the_middle_nothing_half_is_left() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let rounds = number("LARDER_ROUNDS").unwrap_or(25);
-    let mut random = number("LARDER_SEED").unwrap_or_else(|| u64::from(std::process::id()));
-    println!("LARDER_SEED={random} LARDER_ROUNDS={rounds}");
-    let mut below = |limit: u64| {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (random >> 33) % limit
-    };
+    let rounds = common::from_environment("LARDER_ROUNDS", 25);
+    let mut random = common::Random::seeded();
     let upstream = Upstream::start().unwrap();
     for seed in 0..IMAGES {
         upstream.push(&format!("lab/{seed}"), "latest", &picture(seed));
@@ -46,7 +40,7 @@ fn killed_in_the_middle_nothing_half_is_left() {
         let addr = board.addr;
         let clients: Vec<_> = (0..CLIENTS)
             .map(|_| {
-                let first = below(IMAGES);
+                let first = random.below(IMAGES as usize) as u64;
                 std::thread::spawn(move || {
                     for seed in first.. {
                         let name = format!("lab/{}", seed % IMAGES);
@@ -63,7 +57,7 @@ fn killed_in_the_middle_nothing_half_is_left() {
                 })
             })
             .collect();
-        std::thread::sleep(Duration::from_millis(below(120)));
+        std::thread::sleep(Duration::from_millis(random.below(120) as u64));
         board.kill();
         clients.into_iter().for_each(|client| client.join().unwrap());
         blobs += board.check_blobs();

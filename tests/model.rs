@@ -7,7 +7,7 @@
 
 mod common;
 
-use common::Board;
+use common::{Board, Random};
 use larder::demo::image::Image;
 use larder::demo::upstream::Upstream;
 use larder::oci::Digest;
@@ -35,7 +35,7 @@ struct Known {
 }
 
 struct Run {
-    random: u64,
+    random: Random,
     upstream: Upstream,
     board: Board,
     known: BTreeMap<usize, Known>,
@@ -44,7 +44,7 @@ struct Run {
 }
 
 impl Run {
-    fn new(seed: u64) -> Run {
+    fn new(random: Random) -> Run {
         let upstream = Upstream::start().unwrap();
         let mut known = BTreeMap::new();
         for repository in 0..REPOSITORIES {
@@ -57,13 +57,7 @@ impl Run {
             common::FETCH,
             upstream.url()
         ));
-        Run { random: seed, upstream, board, known, online: true, counts: BTreeMap::new() }
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        self.random =
-            self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((self.random >> 33) % limit as u64) as usize
+        Run { random, upstream, board, known, online: true, counts: BTreeMap::new() }
     }
 
     fn count(&mut self, what: &'static str) {
@@ -71,8 +65,8 @@ impl Run {
     }
 
     fn step(&mut self) {
-        let repository = self.below(REPOSITORIES);
-        match self.below(100) {
+        let repository = self.random.below(REPOSITORIES);
+        match self.random.below(100) {
             0..70 => self.pull(repository),
             70..80 => self.push(repository),
             80..86 => self.pin(repository),
@@ -198,7 +192,7 @@ impl Run {
         } else {
             self.board.stop();
         }
-        if self.below(4) == 0 {
+        if self.random.below(4) == 0 {
             std::fs::remove_dir_all(self.board.data().join("index")).unwrap();
             self.count("index lost");
         }
@@ -211,11 +205,8 @@ impl Run {
 
 #[test]
 fn random_lives_keep_every_promise() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let steps = number("LARDER_STEPS").unwrap_or(1_000);
-    let seed = number("LARDER_SEED").unwrap_or_else(|| u64::from(std::process::id()));
-    println!("LARDER_SEED={seed} LARDER_STEPS={steps}");
-    let mut run = Run::new(seed);
+    let steps = common::from_environment("LARDER_STEPS", 1_000);
+    let mut run = Run::new(Random::seeded());
     for step in 0..steps {
         run.step();
         if step % 100 == 99 {

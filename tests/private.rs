@@ -91,16 +91,19 @@ fn credentials_that_upstream_refuses_are_said_to_be_refused() {
     assert!(body.contains("not accepted"), "{body}");
 }
 
+/// A board with the public docker.io and the private private.example.
+fn board_of_both(public: &Upstream, private: &Upstream, folder: &Folder) -> Board {
+    private.login(Login::Basic(alice().0, alice().1));
+    let (credentials, auth) = secrets(folder);
+    let url = private.url();
+    Board::new(public, &format!("[upstream.\"private.example\"]\nurl = \"{url}\"\n{credentials}{auth}"))
+}
+
 #[test]
 fn private_content_is_not_served_by_another_repository() {
     let (private, public) = (upstream_with(&image(1)), Upstream::start().unwrap());
-    private.login(Login::Basic(alice().0, alice().1));
     let folder = Folder::new();
-    let (credentials, auth) = secrets(&folder);
-    let board = Board::new(
-        &public,
-        &format!("[upstream.\"private.example\"]\nurl = \"{}\"\n{credentials}{auth}", private.url()),
-    );
+    let board = board_of_both(&public, &private, &folder);
     let layer = layer_of(&image(1));
     let of_private = format!("/v2/lab/app/blobs/{layer}?ns=private.example");
     assert_eq!(board.get(&of_private).status, 401);
@@ -126,13 +129,8 @@ fn private_content_is_not_served_by_another_repository() {
 #[test]
 fn content_that_the_public_registry_holds_too_becomes_public() {
     let (private, public) = (upstream_with(&image(1)), upstream_with(&image(1)));
-    private.login(Login::Basic(alice().0, alice().1));
     let folder = Folder::new();
-    let (credentials, auth) = secrets(&folder);
-    let board = Board::new(
-        &public,
-        &format!("[upstream.\"private.example\"]\nurl = \"{}\"\n{credentials}{auth}", private.url()),
-    );
+    let board = board_of_both(&public, &private, &folder);
     let layer = layer_of(&image(1));
     let of_private = format!("/v2/lab/app/blobs/{layer}?ns=private.example");
     board.request("GET", &of_private, &[BOARD]).body().unwrap();
