@@ -149,6 +149,8 @@ pub const LISTING_STEP: usize = 256;
 pub const ROOM_PAUSE: Duration = Duration::from_secs(5);
 /// How often the disk is looked at for neighbours that fill it.
 pub const DISK_WATCH_EVERY: Duration = Duration::from_secs(2);
+/// Pieces of a blob that is streamed through which may wait for its client.
+pub const THROUGH_PIECES: usize = 1;
 /// Starts in a row that may end before the index has been read through; then it is made again. One may have met a
 /// power cut.
 pub const UNFINISHED_STARTS_MAX: u32 = 2;

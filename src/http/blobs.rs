@@ -54,6 +54,7 @@ async fn body(
         Source::Hit(blob) => (blob.size, "larder; hit"),
         Source::Fill { total, joined: false, .. } => (*total, "larder; fwd=uri-miss"),
         Source::Fill { total, joined: true, .. } => (*total, "larder; fwd=uri-miss; collapsed"),
+        Source::Through { total, .. } => (*total, "larder; fwd=uri-miss; detail=not-stored"),
     };
     let (code, first, length) = match request.range(total) {
         Range::Whole => (StatusCode::OK, 0, total),
@@ -73,6 +74,10 @@ async fn body(
             first,
             Account::open(shared, request.client, repository, ByteSource::Cache).await?,
         ),
+        Source::Through { pieces, .. } => {
+            let account = Account::open(shared, request.client, repository, ByteSource::Fill).await?;
+            Reader::through(pieces, first, mirror.stall_timeout(), account)
+        }
         Source::Fill { fill, .. } => {
             let account = Account::open(shared, request.client, repository, ByteSource::Fill).await?;
             Reader::growing(fill, first, mirror.stall_timeout(), account)

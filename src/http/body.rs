@@ -7,7 +7,7 @@
 use super::Shared;
 use super::admission::Place;
 use crate::budget;
-use crate::mirror::{ByteSource, Fill, Mirror, Phase, Progress, Refusal};
+use crate::mirror::{ByteSource, Fill, Mirror, Phase, Pieces, Progress, Refusal};
 use crate::oci::Repository;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
@@ -108,7 +108,17 @@ pub(super) struct Reader {
 
 enum From {
     Whole(Arc<File>),
-    Growing { fill: Arc<Fill>, follow: watch::Receiver<Progress>, stall: Duration },
+    Growing {
+        fill: Arc<Fill>,
+        follow: watch::Receiver<Progress>,
+        stall: Duration,
+    },
+    /// `skip`: bytes still to be thrown away, because they lie before the range that was asked for.
+    Through {
+        pieces: Pieces,
+        skip: u64,
+        stall: Duration,
+    },
 }
 
 impl Reader {
@@ -120,6 +130,11 @@ impl Reader {
     pub(super) fn growing(fill: Arc<Fill>, offset: u64, stall: Duration, account: Account) -> Reader {
         let follow = fill.follow();
         Reader { from: From::Growing { fill, follow, stall }, offset, account }
+    }
+
+    /// Passes on what comes for this client alone; a wait of `stall` without a byte is an error.
+    pub(super) fn through(pieces: Pieces, offset: u64, stall: Duration, account: Account) -> Reader {
+        Reader { from: From::Through { pieces, skip: offset, stall }, offset, account }
     }
 
     async fn next(mut self: Box<Self>, left: u64) -> (Box<Self>, io::Result<Bytes>) {
@@ -138,6 +153,7 @@ impl Reader {
     async fn read(&mut self, left: u64) -> io::Result<Bytes> {
         let (file, available) = match &mut self.from {
             From::Whole(file) => (Arc::clone(file), u64::MAX),
+            From::Through { pieces, skip, stall } => return next_piece(pieces, skip, *stall, left).await,
             From::Growing { fill, follow, stall } => {
                 let available = bytes_after(follow, self.offset, *stall).await?;
                 self.account.source = fill.source();
@@ -149,6 +165,22 @@ impl Reader {
         let (want, offset) = (usize::try_from(want).unwrap_or(budget::SERVE_CHUNK_BYTES), self.offset);
         let read = tokio::task::spawn_blocking(move || read_at(&file, offset, want)).await;
         read.map_err(io::Error::other)?
+    }
+}
+
+/// The next bytes of a blob that is streamed through, at most `left`.
+async fn next_piece(pieces: &mut Pieces, skip: &mut u64, stall: Duration, left: u64) -> io::Result<Bytes> {
+    loop {
+        let received = tokio::time::timeout(stall, pieces.recv()).await;
+        let received =
+            received.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no byte came in time"))?;
+        let mut piece = received.ok_or(io::ErrorKind::UnexpectedEof)??;
+        let skipped = piece.len().min(usize::try_from(*skip).unwrap_or(usize::MAX));
+        *skip -= skipped as u64;
+        let piece = piece.split_off(skipped);
+        if !piece.is_empty() {
+            return Ok(piece.slice(..piece.len().min(usize::try_from(left).unwrap_or(usize::MAX))));
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 use super::fill::{Fill, Phase};
 use super::lane::Flight;
 use super::refusal::{Missing, Refusal};
+use super::through::Pieces;
 use super::{ByteSource, Mirror, outage_text};
 use crate::budget;
 use crate::fetch::{Failure, FetchedManifest, Upstream};
@@ -39,6 +40,13 @@ pub enum Source {
         total: u64,
         /// Another request had begun it.
         joined: bool,
+    },
+    /// It comes for this client alone and is not kept.
+    Through {
+        /// Bytes that it has.
+        total: u64,
+        /// The pieces, from the first byte on.
+        pieces: Pieces,
     },
 }
 
@@ -141,6 +149,9 @@ impl Mirror {
                 Ok(Some(total)) => return Ok(Source::Fill { fill, total, joined }),
                 Ok(None) => break,
                 // That another repository's upstream cannot give it says nothing of this one's.
+                Err(Refusal::NoRoom(cause)) => {
+                    return self.through(&upstream, repository, digest, stated, &cause).await;
+                }
                 Err(_) if of_another && again => {}
                 Err(refusal) => return Err(refusal),
             }

@@ -608,7 +608,13 @@ impl Run<'_> {
                     return Err(self.wrong(format!("sent more than the {limit} bytes that it should have")));
                 }
                 Ok(n) => {
-                    staged.append(&chunk[..n])?;
+                    if let Err(problem) = staged.append(&chunk[..n]) {
+                        // What cannot be finished takes no room from what can.
+                        if problem.is_full() {
+                            staged.discard(&self.fills.store);
+                        }
+                        return Err(problem.into());
+                    }
                     self.fruitless = 0;
                     self.publish(staged, offered);
                     self.reserve(total.map_or(0, |total| total - staged.len()));
@@ -654,7 +660,7 @@ impl Run<'_> {
         let _turn = self.fills.reserving.lock().unwrap_or_else(PoisonError::into_inner);
         let lacking = self.fills.lacking(rest, self.reserved)?.bytes();
         if lacking > 0 && self.fills.make_room(lacking, Otherwise::Nothing) < lacking {
-            return Err(Ending::Failed(Refusal::Failed(format!(
+            return Err(Ending::Failed(Refusal::NoRoom(format!(
                 "the mirror's disk has {} free, of which {} stay free{}; {} are to come, and nothing that may go would make room for them",
                 bytes_text(self.fills.store.free_bytes()?),
                 bytes_text(self.fills.disk.min_free),

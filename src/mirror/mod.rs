@@ -15,6 +15,7 @@ mod readiness;
 mod refusal;
 mod resolve;
 pub mod room;
+mod through;
 
 pub use crate::kit::PeerState;
 pub use content::{Served, Source};
@@ -25,6 +26,7 @@ pub use pulls::Pulls;
 pub use readiness::{Closure, bytes_text, closure};
 pub use refusal::{Missing, Refusal};
 pub use resolve::Resolved;
+pub use through::Pieces;
 
 use crate::budget;
 use crate::config::Config;
@@ -61,6 +63,8 @@ pub struct Mirror {
     verified: resolve::Verified,
     counters: Counters,
     pulls: Pulls,
+    /// Places for blobs that are streamed through.
+    through: Arc<tokio::sync::Semaphore>,
     /// One makes room at a time.
     room: Mutex<room::Attempts>,
     stopping: AtomicBool,
@@ -85,6 +89,7 @@ impl Mirror {
             config.fetch.streams,
             config.disk.clone(),
         )?;
+        let streams = config.fetch.streams;
         let mirror = Arc::new(Mirror {
             lanes: upstreams.iter().map(|upstream| (upstream.name().clone(), lanes_to(upstream))).collect(),
             beside: Mutex::default(),
@@ -101,6 +106,7 @@ impl Mirror {
             verified: resolve::Verified::default(),
             counters: Counters::default(),
             pulls: Pulls::default(),
+            through: Arc::new(tokio::sync::Semaphore::new(streams)),
             room: Mutex::default(),
             stopping: AtomicBool::new(false),
         });

@@ -30,6 +30,8 @@ pub enum Refusal {
     Unavailable(String),
     /// Larder has all it can carry; the client may come back.
     Busy(String),
+    /// The disk has no room for it, and nothing may go to make some.
+    NoRoom(String),
     /// Larder itself failed; the log says how.
     Failed(String),
 }
@@ -66,7 +68,7 @@ impl Refusal {
             StoreError::Busy(digest) => Refusal::Busy(format!("{digest} is being written")),
             other if other.is_full() => {
                 log::error!("{other}");
-                Refusal::Failed("the mirror's disk is full".into())
+                Refusal::NoRoom("the mirror's disk is full".into())
             }
             other => {
                 log::error!("{other}");
@@ -88,6 +90,7 @@ impl std::fmt::Display for Refusal {
             | Refusal::Denied { message, .. }
             | Refusal::Unavailable(message)
             | Refusal::Busy(message)
+            | Refusal::NoRoom(message)
             | Refusal::Failed(message) => f.write_str(message),
         }
     }
