@@ -377,8 +377,9 @@ fn a_remembered_outage_refuses_nothing_that_can_be_had() {
         upstream.come_back().unwrap();
         board.start_again();
         // Whether the first probe has ended by now or not: nothing stands in for this, so upstream is asked.
-        upstream.push("lab/new", "latest", &image(2 + start));
-        assert_eq!(board.pull("lab/new", "latest").unwrap().digest, image(2 + start).root);
+        let new = format!("lab/new-{start}");
+        upstream.push(&new, "latest", &image(2 + start));
+        assert_eq!(board.pull(&new, "latest").unwrap().digest, image(2 + start).root);
         upstream.hang_up();
     }
 }
