@@ -18,14 +18,18 @@ impl Desk {
             None => {
                 let present =
                     record.rollback.as_ref().map(|rollback| &rollback.to).or(offered).unwrap_or(&newest);
-                let mut earlier = Vec::new();
-                for version in record.candidates() {
-                    let older = record.candidates().iter().any(|v| v.digest == *present && v.n > version.n);
-                    if older && self.closure(&version.digest)?.is_complete() {
-                        earlier.push(version);
+                // Newest first, whatever was gone back to. Not by count: a version may be found whole only after
+                // upstream has named the next.
+                let mut plain = record.clone();
+                plain.rollback = None;
+                let order = plain.candidates();
+                let at = order.iter().position(|version| version.digest == *present);
+                let mut best = None;
+                for version in &order[at.map_or(0, |at| at + 1)..] {
+                    if best.is_none() && self.closure(&version.digest)?.is_complete() {
+                        best = Some(*version);
                     }
                 }
-                let best = earlier.into_iter().max_by_key(|version| version.n);
                 best.ok_or_else(|| Problem(format!("{image} has no earlier complete version")))?
                     .digest
                     .clone()

@@ -347,18 +347,21 @@ impl Store {
     /// Notes that upstream said `digest` for the tag. Does nothing if that is what it said last, and if no peer has
     /// said anything since.
     pub fn tag_seen(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> Result<(), StoreError> {
-        let known = self.tag(repository, tag)?;
-        if known.is_some_and(|record| {
-            !record.has_later_offer() && record.seen.is_some_and(|seen| seen.digest == *digest)
-        }) {
+        let known = || {
+            Ok(self.tag(repository, tag)?.is_some_and(|record| {
+                !record.has_later_offer() && record.seen.is_some_and(|seen| seen.digest == *digest)
+            }))
+        };
+        if known()? {
             return Ok(());
         }
-        self.record(journal::What::Seen {
+        let what = journal::What::Seen {
             repository: repository.clone(),
             tag: tag.clone(),
             digest: digest.clone(),
             unix: clock::trusted_unix(),
-        })
+        };
+        self.record_unless(what, known)
     }
 
     /// Moves the tag's *complete* pointer to `digest`, whose closure the caller has found whole.
@@ -368,18 +371,19 @@ impl Store {
         tag: &Tag,
         digest: &Digest,
     ) -> Result<(), StoreError> {
-        let known = self.tag(repository, tag)?;
         let same = |complete: Version| complete.digest == *digest && !complete.peer;
-        if known.is_some_and(|record| record.complete.is_some_and(same)) {
+        let known = || Ok(self.tag(repository, tag)?.is_some_and(|record| record.complete.is_some_and(same)));
+        if known()? {
             return Ok(());
         }
-        self.record(journal::What::Complete {
+        let what = journal::What::Complete {
             repository: repository.clone(),
             tag: tag.clone(),
             digest: digest.clone(),
             unix: clock::trusted_unix(),
             peer: false,
-        })
+        };
+        self.record_unless(what, known)
     }
 
     /// Notes that a version which a peer named is whole here. `unix` is when the peer's upstream said so. What this
@@ -581,8 +585,20 @@ impl Store {
 
     /// Writes one event: the journal first, flushed; then the index.
     fn record(&self, what: journal::What) -> Result<(), StoreError> {
+        self.record_unless(what, || Ok(false))
+    }
+
+    /// The same, unless it turns out to be known when its turn has come: several may have found it out at once.
+    fn record_unless(
+        &self,
+        what: journal::What,
+        known: impl FnOnce() -> Result<bool, StoreError>,
+    ) -> Result<(), StoreError> {
         let index = self.index()?;
         let mut journal = self.journal();
+        if known()? {
+            return Ok(());
+        }
         let event = Event { n: self.sequence.next(), what };
         let manifest = self.manifest_of(&event);
         let position = journal.append(&event)?;
