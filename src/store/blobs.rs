@@ -140,7 +140,6 @@ impl Store {
         for blob in &mut blobs {
             blob.used = self.unwritten_use(&blob.digest).unwrap_or(blob.used);
         }
-        self.stored_bytes.store(blobs.iter().map(|blob| blob.size).sum(), Ordering::Relaxed);
         Ok(blobs)
     }
 
