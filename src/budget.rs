@@ -139,6 +139,26 @@ pub const CONNECTION_BUFFER_BYTES: usize = 16 * 1024;
 pub const QUEUE_WAIT_MAX: Duration = Duration::from_secs(3_600);
 /// Longest a login waits for those before it to be checked.
 pub const LOGIN_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Bytes of damaged content that are kept to be looked at; of more only the names stay.
+pub const QUARANTINE_BYTES_MAX: u64 = 64 * MIB;
+/// Names of damaged content that are remembered to be fetched again.
+pub const QUARANTINE_FILES_MAX: usize = 1_024;
+/// Pause between attempts to fetch again what was damaged.
+pub const REFETCH_PAUSE: Duration = Duration::from_secs(15);
+/// Threads that hash content which is served for the first time after a stop that was not an orderly one.
+pub const RECHECKS: usize = 2;
+/// A blob up to this size is hashed before its first byte is served then; a larger one while it is.
+pub const RECHECK_FIRST_BYTES: u64 = 4 * MIB;
+/// In what time a scrub reads everything once.
+pub const SCRUB_PASS: Duration = Duration::from_secs(30 * 24 * 3600);
+/// The same while there is content that was not hashed since a stop that was not an orderly one.
+pub const SCRUB_PASS_SUSPECT: Duration = Duration::from_secs(24 * 3600);
+/// Pause of the scrub after a start, and while there is something else to do.
+pub const SCRUB_PAUSE: Duration = Duration::from_secs(60);
+/// How often it is written down how far the scrub is.
+pub const SCRUB_SAVE_EVERY: Duration = Duration::from_secs(6 * 3600);
+/// What the scrub adds to the nice value of its thread; the kernel derives the priority of its reads from it.
+pub const SCRUB_NICE: i32 = 19;
 /// What a scrub reads at a time.
 pub const SCRUB_CHUNK_BYTES: usize = 256 * 1024;
 /// Longest a request waits for something it has no substitute for, well under containerd's 30 s.
@@ -235,6 +255,16 @@ pub const JOURNAL_COMPACT_BYTES: u64 = 4 * MIB;
 pub const JOURNAL_RECORD_BYTES_MAX: usize = 64 * 1024;
 /// Uses of blobs kept in memory before they are written in one batch.
 pub const TOUCHES_MAX: usize = 16_384;
+/// Counts that touches may take before the session file has to be written again; a power cut skips as many at most.
+pub const COUNTS_AHEAD: u64 = 20_000;
+/// Largest session file read; one that larder wrote has a few kilobytes.
+pub const SESSION_BYTES_MAX: usize = 64 * 1024;
+/// Notes of how counts compare with running time, each good for a part of `disk.expire_unused` (see below).
+pub const USE_MARKS_MAX: usize = 64;
+/// The part of `disk.expire_unused` that passes between two such notes, so that they reach back far enough.
+pub const USE_MARKS_EACH: u32 = 32;
+/// How often images are looked for that were not used for `disk.expire_unused`, at the most.
+pub const EXPIRE_EVERY: Duration = Duration::from_secs(600);
 /// How often that batch is written at the most.
 pub const TOUCH_FLUSH_EVERY: Duration = Duration::from_secs(60);
 /// Longest `history` a tag may have.

@@ -94,8 +94,8 @@ impl Desk {
                 // It may have been evicted since the list was made.
                 Err(_) if !self.store.contains(&blob.digest) => continue,
                 Err(problem) => {
-                    if let Some(mirror) = &self.mirror {
-                        mirror.counters().count_corrupt();
+                    if !repair {
+                        self.store.count_corrupt();
                     }
                     verified.bad.push(Bad {
                         problem: problem.to_string(),

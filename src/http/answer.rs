@@ -89,7 +89,7 @@ pub(super) fn refuse(refusal: &Refusal) -> Answer {
         Refusal::Denied { .. } => (StatusCode::FORBIDDEN, ErrorCode::Denied),
         Refusal::Unavailable(_) => (StatusCode::BAD_GATEWAY, ErrorCode::Unavailable),
         Refusal::Busy(_) => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::TooManyRequests),
-        Refusal::NoRoom(_) => (StatusCode::INSUFFICIENT_STORAGE, ErrorCode::Unavailable),
+        Refusal::NotKept(_) => (StatusCode::INSUFFICIENT_STORAGE, ErrorCode::Unavailable),
         Refusal::Failed(_) => (StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unavailable),
     };
     let mut answer = error(status, code, &refusal.to_string());

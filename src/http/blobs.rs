@@ -52,6 +52,7 @@ async fn body(
     let source = mirror.blob(repository, digest).await?;
     let (total, status) = match &source {
         Source::Hit(blob) => (blob.size, "larder; hit"),
+        Source::Fill { total, fill, .. } if fill.source() == ByteSource::Cache => (*total, "larder; hit"),
         Source::Fill { total, joined: false, .. } => (*total, "larder; fwd=uri-miss"),
         Source::Fill { total, joined: true, .. } => (*total, "larder; fwd=uri-miss; collapsed"),
         Source::Through { total, .. } => (*total, "larder; fwd=uri-miss; detail=not-stored"),
@@ -72,6 +73,7 @@ async fn body(
         Source::Hit(blob) => Reader::whole(
             blob.file,
             first,
+            digest,
             Account::open(shared, request.client, repository, ByteSource::Cache).await?,
         ),
         Source::Through { pieces, .. } => {

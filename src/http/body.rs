@@ -8,7 +8,7 @@ use super::Shared;
 use super::admission::Place;
 use crate::budget;
 use crate::mirror::{ByteSource, Fill, Mirror, Phase, Pieces, Progress, Refusal};
-use crate::oci::Repository;
+use crate::oci::{Digest, Repository};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use std::fs::File;
@@ -107,23 +107,27 @@ pub(super) struct Reader {
 }
 
 enum From {
-    Whole(Arc<File>),
-    Growing {
-        fill: Arc<Fill>,
-        follow: watch::Receiver<Progress>,
-        stall: Duration,
-    },
-    /// `skip`: bytes still to be thrown away, because they lie before the range that was asked for.
-    Through {
-        pieces: Pieces,
-        skip: u64,
-        stall: Duration,
-    },
+    Whole { file: Arc<File>, digest: Digest },
+    Growing { fill: Arc<Fill>, follow: watch::Receiver<Progress>, stall: Duration },
+    Through(Through),
+}
+
+/// What comes for one client alone.
+struct Through {
+    pieces: Pieces,
+    /// Bytes that have come.
+    come: u64,
+    /// Bytes before the first one that is wanted.
+    skip: u64,
+    /// The bytes before it as the client has had them, from a download that the disk would not take to its end.
+    had: Option<Arc<File>>,
+    stall: Duration,
 }
 
 impl Reader {
-    pub(super) fn whole(file: File, offset: u64, account: Account) -> Reader {
-        Reader { from: From::Whole(Arc::new(file)), offset, account }
+    /// Reads the blob `digest`; what cannot be read of it is looked at again.
+    pub(super) fn whole(file: File, offset: u64, digest: &Digest, account: Account) -> Reader {
+        Reader { from: From::Whole { file: Arc::new(file), digest: digest.clone() }, offset, account }
     }
 
     /// Reads a fill as it grows; a wait of `stall` without a byte is an error.
@@ -134,7 +138,8 @@ impl Reader {
 
     /// Passes on what comes for this client alone; a wait of `stall` without a byte is an error.
     pub(super) fn through(pieces: Pieces, offset: u64, stall: Duration, account: Account) -> Reader {
-        Reader { from: From::Through { pieces, skip: offset, stall }, offset, account }
+        let through = Through { pieces, come: 0, skip: offset, had: None, stall };
+        Reader { from: From::Through(through), offset, account }
     }
 
     async fn next(mut self: Box<Self>, left: u64) -> (Box<Self>, io::Result<Bytes>) {
@@ -145,17 +150,38 @@ impl Reader {
                 self.account.served += bytes.len() as u64;
                 self.account.whole = bytes.len() as u64 == left;
             }
-            Err(e) => log::warn!("a client's download was cut at byte {}: {e}", self.offset),
+            Err(e) => {
+                log::warn!("a client's download was cut at byte {}: {e}", self.offset);
+                if let From::Whole { digest, .. } = &self.from {
+                    self.account.mirror.doubt(digest);
+                }
+            }
         }
         (self, read)
     }
 
     async fn read(&mut self, left: u64) -> io::Result<Bytes> {
         let (file, available) = match &mut self.from {
-            From::Whole(file) => (Arc::clone(file), u64::MAX),
-            From::Through { pieces, skip, stall } => return next_piece(pieces, skip, *stall, left).await,
+            From::Whole { file, .. } => (Arc::clone(file), u64::MAX),
+            From::Through(through) => return through.next(left).await,
             From::Growing { fill, follow, stall } => {
-                let available = bytes_after(follow, self.offset, *stall).await?;
+                let available = match bytes_after(follow, self.offset, *stall).await {
+                    Ok(available) => available,
+                    Err(e) => {
+                        // A download that only the disk ended goes on without it.
+                        let Some(cause) = fill.not_kept() else { return Err(e) };
+                        let total = follow.borrow().total.ok_or(e)?;
+                        let mirror = Arc::clone(&self.account.mirror);
+                        let pieces =
+                            mirror.go_on_through(&self.account.repository, fill, total, &cause).await;
+                        let pieces = pieces.map_err(|refusal| io::Error::other(refusal.to_string()))?;
+                        let (had, stall) = (fill.file(), *stall);
+                        let mut through = Through { pieces, come: 0, skip: self.offset, had, stall };
+                        let read = through.next(left).await;
+                        self.from = From::Through(through);
+                        return read;
+                    }
+                };
                 self.account.source = fill.source();
                 let file = fill.file().ok_or_else(|| io::Error::other("the download has no file yet"))?;
                 (file, available)
@@ -163,25 +189,40 @@ impl Reader {
         };
         let want = left.min(available - self.offset).min(budget::SERVE_CHUNK_BYTES as u64);
         let (want, offset) = (usize::try_from(want).unwrap_or(budget::SERVE_CHUNK_BYTES), self.offset);
-        let read = tokio::task::spawn_blocking(move || read_at(&file, offset, want)).await;
-        read.map_err(io::Error::other)?
+        read_from(&file, offset, want).await
     }
 }
 
-/// The next bytes of a blob that is streamed through, at most `left`.
-async fn next_piece(pieces: &mut Pieces, skip: &mut u64, stall: Duration, left: u64) -> io::Result<Bytes> {
-    loop {
-        let received = tokio::time::timeout(stall, pieces.recv()).await;
-        let received =
-            received.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no byte came in time"))?;
-        let mut piece = received.ok_or(io::ErrorKind::UnexpectedEof)??;
-        let skipped = piece.len().min(usize::try_from(*skip).unwrap_or(usize::MAX));
-        *skip -= skipped as u64;
-        let piece = piece.split_off(skipped);
-        if !piece.is_empty() {
-            return Ok(piece.slice(..piece.len().min(usize::try_from(left).unwrap_or(usize::MAX))));
+impl Through {
+    /// The next bytes, at most `left`.
+    async fn next(&mut self, left: u64) -> io::Result<Bytes> {
+        loop {
+            let received = tokio::time::timeout(self.stall, self.pieces.recv()).await;
+            let received =
+                received.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no byte came in time"))?;
+            let mut piece = received.ok_or(io::ErrorKind::UnexpectedEof)??;
+            let at = self.come;
+            self.come += piece.len() as u64;
+            let skipped =
+                usize::try_from(self.skip.saturating_sub(at)).unwrap_or(usize::MAX).min(piece.len());
+            let wanted = piece.split_off(skipped);
+            if let (Some(had), false) = (&self.had, piece.is_empty()) {
+                // The client has had other bytes than the ones that are hashed now: it must not get their end.
+                if read_from(had, at, piece.len()).await? != piece {
+                    return Err(io::Error::other("upstream sends other bytes than it sent before"));
+                }
+            }
+            if !wanted.is_empty() {
+                return Ok(wanted.slice(..wanted.len().min(usize::try_from(left).unwrap_or(usize::MAX))));
+            }
         }
     }
+}
+
+/// Reads so many bytes, or up to the end of the file, on a thread that may wait for the disk.
+async fn read_from(file: &Arc<File>, offset: u64, want: usize) -> io::Result<Bytes> {
+    let file = Arc::clone(file);
+    tokio::task::spawn_blocking(move || read_at(&file, offset, want)).await.map_err(io::Error::other)?
 }
 
 /// Waits until a fill has bytes after `offset`, and says up to where.
@@ -267,6 +308,14 @@ impl Account {
             served: 0,
             whole: false,
         })
+    }
+}
+
+impl Account {
+    /// A body that is at hand.
+    pub(super) fn paid(mut self, bytes: Bytes) -> Body {
+        (self.served, self.whole) = (bytes.len() as u64, true);
+        Body::full(bytes)
     }
 }
 

@@ -7,7 +7,7 @@ use super::Shared;
 use super::answer::{self, Answer, CACHE_STATUS, CONTENT_DIGEST, NAMESPACE};
 use super::body::{Account, Body, Reader};
 use super::request::Request;
-use crate::mirror::{ByteSource, Refusal, Resolved, Served, Tier};
+use crate::mirror::{ByteSource, Content, Refusal, Resolved, Served, Tier};
 use crate::oci::{Digest, ManifestRef, Repository, Tag};
 use hyper::StatusCode;
 use hyper::header::{self, HeaderValue};
@@ -110,11 +110,14 @@ async fn content(
     served: Served,
     status: &'static str,
 ) -> Result<Answer, Refusal> {
-    let size = served.blob.size;
+    let size = served.content.size();
     let mut answer = answer::with_length(StatusCode::OK, &served.media_type, size);
     if !request.head {
         let account = Account::open(shared, request.client, repository, served.source).await?;
-        *answer.body_mut() = Body::stream(Reader::whole(served.blob.file, 0, account), size);
+        *answer.body_mut() = match served.content {
+            Content::Whole(blob) => Body::stream(Reader::whole(blob.file, 0, digest, account), size),
+            Content::Memory(bytes) => account.paid(bytes),
+        };
     }
     label(&mut answer, request, digest, status);
     Ok(answer)

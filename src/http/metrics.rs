@@ -59,7 +59,7 @@ fn render(mirror: &Mirror) -> String {
     page.family("larder_evicted_bytes_total", "counter", "Bytes removed to make room.");
     page.sample("larder_evicted_bytes_total", "", counters.evicted_bytes());
     page.family("larder_corrupt_blobs_total", "counter", "Blobs found not to hash to their name.");
-    page.sample("larder_corrupt_blobs_total", "", counters.corrupt_blobs());
+    page.sample("larder_corrupt_blobs_total", "", mirror.store().corrupt_blobs());
     page.family("larder_memory_budget_bytes", "gauge", "The configured memory.max.");
     page.sample("larder_memory_budget_bytes", "", mirror.config().memory_max);
     page.0

@@ -5,6 +5,7 @@
 //! repository can name any digest it likes.
 
 use super::fill::{Fill, Phase};
+use super::integrity::Checked;
 use super::lane::Flight;
 use super::refusal::{Missing, Refusal};
 use super::through::Pieces;
@@ -13,8 +14,10 @@ use crate::budget;
 use crate::fetch::{Failure, FetchedManifest, Upstream};
 use crate::oci::{Digest, Manifest, ManifestRef, Repository};
 use crate::store::{Blob, StoreError};
+use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// A manifest that can be served.
 #[derive(Debug)]
@@ -22,9 +25,64 @@ pub struct Served {
     /// The media type to serve it with.
     pub media_type: String,
     /// Its content.
-    pub blob: Blob,
+    pub content: Content,
     /// Where it was when it was asked for.
     pub source: ByteSource,
+}
+
+/// The content of a manifest.
+#[derive(Debug)]
+pub enum Content {
+    /// It is on the disk.
+    Whole(Blob),
+    /// The disk would not take it.
+    Memory(Bytes),
+}
+
+impl Content {
+    /// Bytes in it.
+    pub fn size(&self) -> u64 {
+        match self {
+            Content::Whole(blob) => blob.size,
+            Content::Memory(bytes) => bytes.len() as u64,
+        }
+    }
+}
+
+/// What a question for a manifest has brought.
+#[derive(Debug, Clone)]
+pub(super) struct Landed {
+    pub(super) source: ByteSource,
+    /// The manifest, if the disk would not take it; else it is there.
+    unstored: Option<Arc<Unstored>>,
+}
+
+/// A manifest that is passed on and not kept.
+#[derive(Debug)]
+struct Unstored {
+    media_type: String,
+    bytes: Bytes,
+    /// One of the places of what is streamed through; `None`: there was none.
+    place: Option<Arc<OwnedSemaphorePermit>>,
+}
+
+impl Unstored {
+    /// The content for one client, which keeps the place taken while it reads.
+    fn content(&self) -> Result<Content, Refusal> {
+        /// Bytes, and the place that pays for them.
+        struct Paid(Bytes, #[allow(dead_code)] Arc<OwnedSemaphorePermit>);
+        impl AsRef<[u8]> for Paid {
+            fn as_ref(&self) -> &[u8] {
+                &self.0
+            }
+        }
+        match &self.place {
+            Some(place) => {
+                Ok(Content::Memory(Bytes::from_owner(Paid(self.bytes.clone(), Arc::clone(place)))))
+            }
+            None => Err(Refusal::Busy("as much is streamed through as memory.max allows".into())),
+        }
+    }
 }
 
 /// A blob that can be served.
@@ -81,26 +139,34 @@ impl Mirror {
                 None => Err(unavailable(&upstream, digest)),
             };
         }
-        let key = (repository.clone(), digest.clone());
-        let (mirror, question, asked) = (Arc::clone(self), key.clone(), Arc::clone(&upstream));
-        let flight = self
-            .manifests
-            .join(&self.lanes[upstream.name()], &key, move || {
-                mirror.fetch_manifest(&asked, &question.0, &question.1)
-            })
-            .map_err(|_| Refusal::Busy("too many questions wait for upstreams".into()))?;
+        let flight = self.begin_manifest(&upstream, repository, digest)?;
         self.landed(flight, repository, digest).await
+    }
+
+    /// Has upstream asked for a manifest, or joins the question that is under way.
+    pub(super) fn begin_manifest(
+        self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Flight<Result<Landed, Refusal>>, Refusal> {
+        let key = (repository.clone(), digest.clone());
+        let (mirror, question, asked) = (Arc::clone(self), key.clone(), Arc::clone(upstream));
+        let ask = move || mirror.fetch_manifest(&asked, &question.0, &question.1);
+        self.manifests
+            .join(&self.lanes[upstream.name()], &key, ask)
+            .map_err(|_| Refusal::Busy("too many questions wait for upstreams".into()))
     }
 
     /// Waits for a manifest that was asked for.
     pub(super) async fn landed(
         self: &Arc<Self>,
-        flight: Flight<Result<ByteSource, Refusal>>,
+        flight: Flight<Result<Landed, Refusal>>,
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Served, Refusal> {
-        let source = match tokio::time::timeout(budget::MISS_WAIT_MAX, flight.land()).await {
-            Ok(Some(Ok(source))) => source,
+        let landed = match tokio::time::timeout(budget::MISS_WAIT_MAX, flight.land()).await {
+            Ok(Some(Ok(landed))) => landed,
             Ok(Some(Err(refusal))) => return Err(refusal),
             Ok(None) => {
                 return Err(Refusal::Failed("the question to upstream failed; the log says how".into()));
@@ -113,6 +179,14 @@ impl Mirror {
                 )));
             }
         };
+        let source = landed.source;
+        if let Some(unstored) = landed.unstored {
+            return Ok(Served {
+                media_type: unstored.media_type.clone(),
+                content: unstored.content()?,
+                source,
+            });
+        }
         match self.manifest_here(repository, digest).await? {
             Some(served) => Ok(Served { source, ..served }),
             None => Err(Refusal::not_here(Missing::Manifest, digest)),
@@ -127,8 +201,13 @@ impl Mirror {
         let upstream = self.upstreams.find(&repository.registry).cloned();
         let upstream = upstream.ok_or_else(|| Refusal::UnknownRegistry(repository.registry.clone()))?;
         if let Some(blob) = self.blob_here(&upstream, repository, digest).await? {
-            self.store.touch(digest);
-            return Ok(Source::Hit(blob));
+            if !blob.suspect {
+                self.store.touch(digest);
+                return Ok(Source::Hit(blob));
+            }
+            if let Checked::Serve(source) = self.checked(repository, digest, blob).await? {
+                return Ok(source);
+            }
         }
         if upstream.breaker().link().is_known_down() && self.peers_for(&upstream).is_none() {
             return Err(unavailable(&upstream, digest));
@@ -149,7 +228,7 @@ impl Mirror {
                 Ok(Some(total)) => return Ok(Source::Fill { fill, total, joined }),
                 Ok(None) => break,
                 // That another repository's upstream cannot give it says nothing of this one's.
-                Err(Refusal::NoRoom(cause)) => {
+                Err(Refusal::NotKept(cause)) => {
                     return self.through(&upstream, repository, digest, stated, &cause).await;
                 }
                 Err(_) if of_another && again => {}
@@ -234,7 +313,13 @@ impl Mirror {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Option<Served>, StoreError> {
-        let Here::Yes(blob) = self.here(repository, digest)? else { return Ok(None) };
+        let Here::Yes(mut blob) = self.here(repository, digest)? else { return Ok(None) };
+        if blob.suspect {
+            if !self.is_sound(digest)? {
+                return Ok(None);
+            }
+            blob.suspect = false;
+        }
         let linked = match self.store.link(repository, digest) {
             Ok(link) => link.and_then(|link| link.media_type),
             Err(StoreError::Rebuilding) => None,
@@ -249,7 +334,8 @@ impl Mirror {
                 .and_then(|bytes| Manifest::parse(&bytes, None).ok())
                 .map(|manifest| manifest.media_type),
         };
-        Ok(media_type.map(|media_type| Served { media_type, blob, source: ByteSource::Cache }))
+        let content = Content::Whole(blob);
+        Ok(media_type.map(|media_type| Served { media_type, content, source: ByteSource::Cache }))
     }
 
     async fn blob_here(
@@ -299,10 +385,10 @@ impl Mirror {
         answer.map_err(|failure| Refusal::from_failure(&failure, Missing::Blob))?;
         let (public, name, wanted) = (!upstream.is_private(), repository.clone(), digest.clone());
         let noted = self.blocking(move |mirror| {
-            if public {
-                mirror.store.make_public(&wanted)?
-            } else {
-                mirror.store.hold(&name, &wanted)?
+            let noted =
+                if public { mirror.store.make_public(&wanted) } else { mirror.store.hold(&name, &wanted) };
+            if let Err(problem) = noted {
+                log::warn!("that {name} holds {wanted} was not noted, and has to be asked again: {problem}");
             }
             mirror.store.open_blob(&wanted)
         });
@@ -315,10 +401,10 @@ impl Mirror {
         upstream: &Upstream,
         repository: &Repository,
         digest: &Digest,
-    ) -> Result<ByteSource, Refusal> {
+    ) -> Result<Landed, Refusal> {
         // Another question may have ended between this one's look at the disk and its turn.
         if let Ok(Some(_)) = self.manifest_now(repository, digest) {
-            return Ok(ByteSource::Fill);
+            return Ok(Landed { source: ByteSource::Fill, unstored: None });
         }
         let fetched = upstream.fetch_manifest(&repository.name, &ManifestRef::Digest(digest.clone()));
         let fetched = match fetched {
@@ -328,8 +414,29 @@ impl Mirror {
             }
             Err(failure) => return Err(Refusal::from_failure(&failure, Missing::Manifest)),
         };
-        self.put_manifest(upstream, repository, &fetched).map_err(|problem| Refusal::from_store(&problem))?;
-        Ok(ByteSource::Fill)
+        let stored = self.put_manifest(upstream, repository, &fetched);
+        self.landed_as(ByteSource::Fill, stored, &fetched.digest, &fetched.media_type, fetched.bytes)
+    }
+
+    /// What a question has brought: a manifest that the disk would not take is passed on and not kept.
+    pub(super) fn landed_as(
+        &self,
+        source: ByteSource,
+        stored: Result<(), StoreError>,
+        digest: &Digest,
+        media_type: &str,
+        bytes: Vec<u8>,
+    ) -> Result<Landed, Refusal> {
+        match stored {
+            Ok(()) => Ok(Landed { source, unstored: None }),
+            Err(problem) if problem.is_of_the_disk() || matches!(problem, StoreError::Rebuilding) => {
+                log::warn!("manifest {digest} is passed on and not kept: {problem}");
+                let place = Arc::clone(&self.through).try_acquire_owned().ok().map(Arc::new);
+                let (media_type, bytes) = (media_type.to_owned(), Bytes::from(bytes));
+                Ok(Landed { source, unstored: Some(Arc::new(Unstored { media_type, bytes, place })) })
+            }
+            Err(problem) => Err(Refusal::from_store(&problem)),
+        }
     }
 
     /// Stores a manifest that came unasked; a store that cannot take it is no reason to fail the question.

@@ -72,7 +72,6 @@ impl Source {
 pub struct Counters {
     resolves: [AtomicU64; Tier::ALL.len()],
     served_bytes: [AtomicU64; Source::ALL.len()],
-    corrupt_blobs: AtomicU64,
     evicted_bytes: AtomicU64,
 }
 
@@ -85,11 +84,6 @@ impl Counters {
     /// Content bytes given to clients from `source`.
     pub fn served_bytes(&self, source: Source) -> u64 {
         self.served_bytes[source as usize].load(Ordering::Relaxed)
-    }
-
-    /// Blobs that did not hash to their name.
-    pub fn corrupt_blobs(&self) -> u64 {
-        self.corrupt_blobs.load(Ordering::Relaxed)
     }
 
     /// Bytes that were removed to make room.
@@ -107,10 +101,5 @@ impl Counters {
 
     pub(crate) fn count_served(&self, source: Source, bytes: u64) {
         self.served_bytes[source as usize].fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    /// A blob was found not to hash to its name.
-    pub(crate) fn count_corrupt(&self) {
-        self.corrupt_blobs.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -6,6 +6,7 @@
 //! upstream is back.
 
 use super::counters::Source;
+use super::lane::Lanes;
 use super::outage_text;
 use super::readiness::bytes_text;
 use super::refusal::{Missing, Refusal};
@@ -15,7 +16,7 @@ use crate::fetch::{Failure, Link, Upstream, Upstreams};
 use crate::kit::Kit;
 use crate::oci::{Digest, Repository};
 use crate::store::evict::Otherwise;
-use crate::store::{Origin, Staged, Store, StoreError};
+use crate::store::{Blob, Origin, Staged, Store, StoreError, Verdict};
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,6 +34,8 @@ pub struct Fill {
     file: OnceLock<Arc<File>>,
     /// Some of it came from a peer.
     from_peer: AtomicBool,
+    /// It fetches nothing: it hashes what is on the disk.
+    checks: bool,
     progress: watch::Sender<Progress>,
     revival: Mutex<Revival>,
 }
@@ -87,7 +90,19 @@ impl Fill {
 
     /// What its bytes are counted as: a peer's as soon as some of them are.
     pub fn source(&self) -> Source {
-        if self.from_peer.load(Ordering::Relaxed) { Source::Peer } else { Source::Fill }
+        match (self.checks, self.from_peer.load(Ordering::Relaxed)) {
+            (true, _) => Source::Cache,
+            (false, true) => Source::Peer,
+            (false, false) => Source::Fill,
+        }
+    }
+
+    /// Why it was given up, if it was because the disk would not take it.
+    pub fn not_kept(&self) -> Option<String> {
+        match &self.progress.borrow().phase {
+            Phase::Failed(Refusal::NotKept(cause)) => Some(cause.clone()),
+            _ => None,
+        }
     }
 
     /// The file that grows; there once the fill has begun to run.
@@ -150,6 +165,8 @@ pub(super) struct Fills {
     reserving: Mutex<()>,
     /// Called to make room.
     lack: OnceLock<Box<Lack>>,
+    /// Where content is hashed that is on the disk and suspect.
+    checks: Lanes,
 }
 
 #[derive(Default)]
@@ -180,6 +197,7 @@ impl Fills {
             published: OnceLock::new(),
             reserving: Mutex::default(),
             lack: OnceLock::new(),
+            checks: Lanes::new("checks", budget::RECHECKS, budget::FILLS_MAX),
         });
         for number in 1..=threads {
             let fills = Arc::downgrade(&fills);
@@ -276,12 +294,90 @@ impl Fills {
             stated,
             file: OnceLock::new(),
             from_peer: AtomicBool::new(false),
+            checks: false,
             progress: watch::Sender::new(Progress { total: None, available: 0, phase: Phase::Queued }),
             revival: Mutex::default(),
         });
         state.by_digest.insert(digest.clone(), Arc::clone(&fill));
         self.enqueue(&mut state, &fill);
         Ok(Some(fill))
+    }
+
+    /// Has a suspect blob hashed, and its content read as far as that is; joins if it is being done. `Ok(None)`: it has
+    /// been done, and the blob must be looked for again.
+    pub(super) fn begin_check(
+        self: &Arc<Self>,
+        repository: &Repository,
+        digest: &Digest,
+        blob: Blob,
+    ) -> Result<Option<Arc<Fill>>, Refusal> {
+        let mut state = self.state();
+        if let Some(fill) = state.by_digest.get(digest) {
+            return Ok(Some(Arc::clone(fill)));
+        }
+        // A check leaves the list after its verdict is known.
+        if self.store.open_blob(digest).ok().flatten().is_none_or(|blob| !blob.suspect) {
+            return Ok(None);
+        }
+        let progress = Progress { total: Some(blob.size), available: 0, phase: Phase::Running };
+        let fill = Arc::new(Fill {
+            digest: digest.clone(),
+            repository: repository.clone(),
+            stated: Some(blob.size),
+            file: OnceLock::from(Arc::new(blob.file)),
+            from_peer: AtomicBool::new(false),
+            checks: true,
+            progress: watch::Sender::new(progress),
+            revival: Mutex::default(),
+        });
+        state.by_digest.insert(digest.clone(), Arc::clone(&fill));
+        drop(state);
+        let (fills, checked) = (Arc::downgrade(self), Arc::clone(&fill));
+        let begun = self.beside(move || {
+            if let Some(fills) = fills.upgrade() {
+                fills.check(&checked);
+            }
+        });
+        if !begun {
+            self.state().by_digest.remove(digest);
+            let busy = Refusal::Busy("too much has to be hashed before it is served".into());
+            fill.set_phase(Phase::Failed(busy.clone()));
+            return Err(busy);
+        }
+        Ok(Some(fill))
+    }
+
+    /// Has work done that reads a lot from the disk; `false` if too much waits.
+    pub(super) fn beside(&self, work: impl FnOnce() + Send + 'static) -> bool {
+        self.checks.run(work).is_ok()
+    }
+
+    /// Hashes the blob of a check, telling its readers how far that is.
+    fn check(&self, fill: &Fill) {
+        let Some(total) = fill.stated else { return };
+        let mut seen = |done: u64| {
+            let may = done.min(total.saturating_sub(budget::HELD_BACK_BYTES));
+            fill.progress.send_modify(|progress| progress.available = may);
+            !self.is_stopping()
+        };
+        let outcome = match self.store.verify_along(&fill.digest, &mut seen) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err("larder is stopping".to_owned()),
+            // What its readers have had is in doubt, whatever a second look finds.
+            Err(problem) => match self.store.condemn(&fill.digest) {
+                Ok(Verdict::Sound) => Err(format!("{problem}; a second look found it sound")),
+                Ok(_) => Err(format!("{} was damaged on the disk", fill.digest)),
+                Err(again) => Err(again.to_string()),
+            },
+        };
+        if outcome.is_ok() {
+            self.store.touch(&fill.digest);
+        }
+        self.state().by_digest.remove(&fill.digest);
+        fill.progress.send_modify(|progress| match outcome {
+            Ok(()) => (progress.available, progress.phase) = (total, Phase::Done),
+            Err(cause) => progress.phase = Phase::Failed(Refusal::Unavailable(cause)),
+        });
     }
 
     /// Takes up the parked fills of a registry whose upstream is back.
@@ -455,7 +551,11 @@ enum Ending {
 
 impl From<StoreError> for Ending {
     fn from(problem: StoreError) -> Self {
-        Ending::Failed(Refusal::from_store(&problem))
+        Ending::Failed(if problem.is_of_the_disk() {
+            Refusal::NotKept(format!("the mirror's disk: {problem}"))
+        } else {
+            Refusal::from_store(&problem)
+        })
     }
 }
 
@@ -609,10 +709,8 @@ impl Run<'_> {
                 }
                 Ok(n) => {
                     if let Err(problem) = staged.append(&chunk[..n]) {
-                        // What cannot be finished takes no room from what can.
-                        if problem.is_full() {
-                            staged.discard(&self.fills.store);
-                        }
+                        // What cannot be finished takes no room from what can, and is not to be believed.
+                        staged.discard(&self.fills.store);
                         return Err(problem.into());
                     }
                     self.fruitless = 0;
@@ -660,7 +758,7 @@ impl Run<'_> {
         let _turn = self.fills.reserving.lock().unwrap_or_else(PoisonError::into_inner);
         let lacking = self.fills.lacking(rest, self.reserved)?.bytes();
         if lacking > 0 && self.fills.make_room(lacking, Otherwise::Nothing) < lacking {
-            return Err(Ending::Failed(Refusal::NoRoom(format!(
+            return Err(Ending::Failed(Refusal::NotKept(format!(
                 "the mirror's disk has {} free, of which {} stay free{}; {} are to come, and nothing that may go would make room for them",
                 bytes_text(self.fills.store.free_bytes()?),
                 bytes_text(self.fills.disk.min_free),

@@ -7,6 +7,7 @@
 mod content;
 mod counters;
 mod fill;
+mod integrity;
 mod lane;
 mod lists;
 mod peers;
@@ -18,7 +19,7 @@ pub mod room;
 mod through;
 
 pub use crate::kit::PeerState;
-pub use content::{Served, Source};
+pub use content::{Content, Served, Source};
 pub use counters::{Counters, Source as ByteSource, Tier};
 pub use fill::{Fill, Phase, Progress};
 pub use lists::{Page, PageRequest, Referrers};
@@ -41,7 +42,7 @@ use std::time::{Duration, Instant};
 
 type Registry = crate::oci::RegistryName;
 
-type ManifestFlights = lane::Flights<(Repository, Digest), Result<ByteSource, Refusal>>;
+type ManifestFlights = lane::Flights<(Repository, Digest), Result<content::Landed, Refusal>>;
 
 /// The mirror.
 pub struct Mirror {
@@ -67,6 +68,8 @@ pub struct Mirror {
     through: Arc<tokio::sync::Semaphore>,
     /// One makes room at a time.
     room: Mutex<room::Attempts>,
+    /// What was damaged and is to be fetched again.
+    damaged: Mutex<integrity::Damaged>,
     stopping: AtomicBool,
 }
 
@@ -108,6 +111,7 @@ impl Mirror {
             pulls: Pulls::default(),
             through: Arc::new(tokio::sync::Semaphore::new(streams)),
             room: Mutex::default(),
+            damaged: Mutex::default(),
             stopping: AtomicBool::new(false),
         });
         let settled = Arc::downgrade(&mirror);
@@ -120,11 +124,17 @@ impl Mirror {
         mirror.fills.on_lack(move |needed, otherwise| {
             room.upgrade().map_or(0, |mirror| mirror.make_room(needed, otherwise))
         });
+        mirror.store.begin_service();
         mirror.watch_upstreams();
         let keeper = Arc::downgrade(&mirror);
         std::thread::Builder::new()
             .name("keeper".into())
             .spawn(move || keep_house(&keeper, needs_rebuild))?;
+        let scrubbed = Arc::downgrade(&mirror);
+        std::thread::Builder::new()
+            .name("scrub".into())
+            .stack_size(budget::THREAD_STACK_BYTES)
+            .spawn(move || integrity::scrub(&scrubbed))?;
         Ok(mirror)
     }
 
@@ -276,6 +286,8 @@ fn keep_house(mirror: &Weak<Mirror>, needs_rebuild: bool) {
     }
     let mut flushed = Instant::now();
     let (mut next_rebuild, mut watched) = (flushed, flushed);
+    // What is due at once.
+    let (mut next_expiry, mut next_refetch) = (flushed, flushed);
     while let Some(mirror) = mirror.upgrade() {
         if mirror.stopping.load(Ordering::Relaxed) {
             return;
@@ -290,6 +302,18 @@ fn keep_house(mirror: &Weak<Mirror>, needs_rebuild: bool) {
         if now.duration_since(watched) >= budget::DISK_WATCH_EVERY && mirror.store.has_index() {
             watched = now;
             mirror.watch_disk();
+        }
+        if now >= next_refetch {
+            next_refetch = now + budget::REFETCH_PAUSE;
+            mirror.refetch();
+        }
+        let age = mirror.config.disk.expire_unused;
+        if let Err(problem) = mirror.store.keep_counts(age) {
+            log::debug!("counts were not written down: {problem}");
+        }
+        if let (Some(age), true) = (age, now >= next_expiry && mirror.store.has_index()) {
+            next_expiry = now + budget::EXPIRE_EVERY.min(age / budget::USE_MARKS_EACH);
+            mirror.expire(age);
         }
         if now.duration_since(flushed) >= budget::TOUCH_FLUSH_EVERY {
             flushed = now;

@@ -3,7 +3,7 @@
 //! They are asked only while an upstream cannot be reached, and never about what needs credentials. A claim is a hint:
 //! it does not move the *seen* pointer, and it is used only where nothing that this board verified itself is newer.
 
-use super::content::Served;
+use super::content::{Content, Landed, Served};
 use super::refusal::Refusal;
 use super::resolve::{Local, Verified};
 use super::{ByteSource, Mirror, closure, outage_text};
@@ -179,19 +179,17 @@ impl Mirror {
         repository: &Repository,
         digest: &Digest,
         cause: &dyn Fn() -> String,
-    ) -> Result<ByteSource, Refusal> {
+    ) -> Result<Landed, Refusal> {
         let found = self.peers_for(upstream).and_then(|kit| kit.manifest(repository, digest));
         let Some(found) = found else { return Err(Refusal::Unavailable(cause())) };
         // The hash is right, and so the text is what somebody's upstream holds; what it is must still be plain.
         let manifest = Manifest::parse(&found.bytes, Some(&found.media_type))
             .map_err(|why| Refusal::Unavailable(format!("{}; peer {}: {why}", cause(), found.peer)))?;
         self.fills.make_room_for_manifest(found.bytes.len() as u64);
-        self.store
-            .put_manifest(repository, digest, &manifest.media_type, &found.bytes, false)
-            .map_err(|problem| Refusal::from_store(&problem))?;
+        let stored = self.store.put_manifest(repository, digest, &manifest.media_type, &found.bytes, false);
         log::debug!("manifest {digest} of {repository} came from peer {}", found.peer);
         self.settle_all(repository);
-        Ok(ByteSource::Peer)
+        self.landed_as(ByteSource::Peer, stored, digest, &manifest.media_type, found.bytes)
     }
 
     /// Whether anything of a repository may be given to peers.
@@ -229,8 +227,11 @@ impl kit::Shelf for Shelf {
 
     fn manifest(&self, repository: &Repository, digest: &Digest) -> Option<(String, File, u64)> {
         self.look(repository, |mirror| {
-            let served = mirror.manifest_now(repository, digest)?.filter(|served| !served.blob.private);
-            Ok(served.map(|served| (served.media_type, served.blob.file, served.blob.size)))
+            let served = mirror.manifest_now(repository, digest)?;
+            Ok(served.and_then(|served| match served.content {
+                Content::Whole(blob) if !blob.private => Some((served.media_type, blob.file, blob.size)),
+                Content::Whole(_) | Content::Memory(_) => None,
+            }))
         })
     }
 

@@ -30,8 +30,8 @@ pub enum Refusal {
     Unavailable(String),
     /// Larder has all it can carry; the client may come back.
     Busy(String),
-    /// The disk has no room for it, and nothing may go to make some.
-    NoRoom(String),
+    /// The disk cannot take it: no room and nothing that may go, read-only, or failing.
+    NotKept(String),
     /// Larder itself failed; the log says how.
     Failed(String),
 }
@@ -66,10 +66,6 @@ impl Refusal {
                 Refusal::Busy("the index is being rebuilt; content by digest is served".into())
             }
             StoreError::Busy(digest) => Refusal::Busy(format!("{digest} is being written")),
-            other if other.is_full() => {
-                log::error!("{other}");
-                Refusal::NoRoom("the mirror's disk is full".into())
-            }
             other => {
                 log::error!("{other}");
                 Refusal::Failed("the mirror's store failed; its log says how".into())
@@ -90,7 +86,7 @@ impl std::fmt::Display for Refusal {
             | Refusal::Denied { message, .. }
             | Refusal::Unavailable(message)
             | Refusal::Busy(message)
-            | Refusal::NoRoom(message)
+            | Refusal::NotKept(message)
             | Refusal::Failed(message) => f.write_str(message),
         }
     }

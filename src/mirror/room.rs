@@ -110,6 +110,14 @@ impl Catalogue {
             .collect()
     }
 
+    /// What may go and was used last at this count or before.
+    pub fn unused_since(&self, count: u64) -> Vec<&Stocked> {
+        let unused = |image: &&Stocked| !image.candidate.keep && image.candidate.used <= count;
+        let mut unused: Vec<&Stocked> = self.images.iter().filter(unused).collect();
+        unused.sort_by_key(|image| image.candidate.used);
+        unused
+    }
+
     /// The image of a repository with this root.
     pub fn find(&self, repository: &Repository, root: &Digest) -> Option<&Stocked> {
         self.images.iter().find(|stocked| {
@@ -309,6 +317,13 @@ impl Mirror {
             );
         }
         freed
+    }
+
+    /// Removes the images that were used last at this count or before, and may go.
+    pub(super) fn remove_unused(&self, count: u64) -> Result<Vec<Gone>, StoreError> {
+        let _turn = self.room.lock().unwrap_or_else(PoisonError::into_inner);
+        let catalogue = Catalogue::take(&self.store, &self.config, &self.busy())?;
+        catalogue.remove(&self.store, &catalogue.unused_since(count))
     }
 
     /// What must not go just now.

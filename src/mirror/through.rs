@@ -4,7 +4,7 @@
 //! whole has the right hash: here too the last piece is held back until then.
 
 use super::refusal::{Missing, Refusal};
-use super::{Mirror, Source};
+use super::{Fill, Mirror, Source};
 use crate::budget;
 use crate::fetch::Upstream;
 use crate::oci::{Digest, Hasher, Repository};
@@ -69,6 +69,25 @@ impl Mirror {
             Ok(Ok(total)) => Ok(Source::Through { total: total?, pieces: received }),
             Ok(Err(_)) => Err(Refusal::Failed("the download failed; the log says how".into())),
             Err(_) => Err(Refusal::Unavailable(format!("{} is slow to offer {digest}", repository.registry))),
+        }
+    }
+}
+
+impl Mirror {
+    /// Goes on with a download that the disk would not take to its end, for one client: the whole blob of `total` bytes
+    /// comes again.
+    pub async fn go_on_through(
+        self: &Arc<Self>,
+        repository: &Repository,
+        fill: &Fill,
+        total: u64,
+        cause: &str,
+    ) -> Result<Pieces, Refusal> {
+        let upstream = self.upstreams.find(&repository.registry).cloned();
+        let upstream = upstream.ok_or_else(|| Refusal::UnknownRegistry(repository.registry.clone()))?;
+        match self.through(&upstream, repository, fill.digest(), fill.stated(), cause).await? {
+            Source::Through { total: offered, pieces } if offered == total => Ok(pieces),
+            _ => Err(Refusal::Unavailable(format!("{} changed its size", fill.digest()))),
         }
     }
 }

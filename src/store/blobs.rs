@@ -1,13 +1,13 @@
-//! Whole content: looking it up, reading it, setting it aside when it has gone bad.
+//! Whole content: looking it up, reading it, removing it.
 //!
 //! The file system is the authority on which blobs exist: a name under `blobs/` is whole content. The index only
 //! remembers their order of use.
 
 use super::{Store, StoreError, layout};
 use crate::budget;
-use crate::oci::{Algorithm, Digest, Hasher};
+use crate::oci::{Algorithm, Digest};
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::sync::atomic::Ordering;
 
@@ -20,6 +20,8 @@ pub struct Blob {
     pub size: u64,
     /// It was fetched with credentials and not seen in public since.
     pub private: bool,
+    /// It was not hashed since a stop that was not an orderly one, and has to be before it is served.
+    pub suspect: bool,
 }
 
 /// What is known of a blob without opening it.
@@ -36,6 +38,9 @@ pub struct BlobInfo {
 impl Store {
     /// Opens a blob; `None` if it is not here.
     pub fn open_blob(&self, digest: &Digest) -> Result<Option<Blob>, StoreError> {
+        if self.is_condemned(digest) {
+            return Ok(None);
+        }
         let path = self.layout.blob(digest);
         let opened = fs::OpenOptions::new()
             .read(true)
@@ -48,7 +53,13 @@ impl Store {
             Err(e) => return Err(failed(e)),
         };
         let meta = file.metadata().map_err(failed)?;
-        Ok(meta.is_file().then(|| Blob { size: meta.len(), private: meta.mode() & 0o077 == 0, file }))
+        let used = u64::try_from(meta.mtime()).unwrap_or(0);
+        Ok(meta.is_file().then(|| Blob {
+            size: meta.len(),
+            private: meta.mode() & 0o077 == 0,
+            suspect: self.is_suspect(digest, used),
+            file,
+        }))
     }
 
     /// Whether the blob is here, whole.
@@ -60,60 +71,27 @@ impl Store {
     pub fn blob_size(&self, digest: &Digest) -> Option<u64> {
         fs::symlink_metadata(self.layout.blob(digest))
             .ok()
-            .filter(|meta| meta.is_file())
+            .filter(|meta| meta.is_file() && !self.is_condemned(digest))
             .map(|meta| meta.len())
     }
 
     /// The content of a blob no larger than a manifest may be; `None` if it is not here or larger.
     pub fn read_small(&self, digest: &Digest) -> Result<Option<Vec<u8>>, StoreError> {
-        let Some(mut blob) = self.open_blob(digest)? else { return Ok(None) };
+        let Some(blob) = self.open_blob(digest)? else { return Ok(None) };
         if blob.size > budget::MANIFEST_BYTES_MAX {
             return Ok(None);
         }
-        let mut bytes = Vec::with_capacity(usize::try_from(blob.size).unwrap_or(0));
-        blob.file
-            .read_to_end(&mut bytes)
-            .map_err(StoreError::io(format!("cannot read {}", self.layout.blob(digest).display())))?;
-        Ok(Some(bytes))
+        self.read_checked(digest, blob)
     }
 
     /// Marks private content as public: it was seen where everybody may read it.
     pub fn make_public(&self, digest: &Digest) -> Result<(), StoreError> {
-        layout::set_private(&self.layout.blob(digest), false)
-    }
-
-    /// Reads a blob and compares its hash with its name.
-    pub fn verify(&self, digest: &Digest) -> Result<(), StoreError> {
-        let Some(mut blob) = self.open_blob(digest)? else {
-            return Err(StoreError::io(format!("cannot open {digest}"))(ErrorKind::NotFound.into()));
-        };
-        let mut hasher = Hasher::new(digest.algorithm());
-        let mut chunk = vec![0; budget::SCRUB_CHUNK_BYTES];
-        loop {
-            match blob.file.read(&mut chunk) {
-                Ok(0) => break,
-                Ok(n) => hasher.update(&chunk[..n]),
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) => return Err(StoreError::io(format!("cannot read {digest}"))(e)),
-            }
-        }
-        let actual = hasher.finish();
-        if actual == *digest {
-            Ok(())
-        } else {
-            Err(StoreError::Mismatch { expected: Box::new(digest.clone()), actual: Box::new(actual) })
-        }
-    }
-
-    /// Takes a bad blob out of service and keeps its bytes under `quarantine/`.
-    pub fn quarantine(&self, digest: &Digest) -> Result<(), StoreError> {
         let path = self.layout.blob(digest);
-        let size = self.blob_size(digest).unwrap_or(0);
-        fs::rename(&path, self.layout.quarantined(digest))
-            .map_err(StoreError::io(format!("cannot set {} aside", path.display())))?;
-        layout::flush_dir(&self.layout.blobs(digest.algorithm()))?;
-        self.stored_bytes.fetch_sub(size.min(self.stored_bytes()), Ordering::Relaxed);
-        self.with_index(|index| index.remove_blobs(std::slice::from_ref(digest)))
+        layout::set_private(&path, false)?;
+        // The mode is the one record of it.
+        File::open(&path)
+            .and_then(|file| file.sync_all())
+            .map_err(StoreError::io(format!("cannot flush {}", path.display())))
     }
 
     /// Removes blobs, `first` before the others if it is among them. One that is not here is passed over.

@@ -444,6 +444,24 @@ impl Index {
         })
     }
 
+    /// The repositories that content is linked to, and how. Walks all links: for what happens seldom.
+    pub(super) fn links_to(&self, digest: &Digest) -> Result<Vec<(Repository, Link)>, StoreError> {
+        self.read(|index, txn| {
+            let wanted = digest.key();
+            let mut found = Vec::new();
+            index.scan(txn, LINK, b"", None, |key, sealed| {
+                if let Some((number, rest)) = key.split_at_checked(4)
+                    && rest == wanted
+                    && let Some(repository) = index.fetch::<Repository>(txn, NUMBER, number)?
+                {
+                    found.push((repository, unseal(LINK, key, sealed)?));
+                }
+                Ok(true)
+            })?;
+            Ok(found)
+        })
+    }
+
     pub(super) fn manifests(&self, repository: &Repository) -> Result<Vec<LinkedManifest>, StoreError> {
         self.read(|index, txn| {
             let Some(number) = index.number(txn, repository)? else { return Ok(Vec::new()) };
@@ -488,17 +506,6 @@ impl Index {
 
     // -- Blobs -----------------------------------------------------------------------------------------------
 
-    pub(super) fn put_blob(&self, digest: &Digest, size: u64, used: u64) -> Result<(), StoreError> {
-        self.write(|index, txn| {
-            let mut stored: Stored = index.require(txn, META, b"stored")?;
-            index.count_out(txn, digest, &mut stored)?;
-            stored.blobs += 1;
-            stored.bytes += size;
-            index.put(txn, BLOB, &digest.key(), &BlobRecord { size, used })?;
-            index.put(txn, META, b"stored", &stored)
-        })
-    }
-
     pub(super) fn remove_blobs(&self, digests: &[Digest]) -> Result<(), StoreError> {
         self.write(|index, txn| {
             let mut stored: Stored = index.require(txn, META, b"stored")?;
@@ -531,19 +538,18 @@ impl Index {
         })
     }
 
-    /// Notes uses, and the count up to which they go.
-    pub(super) fn touch<'a>(
-        &self,
-        touches: impl Iterator<Item = (&'a Digest, &'a u64)>,
-        sequence: u64,
-    ) -> Result<(), StoreError> {
+    /// Notes uses, of new blobs too, and the count up to which they go.
+    pub(super) fn touch(&self, uses: &[BlobInfo], sequence: u64) -> Result<(), StoreError> {
         self.write(|index, txn| {
-            for (digest, &n) in touches {
-                let key = digest.key();
-                if let Some(record) = index.fetch::<BlobRecord>(txn, BLOB, &key)? {
-                    index.put(txn, BLOB, &key, &BlobRecord { used: n, ..record })?;
-                }
+            let mut stored: Stored = index.require(txn, META, b"stored")?;
+            for blob in uses {
+                index.count_out(txn, &blob.digest, &mut stored)?;
+                stored.blobs += 1;
+                stored.bytes += blob.size;
+                let record = BlobRecord { size: blob.size, used: blob.used };
+                index.put(txn, BLOB, &blob.digest.key(), &record)?;
             }
+            index.put(txn, META, b"stored", &stored)?;
             let mark: Mark = index.require(txn, META, b"mark")?;
             index.put(txn, META, b"mark", &Mark { sequence: mark.sequence.max(sequence), ..mark })
         })

@@ -263,7 +263,7 @@ impl Journal {
 }
 
 /// One line of the journal.
-fn line<T: Serialize>(value: &T) -> Vec<u8> {
+pub(super) fn line<T: Serialize>(value: &T) -> Vec<u8> {
     let text = serde_json::to_vec(value).expect("events are plain data");
     let mut line: Vec<u8> =
         checksum(&[&text]).iter().flat_map(|byte| format!("{byte:02x}").into_bytes()).collect();
@@ -274,7 +274,7 @@ fn line<T: Serialize>(value: &T) -> Vec<u8> {
 }
 
 /// What a line says, if it is as it was written.
-fn parse<T: serde::de::DeserializeOwned>(line: &[u8]) -> Option<T> {
+pub(super) fn parse<T: serde::de::DeserializeOwned>(line: &[u8]) -> Option<T> {
     let text = line.get(PREFIX_BYTES..)?.strip_suffix(b"\n")?;
     let sum: String = checksum(&[text]).iter().map(|byte| format!("{byte:02x}")).collect();
     (line.get(..PREFIX_BYTES - 1)? == sum.as_bytes()).then(|| serde_json::from_slice(text).ok()).flatten()

@@ -16,11 +16,20 @@ impl Layout {
     /// Makes the folders that are not there yet.
     pub(super) fn create(data_dir: &Path) -> Result<Layout, StoreError> {
         let layout = Layout { data_dir: data_dir.to_owned() };
-        for algorithm in Algorithm::ALL {
-            make_dir(&layout.blobs(algorithm))?;
+        let folders = [layout.staging(), layout.quarantine()];
+        let folders: Vec<PathBuf> =
+            Algorithm::ALL.map(|each| layout.blobs(each)).into_iter().chain(folders).collect();
+        if folders.iter().all(|folder| folder.is_dir()) {
+            return Ok(layout);
         }
-        make_dir(&layout.staging())?;
-        make_dir(&layout.quarantine())?;
+        folders.iter().try_for_each(|folder| make_dir(folder))?;
+        // What is put into a folder later stays only if the folder itself does.
+        flush_dir(&layout.data_dir.join("blobs"))?;
+        flush_dir(&layout.data_dir)?;
+        if let Some(parent) = layout.data_dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            // It may belong to somebody else; then its owner made DATA, and not just now.
+            let _ = flush_dir(parent);
+        }
         Ok(layout)
     }
 
@@ -78,12 +87,44 @@ impl Layout {
         self.quarantine().join(format!("{}-{}", digest.algorithm().name(), digest.hex()))
     }
 
+    /// What is set aside, at most `limit`.
+    pub(super) fn quarantined_names(&self, limit: usize) -> Vec<Digest> {
+        let entries = fs::read_dir(self.quarantine()).into_iter().flatten().flatten().take(limit);
+        let name = |entry: fs::DirEntry| entry.file_name().to_str()?.replacen('-', ":", 1).parse().ok();
+        entries.filter_map(name).collect()
+    }
+
+    /// Bytes of what is set aside.
+    pub(super) fn quarantined_bytes(&self) -> u64 {
+        let entries = fs::read_dir(self.quarantine()).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.metadata().ok()).map(|meta| meta.len()).sum()
+    }
+
+    /// Removes what was set aside; whether there was anything.
+    pub(super) fn take_from_quarantine(&self, digest: &Digest) -> bool {
+        fs::remove_file(self.quarantined(digest)).is_ok()
+    }
+
     pub(super) fn journal(&self) -> PathBuf {
         self.data_dir.join("journal")
     }
 
+    pub(super) fn session(&self) -> PathBuf {
+        self.data_dir.join("session")
+    }
+
     pub(super) fn index(&self) -> PathBuf {
         self.data_dir.join("index")
+    }
+
+    /// Reads the index's file once, so that what the medium no longer gives is an error and not the end of the process.
+    pub(super) fn read_through_index(&self) -> Result<(), StoreError> {
+        let path = self.index().join("data.mdb");
+        let unreadable =
+            |e: std::io::Error| StoreError::Damaged(format!("{} cannot be read: {e}", path.display()));
+        let mut file = File::open(&path).map_err(unreadable)?;
+        std::io::copy(&mut file, &mut std::io::sink()).map_err(unreadable)?;
+        Ok(())
     }
 
     /// There from the opening of an index until all of it has been read once, with the number of starts that have

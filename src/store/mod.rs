@@ -7,6 +7,7 @@
 //! DATA/journal                  every tag move and manifest, in order, one checksummed line each
 //! DATA/index/                   LMDB: the same and more, for quick look-ups; disposable
 //! DATA/quarantine/              content that no longer hashes to its name
+//! DATA/session                  whether the last server came to an orderly end, and how far the scrub is
 //! ```
 //!
 //! Invariants. A file under `blobs/` is whole: it got there by a rename after its hash was right and it was flushed.
@@ -19,12 +20,15 @@
 mod blobs;
 pub mod evict;
 mod index;
+mod integrity;
 mod journal;
 mod layout;
 mod record;
+mod session;
 mod staging;
 
 pub use blobs::{Blob, BlobInfo};
+pub use integrity::Verdict;
 pub use record::{Link, LinkedManifest, Rollback, TagRecord, Version};
 pub use staging::{Origin, Staged};
 
@@ -34,11 +38,13 @@ use crate::oci::{Digest, Manifest, Repository, Tag};
 use index::Index;
 use journal::{Event, Journal};
 use layout::Layout;
+use session::{Ended, Session};
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
 
 /// Why the store could not do something.
 #[derive(Debug)]
@@ -80,10 +86,9 @@ impl StoreError {
         move |source| StoreError::Io { what, source }
     }
 
-    /// Whether the disk was full.
-    pub fn is_full(&self) -> bool {
-        matches!(self, StoreError::Io { source, .. } if matches!(source.kind(),
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded))
+    /// Whether the disk would not take something: full, read-only, or failing.
+    pub fn is_of_the_disk(&self) -> bool {
+        matches!(self, StoreError::Io { .. })
     }
 }
 
@@ -120,6 +125,7 @@ pub struct Store {
     _lock: File,
     index: RwLock<Option<Arc<Index>>>,
     journal: Mutex<Journal>,
+    session: Session,
     sequence: Sequence,
     touches: Mutex<HashMap<Digest, u64>>,
     writing: Arc<Mutex<HashSet<Digest>>>,
@@ -127,6 +133,10 @@ pub struct Store {
     stored_bytes: AtomicU64,
     counted: OnceLock<()>,
     damaged: AtomicBool,
+    /// Bad content that could not be moved out of the way, and whether there is any.
+    condemned: Mutex<HashSet<Digest>>,
+    any_condemned: AtomicBool,
+    corrupt: AtomicU64,
 }
 
 /// How the store was found when it was opened.
@@ -147,10 +157,12 @@ impl Store {
         let layout = Layout::create(data_dir)?;
         let lock = layout.lock()?;
         let journal = Journal::open(layout.journal())?;
+        let (session, ended) = Session::open(layout.session());
         let store = Store {
             _lock: lock,
             index: RwLock::new(None),
             journal: Mutex::new(journal),
+            session,
             sequence: Sequence::default(),
             touches: Mutex::default(),
             writing: Arc::default(),
@@ -158,6 +170,9 @@ impl Store {
             stored_bytes: AtomicU64::new(0),
             counted: OnceLock::new(),
             damaged: AtomicBool::new(false),
+            condemned: Mutex::default(),
+            any_condemned: AtomicBool::new(false),
+            corrupt: AtomicU64::new(0),
             layout,
         };
         store.layout.clear_scratch();
@@ -169,7 +184,45 @@ impl Store {
                 Found::NeedsRebuild
             }
         };
+        store.enter_session(ended)?;
         Ok((store, found))
+    }
+
+    /// Takes up the counts where the last process left them; what a server that did not come to an orderly end left on
+    /// the disk is suspect.
+    fn enter_session(&self, ended: Ended) -> Result<(), StoreError> {
+        self.sequence.raise(self.session.ceiling());
+        let known = match ended {
+            Ended::Orderly => return Ok(()),
+            Ended::Unclean => {
+                log::info!(
+                    "the last stop was not an orderly one: each blob is hashed before it is served again"
+                );
+                true
+            }
+            Ended::Unknown => {
+                let mut any = false;
+                self.blob_files()?.for_each(|blob| {
+                    any = true;
+                    self.sequence.raise(blob.used);
+                });
+                any
+            }
+        };
+        if known {
+            self.session.suspect_all(self.sequence.last());
+            if let Err(problem) = self.session.save(self.sequence.last(), false) {
+                log::warn!("that blobs have to be hashed was not written down: {problem}");
+            }
+        }
+        Ok(())
+    }
+
+    /// A server begins to use the store. Until [`Store::wind_down`] an end of the process is not an orderly one.
+    pub fn begin_service(&self) {
+        if let Err(problem) = self.session.begin(self.sequence.last()) {
+            log::warn!("that a server runs was not written down: {problem}");
+        }
     }
 
     /// Opens the index if it is there and sound, and brings it up to the journal's end.
@@ -190,8 +243,12 @@ impl Store {
                 "the last {unfinished} starts ended before all of it had been read"
             )));
         }
-        std::fs::write(self.layout.unproven(), (unfinished + 1).to_string())
-            .map_err(StoreError::io("cannot mark the index as unproven"))?;
+        // A disk that takes no mark is no reason to make anything again.
+        if let Err(e) = std::fs::write(self.layout.unproven(), (unfinished + 1).to_string()) {
+            log::warn!("the index could not be marked as unproven: {e}");
+        }
+        // A page that cannot be read would kill the process where the index is mapped.
+        self.layout.read_through_index()?;
         let index = Index::open(&self.layout.index()).inspect_err(|problem| {
             if matches!(problem, StoreError::Newer { .. }) {
                 self.prove();
@@ -274,9 +331,7 @@ impl Store {
     /// Reads every record of the index, and writes one; `Err(Damaged)` says what is wrong. Must be called once after
     /// [`Store::open`]: an index that no start has read and written without harm is made again.
     pub fn check_index(&self) -> Result<(), StoreError> {
-        self.with_index(|index| {
-            index.check().and_then(|()| index.touch([].into_iter(), self.sequence.last()))
-        })?;
+        self.with_index(|index| index.check().and_then(|()| index.touch(&[], self.sequence.last())))?;
         self.prove();
         Ok(())
     }
@@ -294,6 +349,9 @@ impl Store {
         // An orderly end is no crash of the index, however short the process lived.
         if self.has_index() && !self.is_damaged() {
             self.prove();
+        }
+        if let Err(problem) = self.session.save(self.sequence.last(), true) {
+            log::warn!("the orderly end was not written down: {problem}");
         }
     }
 
@@ -478,6 +536,11 @@ impl Store {
         self.with_index(|index| index.link(repository, digest))
     }
 
+    /// The repositories that content is linked to, and how.
+    pub fn links_to(&self, digest: &Digest) -> Result<Vec<(Repository, Link)>, StoreError> {
+        self.with_index(|index| index.links_to(digest))
+    }
+
     /// Notes that this repository's upstream holds the content, so that it may be served to who may read there.
     pub fn hold(&self, repository: &Repository, digest: &Digest) -> Result<(), StoreError> {
         if self.link(repository, digest)?.is_some_and(|link| link.held) {
@@ -551,6 +614,14 @@ impl Store {
     /// Notes that content was used. Kept in memory until [`Store::flush_touches`].
     pub fn touch(&self, digest: &Digest) {
         let n = self.sequence.next();
+        if !self.session.may_touch(n) {
+            return;
+        }
+        self.note_use(digest, n);
+    }
+
+    /// Notes that content was used at count `n`.
+    fn note_use(&self, digest: &Digest, n: u64) {
         let mut touches = self.touches.lock().unwrap_or_else(PoisonError::into_inner);
         if touches.len() < budget::TOUCHES_MAX || touches.contains_key(digest) {
             touches.insert(digest.clone(), n);
@@ -575,10 +646,30 @@ impl Store {
         if touches.is_empty() {
             return Ok(());
         }
-        for (digest, n) in &touches {
-            self.layout.set_used(&self.layout.blob(digest), *n);
+        let mut uses = Vec::with_capacity(touches.len());
+        for (digest, n) in touches {
+            self.layout.set_used(&self.layout.blob(&digest), n);
+            if let Some(size) = self.blob_size(&digest) {
+                uses.push(BlobInfo { digest, size, used: n });
+            }
         }
-        self.with_index(|index| index.touch(touches.iter(), self.sequence.last()))
+        self.with_index(|index| index.touch(&uses, self.sequence.last()))
+    }
+
+    /// Keeps the counts ahead of their use, and notes how they compare with the time for which servers have run: often
+    /// enough for [`Store::unused_for`] to know of `age`.
+    pub fn keep_counts(&self, age: Option<Duration>) -> Result<(), StoreError> {
+        self.session.keep_ahead(self.sequence.last())?;
+        match age {
+            Some(age) => self.session.mark(self.sequence.last(), age / budget::USE_MARKS_EACH),
+            None => Ok(()),
+        }
+    }
+
+    /// The count that stands for `age` ago, in time for which a server has run: what was used last at it or before has
+    /// not been used for that long. `None` if so much has not passed.
+    pub fn unused_for(&self, age: Duration) -> Option<u64> {
+        self.session.count_before(age)
     }
 
     // -- Inside ----------------------------------------------------------------------------------------------

@@ -203,18 +203,23 @@ impl Staged {
         self.file.sync_all().map_err(StoreError::io(format!("cannot flush {}", self.path.display())))?;
         fs::rename(&self.path, &target)
             .map_err(StoreError::io(format!("cannot put {} in place", target.display())))?;
-        flush_dir(&store.layout.blobs(self.digest.algorithm()))?;
+        if let Err(problem) = flush_dir(&store.layout.blobs(self.digest.algorithm())) {
+            // What may not stay is not counted on.
+            if !known {
+                let _ = fs::remove_file(&target);
+            }
+            return Err(problem);
+        }
+        store.acquit(&self.digest);
         if self.resumable {
             let _ = fs::remove_file(store.layout.origin(&self.digest));
         }
         if !known {
             store.stored_bytes.fetch_add(self.len, Ordering::Relaxed);
         }
-        match store.with_index(|index| index.put_blob(&self.digest, self.len, n)) {
-            // The blob is whole and in its place; an index that is being made again will find it there.
-            Err(StoreError::Rebuilding) => Ok(()),
-            other => other,
-        }
+        // Whole and in its place, it is a blob; the index hears of it with the next batch of uses.
+        store.note_use(&self.digest, n);
+        Ok(())
     }
 
     /// Removes what was written.

@@ -4,6 +4,8 @@
 #![allow(dead_code)]
 #![allow(clippy::print_stderr)]
 
+pub mod disk;
+
 use larder::demo::client::{self, Answer, PullError, Pulled};
 use larder::demo::image::Image;
 use larder::demo::upstream::Upstream;
@@ -32,6 +34,9 @@ pub const DEADLINE: Duration = Duration::from_millis(500);
 /// A folder that goes when the test ends.
 pub struct Folder(pub PathBuf);
 
+/// What a board's server is given in its environment.
+pub type Environment = Vec<(&'static str, String)>;
+
 impl Folder {
     pub fn new() -> Folder {
         static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -51,6 +56,8 @@ impl Drop for Folder {
 /// A board: its folder, its configuration, and the server while it runs.
 pub struct Board {
     folder: Folder,
+    /// For the next start.
+    pub environment: Environment,
     pub addr: SocketAddr,
     child: Child,
     log: Arc<(Mutex<Vec<String>>, Condvar)>,
@@ -71,11 +78,15 @@ impl Board {
     }
 
     pub fn with_config(config: &str) -> Board {
-        let folder = Folder::new();
+        Board::in_folder(Folder::new(), config, Vec::new())
+            .unwrap_or_else(|log| panic!("the server did not start:\n{log}"))
+    }
+
+    /// A board whose data may be there already; the server's log if it does not start.
+    pub fn in_folder(folder: Folder, config: &str, environment: Environment) -> Result<Board, String> {
         std::fs::write(folder.0.join("larder.toml"), config).unwrap();
-        let (child, log, addr) =
-            start(&folder).unwrap_or_else(|log| panic!("the server did not start:\n{log}"));
-        Board { folder, addr, child, log }
+        let (child, log, addr) = start(&folder, &environment)?;
+        Ok(Board { folder, environment, addr, child, log })
     }
 
     /// The server's process.
@@ -113,7 +124,7 @@ impl Board {
 
     /// The same where the server may end instead; its log then.
     pub fn try_start_again(&mut self) -> Result<(), String> {
-        let (child, log, addr) = start(&self.folder)?;
+        let (child, log, addr) = start(&self.folder, &self.environment)?;
         (self.child, self.log, self.addr) = (child, log, addr);
         Ok(())
     }
@@ -184,21 +195,14 @@ impl Board {
 
     /// Every file under `blobs/` hashes to its name; how many there are.
     pub fn check_blobs(&self) -> usize {
-        let mut count = 0;
-        for algorithm in larder::oci::Algorithm::ALL {
-            for entry in std::fs::read_dir(self.data().join("blobs").join(algorithm.name())).unwrap() {
-                let path = entry.unwrap().path();
-                let name = path.file_name().unwrap().to_str().unwrap();
-                let expected = Digest::from_hex(algorithm, name).expect("only blobs lie under blobs/");
-                let mut hasher = Hasher::new(algorithm);
-                let mut bytes = Vec::new();
-                std::fs::File::open(&path).unwrap().read_to_end(&mut bytes).unwrap();
-                hasher.update(&bytes);
-                assert_eq!(hasher.finish(), expected, "{}", path.display());
-                count += 1;
-            }
-        }
-        count
+        check_blobs(&self.data())
+    }
+
+    /// A sample of `/metrics`.
+    pub fn metric(&self, name: &str) -> u64 {
+        let text = String::from_utf8(self.get("/metrics").body().unwrap()).unwrap();
+        let sample = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        sample.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
     }
 
     pub fn has_blob(&self, digest: &Digest) -> bool {
@@ -247,8 +251,9 @@ fn binary(folder: &Folder) -> Command {
 type Log = Arc<(Mutex<Vec<String>>, Condvar)>;
 
 /// Starts the server on a port of the kernel's choice and reads from its log which it is.
-fn start(folder: &Folder) -> Result<(Child, Log, SocketAddr), String> {
+fn start(folder: &Folder, environment: &Environment) -> Result<(Child, Log, SocketAddr), String> {
     let mut command = binary(folder);
+    command.envs(environment.iter().map(|(name, value)| (name, value)));
     command.args(["--listen", "127.0.0.1:0", "-v", "serve"]).stderr(Stdio::piped()).stdout(Stdio::null());
     let mut child = command.spawn().unwrap();
     let log: Log = Arc::default();
@@ -281,6 +286,26 @@ fn start(folder: &Folder) -> Result<(Child, Log, SocketAddr), String> {
     };
     drop(lines);
     Ok((child, log, addr))
+}
+
+/// Every file under `blobs/` of a data folder hashes to its name; how many there are.
+pub fn check_blobs(data: &Path) -> usize {
+    let mut count = 0;
+    for algorithm in larder::oci::Algorithm::ALL {
+        let Ok(entries) = std::fs::read_dir(data.join("blobs").join(algorithm.name())) else { continue };
+        for entry in entries {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap();
+            let expected = Digest::from_hex(algorithm, name).expect("only blobs lie under blobs/");
+            let mut hasher = Hasher::new(algorithm);
+            let mut bytes = Vec::new();
+            std::fs::File::open(&path).unwrap().read_to_end(&mut bytes).unwrap();
+            hasher.update(&bytes);
+            assert_eq!(hasher.finish(), expected, "{}", path.display());
+            count += 1;
+        }
+    }
+    count
 }
 
 /// An upstream with one image as `lab/app:latest`.
@@ -342,6 +367,11 @@ impl Random {
         let seed = from_environment("LARDER_SEED", u64::from(std::process::id()));
         println!("LARDER_SEED={seed}");
         Random(seed)
+    }
+
+    /// Other dice, the same for the same number.
+    pub fn fork(&self, number: u64) -> Random {
+        Random(self.0 ^ number.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15))
     }
 
     /// A number from 0 to `limit`, which is not among them.

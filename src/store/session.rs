@@ -1,0 +1,304 @@
+//! The session: what has to be known of the times at which larder ran, in one small file.
+//!
+//! One checksummed line, as in the journal, written whole and flushed. It says whether a server came to an orderly end,
+//! up to which count content has not been hashed since one did not, how far the scrub is, and how counts compare with
+//! the time for which servers have run. A file that is lost or damaged means: nothing is known, so all content is
+//! suspect and nothing has gone unused for long.
+//!
+//! Counts that touches take are kept below a ceiling that is written down before they reach it. So no count is given
+//! out twice, and after a power cut every count on a blob is known to be of before.
+
+use super::StoreError;
+use super::journal::{line, parse};
+use super::staging::write_whole;
+use crate::budget;
+use crate::oci::Digest;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The open session file.
+pub(super) struct Session {
+    path: PathBuf,
+    state: Mutex<State>,
+    /// The counts that touches may take while a server runs, and those that are suspect: looked at with each request.
+    ceiling: AtomicU64,
+    suspect: AtomicU64,
+    /// When the server began, as far as `served_ms` has been told of it.
+    counted: Mutex<Option<Instant>>,
+}
+
+/// What the file says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct State {
+    /// A server runs, or did not come to an orderly end.
+    serving: bool,
+    /// Touches have taken no count above this.
+    ceiling: u64,
+    /// Content whose last use is not above this count has not been hashed since an unclean stop ...
+    suspect: u64,
+    /// ... but for what the scrub has come past since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    scrubbed: Option<Digest>,
+    /// Milliseconds for which servers have run.
+    served_ms: u64,
+    /// Milliseconds as above and the highest count then, oldest first.
+    marks: Vec<(u64, u64)>,
+}
+
+/// How the session file was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// The last server came to an orderly end, or there was none.
+    Orderly,
+    /// It did not.
+    Unclean,
+    /// The file is absent or damaged.
+    Unknown,
+}
+
+impl Session {
+    /// Reads the file. A damaged one is as good as none.
+    pub(super) fn open(path: PathBuf) -> (Session, Ended) {
+        let read = std::fs::read(&path).ok().filter(|bytes| bytes.len() <= budget::SESSION_BYTES_MAX);
+        let known: Option<State> = read.and_then(|bytes| parse(&bytes));
+        let ended = match &known {
+            None => Ended::Unknown,
+            Some(state) if state.serving => Ended::Unclean,
+            Some(_) => Ended::Orderly,
+        };
+        let state = known.unwrap_or_default();
+        let session = Session {
+            path,
+            ceiling: AtomicU64::new(u64::MAX),
+            suspect: AtomicU64::new(state.suspect),
+            state: Mutex::new(state),
+            counted: Mutex::default(),
+        };
+        (session, ended)
+    }
+
+    /// Whether a touch may take count `n`.
+    pub(super) fn may_touch(&self, n: u64) -> bool {
+        n <= self.ceiling.load(Ordering::Relaxed)
+    }
+
+    /// The highest count that touches may have taken.
+    pub(super) fn ceiling(&self) -> u64 {
+        self.state().ceiling
+    }
+
+    /// All content used up to count `n` has to be hashed before it is believed again.
+    pub(super) fn suspect_all(&self, n: u64) {
+        let mut state = self.state();
+        (state.serving, state.suspect, state.scrubbed) = (false, n, None);
+        state.ceiling = state.ceiling.max(n);
+        self.suspect.store(n, Ordering::Relaxed);
+    }
+
+    /// Whether content that was used last at count `used` has to be hashed before it is believed.
+    pub(super) fn is_suspect(&self, digest: &Digest, used: u64) -> bool {
+        used <= self.suspect.load(Ordering::Relaxed)
+            && self.has_suspects()
+            && self.state().scrubbed.as_ref().is_none_or(|passed| digest > passed)
+    }
+
+    /// Whether any content may have to be hashed before it is believed.
+    pub(super) fn has_suspects(&self) -> bool {
+        self.suspect.load(Ordering::Relaxed) > 0
+    }
+
+    /// How far the scrub is: everything up to this digest has been hashed in this pass.
+    pub(super) fn scrubbed(&self) -> Option<Digest> {
+        self.state().scrubbed.clone()
+    }
+
+    /// The scrub has come past `digest`; `None`: it has come to the end, so that nothing is suspect any more.
+    pub(super) fn set_scrubbed(&self, digest: Option<Digest>) {
+        let mut state = self.state();
+        if digest.is_none() {
+            state.suspect = 0;
+            self.suspect.store(0, Ordering::Relaxed);
+        }
+        state.scrubbed = digest;
+    }
+
+    /// A server begins.
+    pub(super) fn begin(&self, last: u64) -> Result<(), StoreError> {
+        *self.counted.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        {
+            let mut state = self.state();
+            state.serving = true;
+            // Until the file says so there is no count for a touch, and it is tried again.
+            state.ceiling = last;
+            self.ceiling.store(last, Ordering::Relaxed);
+        }
+        self.keep_ahead(last)
+    }
+
+    /// Raises the ceiling before the counts reach it.
+    pub(super) fn keep_ahead(&self, last: u64) -> Result<(), StoreError> {
+        let mut state = self.state();
+        if !state.serving || last + budget::COUNTS_AHEAD / 2 <= state.ceiling {
+            return Ok(());
+        }
+        let mut raised = state.clone();
+        raised.ceiling = last + budget::COUNTS_AHEAD;
+        self.write(&raised)?;
+        self.ceiling.store(raised.ceiling, Ordering::Relaxed);
+        *state = raised;
+        Ok(())
+    }
+
+    /// Notes that at the present running time the highest count was `last`, at most once in each `every`, and keeps the
+    /// newest `budget::USE_MARKS_MAX`.
+    pub(super) fn mark(&self, last: u64, every: Duration) -> Result<(), StoreError> {
+        let now = self.count_time();
+        let mut state = self.state();
+        let due = state.marks.last().is_none_or(|&(at, _)| now.saturating_sub(at) >= millis(every));
+        if !due {
+            return Ok(());
+        }
+        state.marks.push((now, last));
+        let beyond = state.marks.len().saturating_sub(budget::USE_MARKS_MAX);
+        state.marks.drain(..beyond);
+        self.write(&state)
+    }
+
+    /// The highest count of `age` ago, in time for which servers have run; `None` where so much has not passed.
+    pub(super) fn count_before(&self, age: Duration) -> Option<u64> {
+        let now = self.count_time();
+        let state = self.state();
+        let old = state.marks.iter().rev().find(|&&(at, _)| now.saturating_sub(at) >= millis(age));
+        old.map(|&(_, count)| count)
+    }
+
+    /// Writes down how far things are; `ends`: the server comes to an orderly end.
+    pub(super) fn save(&self, last: u64, ends: bool) -> Result<(), StoreError> {
+        self.count_time();
+        let mut state = self.state();
+        if ends && state.serving {
+            state.serving = false;
+            self.ceiling.store(u64::MAX, Ordering::Relaxed);
+        }
+        if !state.serving {
+            state.ceiling = last;
+        }
+        self.write(&state)
+    }
+
+    /// Adds the time that has passed to the running time, and says how much that is in all, in milliseconds.
+    fn count_time(&self) -> u64 {
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
+        if let Some(since) = *counted {
+            let now = Instant::now();
+            // Whole milliseconds, and the rest next time.
+            let passed = millis(now.duration_since(since));
+            state.served_ms = state.served_ms.saturating_add(passed);
+            *counted = Some(since + Duration::from_millis(passed));
+        }
+        state.served_ms
+    }
+
+    fn write(&self, state: &State) -> Result<(), StoreError> {
+        write_whole(&self.path, &line(state))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file() -> PathBuf {
+        static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let n = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        std::env::temp_dir().join(format!("larder-session-{}-{n}", std::process::id()))
+    }
+
+    fn digest(fill: char) -> Digest {
+        format!("sha256:{}", String::from(fill).repeat(64)).parse().unwrap()
+    }
+
+    #[test]
+    fn an_end_that_was_not_orderly_is_seen_by_the_next_start() {
+        let path = file();
+        let (session, ended) = Session::open(path.clone());
+        assert_eq!(ended, Ended::Unknown);
+        session.begin(7).unwrap();
+        let (after, ended) = Session::open(path.clone());
+        assert_eq!((ended, after.ceiling()), (Ended::Unclean, 7 + budget::COUNTS_AHEAD));
+        session.save(9, true).unwrap();
+        let (after, ended) = Session::open(path.clone());
+        assert_eq!((ended, after.ceiling()), (Ended::Orderly, 9));
+        std::fs::write(&path, b"0123456789abcdef {}\n").unwrap();
+        assert_eq!(Session::open(path.clone()).1, Ended::Unknown);
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn what_is_suspect_stays_so_until_it_is_used_or_scrubbed() {
+        let path = file();
+        let (session, _) = Session::open(path.clone());
+        assert!(!session.has_suspects());
+        session.suspect_all(100);
+        assert!(session.is_suspect(&digest('a'), 100) && !session.is_suspect(&digest('a'), 101));
+        session.set_scrubbed(Some(digest('b')));
+        assert!(!session.is_suspect(&digest('a'), 5) && session.is_suspect(&digest('c'), 5));
+        session.save(100, true).unwrap();
+        let (again, _) = Session::open(path.clone());
+        assert!(again.is_suspect(&digest('c'), 5), "an orderly restart hashes nothing");
+        again.set_scrubbed(None);
+        assert!(!again.is_suspect(&digest('c'), 5) && !again.has_suspects());
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn the_ceiling_goes_ahead_of_the_counts() {
+        let path = file();
+        let (session, _) = Session::open(path.clone());
+        session.begin(0).unwrap();
+        session.keep_ahead(1).unwrap();
+        assert_eq!(session.ceiling(), budget::COUNTS_AHEAD);
+        let last = budget::COUNTS_AHEAD - 1;
+        session.keep_ahead(last).unwrap();
+        assert_eq!(session.ceiling(), last + budget::COUNTS_AHEAD);
+        assert_eq!(Session::open(path.clone()).0.ceiling(), session.ceiling());
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn age_is_running_time_and_survives_restarts() {
+        let path = file();
+        let (session, _) = Session::open(path.clone());
+        {
+            let mut state = session.state();
+            state.served_ms = 10_000;
+            state.marks = vec![(1_000, 5), (4_000, 8), (9_000, 12)];
+        }
+        session.save(12, true).unwrap();
+        let (again, _) = Session::open(path.clone());
+        assert_eq!(again.count_before(Duration::from_secs(6)), Some(8));
+        assert_eq!(again.count_before(Duration::from_secs(7)), Some(5));
+        assert_eq!(again.count_before(Duration::from_secs(10)), None);
+        again.mark(20, Duration::from_secs(2)).unwrap();
+        assert_eq!(again.state().marks.len(), 3, "the last is a second old");
+        again.mark(20, Duration::from_secs(1)).unwrap();
+        assert_eq!(again.state().marks.last(), Some(&(10_000, 20)));
+        for n in 0..2 * budget::USE_MARKS_MAX as u64 {
+            again.mark(n, Duration::ZERO).unwrap();
+        }
+        assert_eq!(again.state().marks.len(), budget::USE_MARKS_MAX);
+        std::fs::remove_file(path).unwrap();
+    }
+}
