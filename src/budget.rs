@@ -38,7 +38,11 @@ pub const LANE_IDLE: Duration = Duration::from_secs(30);
 /// How often a request has an upstream that is down asked beside it, for one whose probes fail where questions do not.
 pub const BESIDE_EVERY: Duration = Duration::from_secs(30);
 /// Pause before a rebuild of the index that failed is tried again.
-pub const REBUILD_PAUSE: Duration = Duration::from_secs(60);
+pub const REBUILD_PAUSE: Duration = Duration::from_secs(10);
+/// Longest a question for a tag waits for an index that is being put back into service, before it is answered 503.
+pub const INDEX_WAIT_MAX: Duration = Duration::from_secs(2);
+/// How often it looks.
+pub const INDEX_WAIT_STEP: Duration = Duration::from_millis(25);
 /// Fills that may be under way or waiting; one more is answered 503.
 pub const FILLS_MAX: usize = 1_024;
 /// Redirects followed by hand for one request.
@@ -147,7 +151,8 @@ pub const QUARANTINE_FILES_MAX: usize = 1_024;
 pub const REFETCH_PAUSE: Duration = Duration::from_secs(15);
 /// Threads that hash content which is served for the first time after a stop that was not an orderly one.
 pub const RECHECKS: usize = 2;
-/// A blob up to this size is hashed before its first byte is served then; a larger one while it is.
+/// A blob up to this size is hashed before it is answered for then; of a larger one the header of the answer goes out
+/// first, for that takes longer than clients wait for a header.
 pub const RECHECK_FIRST_BYTES: u64 = 4 * MIB;
 /// In what time a scrub reads everything once.
 pub const SCRUB_PASS: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -247,6 +252,8 @@ pub const KIT_WARN_EVERY: Duration = Duration::from_secs(60);
 pub const INDEX_MAP_BYTES: usize = if cfg!(target_pointer_width = "64") { 8 << 30 } else { 1 << 30 };
 /// Readers of the index at a time.
 pub const INDEX_READERS: u32 = 256;
+/// Size that LMDB's lock file is given before it is mapped: more than [`INDEX_READERS`] need.
+pub const INDEX_LOCK_BYTES: u64 = 32 * KIB;
 /// Longest wait for readers of an index that is to be replaced; none holds it for longer than a look-up.
 pub const INDEX_CLOSE_TIME: Duration = Duration::from_secs(10);
 /// The tag journal is rewritten when it has grown to this and to twice what it needs.

@@ -109,7 +109,8 @@ fn record(upstream: &Upstream) -> Session {
     let log = folder.0.join("changes");
     let root = folder.0.join("data");
     let environment = disk::environment(&root, &[("LARDER_DISK_LOG", log.display().to_string())]);
-    let board = Board::in_folder(folder, &config(&upstream.url()), environment).unwrap();
+    let board = Board::in_folder(folder, &config(&upstream.url()), environment);
+    let board = board.unwrap_or_else(|(log, _)| panic!("the server does not start:\n{log}"));
     let mut life = Recorder { board, upstream, log: log.clone(), told: Vec::new() };
     for repository in 0..REPOSITORIES {
         life.push(repository, 0);
@@ -202,7 +203,7 @@ fn check(session: &Session, upto: usize, folder: Folder, url: &str, versions: &B
     let data = folder.0.join("data");
     common::check_blobs(&data);
     let mut board = Board::in_folder(folder, &config(url), Vec::new())
-        .unwrap_or_else(|log| panic!("the server does not start:\n{log}"));
+        .unwrap_or_else(|(log, _)| panic!("the server does not start:\n{log}"));
     board.wait_until("the index", || board.get("/readyz").status == 200);
     for (repository, promise) in promises(session, upto) {
         let name = format!("lab/{repository}");

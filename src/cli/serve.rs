@@ -96,7 +96,10 @@ impl Running {
         }
         let peers = mirror.serve_peers()?;
         if with_control {
-            control::socket::serve(Desk::of(&mirror), &config.data_dir)?;
+            // A disk that takes no socket is no reason not to serve what is on it.
+            if let Err(problem) = control::socket::serve(Desk::of(&mirror), &config.data_dir) {
+                log::error!("{problem}; commands cannot reach this server");
+            }
         }
         Ok(Running { runtime, server, mirror, addresses, peers })
     }

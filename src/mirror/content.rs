@@ -214,7 +214,7 @@ impl Mirror {
         }
         let stated = match self.store.link(repository, digest) {
             Ok(link) => link.and_then(|link| link.size),
-            Err(StoreError::Rebuilding) => None,
+            Err(problem) if problem.is_without_index() => None,
             Err(problem) => return Err(Refusal::from_store(&problem)),
         };
         for again in [true, false] {
@@ -322,7 +322,7 @@ impl Mirror {
         }
         let linked = match self.store.link(repository, digest) {
             Ok(link) => link.and_then(|link| link.media_type),
-            Err(StoreError::Rebuilding) => None,
+            Err(problem) if problem.is_without_index() => None,
             Err(problem) => return Err(problem),
         };
         let media_type = match linked {
@@ -364,7 +364,7 @@ impl Mirror {
         }
         let held = match self.store.link(repository, digest) {
             Ok(link) => link.is_some_and(|link| link.held),
-            Err(StoreError::Rebuilding) => false,
+            Err(problem) if problem.is_without_index() => false,
             Err(problem) => return Err(problem),
         };
         Ok(if held { Here::Yes(blob) } else { Here::Unconfirmed })
@@ -429,7 +429,7 @@ impl Mirror {
     ) -> Result<Landed, Refusal> {
         match stored {
             Ok(()) => Ok(Landed { source, unstored: None }),
-            Err(problem) if problem.is_of_the_disk() || matches!(problem, StoreError::Rebuilding) => {
+            Err(problem) if problem.is_of_the_disk() || problem.is_without_index() => {
                 log::warn!("manifest {digest} is passed on and not kept: {problem}");
                 let place = Arc::clone(&self.through).try_acquire_owned().ok().map(Arc::new);
                 let (media_type, bytes) = (media_type.to_owned(), Bytes::from(bytes));

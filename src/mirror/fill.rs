@@ -303,8 +303,8 @@ impl Fills {
         Ok(Some(fill))
     }
 
-    /// Has a suspect blob hashed, and its content read as far as that is; joins if it is being done. `Ok(None)`: it has
-    /// been done, and the blob must be looked for again.
+    /// Has a suspect blob hashed, whose readers wait until that is done; joins if it is being done. `Ok(None)`: it has been
+    /// done, and the blob must be looked for again.
     pub(super) fn begin_check(
         self: &Arc<Self>,
         repository: &Repository,
@@ -319,7 +319,8 @@ impl Fills {
         if self.store.open_blob(digest).ok().flatten().is_none_or(|blob| !blob.suspect) {
             return Ok(None);
         }
-        let progress = Progress { total: Some(blob.size), available: 0, phase: Phase::Running };
+        // Readers wait as for a turn: that nothing comes is no stall.
+        let progress = Progress { total: Some(blob.size), available: 0, phase: Phase::Queued };
         let fill = Arc::new(Fill {
             digest: digest.clone(),
             repository: repository.clone(),
@@ -352,22 +353,16 @@ impl Fills {
         self.checks.run(work).is_ok()
     }
 
-    /// Hashes the blob of a check, telling its readers how far that is.
+    /// Hashes the blob of a check.
     fn check(&self, fill: &Fill) {
-        let Some(total) = fill.stated else { return };
-        let mut seen = |done: u64| {
-            let may = done.min(total.saturating_sub(budget::HELD_BACK_BYTES));
-            fill.progress.send_modify(|progress| progress.available = may);
-            !self.is_stopping()
-        };
-        let outcome = match self.store.verify_along(&fill.digest, &mut seen) {
+        let outcome = match self.store.verify_along(&fill.digest, &mut |_| !self.is_stopping()) {
             Ok(true) => Ok(()),
             Ok(false) => Err("larder is stopping".to_owned()),
-            // What its readers have had is in doubt, whatever a second look finds.
-            Err(problem) => match self.store.condemn(&fill.digest) {
-                Ok(Verdict::Sound) => Err(format!("{problem}; a second look found it sound")),
-                Ok(_) => Err(format!("{} was damaged on the disk", fill.digest)),
-                Err(again) => Err(again.to_string()),
+            Err(_) => match self.store.condemn(&fill.digest) {
+                Ok(Verdict::Sound) => Ok(()),
+                Ok(Verdict::Gone) => Err(format!("{} is gone", fill.digest)),
+                Ok(Verdict::SetAside(problem)) => Err(format!("it was damaged on the disk: {problem}")),
+                Err(problem) => Err(problem.to_string()),
             },
         };
         if outcome.is_ok() {
@@ -375,7 +370,7 @@ impl Fills {
         }
         self.state().by_digest.remove(&fill.digest);
         fill.progress.send_modify(|progress| match outcome {
-            Ok(()) => (progress.available, progress.phase) = (total, Phase::Done),
+            Ok(()) => (progress.available, progress.phase) = (fill.stated.unwrap_or(0), Phase::Done),
             Err(cause) => progress.phase = Phase::Failed(Refusal::Unavailable(cause)),
         });
     }

@@ -1,10 +1,10 @@
 //! What the mirror does about content that may be bad: hashes it before it is believed, has it fetched again, and reads
 //! everything once in a while.
 //!
-//! Content that was on the disk when a server did not come to an orderly end is hashed the first time it is asked for: a
-//! small blob before its first byte is served, a large one while it is, like a download that comes from the disk, with
-//! its last piece held back until the hash is right. The scrub reads everything in the course of
-//! [`budget::SCRUB_PASS`], one blob at a time, while nobody wants anything.
+//! Content that was on the disk when a server did not come to an orderly end is hashed the first time it is asked for,
+//! before its first byte is served: a client that has had wrong bytes resumes behind them, and containerd keeps them for
+//! a day. For a large blob the header of the answer goes out at once and the body waits. The scrub reads everything in
+//! the course of [`budget::SCRUB_PASS`], one blob at a time, while nobody wants anything.
 
 use super::readiness::{bytes_text, closure};
 use super::{Mirror, Source};

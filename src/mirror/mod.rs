@@ -275,8 +275,8 @@ fn note_of(registry: &Registry) -> String {
 /// The keeper's life: rebuilds the index, writes uses, logs pulls, tries parked fills.
 fn keep_house(mirror: &Weak<Mirror>, needs_rebuild: bool) {
     if let Some(mirror) = mirror.upgrade() {
-        if needs_rebuild {
-            rebuild(&mirror.store);
+        if needs_rebuild && let Err(problem) = mirror.store.rebuild() {
+            log::error!("the index could not be rebuilt: {problem}");
         }
         mirror.fills.take_up_unfinished();
         match mirror.store.check_index() {
@@ -297,7 +297,9 @@ fn keep_house(mirror: &Weak<Mirror>, needs_rebuild: bool) {
         mirror.fills.revive(now);
         if (mirror.store.is_damaged() || !mirror.store.has_index()) && now >= next_rebuild {
             next_rebuild = now + budget::REBUILD_PAUSE;
-            rebuild(&mirror.store);
+            if let Err(problem) = mirror.store.recover() {
+                log::error!("the index could not be put back into service: {problem}");
+            }
         }
         if now.duration_since(watched) >= budget::DISK_WATCH_EVERY && mirror.store.has_index() {
             watched = now;
@@ -323,11 +325,5 @@ fn keep_house(mirror: &Weak<Mirror>, needs_rebuild: bool) {
         }
         drop(mirror);
         std::thread::sleep(Duration::from_millis(500));
-    }
-}
-
-fn rebuild(store: &Store) {
-    if let Err(problem) = store.rebuild() {
-        log::error!("the index could not be rebuilt: {problem}");
     }
 }

@@ -39,12 +39,15 @@ pub(super) struct Checked {
 }
 
 /// What the board itself can say of a tag.
+#[derive(Default)]
 pub(super) struct Local {
     pub(super) record: Option<TagRecord>,
     /// The best complete version.
     pub(super) complete: Option<Version>,
     /// What the nearest version lacks, if none is complete.
     missing: Option<String>,
+    /// Why it can say nothing: there is no index, and none can be made.
+    unknown: Option<String>,
 }
 
 impl Mirror {
@@ -215,6 +218,9 @@ impl Mirror {
         {
             return stale(digest, Tier::OlderVersion, format!("{cause}; {version} stands in"));
         }
+        if let Some(problem) = local.unknown {
+            return Err(Refusal::Busy(format!("{cause}; {problem}, and may know what to serve")));
+        }
         let missing = match local.missing {
             Some(missing) => format!("the cached version lacks {missing}"),
             None => "nothing of it is cached".to_owned(),
@@ -233,15 +239,32 @@ impl Mirror {
     }
 
     async fn local(self: &Arc<Self>, repository: &Repository, tag: &Tag) -> Result<Local, Refusal> {
-        let (repository, tag) = (repository.clone(), tag.clone());
-        self.blocking(move |mirror| mirror.local_now(&repository, &tag))
-            .await
-            .map_err(|e| Refusal::from_store(&e))
+        let began = Instant::now();
+        let local = loop {
+            let (repository, tag) = (repository.clone(), tag.clone());
+            let local = self.blocking(move |mirror| mirror.local_now(&repository, &tag)).await;
+            // Mostly it takes but a moment to have an index again.
+            let moment = began.elapsed() < budget::INDEX_WAIT_MAX && !self.store.cannot_rebuild();
+            match &local {
+                Err(problem) if problem.is_without_index() && moment => {
+                    tokio::time::sleep(budget::INDEX_WAIT_STEP).await;
+                }
+                _ => break local,
+            }
+        };
+        match local {
+            // A rebuild takes a moment, and until then the owner's wishes are not known. Where the disk lets none be
+            // made upstream is asked all the same.
+            Err(problem @ StoreError::Rebuilding) if self.store.cannot_rebuild() => {
+                Ok(Local { unknown: Some(problem.to_string()), ..Local::default() })
+            }
+            other => other.map_err(|e| Refusal::from_store(&e)),
+        }
     }
 
     fn local_now(&self, repository: &Repository, tag: &Tag) -> Result<Local, StoreError> {
         let record = self.store.tag(repository, tag)?;
-        let mut local = Local { record, complete: None, missing: None };
+        let mut local = Local { record, ..Local::default() };
         for version in local.record.iter().flat_map(TagRecord::candidates) {
             let found = self.closure(&version.digest)?;
             if found.is_complete() {

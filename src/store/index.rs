@@ -25,7 +25,7 @@ use super::{BlobInfo, StoreError};
 use crate::budget;
 use crate::oci::{Digest, Kind, Manifest, Repository, Tag};
 use heed::types::Bytes;
-use heed::{CommitOrAbort, Database, Env, EnvOpenOptions, MdbError, RoTxn, RwTxn, WithoutTls};
+use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, MdbError, RoTxn, RwTxn, WithoutTls};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::ops::Bound;
@@ -107,7 +107,7 @@ type Change<'a, 'e> = &'a mut RwTxn<'e>;
 impl Index {
     /// Makes an empty index in an empty folder.
     pub(super) fn create(folder: &Path) -> Result<Index, StoreError> {
-        let index = Index::open_env(folder)?;
+        let index = Index::open_env(folder, false)?;
         index.write(|index, txn| {
             index.put(txn, META, TALLY, &Tally::default())?;
             index.put(txn, META, b"schema", &SCHEMA)?;
@@ -117,9 +117,9 @@ impl Index {
         Ok(index)
     }
 
-    /// Opens an index, refusing one of a newer schema.
-    pub(super) fn open(folder: &Path) -> Result<Index, StoreError> {
-        let index = Index::open_env(folder)?;
+    /// Opens an index, refusing one of a newer schema. On a file system that is `read_only` it can be read.
+    pub(super) fn open(folder: &Path, read_only: bool) -> Result<Index, StoreError> {
+        let index = Index::open_env(folder, read_only)?;
         let schema = index.read(|index, txn| index.require::<u32>(txn, META, b"schema"))?;
         match schema {
             SCHEMA => Ok(index),
@@ -129,13 +129,30 @@ impl Index {
     }
 
     #[allow(unsafe_code)]
-    fn open_env(folder: &Path) -> Result<Index, StoreError> {
+    fn open_env(folder: &Path, read_only: bool) -> Result<Index, StoreError> {
         let mut options = EnvOpenOptions::new().read_txn_without_tls();
         options.map_size(budget::INDEX_MAP_BYTES).max_readers(budget::INDEX_READERS);
+        if read_only {
+            // SAFETY: the flag takes away what can be done, and weakens nothing.
+            unsafe { options.flags(EnvFlags::READ_ONLY) };
+        } else {
+            reserve_lock(folder)?;
+        }
         // SAFETY: the file is mapped, so nobody else may change it while it is open. The store's lock keeps every
         // other larder out, the folder belongs to larder alone, and no flag weakens LMDB's own locking.
         let env = unsafe { options.open(folder) }.map_err(failed("open the index"))?;
         check_length(&env)?;
+        if read_only {
+            let txn = env.read_txn().map_err(failed("open the index"))?;
+            let records = env
+                .open_databases_and_commit(txn, |opener, txn| {
+                    opener.open_database::<Bytes, Bytes>(txn, None).map(CommitOrAbort::<_, ()>::Commit)
+                })
+                .map_err(failed("open the index"))?
+                .unwrap_commit();
+            let records = records.ok_or_else(|| StoreError::Damaged("it has no database".into()))?;
+            return Ok(Index { env, records, tally: Mutex::default() });
+        }
         let txn = env.write_txn().map_err(failed("open the index"))?;
         let records = env
             .create_databases_and_commit(txn, |opener, txn| {
@@ -732,6 +749,25 @@ impl Index {
         self.put(&mut txn, META, TALLY, &tally)?;
         txn.commit().map_err(failed("write the index"))
     }
+}
+
+/// Has the blocks of LMDB's lock file allocated before it is mapped: a full disk must be an error, and not the end of the
+/// process that writes to the map. Where the file system cannot do that nothing is lost.
+fn reserve_lock(folder: &Path) -> Result<(), StoreError> {
+    let path = folder.join("lock.mdb");
+    let reserved = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .and_then(|file| {
+            match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, budget::INDEX_LOCK_BYTES) {
+                Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(()),
+                other => other.map_err(Into::into),
+            }
+        });
+    reserved.map_err(StoreError::io(format!("cannot reserve {}", path.display())))
 }
 
 /// Refuses a file that is shorter than its own header says: to read beyond its end would kill the process.

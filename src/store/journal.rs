@@ -12,7 +12,7 @@ use crate::budget;
 use crate::oci::{Digest, Repository, Tag};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 
@@ -105,6 +105,8 @@ pub(super) struct Position {
 pub(super) struct Journal {
     path: PathBuf,
     file: File,
+    /// The file system took no changes when it was opened; nothing is appended until the next start.
+    read_only: bool,
     generation: u64,
     len: u64,
     /// Length after the last compaction.
@@ -117,15 +119,15 @@ impl Journal {
         if !path.exists() {
             write_whole(&path, &line(&Header { format: FORMAT, generation: 1 }))?;
         }
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .mode(0o640)
-            .open(&path)
-            .map_err(StoreError::io(format!("cannot open {}", path.display())))?;
+        let opened = OpenOptions::new().read(true).write(true).mode(0o640).open(&path);
+        let (opened, read_only) = match opened {
+            Err(e) if e.kind() == ErrorKind::ReadOnlyFilesystem => (File::open(&path), true),
+            opened => (opened, false),
+        };
+        let file = opened.map_err(StoreError::io(format!("cannot open {}", path.display())))?;
         let len =
             file.metadata().map_err(StoreError::io(format!("cannot look at {}", path.display())))?.len();
-        let mut journal = Journal { path, file, generation: 0, len, base_len: 0 };
+        let mut journal = Journal { path, file, read_only, generation: 0, len, base_len: 0 };
         let header = journal.first_line()?;
         match header {
             Some(header) if header.format > FORMAT => {
@@ -155,6 +157,10 @@ impl Journal {
 
     /// Adds an event and flushes it. If that fails the event did not happen.
     pub(super) fn append(&mut self, event: &Event) -> Result<Position, StoreError> {
+        if self.read_only {
+            let refused = StoreError::io(format!("cannot write {}", self.path.display()));
+            return Err(refused(ErrorKind::ReadOnlyFilesystem.into()));
+        }
         let bytes = line(event);
         let failed = |what: &str| StoreError::io(format!("cannot {what} {}", self.path.display()));
         let written = self.file.write_all_at(&bytes, self.len).map_err(failed("write"));
@@ -254,8 +260,10 @@ impl Journal {
                 self.len - len,
                 self.path.display()
             );
-            self.file.set_len(len).map_err(failed("cut"))?;
-            self.file.sync_all().map_err(failed("flush"))?;
+            if !self.read_only {
+                self.file.set_len(len).map_err(failed("cut"))?;
+                self.file.sync_all().map_err(failed("flush"))?;
+            }
             self.len = len;
         }
         Ok(())

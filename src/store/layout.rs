@@ -4,6 +4,7 @@ use super::StoreError;
 use crate::oci::{Algorithm, Digest};
 use rustix::fs::{FlockOperation, Timespec, Timestamps};
 use std::fs::{self, File, OpenOptions};
+use std::io::ErrorKind;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -36,13 +37,12 @@ impl Layout {
     /// Takes the store's lock for this process.
     pub(super) fn lock(&self) -> Result<File, StoreError> {
         let path = self.data_dir.join("lock");
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o640)
-            .open(&path)
-            .map_err(StoreError::io(format!("cannot open {}", path.display())))?;
+        let opened = OpenOptions::new().create(true).truncate(false).write(true).mode(0o640).open(&path);
+        let opened = match opened {
+            Err(e) if e.kind() == ErrorKind::ReadOnlyFilesystem => File::open(&path),
+            opened => opened,
+        };
+        let file = opened.map_err(StoreError::io(format!("cannot open {}", path.display())))?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(file),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(StoreError::Locked(self.data_dir.clone())),
@@ -173,6 +173,12 @@ impl Layout {
         let at = Timespec { tv_sec: i64::try_from(n).unwrap_or(i64::MAX), tv_nsec: 0 };
         let times = Timestamps { last_access: at, last_modification: at };
         let _ = rustix::fs::utimensat(rustix::fs::CWD, path, &times, rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
+    }
+
+    /// Whether the file system takes no changes.
+    pub(super) fn is_read_only(&self) -> bool {
+        rustix::fs::statvfs(&self.data_dir)
+            .is_ok_and(|stat| stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
     }
 
     pub(super) fn free_bytes(&self) -> Result<u64, StoreError> {

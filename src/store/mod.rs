@@ -86,6 +86,11 @@ impl StoreError {
         move |source| StoreError::Io { what, source }
     }
 
+    /// Whether there is no index to answer from just now.
+    pub fn is_without_index(&self) -> bool {
+        matches!(self, StoreError::Rebuilding | StoreError::Damaged(_))
+    }
+
     /// Whether the disk would not take something: full, read-only, or failing.
     pub fn is_of_the_disk(&self) -> bool {
         matches!(self, StoreError::Io { .. })
@@ -133,6 +138,8 @@ pub struct Store {
     stored_bytes: AtomicU64,
     counted: OnceLock<()>,
     damaged: AtomicBool,
+    /// The index could not be made when that was tried last.
+    cannot_rebuild: AtomicBool,
     /// Bad content that could not be moved out of the way, and whether there is any.
     condemned: Mutex<HashSet<Digest>>,
     any_condemned: AtomicBool,
@@ -170,6 +177,7 @@ impl Store {
             stored_bytes: AtomicU64::new(0),
             counted: OnceLock::new(),
             damaged: AtomicBool::new(false),
+            cannot_rebuild: AtomicBool::new(false),
             condemned: Mutex::default(),
             any_condemned: AtomicBool::new(false),
             corrupt: AtomicU64::new(0),
@@ -235,6 +243,10 @@ impl Store {
             close(Index::create(&fresh)?);
             self.layout.replace_index(&fresh)?;
         }
+        let read_only = self.layout.is_read_only();
+        if read_only {
+            log::warn!("{} is read-only: what is here is served, and nothing new is kept", self.data_dir().display());
+        }
         // A damaged page can kill the process that reads it. That must not happen at every start, and yet a start that
         // a power cut ended is no reason to make everything again.
         let unfinished = self.layout.unfinished_starts();
@@ -249,7 +261,7 @@ impl Store {
         }
         // A page that cannot be read would kill the process where the index is mapped.
         self.layout.read_through_index()?;
-        let index = Index::open(&self.layout.index()).inspect_err(|problem| {
+        let index = Index::open(&self.layout.index(), read_only).inspect_err(|problem| {
             if matches!(problem, StoreError::Newer { .. }) {
                 self.prove();
             }
@@ -263,7 +275,9 @@ impl Store {
         if from > journal.len() {
             return Err(StoreError::Damaged("it knows more than the journal".into()));
         }
-        if from < journal.len() {
+        if from < journal.len() && read_only {
+            log::warn!("the index does not know the end of the journal, and cannot be told of it");
+        } else if from < journal.len() {
             self.replay(&index, &journal, from)?;
         }
         self.stored_bytes.store(index.stored_bytes()?, Ordering::Relaxed);
@@ -290,8 +304,37 @@ impl Store {
         Manifest::parse(&bytes, Some(media_type)).ok()
     }
 
+    /// Puts an index that gave an error back into service: opened anew if that is enough - LMDB goes no further after a
+    /// write that failed - and else made again.
+    pub fn recover(&self) -> Result<(), StoreError> {
+        if self.has_index() {
+            self.close_index();
+            match self.open_index() {
+                Ok(()) => {
+                    self.damaged.store(false, Ordering::Relaxed);
+                    self.prove();
+                    log::info!("the index was opened anew and is sound");
+                    return Ok(());
+                }
+                Err(problem) => log::warn!("the index is made again: {problem}"),
+            }
+        }
+        self.rebuild()
+    }
+
     /// Makes the index again from the journal and the blobs. Requests for content are answered meanwhile.
     pub fn rebuild(&self) -> Result<(), StoreError> {
+        let rebuilt = self.try_rebuild();
+        self.cannot_rebuild.store(rebuilt.is_err(), Ordering::Relaxed);
+        rebuilt
+    }
+
+    /// Whether the disk would not let the index be made when that was tried last.
+    pub fn cannot_rebuild(&self) -> bool {
+        self.cannot_rebuild.load(Ordering::Relaxed)
+    }
+
+    fn try_rebuild(&self) -> Result<(), StoreError> {
         let started = std::time::Instant::now();
         self.close_index();
         let fresh = self.layout.fresh_index()?;
@@ -310,7 +353,7 @@ impl Store {
             close(index);
         }
         self.layout.replace_index(&fresh)?;
-        let index = Index::open(&self.layout.index())?;
+        let index = Index::open(&self.layout.index(), false)?;
         self.stored_bytes.store(bytes, Ordering::Relaxed);
         self.damaged.store(false, Ordering::Relaxed);
         *self.index.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(index));

@@ -259,7 +259,7 @@ fn content_is_served_while_there_is_no_index() {
 fn a_newer_store_is_refused_and_left_alone() {
     let folder = Folder::new();
     put(&folder.open(), b"one");
-    let index = Index::open(&folder.0.join("index")).unwrap();
+    let index = Index::open(&folder.0.join("index"), false).unwrap();
     index.set_schema(99).unwrap();
     close(index);
     let before = std::fs::read(folder.0.join("index/data.mdb")).unwrap();

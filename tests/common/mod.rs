@@ -79,14 +79,20 @@ impl Board {
 
     pub fn with_config(config: &str) -> Board {
         Board::in_folder(Folder::new(), config, Vec::new())
-            .unwrap_or_else(|log| panic!("the server did not start:\n{log}"))
+            .unwrap_or_else(|(log, _)| panic!("the server did not start:\n{log}"))
     }
 
-    /// A board whose data may be there already; the server's log if it does not start.
-    pub fn in_folder(folder: Folder, config: &str, environment: Environment) -> Result<Board, String> {
+    /// A board whose data may be there already; the server's log, and the folder, if it does not start.
+    pub fn in_folder(
+        folder: Folder,
+        config: &str,
+        environment: Environment,
+    ) -> Result<Board, (String, Folder)> {
         std::fs::write(folder.0.join("larder.toml"), config).unwrap();
-        let (child, log, addr) = start(&folder, &environment)?;
-        Ok(Board { folder, environment, addr, child, log })
+        match start(&folder, &environment) {
+            Ok((child, log, addr)) => Ok(Board { folder, environment, addr, child, log }),
+            Err(log) => Err((log, folder)),
+        }
     }
 
     /// The server's process.

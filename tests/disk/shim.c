@@ -217,7 +217,12 @@ int close(int fd) {
     return result;
 }
 
-static int ours(int fd) { return root_length && fd >= 0 && fd < FDS && files[fd].open; }
+/* The C library closes folders by itself, so what was open under a number may have become something else. */
+static int ours(int fd) {
+    struct stat now;
+    return root_length && fd >= 0 && fd < FDS && files[fd].open && fstat(fd, &now) == 0 &&
+           now.st_ino == files[fd].inode && !S_ISSOCK(now.st_mode);
+}
 
 /* `at` < 0: where the file stands. */
 static ssize_t written(int fd, const struct iovec *data, int pieces, off_t at) {

@@ -134,17 +134,19 @@ class Process:
 
 
 class Registry(Process):
-    """Debian's docker-registry. `auth` and `tls` are parts of its configuration."""
+    """Debian's docker-registry. `auth` and `tls` are parts of its configuration; `proxy`: what it is a cache of."""
 
-    def __init__(self, folder, auth=None, tls=None):
+    def __init__(self, folder, auth=None, tls=None, root=None, proxy=None):
         self.port = free_port()
         self.scheme = "https" if tls else "http"
         config = {
             "version": "0.1",
             "log": {"level": "info", "formatter": "json"},
-            "storage": {"filesystem": {"rootdirectory": str(folder / "registry")}},
+            "storage": {"filesystem": {"rootdirectory": str(root or folder / "registry")}},
             "http": {"addr": f"127.0.0.1:{self.port}"},
         }
+        if proxy:
+            config["proxy"] = {"remoteurl": proxy}
         if auth:
             config["auth"] = auth
         if tls:

@@ -1,6 +1,9 @@
 """A disk that is full: a clear refusal, nothing lost, and what is there is served."""
 
+import pathlib
 import signal
+import tempfile
+import time
 import unittest
 
 import lab
@@ -11,13 +14,21 @@ IMAGE = "docker.io/lab/app:latest"
 class Disk(lab.Case):
     def small_disk(self, size):
         """A file system of its own on a loop device."""
-        image, mount = self.folder / "disk", self.folder / "mount"
+        folder = pathlib.Path(tempfile.mkdtemp(prefix="disk", dir=self.folder))
+        image, mount = folder / "image", folder / "mount"
         mount.mkdir()
         lab.run("truncate", "--size", size, image)
-        lab.run("mkfs.ext4", "-q", "-m", "0", image)
+        # All of it is written now, and not by the kernel beside what is measured.
+        lab.run("mkfs.ext4", "-q", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0", image)
         lab.run("mount", "-o", "loop", image, mount)
         self.addCleanup(lab.run, "umount", "-l", mount, check=False)
         return mount
+
+    def written(self, mount):
+        """Bytes that have been written to the device below a mount so far, all that waits in memory included."""
+        lab.run("sync", "-f", mount)
+        device = lab.run("findmnt", "-no", "SOURCE", mount).stdout.strip().removeprefix("/dev/")
+        return int(pathlib.Path(f"/sys/block/{device}/stat").read_text().split()[6]) * 512
 
     def test_a_disk_that_is_too_small_and_one_that_neighbours_fill(self):
         app, big = lab.built_images()
@@ -53,6 +64,96 @@ class Disk(lab.Case):
         other.cri_pull(IMAGE)
         self.assertIn(f"docker.io/lab/app@{app.digest('1.1')}", other.cri_digests(IMAGE))
         self.check_blobs(larder)
+
+    def test_a_disk_that_takes_no_changes_any_more(self):
+        app, _ = lab.built_images()
+        mount = self.small_disk("64M")
+        registry = self.registry()
+        registry.push(app, "1.0", "lab/app:latest")
+        larder = self.larder(registry, '[disk]\nmin_free = "2MiB"\n', data=mount / "larder")
+        self.containerd("2.x", larder).cri_pull(IMAGE)
+        larder.stop()
+        # What ext4 does to itself after an error.
+        lab.run("mount", "-o", "remount,ro", mount)
+        larder.restart()
+        self.assertIn("is read-only", larder.log())
+        registry.push(app, "1.1", "lab/app:latest")
+        board = self.containerd("2.x", larder)
+        board.cri_pull(IMAGE)
+        self.assertIn(f"docker.io/lab/app@{app.digest('1.1')}", board.cri_digests(IMAGE))
+        self.assertIn("passed on and not kept", larder.log())
+        registry.stop(signal.SIGKILL)
+        other = self.containerd("1.6", larder)
+        other.cri_pull(IMAGE)
+        self.assertIn(f"docker.io/lab/app@{app.digest('1.0')}", other.cri_digests(IMAGE))
+        self.assertEqual(larder.stop(), 0)
+        # Mended: everything is as it was, and the new version is kept.
+        lab.run("mount", "-o", "remount,rw", mount)
+        registry.restart()
+        larder.restart()
+        lab.wait_until("the registry's return", lambda: larder.tier().endswith("upstream"))
+        self.containerd("2.x", larder).cri_pull(IMAGE)
+        self.assertEqual([image["state"] for image in larder.says("ls")], ["complete"])
+        self.check_blobs(larder)
+
+    def test_how_much_is_written(self):
+        app, big = lab.built_images()
+        registry = self.registry()
+        registry.push(app, "1.0", "lab/app:latest")
+        registry.push(big, "1.0", "lab/big:1.0")
+        rows = []
+        for image, layout, tag in (("lab/app:latest", app, "1.0"), ("lab/big:1.0", big, "1.0")):
+            for name in ("larder", "docker-registry"):
+                mount = self.small_disk("512M")
+                before = self.written(mount)
+                if name == "larder":
+                    cache = self.larder(registry, '[disk]\nmin_free = "2MiB"\n', data=mount / "larder")
+                else:
+                    cache = self.registry(root=mount / "registry", proxy=registry.url)
+                self.containerd("2.x", cache).cri_pull(f"docker.io/{image}")
+                if name == "docker-registry":
+                    # It stores beside the answer.
+                    lab.wait_until("the cache", lambda mount=mount: self.stored(mount) >= layout.bytes_for(tag) * 0.98)
+                cache.stop()
+                stored = self.stored(mount)
+                rows.append((image, name, stored, self.written(mount) - before))
+        print("\n| image | cache | cached | written | written per byte cached |\n|---|---|---|---|---|")
+        for image, name, stored, written in rows:
+            print(f"| {image} | {name} | {stored / 1e6:.1f} MB | {written / 1e6:.1f} MB | {written / stored:.3f} |")
+        _, _, stored, written = rows[2]
+        self.assertGreater(stored, 10_000_000)
+        self.assertLess(written / stored, 1.1)
+
+    def stored(self, mount):
+        """Bytes of content below a mount, in either layout."""
+        files = [path for path in mount.rglob("*") if path.is_file() and "blobs" in path.parts]
+        return sum(path.stat().st_size for path in files)
+
+    def test_a_thousand_warm_pulls_and_an_idle_minute(self):
+        app, _ = lab.built_images()
+        registry = self.registry()
+        registry.push(app, "1.0", "lab/app:latest")
+        mount = self.small_disk("64M")
+        larder = self.larder(registry, '[disk]\nmin_free = "2MiB"\n', data=mount / "larder")
+        self.containerd("2.x", larder).cri_pull(IMAGE)
+        before = self.written(mount)
+        for _ in range(1000):
+            status, headers, _ = larder.ask("/v2/lab/app/manifests/latest?ns=docker.io")
+            self.assertEqual(status, 200)
+            digest = headers["Docker-Content-Digest"]
+            self.assertEqual(larder.ask(f"/v2/lab/app/manifests/{digest}?ns=docker.io", "GET")[0], 200)
+        larder.stop()
+        pulls = self.written(mount) - before
+        larder.restart()
+        self.assertEqual(larder.ask("/v2/lab/app/manifests/latest?ns=docker.io")[0], 200)
+        # The batch of uses, at most once a minute.
+        time.sleep(65)
+        before = self.written(mount)
+        time.sleep(60)
+        idle = self.written(mount) - before
+        print(f"\n1,000 warm pulls and an orderly end: {pulls / 1e3:.0f} kB written; an idle minute: {idle / 1e3:.1f} kB")
+        self.assertLess(pulls, 1_000_000)
+        self.assertLess(idle, 1_000_000 / 1440 * 10)
 
 
 if __name__ == "__main__":
