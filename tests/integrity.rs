@@ -40,7 +40,10 @@ fn damage(data: &Path, digest: &Digest) {
 
 /// The part of the image that is hashed before it is served: config or small layer.
 fn small_part(image: &Image) -> Digest {
-    needed(image).into_iter().find(|digest| image.blobs[digest].len() > 10_000 && *digest != layer_of(image)).unwrap()
+    needed(image)
+        .into_iter()
+        .find(|digest| image.blobs[digest].len() > 10_000 && *digest != layer_of(image))
+        .unwrap()
 }
 
 #[test]
@@ -57,7 +60,10 @@ fn after_an_unclean_stop_everything_is_hashed_before_it_is_served() {
     // Not a byte of it is served, so that a client which resumes gets the right ones.
     let answer = board.get(&format!("/v2/lab/app/blobs/{layer}?ns=docker.io"));
     let (status, cut) = (answer.status, answer.body().unwrap_err());
-    assert!(status == 200 && cut.to_string().contains(&format!("cut {} bytes", image.blobs[&layer].len())), "{cut}");
+    assert!(
+        status == 200 && cut.to_string().contains(&format!("cut {} bytes", image.blobs[&layer].len())),
+        "{cut}"
+    );
     board.wait_for_log("was damaged on the disk and is set aside");
     assert_eq!(board.metric("larder_corrupt_blobs_total"), 1);
     board.pull("lab/app", "latest").unwrap();
@@ -195,7 +201,8 @@ fn unused_images_expire_but_not_by_a_clock_that_is_not_set() {
     // 1970, more or less.
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     std::fs::write(&clock, format!("-{now}")).unwrap();
-    let environment = disk::environment(&folder.0.join("data"), &[("LARDER_CLOCK", clock.display().to_string())]);
+    let environment =
+        disk::environment(&folder.0.join("data"), &[("LARDER_CLOCK", clock.display().to_string())]);
     let config = format!(
         "platforms = [\"{PLATFORM}\"]\n{}[disk]\nmin_free = \"1MiB\"\nexpire_unused = \"2s\"\n[upstream.\"docker.io\"]\nurl = \"{}\"\n",
         common::FETCH,

@@ -1,4 +1,5 @@
-//! Random pulls, moves of tags, outages, pins, removals, stops and kills, against a model of what must hold.
+//! Random pulls, moves of tags, outages, pins, removals, stops, kills and jumps of the clock, against a model of what must
+//! hold.
 //!
 //! `LARDER_STEPS` says how many steps (1,000 if it does not), `LARDER_SEED` repeats a run; a failure prints both.
 
@@ -7,7 +8,7 @@
 
 mod common;
 
-use common::{Board, Random};
+use common::{Board, Folder, Random, disk};
 use larder::demo::image::Image;
 use larder::demo::upstream::Upstream;
 use larder::oci::Digest;
@@ -51,12 +52,19 @@ impl Run {
             upstream.push(&format!("lab/{repository}"), "latest", &picture(repository, 0));
             known.insert(repository, Known::default());
         }
-        let board = Board::with_config(&format!(
-            "platforms = [\"{}\"]\n{}[tags]\nresolve_deadline = \"500ms\"\n[disk]\nmin_free = \"1MiB\"\nmax = \"{DISK_MAX}\"\n[upstream.\"docker.io\"]\nurl = \"{}\"\n",
+        let folder = Folder::new();
+        let environment = vec![
+            ("LD_PRELOAD", disk::shim().display().to_string()),
+            ("LARDER_CLOCK", folder.0.join("clock").display().to_string()),
+        ];
+        let config = format!(
+            "platforms = [\"{}\"]\n{}[tags]\nresolve_deadline = \"500ms\"\n[disk]\nmin_free = \"1MiB\"\nmax = \"{DISK_MAX}\"\nexpire_unused = \"1d\"\n[upstream.\"docker.io\"]\nurl = \"{}\"\n",
             common::PLATFORM,
             common::FETCH,
             upstream.url()
-        ));
+        );
+        let board = Board::in_folder(folder, &config, environment);
+        let board = board.unwrap_or_else(|(log, _)| panic!("the server did not start:\n{log}"));
         Run { random, upstream, board, known, online: true, counts: BTreeMap::new() }
     }
 
@@ -71,7 +79,8 @@ impl Run {
             70..80 => self.push(repository),
             80..86 => self.pin(repository),
             86..90 => self.remove(repository),
-            90..94 => self.uplink(),
+            90..93 => self.uplink(),
+            93..94 => self.clock(),
             94..97 => self.start_again(false),
             _ => self.start_again(true),
         }
@@ -186,6 +195,14 @@ impl Run {
         }
         self.online = !self.online;
         self.count("uplink came or went");
+    }
+
+    /// To 1970, to now, or to 2040: nothing comes or goes with it.
+    fn clock(&mut self) {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        let off = [format!("-{now}"), "0".to_owned(), (2_208_988_800 - now).to_string()];
+        std::fs::write(self.board.folder().join("clock"), &off[self.random.below(3)]).unwrap();
+        self.count("the clock jumped");
     }
 
     fn start_again(&mut self, kill: bool) {

@@ -237,9 +237,10 @@ fn verified(verified: &Verified, json: bool) -> Outcome {
     }
     let problem = match (verified.bad.is_empty(), verified.repaired) {
         (true, _) => None,
-        (false, true) => {
-            Some("bad blobs were set aside; they are fetched again as soon as their upstream can be reached".to_owned())
-        }
+        (false, true) => Some(
+            "bad blobs were set aside; they are fetched again as soon as their upstream can be reached"
+                .to_owned(),
+        ),
         (false, false) => {
             Some("run larder verify --repair to set bad blobs aside and have them fetched again".into())
         }

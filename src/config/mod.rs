@@ -55,7 +55,7 @@ pub struct Disk {
     pub max: Option<u64>,
     /// Bytes left free on the file system.
     pub min_free: u64,
-    /// Images unused for so long go; `None`: never.
+    /// Images unused for so long go, in time for which larder runs; `None`: never.
     pub expire_unused: Option<Duration>,
 }
 
@@ -227,7 +227,6 @@ impl Config {
     /// Sections that are read and checked but have no effect in this version.
     pub fn not_yet(&self) -> Vec<&'static str> {
         let sections = [
-            (self.disk.expire_unused.is_some(), "disk.expire_unused"),
             (self.warm.is_some(), "[warm]"),
             (self.kit.as_ref().is_some_and(|kit| kit.mdns), "kit.mdns"),
             (self.alert.is_some(), "[alert]"),

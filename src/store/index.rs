@@ -132,14 +132,15 @@ impl Index {
     fn open_env(folder: &Path, read_only: bool) -> Result<Index, StoreError> {
         let mut options = EnvOpenOptions::new().read_txn_without_tls();
         options.map_size(budget::INDEX_MAP_BYTES).max_readers(budget::INDEX_READERS);
-        if read_only {
-            // SAFETY: the flag takes away what can be done, and weakens nothing.
-            unsafe { options.flags(EnvFlags::READ_ONLY) };
-        } else {
+        // A power cut may cost the last commit, and nothing else: the journal has what was in it.
+        let flags = if read_only { EnvFlags::READ_ONLY } else { EnvFlags::NO_META_SYNC };
+        if !read_only {
             reserve_lock(folder)?;
         }
+        // SAFETY: these flags weaken neither LMDB's locking nor the order of its writes.
+        unsafe { options.flags(flags) };
         // SAFETY: the file is mapped, so nobody else may change it while it is open. The store's lock keeps every
-        // other larder out, the folder belongs to larder alone, and no flag weakens LMDB's own locking.
+        // other larder out, and the folder belongs to larder alone.
         let env = unsafe { options.open(folder) }.map_err(failed("open the index"))?;
         check_length(&env)?;
         if read_only {
@@ -755,18 +756,18 @@ impl Index {
 /// process that writes to the map. Where the file system cannot do that nothing is lost.
 fn reserve_lock(folder: &Path) -> Result<(), StoreError> {
     let path = folder.join("lock.mdb");
-    let reserved = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .and_then(|file| {
-            match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, budget::INDEX_LOCK_BYTES) {
+    let reserved =
+        std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).and_then(
+            |file| match rustix::fs::fallocate(
+                &file,
+                rustix::fs::FallocateFlags::empty(),
+                0,
+                budget::INDEX_LOCK_BYTES,
+            ) {
                 Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(()),
                 other => other.map_err(Into::into),
-            }
-        });
+            },
+        );
     reserved.map_err(StoreError::io(format!("cannot reserve {}", path.display())))
 }
 

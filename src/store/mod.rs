@@ -245,7 +245,10 @@ impl Store {
         }
         let read_only = self.layout.is_read_only();
         if read_only {
-            log::warn!("{} is read-only: what is here is served, and nothing new is kept", self.data_dir().display());
+            log::warn!(
+                "{} is read-only: what is here is served, and nothing new is kept",
+                self.data_dir().display()
+            );
         }
         // A damaged page can kill the process that reads it. That must not happen at every start, and yet a start that
         // a power cut ended is no reason to make everything again.

@@ -101,28 +101,30 @@ class Disk(lab.Case):
         registry = self.registry()
         registry.push(app, "1.0", "lab/app:latest")
         registry.push(big, "1.0", "lab/big:1.0")
-        rows = []
-        for image, layout, tag in (("lab/app:latest", app, "1.0"), ("lab/big:1.0", big, "1.0")):
-            for name in ("larder", "docker-registry"):
-                mount = self.small_disk("512M")
-                before = self.written(mount)
-                if name == "larder":
-                    cache = self.larder(registry, '[disk]\nmin_free = "2MiB"\n', data=mount / "larder")
-                else:
-                    cache = self.registry(root=mount / "registry", proxy=registry.url)
-                self.containerd("2.x", cache).cri_pull(f"docker.io/{image}")
-                if name == "docker-registry":
-                    # It stores beside the answer.
-                    lab.wait_until("the cache", lambda mount=mount: self.stored(mount) >= layout.bytes_for(tag) * 0.98)
-                cache.stop()
-                stored = self.stored(mount)
-                rows.append((image, name, stored, self.written(mount) - before))
-        print("\n| image | cache | cached | written | written per byte cached |\n|---|---|---|---|---|")
-        for image, name, stored, written in rows:
-            print(f"| {image} | {name} | {stored / 1e6:.1f} MB | {written / 1e6:.1f} MB | {written / stored:.3f} |")
-        _, _, stored, written = rows[2]
-        self.assertGreater(stored, 10_000_000)
-        self.assertLess(written / stored, 1.1)
+        print("\n| cache | cached | written | written per byte cached |\n|---|---|---|---|")
+        for name in ("larder", "docker-registry"):
+            mount = self.small_disk("512M")
+            if name == "larder":
+                cache = self.larder(registry, '[disk]\nmin_free = "2MiB"\n', data=mount / "larder")
+            else:
+                cache = self.registry(root=mount / "registry", proxy=registry.url)
+            # One that has been in use: folders and files that are made once are there.
+            board = self.containerd("2.x", cache)
+            board.cri_pull(IMAGE)
+            self.wait_for_bytes(mount, app.bytes_for("1.0"))
+            before, had = self.written(mount), self.stored(mount)
+            board.cri_pull("docker.io/lab/big:1.0")
+            self.wait_for_bytes(mount, big.bytes_for("1.0"))
+            cache.stop()
+            stored, written = self.stored(mount) - had, self.written(mount) - before
+            print(f"| {name} | {stored / 1e6:.1f} MB | {written / 1e6:.2f} MB | {written / stored:.3f} |")
+            self.assertGreater(stored, 10_000_000)
+            if name == "larder":
+                self.assertLess(written / stored, 1.1)
+
+    def wait_for_bytes(self, mount, wanted):
+        """Both caches store beside the answer; what images share is stored once."""
+        lab.wait_until("the cache", lambda: self.stored(mount) >= wanted * 0.98)
 
     def stored(self, mount):
         """Bytes of content below a mount, in either layout."""
