@@ -158,6 +158,8 @@ pub const RECHECK_FIRST_BYTES: u64 = 4 * MIB;
 pub const SCRUB_PASS: Duration = Duration::from_secs(30 * 24 * 3600);
 /// The same while there is content that was not hashed since a stop that was not an orderly one.
 pub const SCRUB_PASS_SUSPECT: Duration = Duration::from_secs(24 * 3600);
+/// Pause of the scrub when it has come to the end, so that a store of a few blobs is not read all the time.
+pub const SCRUB_REST: Duration = Duration::from_secs(24 * 3600);
 /// Pause of the scrub after a start, and while there is something else to do.
 pub const SCRUB_PAUSE: Duration = Duration::from_secs(60);
 /// How often it is written down how far the scrub is.

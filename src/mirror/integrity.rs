@@ -90,7 +90,13 @@ impl Mirror {
         known.retain(|digest, _| aside.contains(digest));
         for digest in aside {
             let tried = known.entry(digest.clone()).or_default();
-            let (links, images) = match self.places_of(&digest, *tried == 0) {
+            // It is worth a try for as long as it is wanted, at growing distances, and at once when an upstream is back.
+            *tried = tried.saturating_add(1);
+            if !tried.is_power_of_two() {
+                continue;
+            }
+            let first = *tried == 1;
+            let (links, images) = match self.places_of(&digest, first) {
                 Ok(found) => found,
                 Err(StoreError::Rebuilding) => return,
                 Err(problem) => {
@@ -98,7 +104,7 @@ impl Mirror {
                     continue;
                 }
             };
-            if *tried == 0 && !images.is_empty() {
+            if !images.is_empty() {
                 log::error!(
                     "{digest} was damaged on the disk; not complete without it: {}",
                     images.join(", ")
@@ -113,12 +119,16 @@ impl Mirror {
                 let upstream = self.upstreams.find(&repository.registry);
                 upstream.is_some_and(|upstream| matches!(upstream.breaker().link(), Link::Up))
             });
-            // It is worth a try now and then for as long as it is wanted, at growing distances.
-            *tried = tried.saturating_add(1);
-            if let (Some((repository, link)), true) = (reachable, tried.is_power_of_two()) {
+            if let Some((repository, link)) = reachable {
                 self.fetch_again(repository, &digest, link);
             }
         }
+    }
+
+    /// An upstream is back: what was damaged is tried again at the next occasion.
+    pub(super) fn retry_damaged(&self) {
+        let mut known = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+        known.values_mut().for_each(|tried| *tried = 1);
     }
 
     fn fetch_again(self: &Arc<Self>, repository: &Repository, digest: &Digest, link: &crate::store::Link) {
@@ -168,8 +178,7 @@ impl Mirror {
             if passed.is_some() {
                 log::info!("the scrub has read everything: {} in {} blobs", bytes_text(total), blobs.len());
             }
-            // An empty store is looked at again, and one of a few blobs is not read all the time.
-            return Ok(pause_after(total.max(1), total.max(1), budget::SCRUB_PASS) / (blobs.len() as u32 + 1));
+            return Ok(budget::SCRUB_REST);
         };
         let blob = &blobs[at];
         let mut quiet = |_: u64| !self.stopping.load(Ordering::Relaxed);

@@ -227,6 +227,7 @@ impl Mirror {
             Link::Up => {
                 log::info!("upstream {registry} answers");
                 self.fills.resume(registry);
+                self.retry_damaged();
                 None
             }
             Link::Slow { .. } => {
