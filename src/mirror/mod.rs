@@ -281,7 +281,8 @@ fn keep_house(mirror: &Weak<Mirror>, needs_rebuild: bool) {
         }
         mirror.fills.take_up_unfinished();
         match mirror.store.check_index() {
-            Ok(()) | Err(StoreError::Damaged(_) | StoreError::Rebuilding) => {}
+            Ok(()) => {}
+            Err(problem) if problem.is_without_index() => {}
             Err(problem) => log::warn!("the index could not be read through: {problem}"),
         }
     }

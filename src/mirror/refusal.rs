@@ -62,7 +62,7 @@ impl Refusal {
     /// What a failure of the store means for a client. The details stay in the log.
     pub(crate) fn from_store(problem: &StoreError) -> Refusal {
         match problem {
-            StoreError::Rebuilding | StoreError::Damaged(_) => {
+            problem if problem.is_without_index() => {
                 Refusal::Busy("the index is being rebuilt; content by digest is served".into())
             }
             StoreError::Busy(digest) => Refusal::Busy(format!("{digest} is being written")),

@@ -9,7 +9,6 @@ use crate::oci::{Algorithm, Digest};
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::sync::atomic::Ordering;
 
 /// An open blob. It stays readable even if it is evicted meanwhile.
 #[derive(Debug)]
@@ -99,11 +98,10 @@ impl Store {
         let (first, rest): (Vec<&Digest>, Vec<&Digest>) = parts.iter().partition(|part| Some(*part) == first);
         for digest in first.into_iter().chain(rest) {
             let path = self.layout.blob(digest);
+            let _counted = self.uncounted();
             let size = self.blob_size(digest).unwrap_or(0);
             match fs::remove_file(&path) {
-                Ok(()) => {
-                    self.stored_bytes.fetch_sub(size.min(self.stored_bytes()), Ordering::Relaxed);
-                }
+                Ok(()) => self.count_out(size),
                 Err(e) if e.kind() == ErrorKind::NotFound => {}
                 Err(e) => return Err(StoreError::io(format!("cannot remove {}", path.display()))(e)),
             }

@@ -800,9 +800,9 @@ fn failed(what: &'static str) -> impl Fn(heed::Error) -> StoreError {
             | MdbError::PageNotFound
             | MdbError::Invalid
             | MdbError::VersionMismatch
-            | MdbError::Panic
             | MdbError::BadTxn),
         ) => StoreError::Damaged(e.to_string()),
+        heed::Error::Mdb(e @ MdbError::Panic) => StoreError::Stuck(e.to_string()),
         other => StoreError::Io {
             what: format!("cannot {what}"),
             source: std::io::Error::other(other.to_string()),

@@ -99,8 +99,9 @@ impl Store {
     /// Takes a bad blob out of service. Its bytes are kept under `quarantine/` while there is room for them.
     pub fn quarantine(&self, digest: &Digest) -> Result<(), StoreError> {
         let path = self.layout.blob(digest);
-        let size = self.blob_size(digest).unwrap_or(0);
         self.count_corrupt();
+        let counted = self.uncounted();
+        let size = self.blob_size(digest).unwrap_or(0);
         let aside = self.layout.quarantined(digest);
         if let Err(e) = fs::rename(&path, &aside) {
             // A disk that takes no change must not have it served all the same.
@@ -111,7 +112,8 @@ impl Store {
             }
             return Err(StoreError::io(format!("cannot set {} aside", path.display()))(e));
         }
-        self.stored_bytes.fetch_sub(size.min(self.stored_bytes()), Ordering::Relaxed);
+        self.count_out(size);
+        drop(counted);
         self.forget_touches(std::slice::from_ref(digest));
         if self.layout.quarantined_bytes() > budget::QUARANTINE_BYTES_MAX {
             // The name is what counts.

@@ -43,7 +43,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 /// Why the store could not do something.
@@ -74,6 +74,8 @@ pub enum StoreError {
     },
     /// The index is damaged; it is made again at the next start, or at once by the server.
     Damaged(String),
+    /// A write to the index failed, and LMDB goes no further before it is opened anew; the server does that at once.
+    Stuck(String),
     /// The index is being made again; only content can be asked for.
     Rebuilding,
     /// Somebody else is writing this content just now.
@@ -88,7 +90,7 @@ impl StoreError {
 
     /// Whether there is no index to answer from just now.
     pub fn is_without_index(&self) -> bool {
-        matches!(self, StoreError::Rebuilding | StoreError::Damaged(_))
+        matches!(self, StoreError::Rebuilding | StoreError::Damaged(_) | StoreError::Stuck(_))
     }
 
     /// Whether the disk would not take something: full, read-only, or failing.
@@ -116,6 +118,7 @@ impl std::fmt::Display for StoreError {
                 write!(f, "content of {expected} hashes to {actual}")
             }
             StoreError::Damaged(what) => write!(f, "the index is damaged: {what}"),
+            StoreError::Stuck(what) => write!(f, "the index has to be opened anew: {what}"),
             StoreError::Rebuilding => f.write_str("the index is being rebuilt"),
             StoreError::Busy(digest) => write!(f, "{digest} is being written already"),
         }
@@ -137,7 +140,11 @@ pub struct Store {
     history_max: usize,
     stored_bytes: AtomicU64,
     counted: OnceLock<()>,
+    /// See [`Store::uncounted`].
+    counting: RwLock<()>,
     damaged: AtomicBool,
+    /// Opening the index anew may be enough.
+    stuck: AtomicBool,
     /// The index could not be made when that was tried last.
     cannot_rebuild: AtomicBool,
     /// Bad content that could not be moved out of the way, and whether there is any.
@@ -176,7 +183,9 @@ impl Store {
             history_max,
             stored_bytes: AtomicU64::new(0),
             counted: OnceLock::new(),
+            counting: RwLock::default(),
             damaged: AtomicBool::new(false),
+            stuck: AtomicBool::new(false),
             cannot_rebuild: AtomicBool::new(false),
             condemned: Mutex::default(),
             any_condemned: AtomicBool::new(false),
@@ -283,7 +292,9 @@ impl Store {
         } else if from < journal.len() {
             self.replay(&index, &journal, from)?;
         }
-        self.stored_bytes.store(index.stored_bytes()?, Ordering::Relaxed);
+        if self.counted.get().is_none() {
+            self.stored_bytes.store(index.stored_bytes()?, Ordering::Relaxed);
+        }
         drop(journal);
         *self.index.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(index));
         Ok(())
@@ -307,10 +318,10 @@ impl Store {
         Manifest::parse(&bytes, Some(media_type)).ok()
     }
 
-    /// Puts an index that gave an error back into service: opened anew if that is enough - LMDB goes no further after a
-    /// write that failed - and else made again.
+    /// Puts an index that gave an error back into service: opened anew if LMDB goes no further after a write that failed,
+    /// and made again if it is damaged.
     pub fn recover(&self) -> Result<(), StoreError> {
-        if self.has_index() {
+        if self.stuck.swap(false, Ordering::Relaxed) && self.has_index() {
             self.close_index();
             match self.open_index() {
                 Ok(()) => {
@@ -357,7 +368,7 @@ impl Store {
         }
         self.layout.replace_index(&fresh)?;
         let index = Index::open(&self.layout.index(), false)?;
-        self.stored_bytes.store(bytes, Ordering::Relaxed);
+        self.count_bytes();
         self.damaged.store(false, Ordering::Relaxed);
         *self.index.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(index));
         self.prove();
@@ -419,16 +430,28 @@ impl Store {
     /// Bytes of all blobs, counted on the disk once after a start: a blob whose process was killed before the index knew
     /// of it is among them. The first call takes as long as it takes to list them.
     pub fn counted_bytes(&self) -> u64 {
-        self.counted.get_or_init(|| {
-            // What is published or removed meanwhile is counted by whoever does it.
-            let before = self.stored_bytes();
-            if let Ok(blobs) = self.blob_files() {
-                let there: u64 = blobs.map(|blob| blob.size).sum();
-                let meanwhile = |now: u64| Some(there.saturating_add(now).saturating_sub(before));
-                let _ = self.stored_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, meanwhile);
-            }
-        });
+        self.counted.get_or_init(|| self.count_bytes());
         self.stored_bytes()
+    }
+
+    /// Counts the bytes of all blobs on the disk.
+    fn count_bytes(&self) {
+        // Nothing comes or goes meanwhile: it would be counted twice, or not at all.
+        let _all = self.counting.write().unwrap_or_else(PoisonError::into_inner);
+        if let Ok(blobs) = self.blob_files() {
+            self.stored_bytes.store(blobs.map(|blob| blob.size).sum(), Ordering::Relaxed);
+        }
+    }
+
+    /// Held while a blob comes or goes and is counted.
+    fn uncounted(&self) -> RwLockReadGuard<'_, ()> {
+        self.counting.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A blob has gone, or failed to come.
+    fn count_out(&self, bytes: u64) {
+        let less = |stored: u64| Some(stored.saturating_sub(bytes));
+        let _ = self.stored_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
     /// The folder that everything is in.
@@ -759,6 +782,12 @@ impl Store {
     }
 
     fn watch_damage<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        if let Err(StoreError::Stuck(what)) = &result {
+            if !self.stuck.swap(true, Ordering::Relaxed) {
+                log::error!("a write to the index failed ({what}); it will be opened anew");
+            }
+            self.damaged.store(true, Ordering::Relaxed);
+        }
         if let Err(StoreError::Damaged(what)) = &result
             && !self.damaged.swap(true, Ordering::Relaxed)
         {

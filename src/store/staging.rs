@@ -201,21 +201,26 @@ impl Staged {
         store.layout.set_used(&self.path, n);
         set_private(&self.path, private)?;
         self.file.sync_all().map_err(StoreError::io(format!("cannot flush {}", self.path.display())))?;
-        fs::rename(&self.path, &target)
-            .map_err(StoreError::io(format!("cannot put {} in place", target.display())))?;
+        {
+            // Counted before it is there: a download that looks for room in between must not count on what this one takes.
+            let _counted = store.uncounted();
+            let new = if known { 0 } else { self.len };
+            store.stored_bytes.fetch_add(new, Ordering::Relaxed);
+            if let Err(e) = fs::rename(&self.path, &target) {
+                store.count_out(new);
+                return Err(StoreError::io(format!("cannot put {} in place", target.display()))(e));
+            }
+        }
         if let Err(problem) = flush_dir(&store.layout.blobs(self.digest.algorithm())) {
             // What may not stay is not counted on.
-            if !known {
-                let _ = fs::remove_file(&target);
+            if !known && fs::remove_file(&target).is_ok() {
+                store.count_out(self.len);
             }
             return Err(problem);
         }
         store.acquit(&self.digest);
         if self.resumable {
             let _ = fs::remove_file(store.layout.origin(&self.digest));
-        }
-        if !known {
-            store.stored_bytes.fetch_add(self.len, Ordering::Relaxed);
         }
         // Whole and in its place, it is a blob; the index hears of it with the next batch of uses.
         store.note_use(&self.digest, n);
