@@ -136,7 +136,7 @@ fn a_newer_claim_beats_an_older_version_and_an_older_claim_does_not() {
     let moved = old.pull("lab/app", "latest").unwrap();
     assert_eq!(moved.digest, second.root);
     assert_eq!(moved.tag_status, "larder; fwd=uri-miss; detail=peer");
-    old.wait_for_log("is complete at");
+    old.wait_for_log(&format!("is complete at {}", second.root));
     old.wait_for_log("answered from peer");
     let history = old.said(&["history", "docker.io/lab/app"]);
     let seen = history.lines().find(|line| line.contains("upstream's last")).unwrap();
