@@ -280,3 +280,10 @@ pub const TOUCH_FLUSH_EVERY: Duration = Duration::from_secs(60);
 pub const HISTORY_MAX: usize = 64;
 /// Tags whose new version is watched until it is complete, for each repository.
 pub const PENDING_TAGS_MAX: usize = 1_024;
+
+// -- Clients' files --------------------------------------------------------------------------------------------
+
+/// Largest file of a client that is read: the longest real ones have some hundred lines.
+pub const CLIENT_FILE_BYTES_MAX: u64 = MIB;
+/// How long containerd (2.1 and later) tries to connect to larder before it asks the origin; 30 s is its own choice.
+pub const CLIENT_DIAL_TIME: Duration = Duration::from_secs(2);

@@ -25,6 +25,7 @@
 
 pub mod budget;
 pub mod cli;
+pub mod clients;
 pub mod clock;
 pub mod config;
 pub mod control;

@@ -2,11 +2,13 @@
 //!
 //! Exit status: 0 done, 1 could not do it, 2 wrong usage or configuration.
 
+mod clients;
 mod demo;
 mod look;
 mod print;
 mod serve;
 
+use crate::clients::Client;
 use crate::config::{Config, Options};
 use crate::control::Request;
 use crate::oci::{Digest, Reference};
@@ -105,7 +107,7 @@ enum Command {
         #[command(flatten)]
         form: Form,
     },
-    /// Check or print the configuration
+    /// Check or print the configuration, or send containerd, K3s, podman or Docker here
     #[command(subcommand)]
     Config(ConfigCommand),
 }
@@ -116,6 +118,15 @@ enum ConfigCommand {
     Check,
     /// Print the configuration with every default
     Print,
+    /// The files that send containerd here: config.toml and a hosts.toml for each registry
+    Containerd(clients::Form),
+    /// The file that sends K3s here: registries.yaml
+    K3s(clients::Form),
+    /// The file that sends podman, CRI-O, buildah and skopeo here: a part of registries.conf
+    #[command(visible_alias = "crio")]
+    Podman(clients::Form),
+    /// The file that sends Docker here for docker.io: daemon.json
+    Docker(clients::Form),
 }
 
 #[derive(Args)]
@@ -176,6 +187,10 @@ fn run(command: &Command, config: &Config, options: &Options) -> ExitCode {
             printed(&format!("{name}: ok\n"))
         }
         Command::Config(ConfigCommand::Print) => printed(&config.to_toml()),
+        Command::Config(ConfigCommand::Containerd(form)) => clients::run(config, Client::Containerd, form),
+        Command::Config(ConfigCommand::K3s(form)) => clients::run(config, Client::K3s, form),
+        Command::Config(ConfigCommand::Podman(form)) => clients::run(config, Client::Podman, form),
+        Command::Config(ConfigCommand::Docker(form)) => clients::run(config, Client::Docker, form),
     }
 }
 
