@@ -118,6 +118,8 @@ pub struct Mirror {
 struct Origin {
     name: RegistryName,
     url: String,
+    /// The address is the owner's, not one that is built in.
+    url_configured: bool,
     ca_file: Option<PathBuf>,
 }
 
@@ -137,6 +139,7 @@ impl Mirror {
         let origin = |upstream: &crate::config::Upstream| Origin {
             name: upstream.name.clone(),
             url: upstream.url.clone(),
+            url_configured: upstream.url_configured,
             ca_file: upstream.ca_file.clone(),
         };
         Ok(Mirror {

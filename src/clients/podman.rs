@@ -4,7 +4,7 @@
 //! prefix in the owner's files, so where there is one nothing is written.
 
 use super::toml_text::{parse, quoted};
-use super::{Mirror, Present, Profile, Wanted};
+use super::{Mirror, Origin, Present, Profile, Wanted};
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
@@ -58,24 +58,36 @@ fn fresh(mirror: &Mirror, profile: Profile) -> String {
         text += &format!("\n[[registry]]\nprefix = {}\n", quoted(name));
         match profile {
             Profile::Fallback => {
-                text += &format!("location = {}\n\n{}", quoted(name), mirror_block(mirror, name));
+                text += &format!("{}\n{}", origin_place(origin), mirror_block(mirror, name));
             }
-            Profile::Sealed => text += &place(mirror, name, ""),
+            Profile::Sealed => text += &place(mirror, name),
         }
     }
     text
 }
 
 fn mirror_block(mirror: &Mirror, registry: &str) -> String {
-    format!("[[registry.mirror]]\n{}", place(mirror, registry, ""))
+    format!("[[registry.mirror]]\n{}", place(mirror, registry))
 }
 
 /// Clients of this kind name the registry in the path.
-fn place(mirror: &Mirror, registry: &str, indent: &str) -> String {
-    let location = quoted(&format!("{}/{registry}", mirror.authority()));
-    // "insecure" means plain HTTP too, which on this board is what larder speaks.
-    let insecure = if mirror.is_https() { "" } else { "insecure = true\n" };
-    format!("{indent}location = {location}\n{indent}{insecure}")
+fn place(mirror: &Mirror, registry: &str) -> String {
+    location(&format!("{}/{registry}", mirror.authority()), mirror.is_https())
+}
+
+/// The origin is where larder's configuration says that the registry is.
+fn origin_place(origin: &Origin) -> String {
+    let name = origin.name.as_str();
+    match origin.url.split_once("://") {
+        Some((scheme, place)) if origin.url_configured => location(place, scheme == "https"),
+        // podman knows better than an address that is built in: what is `docker.io` to it has other names too.
+        _ => location(name, true),
+    }
+}
+
+/// "insecure" means plain HTTP too, which on this board is what larder speaks.
+fn location(place: &str, https: bool) -> String {
+    format!("location = {}\n{}", quoted(place), if https { "" } else { "insecure = true\n" })
 }
 
 fn prefix_of(entry: &Table) -> &str {
