@@ -21,6 +21,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("http", &["oci", "budget", "config", "fetch", "mirror"]),
     ("clients", &["oci", "budget", "config"]),
     ("control", &["oci", "budget", "clock", "config", "store", "fetch", "mirror"]),
+    ("doctor", &["oci", "budget", "clock", "config", "fetch", "mirror", "control", "clients"]),
     ("demo", &["oci", "budget"]),
     (
         "cli",

@@ -4,6 +4,7 @@
 
 mod clients;
 mod demo;
+mod doctor;
 mod look;
 mod print;
 mod serve;
@@ -107,6 +108,14 @@ enum Command {
         #[command(flatten)]
         form: Form,
     },
+    /// Say what is wrong with this board - clock, disk, memory, upstreams, clients - and what mends it
+    Doctor {
+        #[command(flatten)]
+        form: Form,
+        /// Where the board's / is, for a board that is made up
+        #[arg(long, hide = true, value_name = "DIR", default_value = "/")]
+        root: PathBuf,
+    },
     /// Check or print the configuration, or send containerd, K3s, podman or Docker here
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -180,6 +189,7 @@ fn run(command: &Command, config: &Config, options: &Options) -> ExitCode {
         Command::Unpin { image } => change(Request::Pin { image: image.clone(), pinned: false }),
         Command::Rm { image } => change(Request::Rm { image: image.clone() }),
         Command::Verify { repair, form } => look(Request::Verify { repair: *repair }, form),
+        Command::Doctor { form, root } => doctor::run(config, root, form.json),
         Command::Config(ConfigCommand::Check) => {
             let file = options.file.clone().unwrap_or_else(|| crate::config::DEFAULT_FILE.into());
             let name =

@@ -106,6 +106,8 @@ impl FromStr for Profile {
 pub struct Mirror {
     /// `http://127.0.0.1:5000`
     url: String,
+    /// Other addresses at which this board reaches it.
+    also: Vec<String>,
     /// The certificate that larder shows, if it serves HTTPS.
     certificate: Option<PathBuf>,
     /// The registry meant by a request that names none.
@@ -135,6 +137,18 @@ impl Mirror {
             Some(address) => checked_address(address)?,
             None => format!("{scheme}://{}", reachable(&config.listen)?),
         };
+        let mut also = Vec::new();
+        for listen in config.listen.iter().filter(|_| address.is_none()) {
+            let ip = listen.ip();
+            if ip.is_loopback() || ip.is_unspecified() {
+                also.push(format!("{scheme}://localhost:{}", listen.port()));
+            }
+            if ip.is_unspecified() {
+                also.push(format!("{scheme}://127.0.0.1:{}", listen.port()));
+            } else {
+                also.push(format!("{scheme}://{listen}"));
+            }
+        }
         let certificate = config.tls.as_ref().map(|tls| tls.cert_file.clone());
         let origin = |upstream: &crate::config::Upstream| Origin {
             name: upstream.name.clone(),
@@ -145,6 +159,7 @@ impl Mirror {
         Ok(Mirror {
             certificate: certificate.filter(|_| url.starts_with("https://")),
             url,
+            also,
             default_registry: config.default_registry.clone(),
             origins: config.upstreams.iter().map(origin).collect(),
         })
@@ -174,7 +189,8 @@ impl Mirror {
     /// Whether an address in a client's file is this one: clients take it with and without `/v2` and a slash.
     fn is_at(&self, url: &str) -> bool {
         let plain = url.trim_end_matches('/');
-        plain.strip_suffix("/v2").unwrap_or(plain).eq_ignore_ascii_case(&self.url)
+        let plain = plain.strip_suffix("/v2").unwrap_or(plain);
+        self.also.iter().chain([&self.url]).any(|own| plain.eq_ignore_ascii_case(own))
     }
 }
 

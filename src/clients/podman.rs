@@ -121,7 +121,8 @@ pub(super) fn leads(registry: &str, mirror: &Mirror, present: &dyn Present) -> R
     let Some(entry) = all.iter().rev().find(|entry| prefix_of(entry) == registry) else { return Ok(false) };
     let to = |table: &Table| {
         let location = table.get("location").and_then(Value::as_str).unwrap_or_default();
-        location.strip_prefix(mirror.authority()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        let authority = location.split('/').next().unwrap_or_default();
+        mirror.is_at(&format!("{}{authority}", if mirror.is_https() { "https://" } else { "http://" }))
     };
     let mirrors = entry.get("mirror").and_then(Value::as_array);
     Ok(to(entry) || mirrors.into_iter().flatten().filter_map(Value::as_table).any(to))
