@@ -292,7 +292,7 @@ fn upstreams() {
     // Credentials that are not taken, and that are.
     let secret = board.folder.0.join("password");
     std::fs::write(&secret, "wrong").unwrap();
-    let private = std::fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0o600));
+    let private: std::fs::Permissions = std::os::unix::fs::PermissionsExt::from_mode(0o600);
     std::fs::set_permissions(&secret, private).unwrap();
     std::fs::write(board.folder.0.join("htpasswd"), "").unwrap();
     let login = format!("[auth]\nhtpasswd_file = \"{}\"\n", board.folder.0.join("htpasswd").display());

@@ -25,7 +25,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("demo", &["oci", "budget"]),
     (
         "cli",
-        &["oci", "budget", "config", "store", "fetch", "mirror", "http", "control", "demo", "kit", "clients"],
+        &[
+            "oci", "budget", "config", "store", "fetch", "mirror", "http", "control", "demo", "kit",
+            "clients", "doctor",
+        ],
     ),
 ];
 

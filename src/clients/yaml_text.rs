@@ -42,11 +42,11 @@ pub(super) fn lines(text: &str) -> Result<Vec<Line>, String> {
         let content = line.trim_start_matches(' ');
         let indent = line.len() - content.len();
         let refused = |why: &str| Err(format!("line {number} {why}"));
-        if content.trim().is_empty() || content.starts_with('#') {
-            continue;
-        }
         if content.starts_with('\t') {
             return refused("is indented with a tab");
+        }
+        if content.trim().is_empty() || content.starts_with('#') {
+            continue;
         }
         if line.contains('\r') {
             return refused("has a carriage return in it");
@@ -102,7 +102,7 @@ fn entry(content: &str, at: usize) -> Result<Content, &'static str> {
             (content[..colon.0].trim_end(), &content[colon.0..])
         }
     };
-    if key.contains(" #") || key == "<<" {
+    if key.contains(" #") || key == "<<" || key.is_empty() {
         return Err("has a key that larder does not read");
     }
     let rest = rest.trim_start_matches(' ').strip_prefix(':').ok_or("has no colon after its key")?;
@@ -120,7 +120,8 @@ fn plain(value: &str) -> Result<&str, &'static str> {
     if value.starts_with('#') {
         return Ok("");
     }
-    if value.starts_with(['&', '*', '!', '|', '>', '@', '`', '%', '?']) {
+    let mark = value.starts_with(['-', ':']) && matches!(value.as_bytes().get(1), None | Some(b' '));
+    if mark || value.starts_with(['&', '*', '!', '|', '>', '@', '`', '%', '?', ',', ']', '}']) {
         return Err("has a value that larder does not read");
     }
     let mut quote = None;
@@ -144,7 +145,12 @@ fn plain(value: &str) -> Result<&str, &'static str> {
                 end = n;
                 break;
             }
-            None if matches!(c, '"' | '\'') && (flow || n == 0 || closed_at == Some(n)) => quote = Some(c),
+            // Two single quotes within single quotes are one.
+            None if closed_at == Some(n) && c == '\'' && before == '\'' => quote = Some(c),
+            None if closed_at == Some(n) && !matches!(c, ' ' | ',' | ']' | '}' | ':') => {
+                return Err("has something after a quoted value");
+            }
+            None if matches!(c, '"' | '\'') && (flow || n == 0) => quote = Some(c),
             None if flow && (c == '[' || c == '{') => depth += 1,
             None if flow && (c == ']' || c == '}') => depth -= 1,
             None if flow && (c == '&' || c == '*' || c == '!') && !before.is_alphanumeric() => {
@@ -164,7 +170,7 @@ fn plain(value: &str) -> Result<&str, &'static str> {
     if flow && !value.ends_with([']', '}']) {
         return Err("has something after a list");
     }
-    if !flow && !quoted && value.contains(": ") {
+    if !flow && !quoted && (value.contains(": ") || value.ends_with(':')) {
         return Err("has a mapping in a value");
     }
     Ok(value)

@@ -4,6 +4,7 @@ with Larder gone, when the origin is asked after it (fallback) or nobody is (sea
 import json
 import os
 import pathlib
+import random
 import shutil
 import signal
 import time
@@ -268,6 +269,66 @@ class Configs(lab.Case):
         part = yaml.safe_load(root.text("etc/rancher/k3s/config.yaml.d/larder.yaml"))
         self.assertEqual(part, {"disable-default-registry-endpoint": True})
         self.assertEqual(root.text("etc/rancher/k3s/config.yaml"), "write-kubeconfig-mode: '0644'\n")
+
+    def test_k3s_file_of_any_kind(self):
+        """Files put together at random: what Larder merges, YAML reads as meant; what it refuses is as it was."""
+        larder = self.larder(self.origin)
+        url = f"http://127.0.0.1:{larder.port}"
+        printed = lab.run(lab.LARDER, "--config", larder.config, "config", "print").stdout.splitlines()
+        names = [line.split('"')[1] for line in printed if line.startswith("[upstream.")]
+        seed = int(os.environ.get("LARDER_SEED") or os.getpid())
+        print(f"LARDER_SEED={seed}")
+        dice = random.Random(seed)
+        merged = refused = 0
+        for _ in range(80):
+            text = any_yaml(dice)
+            root = self.root(larder)
+            root.put("etc/rancher/k3s/registries.yaml", "")
+            file = root.path / "etc/rancher/k3s/registries.yaml"
+            file.write_bytes(text.encode())
+            done = root.config("k3s", "--write", check=False)
+            if done.returncode != 0:
+                refused += 1
+                self.assertEqual(file.read_bytes(), text.encode())
+            else:
+                merged += 1
+                before = yaml.safe_load(text) or {}
+                expected = {**before, "mirrors": {**(before.get("mirrors") or {})}}
+                for name in names:
+                    had = expected["mirrors"].get(name) or {}
+                    expected["mirrors"][name] = {**had, "endpoint": [url, *(had.get("endpoint") or [])]}
+                self.assertEqual(yaml.safe_load(file.read_bytes().decode()), expected, repr(text))
+                root.config("k3s", "--undo")
+                self.assertEqual(file.read_bytes(), text.encode())
+            shutil.rmtree(root.path)
+        print(f"{merged} merged, {refused} refused")
+        self.assertGreater(min(merged, refused), 10)
+
+
+USUAL = ("docker.io:", "ghcr.io:", "'quay.io':", '"gcr.io": ', "endpoint:", "- https://a", '- "https://b" # c', "configs:", "x: y")
+UNUSUAL = (
+    "mirrors:", "rewrite:", 'password: "a: #b"', "pw: 'it''s'", "endpoint: []", 'endpoint: ["https://a", b]', "# c", "- a: b",
+    "k: |", "text", "k: &x y", "k: *x", "? a", "k: {a: b}", 'k: "a', 'b"', "---", "...", "\t", "k:v", "k: v: w", '"*":', "-",
+    "k: a#b", "k: a #b", "k: [a,", "b]", "k: 'a' b", 'k: "a""b"', "<<:", "k: @x", "k: - a", "- - a", "1: 2", "k: [a]b", "k: ,a",
+    "k: [[a], {b: c}]", "'a: b': c", "k: a'b", "'", "k: a:", ":", "k : v",
+)  # fmt: skip
+
+
+def any_yaml(dice):
+    """Lines of a registries.yaml and of what YAML has beyond it, at indents that mostly fit."""
+    lines, indent = (["mirrors:"], 2) if dice.random() < 0.7 else ([], 0)
+    for _ in range(dice.randint(0, 7)):
+        piece = dice.choice(USUAL if dice.random() < 0.7 else UNUSUAL)
+        lines.append(" " * indent + piece)
+        chance = dice.random()
+        if piece.rstrip().endswith(":") and chance < 0.75:
+            indent += 2
+        elif chance < 0.3:
+            indent = max(0, indent - dice.randint(1, 3))
+        elif chance < 0.35:
+            indent += dice.randint(1, 3)
+    end = dice.choice(("\n", "\n", "\r\n"))
+    return end.join(lines) + dice.choice((end, ""))
 
 
 if __name__ == "__main__":
