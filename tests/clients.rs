@@ -529,6 +529,44 @@ fn another_profile_and_other_upstreams_start_from_what_was_there_first() {
 }
 
 #[test]
+fn a_power_cut_in_a_second_write_leaves_a_way_back_and_on() {
+    for back in [true, false] {
+        let board = Board::new().with(REGISTRIES, "mirrors:\n").with(HOSTS, "# mine\n");
+        let original = board.everything();
+        let root = Root::new(&board.root()).unwrap();
+        let (old, new) = (board.mirror(""), board.mirror("listen = [\"127.0.0.1:6000\"]\n"));
+        write(&root, Client::Containerd, &old, Profile::Fallback).unwrap();
+        let half = board.text(HOSTS);
+        write(&root, Client::Containerd, &new, Profile::Fallback).unwrap();
+        let whole = board.everything();
+        // The cut came before this one of the files was written anew.
+        board.put(HOSTS, half.as_bytes());
+        if back {
+            board.undo(Client::Containerd).unwrap();
+            assert_eq!(board.everything(), original);
+        } else {
+            let written = write(&root, Client::Containerd, &new, Profile::Fallback).unwrap();
+            assert_eq!(written.changed, [Path::new("/").join(HOSTS)]);
+            assert_eq!(board.text(HOSTS).as_bytes(), whole[&board.root().join(HOSTS)].1);
+            board.undo(Client::Containerd).unwrap();
+            assert_eq!(board.everything(), original);
+        }
+    }
+}
+
+#[test]
+fn one_writer_at_a_time() {
+    let board = Board::new();
+    board.write(Client::K3s, Profile::Fallback).unwrap();
+    let lock = std::fs::File::open(board.root().join("etc/larder/clients/lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    assert!(refusal(board.write(Client::Podman, Profile::Fallback)).contains("under way"));
+    assert!(board.undo(Client::K3s).unwrap_err().contains("under way"));
+    drop(lock);
+    board.undo(Client::K3s).unwrap();
+}
+
+#[test]
 fn clients_are_taken_back_in_any_order() {
     let board = Board::new();
     for client in Client::ALL {

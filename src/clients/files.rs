@@ -74,6 +74,8 @@ struct Entry {
     path: PathBuf,
     /// The backup's name and hash; `None` if there was no file.
     before: Option<(String, Digest)>,
+    /// What the record whose place this one takes had made of it: a power cut may have left that.
+    earlier: Option<Digest>,
     after: Digest,
 }
 
@@ -159,6 +161,7 @@ impl Root {
         Ok(match (&there, &entry.before) {
             (Some(there), _) if *there == entry.after => State::AsWritten,
             (Some(there), Some((_, before))) if there == before => State::AsBefore,
+            (Some(there), _) if Some(there) == entry.earlier.as_ref() => State::AsWritten,
             (None, None) => State::AsBefore,
             _ => State::Changed,
         })
@@ -275,8 +278,13 @@ impl Root {
             .mode(0o600)
             .open(self.at(&path))
             .map_err(failed)?;
-        flock(&file, FlockOperation::NonBlockingLockExclusive)
-            .map_err(|_| "another larder config --write or --undo is under way; try again".to_owned())?;
+        let busy = || "another larder config --write or --undo is under way; try again".to_owned();
+        flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| busy())?;
+        // One that has just ended may have taken the file away between its opening here and the lock.
+        let own = file.metadata().map_err(failed)?.ino();
+        if !fs::metadata(self.at(&path)).is_ok_and(|meta| meta.ino() == own) {
+            return Err(busy());
+        }
         if !made.is_empty() {
             serde_json::to_writer(&mut file, &made).map_err(|e| failed(e.into()))?;
         }
@@ -479,7 +487,9 @@ fn write_locked(root: &Root, client: Client, mirror: &Mirror, profile: Profile) 
         }
     }
     let replaces = last.as_ref().filter(|(_, _, untouched)| *untouched).map(|(number, ..)| *number);
-    keep(root, client, number, replaces, &changes, &folders)?;
+    let earlier = |there: &Option<Vec<u8>>| there.as_deref().map(hash).filter(|_| replaces.is_some());
+    let earlier: Vec<Option<Digest>> = present.iter().map(earlier).collect();
+    keep(root, client, number, replaces, &changes, &earlier, &folders)?;
     if let Err(problem) = put_all(root, &changes, &folders) {
         let back = put_back(root, &changes, &present, &folders);
         root.remove_record(client, number);
@@ -534,6 +544,7 @@ fn keep(
     number: u64,
     replaces: Option<u64>,
     changes: &[Change],
+    earlier: &[Option<Digest>],
     folders: &[PathBuf],
 ) -> Result<(), String> {
     let folder = root.records_of(client);
@@ -546,7 +557,7 @@ fn keep(
     // Files that a client's configuration may hold passwords in are backed up here.
     fs::DirBuilder::new().mode(0o700).recursive(true).create(root.at(&new)).map_err(failed)?;
     let mut files = Vec::new();
-    for (n, (path, was, after)) in changes.iter().enumerate() {
+    for (n, ((path, was, after), earlier)) in changes.iter().zip(earlier).enumerate() {
         let before = match was {
             None => None,
             Some(bytes) => {
@@ -556,7 +567,7 @@ fn keep(
                 Some((name, hash(bytes)))
             }
         };
-        files.push(Entry { path: path.clone(), before, after: hash(after) });
+        files.push(Entry { path: path.clone(), before, earlier: earlier.clone(), after: hash(after) });
     }
     let record = Record {
         format: FORMAT,

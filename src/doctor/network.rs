@@ -270,7 +270,26 @@ pub(super) fn upstreams(under_way: UnderWay) -> Vec<Finding> {
                 "is the uplink slow? what is kept is served meanwhile",
             ),
         };
-    under_way.asked.iter().map(finding).collect()
+    let all: Vec<Failure> = answers.iter().filter_map(|(_, outcome)| outcome.clone().err()).collect();
+    let (asked, answered) = (under_way.asked.len(), answers.len());
+    uplink(asked, answered, &all)
+        .map_or_else(|| under_way.asked.iter().map(finding).collect(), |one| vec![one])
+}
+
+/// One finding for all where the uplink is what is gone, and not one registry or another.
+pub(super) fn uplink(asked: usize, answered: usize, failures: &[Failure]) -> Option<Finding> {
+    let gone = |failure: &&Failure| {
+        matches!(failure.cause(), Some(Cause::Dns | Cause::Refused | Cause::Timeout | Cause::Connection))
+    };
+    let first = failures.first().filter(|_| asked > 1 && answered == failures.len())?;
+    if failures.iter().filter(gone).count() < failures.len() {
+        return None;
+    }
+    Some(Finding::warning(
+        UPSTREAM,
+        format!("none of the {asked} upstreams can be reached, such as {first}"),
+        "is the uplink there? ip route; cat /etc/resolv.conf; what is kept is served meanwhile",
+    ))
 }
 
 pub(super) fn upstream(name: &str, private: bool, outcome: &Result<Examined, Failure>) -> Finding {

@@ -2,7 +2,7 @@
 
 use super::Severity;
 use super::disk::Speed;
-use super::network::upstream;
+use super::network::{uplink, upstream};
 use super::read::{controller_is_on, listener, meminfo, mount_of};
 use crate::fetch::{Cause, Examined, Failure, RateLimit};
 use std::path::Path;
@@ -66,7 +66,9 @@ fn what_an_upstream_says() {
     assert_eq!(severity(false, &limit(76, Some(100))), Severity::Ok);
     assert_eq!(severity(false, &limit(9, Some(100))), Severity::Warning);
     assert!(upstream("docker.io", false, &limit(9, Some(100))).what.contains("9 of 100"));
-    let down = |cause| Err(Failure::Unreachable { cause, detail: "auth.docker.io: words".into() });
+    let down = |cause| -> Result<Examined, Failure> {
+        Err(Failure::Unreachable { cause, detail: "auth.docker.io: words".into() })
+    };
     for (cause, expected, mend) in [
         (Cause::Dns, Severity::Warning, "getent hosts auth.docker.io"),
         (Cause::Refused, Severity::Warning, "ip route"),
@@ -80,6 +82,13 @@ fn what_an_upstream_says() {
         assert_eq!(finding.severity, expected, "{cause:?}");
         assert!(finding.mend.unwrap().contains(mend), "{cause:?}");
     }
+    // The uplink itself: one finding for all.
+    let fail = |cause| down(cause).err().unwrap();
+    let both = [fail(Cause::Dns), fail(Cause::Timeout)];
+    assert!(uplink(2, 2, &both).unwrap().what.contains("none of the 2 upstreams"));
+    assert!(uplink(3, 3, &both).is_none(), "one answers");
+    assert!(uplink(3, 2, &both).is_some(), "one has not answered at all");
+    assert!(uplink(2, 2, &[fail(Cause::Dns), fail(Cause::Tls)]).is_none());
     let denied = Err(Failure::Denied { status: 401, detail: "h: no".into() });
     assert_eq!(severity(true, &denied), Severity::Bad);
 }
