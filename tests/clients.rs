@@ -402,13 +402,7 @@ fn what_cannot_be_merged_is_refused_with_what_to_do() {
     let inline = format!("version = 2\nplugins = {{ \"{cri}\" = {{ }} }}\n");
     let large = format!("# {}\n", "x".repeat(2 << 20));
     let cases: &[(Client, Profile, &str, &str, &str)] = &[
-        (
-            Client::Containerd,
-            Profile::Fallback,
-            CONFIG,
-            "disabled_plugins = [\"cri\"]\n",
-            "containerd config migrate",
-        ),
+        (Client::Containerd, Profile::Fallback, CONFIG, "disabled_plugins = [\"cri\"]\n", "config migrate"),
         (Client::Containerd, Profile::Fallback, CONFIG, "version = 9\n", "version 9"),
         (Client::Containerd, Profile::Fallback, CONFIG, "version = \n", "line 1"),
         (Client::Containerd, Profile::Fallback, CONFIG, &older, "hosts.toml"),

@@ -258,6 +258,15 @@ fn ports() {
     board.is("port", &format!("{free} is free"), Severity::Ok, "");
     board.is("port", "no address of this board", Severity::Bad, "ip address");
     board.is("port", &format!("{address} is held by another program"), Severity::Bad, "set listen");
+    // Where the boards of a kit ask.
+    let secret = board.folder.0.join("secret");
+    std::fs::write(&secret, "0123456789abcdef").unwrap();
+    let private: std::fs::Permissions = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(&secret, private).unwrap();
+    let kit_port = TcpListener::bind("127.0.0.1:0").unwrap();
+    let kit = kit_port.local_addr().unwrap();
+    board.config += &format!("[kit]\nsecret_file = \"{}\"\nlisten = \"{kit}\"\n", secret.display());
+    board.is("port", &format!("{kit} is held by"), Severity::Bad, "set kit.listen");
     // Whose it is, by the process that has the socket open.
     let line = format!("0: 0100007F:{:04X} 00000000:0000 0A 0:0 00:0 0 0 0 4711 1\n", address.port());
     board.put("proc/net/tcp", &format!("sl\n{line}"));

@@ -1,4 +1,4 @@
-//! `doctor`: every finding, worst last where a person looks, and the exit status that a monitor wants.
+//! `doctor`: every finding for people or as JSON, and the exit status that a monitor wants.
 
 use super::print;
 use crate::config::Config;
@@ -44,7 +44,7 @@ fn for_people(findings: &[Finding]) -> String {
     let (bad, warnings) = (count(Severity::Bad), count(Severity::Warning));
     out += &match bad + warnings {
         0 => "all is well\n".to_owned(),
-        _ => format!("{bad} bad, {warnings} to be warned of; what mends each follows its arrow\n"),
+        _ => format!("{bad} bad, {warnings} warnings; what mends each stands after its arrow\n"),
     };
     out
 }

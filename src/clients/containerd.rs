@@ -66,8 +66,8 @@ fn plugin(table: &Table) -> Result<&'static str, String> {
     match (version, PLUGINS.iter().find(|(known, _)| Some(*known) == version)) {
         (_, Some((_, plugin))) => Ok(plugin),
         (None | Some(1), _) => Err(format!(
-            "{CONFIG} is of version 1, which larder does not change: `containerd config migrate` prints it as a later \
-             version; put that in its place and run this again"
+            "{CONFIG} is of version 1, which larder does not change: begin it with version = 2 and write plugins by \
+             their whole names (containerd 2.x prints it so: containerd config migrate), and run this again"
         )),
         (Some(version), _) => Err(format!(
             "{CONFIG} is of version {version}, which larder does not know: set config_path = \"{CERTS}\" in the \

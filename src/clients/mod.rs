@@ -282,7 +282,7 @@ pub fn remarks(client: Client, mirror: &Mirror, profile: Profile) -> Vec<String>
     let mut remarks = Vec::new();
     match (client, profile) {
         (Client::K3s, Profile::Sealed) => remarks.push(
-            "sealed holds with disable-default-registry-endpoint (K3s from 1.29 on), which the second file sets; it \
+            "sealed holds with disable-default-registry-endpoint (K3s releases since January 2024), which the second file sets; it \
              is what --disable-default-registry-endpoint sets, and it holds for the registries named in the first"
                 .to_owned(),
         ),

@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import time
+import tomllib
 import unittest
 
 import yaml
@@ -135,6 +136,34 @@ class Configs(lab.Case):
                 self.refused(board, f"127.0.0.1:{other.port}/lab/app:latest")
                 self.assertEqual(len(other.requests()), asked)
                 board.stop()
+
+    def test_containerd_as_its_packages_configure_it(self):
+        plugins = {"1.6": "io.containerd.grpc.v1.cri", "2.x": "io.containerd.cri.v1.images"}
+        larder = self.larder(self.origin)
+        for release, plugin in plugins.items():
+            program = lab.containerds()[release] / "containerd"
+            texts = {"default": lab.run(program, "config", "default").stdout}
+            if release == "1.6":
+                # dpkg's own copy, not what this machine's owner made of it.
+                (package,) = debian.packages(lab.SCRATCH, "bookworm", "amd64", ["containerd"])
+                debian.unpack(package, lab.SCRATCH / "containerd-1")
+                texts["Debian"] = (lab.SCRATCH / "containerd-1/etc/containerd/config.toml").read_text()
+            for name, text in texts.items():
+                with self.subTest(containerd=release, configuration=name):
+                    root = self.root(larder)
+                    path = "etc/containerd/config.toml"
+                    root.put(path, text)
+                    root.config("containerd", "--write")
+                    expected = tomllib.loads(text)
+                    registry = expected["plugins"].setdefault(plugin, {}).setdefault("registry", {})
+                    registry["config_path"] = "/etc/containerd/certs.d"
+                    self.assertEqual(tomllib.loads(root.text(path)), expected)
+                    # containerd's own word for what it has read.
+                    read = lab.run(program, "-c", root.path / path, "config", "dump").stdout
+                    read = tomllib.loads(read)["plugins"][plugin]["registry"]["config_path"]
+                    self.assertEqual(read, "/etc/containerd/certs.d")
+                    root.config("containerd", "--undo")
+                    self.assertEqual(root.text(path), text)
 
     def test_containerd_does_not_wait_long_for_a_larder_that_is_not_reached(self):
         larder = self.larder(self.origin)
