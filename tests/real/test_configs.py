@@ -180,6 +180,36 @@ class Configs(lab.Case):
         # Without dial_timeout each request would wait 30 s.
         self.assertLess(took, 30)
 
+    def test_disks_that_take_nothing(self):
+        larder = self.larder(self.origin)
+        before = "configs:\n  r.corp:\n    auth:\n      username: u\n"
+        path = "etc/rancher/k3s/registries.yaml"
+        for fault in ("read-only", "full"):
+            with self.subTest(fault=fault):
+                root = self.root(larder)
+                lab.run("mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", root.path)
+                self.addCleanup(lab.run, "umount", "-l", root.path, check=False)
+                root.put(path, before)
+                if fault == "read-only":
+                    lab.run("mount", "-o", "remount,ro", root.path)
+                else:
+                    # The backup finds room, what is to be written does not.
+                    (root.path / "etc/larder").mkdir()
+                    lab.run("sh", "-c", f"head -c 100000000 /dev/zero > {root.path}/filler", check=False)
+                    lab.run("truncate", "--size=-8192", root.path / "filler")
+                refused = root.config("k3s", "--write", check=False)
+                self.assertEqual(refused.returncode, 1)
+                self.assertIn({"read-only": "make it writable first", "full": "No space left"}[fault], refused.stderr)
+                self.assertEqual(root.text(path), before)
+                self.assertEqual([file.name for file in (root.path / "etc/rancher/k3s").iterdir()], ["registries.yaml"])
+                if fault == "full":
+                    (root.path / "filler").unlink()
+                else:
+                    lab.run("mount", "-o", "remount,rw", root.path)
+                root.config("k3s", "--write")
+                root.config("k3s", "--undo")
+                self.assertEqual(root.text(path), before)
+
     def podman(self, root, *command, check=True):
         storage = ("--root", self.folder / "podman", "--runroot", self.folder / "podman-run", "--storage-driver", "vfs")
         return lab.run(*root.seen_as("etc/containers", "podman", *storage, *command), check=check)
