@@ -292,6 +292,16 @@ fn upstreams() {
     board.upstream.on(None, "/v2/", Behaviour::Status(200, limits("3")));
     board.is("upstream", "quay.io answers; 3 of 100", Severity::Warning, "username and password_file");
     board.upstream.clear();
+    // Docker Hub says it of one repository, whose HEAD costs nothing.
+    board.upstream.on(
+        Some("HEAD"),
+        "/ratelimitpreview/test/manifests/latest",
+        Behaviour::Status(200, limits("50")),
+    );
+    board.is("upstream", "docker.io answers; 50 of 100", Severity::Ok, "");
+    assert_eq!(board.find("upstream", "quay.io").what, "quay.io answers");
+    assert_eq!(board.upstream.count("GET", "/manifests/"), 0, "a pull was paid for");
+    board.upstream.clear();
     board.upstream.on(None, "/v2/", Behaviour::Status(503, vec![]));
     board.is("upstream", "ghcr.io: 127.0.0.1: answered 503", Severity::Warning, "wait");
     board.upstream.clear();

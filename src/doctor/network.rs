@@ -328,7 +328,7 @@ pub(super) fn upstream(name: &str, private: bool, outcome: &Result<Examined, Fai
                 UPSTREAM,
                 what,
                 format!(
-                    "if the clock is right: set ca_file in [upstream.\"{name}\"] to the authority that signed it"
+                    "date; if the clock is right and the authority is your own: set ca_file in [upstream.\"{name}\"]"
                 ),
             ),
             Cause::ServerError(_) => {

@@ -124,10 +124,15 @@ class Configs(lab.Case):
     def test_containerd_with_no_configuration_of_its_own(self):
         for release in ("1.6", "2.x"):
             with self.subTest(containerd=release):
-                larder = self.larder(self.origin)
+                # A registry with a port in its name is one too.
+                named = f"127.0.0.1:{self.origin.port}"
+                larder = self.larder({"docker.io": {"url": self.origin.url}, named: {"url": self.origin.url}})
                 root = self.root(larder)
                 root.config("containerd", "--write", "--profile", "sealed")
-                self.pulled(self.board(release, root))
+                for image in (IMAGE, f"{named}/lab/app:latest"):
+                    self.pulled(self.board(release, root), image)
+                images = {image["image"]: image["state"] for image in larder.says("ls")}
+                self.assertEqual(images, {IMAGE: "complete", f"{named}/lab/app:latest": "complete"})
                 # A registry that Larder does not know is not asked past it: _default is sealed too.
                 board = self.board(release, root)
                 other = self.registry()
@@ -136,6 +141,27 @@ class Configs(lab.Case):
                 self.refused(board, f"127.0.0.1:{other.port}/lab/app:latest")
                 self.assertEqual(len(other.requests()), asked)
                 board.stop()
+
+    def test_containerd_by_https(self):
+        """The files name the certificate that Larder shows, also one that signed itself."""
+        key, certificate = lab.certificate(self.folder, "board")
+        larder = self.larder(self.origin, f'[tls]\ncert_file = "{certificate}"\nkey_file = "{key}"\n')
+        for release in ("1.6", "2.x"):
+            for profile in ("fallback", "sealed"):
+                with self.subTest(containerd=release, profile=profile):
+                    root = self.root(larder)
+                    root.config("containerd", "--write", "--profile", profile)
+                    hosts = root.text("etc/containerd/certs.d/docker.io/hosts.toml")
+                    self.assertIn(f'[host."https://127.0.0.1:{larder.port}"]', hosts)
+                    # The second of each pair has nothing but Larder.
+                    self.origin.stop(signal.SIGKILL)
+                    if profile == "fallback":
+                        self.origin.restart()
+                    board = self.board(release, root)
+                    self.pulled(board)
+                    self.assertNotIn("x509", board.log())
+                    board.stop()
+        self.assertEqual([image["state"] for image in larder.says("ls")], ["complete"])
 
     def test_containerd_as_its_packages_configure_it(self):
         plugins = {"1.6": "io.containerd.grpc.v1.cri", "2.x": "io.containerd.cri.v1.images"}
