@@ -280,3 +280,33 @@ pub const TOUCH_FLUSH_EVERY: Duration = Duration::from_secs(60);
 pub const HISTORY_MAX: usize = 64;
 /// Tags whose new version is watched until it is complete, for each repository.
 pub const PENDING_TAGS_MAX: usize = 1_024;
+
+// -- Clients' files --------------------------------------------------------------------------------------------
+
+/// Largest file of a client that is read: the longest real ones have some hundred lines.
+pub const CLIENT_FILE_BYTES_MAX: u64 = MIB;
+/// How long containerd (2.1 and later) tries to connect to larder before it asks the origin; 30 s is its own choice.
+pub const CLIENT_DIAL_TIME: Duration = Duration::from_secs(2);
+
+// -- Doctor ----------------------------------------------------------------------------------------------------
+
+/// Longest that all upstreams together are waited for; each is asked on a thread of its own.
+pub const DOCTOR_UPSTREAMS_TIME: Duration = Duration::from_secs(25);
+/// Longest that the running server is waited for.
+pub const DOCTOR_SERVER_TIME: Duration = Duration::from_secs(10);
+/// Longest that the disk is written to for its speed.
+pub const DOCTOR_DISK_TIME: Duration = Duration::from_secs(3);
+/// What is written at a time for that, and how often at most: 8 MiB in all.
+pub const DOCTOR_DISK_WRITES: (usize, u64) = (MIB as usize, 8);
+/// Small writes with a flush each, whose median is the time of a flush.
+pub const DOCTOR_FLUSHES: u32 = 16;
+/// Blobs of a client's store that are looked at; more are left out, and that is said.
+pub const DOCTOR_BLOBS_MAX: usize = 100_000;
+/// Bytes of its manifests that are read to tell layers from the rest.
+pub const DOCTOR_MANIFEST_BYTES_MAX: u64 = 64 * MIB;
+/// Largest file of /proc and /sys that is read.
+pub const DOCTOR_TEXT_BYTES_MAX: u64 = 4 * MIB;
+/// Open files of all processes that are looked through for who has a port.
+pub const DOCTOR_OPEN_FILES_MAX: usize = 100_000;
+/// A flush that a card or stick ends sooner than this is not believed: its cells take longer.
+pub const DOCTOR_FLUSH_TIME_MIN: Duration = Duration::from_micros(150);

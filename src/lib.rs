@@ -19,16 +19,21 @@
 //! runs and on the store itself while it does not. [`cli`] is what they type, and [`demo`] shows the main job with
 //! nothing else installed.
 //!
+//! [`clients`] are the files by which containerd, K3s, podman and Docker are sent here, and [`doctor`] says what is wrong
+//! with a board.
+//!
 //! Underneath lie [`oci`], the vocabulary of registries; [`config`], what a configuration means once it is read;
 //! [`clock`], what may be believed of time; and [`budget`], every limit in one table. A test keeps the arrows between
 //! the rooms.
 
 pub mod budget;
 pub mod cli;
+pub mod clients;
 pub mod clock;
 pub mod config;
 pub mod control;
 pub mod demo;
+pub mod doctor;
 pub mod fetch;
 pub mod http;
 pub mod kit;

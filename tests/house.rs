@@ -19,9 +19,17 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("kit", &["oci", "budget", "clock", "config"]),
     ("mirror", &["oci", "budget", "clock", "config", "store", "fetch", "kit"]),
     ("http", &["oci", "budget", "config", "fetch", "mirror"]),
+    ("clients", &["oci", "budget", "config"]),
     ("control", &["oci", "budget", "clock", "config", "store", "fetch", "mirror"]),
+    ("doctor", &["oci", "budget", "clock", "config", "fetch", "mirror", "control", "clients"]),
     ("demo", &["oci", "budget"]),
-    ("cli", &["oci", "budget", "config", "store", "fetch", "mirror", "http", "control", "demo", "kit"]),
+    (
+        "cli",
+        &[
+            "oci", "budget", "config", "store", "fetch", "mirror", "http", "control", "demo", "kit",
+            "clients", "doctor",
+        ],
+    ),
 ];
 
 /// Packages that one room alone may use.
@@ -30,7 +38,7 @@ const KEPT_TO: &[(&str, &[&str])] = &[
     ("ureq", &["fetch"]),
     ("hyper", &["http"]),
     ("sha2", &["oci"]),
-    ("toml", &["config"]),
+    ("toml", &["config", "clients"]),
     ("clap", &["cli"]),
     ("bcrypt", &["http"]),
     ("ring", &["kit"]),

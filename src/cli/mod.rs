@@ -2,11 +2,14 @@
 //!
 //! Exit status: 0 done, 1 could not do it, 2 wrong usage or configuration.
 
+mod clients;
 mod demo;
+mod doctor;
 mod look;
 mod print;
 mod serve;
 
+use crate::clients::Client;
 use crate::config::{Config, Options};
 use crate::control::Request;
 use crate::oci::{Digest, Reference};
@@ -105,7 +108,15 @@ enum Command {
         #[command(flatten)]
         form: Form,
     },
-    /// Check or print the configuration
+    /// Say what is wrong with this board - clock, disk, memory, upstreams, clients - and what mends it
+    Doctor {
+        #[command(flatten)]
+        form: Form,
+        /// Where the board's / is, for a board that is made up
+        #[arg(long, hide = true, value_name = "DIR", default_value = "/")]
+        root: PathBuf,
+    },
+    /// Check or print the configuration, or send containerd, K3s, podman or Docker here
     #[command(subcommand)]
     Config(ConfigCommand),
 }
@@ -116,6 +127,15 @@ enum ConfigCommand {
     Check,
     /// Print the configuration with every default
     Print,
+    /// The files that send containerd here: config.toml and a hosts.toml for each registry
+    Containerd(clients::Form),
+    /// The file that sends K3s here: registries.yaml
+    K3s(clients::Form),
+    /// The file that sends podman, CRI-O, buildah and skopeo here: a part of registries.conf
+    #[command(visible_alias = "crio")]
+    Podman(clients::Form),
+    /// The file that sends Docker here for docker.io: daemon.json
+    Docker(clients::Form),
 }
 
 #[derive(Args)]
@@ -169,6 +189,7 @@ fn run(command: &Command, config: &Config, options: &Options) -> ExitCode {
         Command::Unpin { image } => change(Request::Pin { image: image.clone(), pinned: false }),
         Command::Rm { image } => change(Request::Rm { image: image.clone() }),
         Command::Verify { repair, form } => look(Request::Verify { repair: *repair }, form),
+        Command::Doctor { form, root } => doctor::run(config, root, form.json),
         Command::Config(ConfigCommand::Check) => {
             let file = options.file.clone().unwrap_or_else(|| crate::config::DEFAULT_FILE.into());
             let name =
@@ -176,6 +197,10 @@ fn run(command: &Command, config: &Config, options: &Options) -> ExitCode {
             printed(&format!("{name}: ok\n"))
         }
         Command::Config(ConfigCommand::Print) => printed(&config.to_toml()),
+        Command::Config(ConfigCommand::Containerd(form)) => clients::run(config, Client::Containerd, form),
+        Command::Config(ConfigCommand::K3s(form)) => clients::run(config, Client::K3s, form),
+        Command::Config(ConfigCommand::Podman(form)) => clients::run(config, Client::Podman, form),
+        Command::Config(ConfigCommand::Docker(form)) => clients::run(config, Client::Docker, form),
     }
 }
 

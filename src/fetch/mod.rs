@@ -30,7 +30,7 @@ mod tests;
 pub use blob::BlobStream;
 pub use breaker::{Attempt, Breaker, Link, OnChange};
 pub use failure::{Cause, Failure};
-pub use upstream::{FetchedManifest, ManifestHead, NamePage, Referrers, Upstream};
+pub use upstream::{Examined, FetchedManifest, ManifestHead, NamePage, RateLimit, Referrers, Upstream};
 
 use crate::config::{self, Config};
 use crate::oci::RegistryName;

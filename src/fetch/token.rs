@@ -238,8 +238,11 @@ fn token_address(realm: &Address, (service, scope): &Key) -> Address {
         target.push_str(&query_value(service));
         target.push('&');
     }
-    target.push_str("scope=");
-    target.push_str(&query_value(scope));
+    // A login alone has no scope.
+    if !scope.is_empty() {
+        target.push_str("scope=");
+        target.push_str(&query_value(scope));
+    }
     Address { origin: realm.origin.clone(), target }
 }
 

@@ -64,6 +64,22 @@ pub struct FetchedManifest {
     pub manifest: Manifest,
 }
 
+/// What [`Upstream::examine`] found of an upstream that answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Examined {
+    /// Its rate limit, if it says so.
+    pub limit: Option<RateLimit>,
+}
+
+/// Pulls that an upstream still gives in its period.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Those that are left.
+    pub left: u64,
+    /// Of how many.
+    pub of: Option<u64>,
+}
+
 /// A page of tags or repositories.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamePage {
@@ -304,6 +320,37 @@ impl Upstream {
             Err(failure) => self.breaker.failed(attempt, failure),
         }
         outcome
+    }
+
+    /// Asks what the owner should know: whether it answers and takes the login, and what it says of its rate limit.
+    /// A question for a person who waits; no pull needs it.
+    pub fn examine(&self) -> Result<Examined, Failure> {
+        let question = Question {
+            target: String::new(),
+            scope: String::new(),
+            class: Class::List,
+            accept: None,
+            from: 0,
+        };
+        let mut limit = None;
+        match self.ask(&question) {
+            Ok(reply) => limit = reply.rate_limit(),
+            // Without credentials a registry may give nothing but its public repositories.
+            Err(Failure::Denied { .. }) if !self.is_private() => {}
+            Err(failure) => return Err(failure),
+        }
+        if limit.is_none() && self.name.as_str() == "docker.io" {
+            // Docker Hub's own repository for this question; a HEAD of it costs nothing.
+            let question = Question {
+                class: Class::ManifestHead,
+                accept: Some(media::ACCEPT_MANIFESTS),
+                target: "ratelimitpreview/test/manifests/latest".to_owned(),
+                scope: "repository:ratelimitpreview/test:pull".to_owned(),
+                from: 0,
+            };
+            limit = self.ask(&question).ok().and_then(|reply| reply.rate_limit());
+        }
+        Ok(Examined { limit })
     }
 
     /// [`Upstream::probe`] without a word to the breaker.
@@ -672,6 +719,12 @@ impl Reply {
 
     fn digest(&self) -> Option<Digest> {
         self.header("docker-content-digest")?.trim().parse().ok()
+    }
+
+    /// `ratelimit-remaining: 76;w=21600` and `ratelimit-limit: 100;w=21600`.
+    fn rate_limit(&self) -> Option<RateLimit> {
+        let number = |name| self.header(name)?.split(';').next()?.trim().parse().ok();
+        Some(RateLimit { left: number("ratelimit-remaining")?, of: number("ratelimit-limit") })
     }
 
     fn challenge(&self) -> Option<Challenge> {

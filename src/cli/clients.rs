@@ -1,0 +1,95 @@
+//! `config k3s`, `containerd`, `podman`, `docker`: the files that send a client here, shown, written or taken back.
+
+use super::print;
+use crate::clients::files::{self, Root};
+use crate::clients::{self, Client, Mirror, Nothing, Profile};
+use crate::config::Config;
+use clap::Args;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// What to do with a client's files.
+#[derive(Args)]
+pub(super) struct Form {
+    /// Merge the files into what is there, and keep what was there before
+    #[arg(long, conflicts_with = "undo")]
+    write: bool,
+    /// Put back what was there before the last --write
+    #[arg(long, conflicts_with_all = ["profile", "address"])]
+    undo: bool,
+    /// fallback: the origin is asked after larder; sealed: larder alone is asked
+    #[arg(long, value_name = "PROFILE", default_value = "fallback")]
+    profile: Profile,
+    /// Where clients reach larder, if not on this board, such as http://10.0.0.2:5000
+    #[arg(long, value_name = "URL")]
+    address: Option<String>,
+    /// The folder that holds etc/, for a board's image that is being made
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    root: PathBuf,
+}
+
+/// Shows, writes or takes back the files of `client`.
+pub(super) fn run(config: &Config, client: Client, form: &Form) -> ExitCode {
+    let done = if form.undo { undo(client, form) } else { show_or_write(config, client, form) };
+    match done.and_then(|text| print::out(&text).map_err(|e| format!("cannot print: {e}"))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            problem.lines().for_each(|line| log::error!("{line}"));
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn show_or_write(config: &Config, client: Client, form: &Form) -> Result<String, String> {
+    let mirror = Mirror::of(config, form.address.as_deref())?;
+    let mut notes = clients::remarks(client, &mirror, form.profile);
+    notes.push(client.takes_effect().to_owned());
+    let text = if form.write {
+        let written = files::write(&Root::new(&form.root)?, client, &mirror, form.profile)?;
+        if written.changed.is_empty() {
+            return Ok("nothing to do: every file is as it should be\n".to_owned());
+        }
+        let mut text: String =
+            written.changed.iter().map(|path| format!("wrote {}\n", path.display())).collect();
+        if let Some(backup) = written.backup {
+            text += &format!("what was there before is in {}; --undo puts it back\n", backup.display());
+        }
+        text
+    } else {
+        let wanted = clients::wanted(client, &mirror, form.profile, &Nothing)?;
+        let mut shown = Vec::new();
+        for file in wanted {
+            let path = file.path.display();
+            // JSON knows no comments, so its place is told beside it.
+            if client == Client::Docker {
+                notes.insert(0, format!("belongs in {path}, or: larder config {client} --write"));
+                shown.push(file.text);
+            } else {
+                shown.push(format!("# {path}\n{}", file.text));
+            }
+        }
+        if client != Client::Docker {
+            notes.insert(
+                0,
+                format!("each part belongs in the file named above it, or: larder config {client} --write"),
+            );
+        }
+        shown.join("\n")
+    };
+    print::out(&text).map_err(|e| format!("cannot print: {e}"))?;
+    notes.iter().for_each(|note| print::note(&format!("{note}\n")));
+    Ok(String::new())
+}
+
+fn undo(client: Client, form: &Form) -> Result<String, String> {
+    let undone = files::undo(&Root::new(&form.root)?, client)?;
+    let mut text = String::new();
+    for (word, paths) in
+        [("restored", &undone.restored), ("removed", &undone.removed), ("not empty, so left:", &undone.left)]
+    {
+        paths.iter().for_each(|path| text += &format!("{word} {}\n", path.display()));
+    }
+    print::out(&text).map_err(|e| format!("cannot print: {e}"))?;
+    print::note(&format!("{}\n", client.takes_effect()));
+    Ok(String::new())
+}
