@@ -13,7 +13,7 @@ use crate::clients::Client;
 use crate::config::{Config, Options};
 use crate::control::Request;
 use crate::oci::{Digest, Reference};
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 use log::LevelFilter;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -143,6 +143,11 @@ struct Form {
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+/// The command line as it is, for manual pages and completions.
+pub fn command() -> clap::Command {
+    Arguments::command()
 }
 
 /// Runs the command that the process was started with.
