@@ -168,6 +168,8 @@ pub const SCRUB_SAVE_EVERY: Duration = Duration::from_secs(6 * 3600);
 pub const SCRUB_NICE: i32 = 19;
 /// What a scrub reads at a time.
 pub const SCRUB_CHUNK_BYTES: usize = 256 * 1024;
+/// How far a scrub steps back behind everything else, as nice(1) counts; the disk's queue goes by it too.
+pub const SCRUB_NICE: i32 = 19;
 /// Longest a request waits for something it has no substitute for, well under containerd's 30 s.
 pub const MISS_WAIT_MAX: Duration = Duration::from_secs(25);
 /// Repositories and tags looked at in one step of a walk over all of them.
@@ -208,6 +210,16 @@ pub const CONTROL_PROGRESS_EVERY: Duration = Duration::from_millis(200);
 pub const BLOCKING_THREADS_MAX: usize = 32;
 /// How long requests under way may take to end when larder stops.
 pub const STOP_GRACE: Duration = Duration::from_secs(2);
+
+// -- Service manager -------------------------------------------------------------------------------------------
+
+/// Signs of life in one watchdog period. With WatchdogSec=2min a beat is due every 30 s, so that a rebuild of the index
+/// that fails and is tried again after [`REBUILD_PAUSE`] is no reason to be killed.
+pub const WATCHDOG_BEATS: u32 = 4;
+/// How often the line for people is looked after where no watchdog is set.
+pub const STATUS_EVERY: Duration = Duration::from_secs(30);
+/// Most sockets taken from a socket unit: a few addresses, each IPv4 and IPv6.
+pub const INHERITED_SOCKETS_MAX: u32 = 16;
 
 // -- Peers -----------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@
 //!
 //! The owner of the board comes in at another door, [`control`]: the same commands over a Unix socket while the server
 //! runs and on the store itself while it does not. [`cli`] is what they type, and [`demo`] shows the main job with
-//! nothing else installed.
+//! nothing else installed. [`watch`] tells the service manager how the server is doing.
 //!
 //! [`clients`] are the files by which containerd, K3s, podman and Docker are sent here, and [`doctor`] says what is wrong
 //! with a board.
@@ -40,3 +40,4 @@ pub mod kit;
 pub mod mirror;
 pub mod oci;
 pub mod store;
+pub mod watch;

@@ -23,11 +23,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("control", &["oci", "budget", "clock", "config", "store", "fetch", "mirror"]),
     ("doctor", &["oci", "budget", "clock", "config", "fetch", "mirror", "control", "clients"]),
     ("demo", &["oci", "budget"]),
+    ("watch", &["oci", "budget", "store"]),
     (
         "cli",
         &[
             "oci", "budget", "config", "store", "fetch", "mirror", "http", "control", "demo", "kit",
-            "clients", "doctor",
+            "clients", "doctor", "watch",
         ],
     ),
 ];

@@ -87,7 +87,7 @@ impl Demo {
         };
         let platform = config.platforms.first().map_or_else(String::new, ToString::to_string);
         let (deadline, header_timeout) = (config.tags.resolve_deadline, config.fetch.header_timeout);
-        let running = Running::start(runtime()?, config, false)?;
+        let running = Running::start(runtime()?, config, Vec::new(), false)?;
         let address = *running.addresses().first().ok_or("it listens nowhere")?;
         let running = Some(running);
         Ok(Demo { folder, upstream, running, address, platform, deadline, header_timeout, rows: Vec::new() })

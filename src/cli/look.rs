@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::control::{self, Desk, History, Image, Reply, Request, State, Status, Verified, Why};
 use crate::mirror::bytes_text;
 use crate::oci::Digest;
-use crate::store::StoreError;
+use crate::store::{StoreError, work_as_owner};
 use std::fmt::Write;
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -68,6 +68,8 @@ fn ask(config: &Config, request: &Request) -> Result<Reply, String> {
         if !config.data_dir.exists() {
             return Err(format!("there is no store at {}; is data_dir right?", config.data_dir.display()));
         }
+        // What root writes into a store of larder's must stay larder's.
+        work_as_owner(&config.data_dir).map_err(|e| e.to_string())?;
         match Desk::open(config) {
             Ok(desk) => break desk.execute(request, &mut progress),
             // A server that starts or ends, or another command: both are soon over.

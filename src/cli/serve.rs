@@ -3,11 +3,13 @@
 use crate::budget;
 use crate::config::Config;
 use crate::control::{self, Desk};
+use crate::fetch::Link;
 use crate::fetch::Upstreams;
 use crate::http::{Listener, Server};
 use crate::mirror::Mirror;
-use crate::store::{Found, Store, StoreError};
-use std::net::SocketAddr;
+use crate::store::{Found, Store, StoreError, work_as_owner};
+use crate::watch::{Notify, Pulse, inherited_listeners};
+use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
@@ -28,14 +30,21 @@ pub fn run(config: &Config) -> ExitCode {
 }
 
 fn serve(config: &Config) -> Result<(), String> {
+    let inherited = inherited_listeners()?;
+    let notify = Arc::new(Notify::from_environment());
+    // Before there is a second thread.
+    work_as_owner(&config.data_dir).map_err(|e| e.to_string())?;
     let runtime = runtime()?;
     // Before anything is touched, so that a stop in the middle of the start is an orderly one too.
     let signals = {
         let _inside = runtime.enter();
         Signals::listen()?
     };
-    let running = Running::start(runtime, config.clone(), true)?;
+    let running = Running::start(runtime, config.clone(), inherited, true)?;
+    notify.ready(&running.status());
+    running.tell(&notify);
     running.runtime.block_on(signals.come());
+    notify.stopping();
     running.stop();
     Ok(())
 }
@@ -69,6 +78,7 @@ impl Running {
     pub(super) fn start(
         runtime: tokio::runtime::Runtime,
         config: Config,
+        inherited: Vec<TcpListener>,
         with_control: bool,
     ) -> Result<Running, String> {
         let upstreams = Upstreams::new(&config)?;
@@ -79,11 +89,15 @@ impl Running {
             .map_err(|e| format!("cannot start a thread: {e}"))?;
         let server = Arc::new(Server::new(Arc::clone(&mirror))?);
         let listeners = runtime.block_on(async {
+            // What a socket unit says stands in place of our own settings: it has those addresses already.
+            if !inherited.is_empty() {
+                return inherited.into_iter().map(Listener::inherited).collect();
+            }
             let mut listeners = Vec::new();
             for address in &config.listen {
                 listeners.push(Listener::bind(*address).await?);
             }
-            Ok::<_, String>(listeners)
+            Ok::<Vec<_>, String>(listeners)
         })?;
         let mut addresses = Vec::new();
         for listener in listeners {
@@ -109,6 +123,18 @@ impl Running {
         &self.addresses
     }
 
+    /// How it is doing, in a line for people.
+    fn status(&self) -> String {
+        status(&self.mirror, &self.addresses)
+    }
+
+    /// Tells the service manager how it is doing for as long as it runs.
+    fn tell(&self, notify: &Arc<Notify>) {
+        let (mirror, addresses) = (Arc::clone(&self.mirror), self.addresses.clone());
+        let pulse = Pulse::of(Arc::clone(self.mirror.store()));
+        self.runtime.spawn(pulse.tell(Arc::clone(notify), move || status(&mirror, &addresses)));
+    }
+
     /// Stops within a few seconds; downloads that are under way can be resumed by the next start.
     pub(super) fn stop(self) {
         control::socket::remove(&self.mirror.config().data_dir);
@@ -118,6 +144,18 @@ impl Running {
         self.runtime.shutdown_timeout(budget::STOP_GRACE);
         log::info!("stopped");
     }
+}
+
+fn status(mirror: &Mirror, addresses: &[SocketAddr]) -> String {
+    if !mirror.store().has_index() {
+        let read = mirror.store().rebuilt();
+        return format!("the index is being rebuilt, {read} records so far; content is answered by digest");
+    }
+    let addresses: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
+    let down = mirror.upstreams().iter().filter(|one| matches!(one.breaker().link(), Link::Down { .. }));
+    let down: Vec<&str> = down.map(|upstream| upstream.name().as_str()).collect();
+    let rest = if down.is_empty() { String::new() } else { format!("; out of reach: {}", down.join(", ")) };
+    format!("answers on {}{rest}", addresses.join(", "))
 }
 
 /// Opens the store; waits for a command that has it just now.

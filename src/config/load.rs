@@ -397,23 +397,40 @@ fn read_password(
     }
 }
 
-/// `--data-dir`; systemd's `$STATE_DIRECTORY`; the file's; root: `/var/lib/larder`; else `$XDG_STATE_HOME/larder`.
+/// Where the store is kept under systemd, and by root.
+const SYSTEM_DATA_DIR: &str = "/var/lib/larder";
+
+/// `--data-dir`; systemd's `$STATE_DIRECTORY`; the file's; root: `/var/lib/larder`; else `$XDG_STATE_HOME/larder`, or
+/// again `/var/lib/larder` for a member of larder's group, who may enter it, and who has no store of their own.
 fn data_dir(file: Option<PathBuf>, options: &Options, environment: Environment<'_>) -> PathBuf {
     if let Some(dir) = &options.data_dir {
         return dir.clone();
     }
     if let Some(dirs) = environment("STATE_DIRECTORY") {
-        return PathBuf::from(dirs.split(':').next().unwrap_or_default());
+        let dir = PathBuf::from(dirs.split(':').next().unwrap_or_default());
+        if let Some(file) = file.filter(|file| *file != dir) {
+            log::warn!(
+                "data_dir is {}, but systemd's STATE_DIRECTORY is {} and wins; a drop-in with an empty StateDirectory= ends that",
+                file.display(),
+                dir.display()
+            );
+        }
+        return dir;
     }
     if let Some(dir) = file {
         return dir;
     }
     if rustix::process::geteuid().is_root() {
-        return PathBuf::from("/var/lib/larder");
+        return PathBuf::from(SYSTEM_DATA_DIR);
     }
     let state = environment("XDG_STATE_HOME").map(PathBuf::from);
     let home = || environment("HOME").map(|home| Path::new(&home).join(".local/state"));
-    state.or_else(home).map_or_else(|| PathBuf::from("/var/lib/larder"), |state| state.join("larder"))
+    let own = state.or_else(home).map(|state| state.join("larder"));
+    let of_the_group = || rustix::fs::access(SYSTEM_DATA_DIR, rustix::fs::Access::EXEC_OK).is_ok();
+    match own {
+        Some(own) if own.exists() || !of_the_group() => own,
+        _ => PathBuf::from(SYSTEM_DATA_DIR),
+    }
 }
 
 fn no_repeats<T: PartialEq + Display>(check: &mut Check<'_>, key: &str, values: &[T]) {

@@ -1,6 +1,7 @@
 //! `rollback`, `pin`, `unpin`, `rm` and `verify`: what an owner may change.
 
 use super::{Bad, Desk, Problem, Verified, tag_of, unknown};
+use crate::budget;
 use crate::mirror::{bytes_text, closure};
 use crate::oci::{Digest, Reference};
 use crate::store::{Rollback, StoreError};
@@ -85,6 +86,8 @@ impl Desk {
         repair: bool,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Verified, Problem> {
+        // The thread is this command's own. Where it may not step back it goes on as it is.
+        let _ = rustix::process::setpriority_process(None, budget::SCRUB_NICE);
         let blobs: Vec<_> = self.store.blob_files()?.collect();
         let total = blobs.iter().map(|blob| blob.size).sum();
         let mut verified = Verified { blobs: 0, bytes: 0, bad: Vec::new(), repaired: false };

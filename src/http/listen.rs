@@ -45,6 +45,16 @@ impl Listener {
         }
     }
 
+    /// Takes a socket that listens already. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong.
+    pub fn inherited(listener: std::net::TcpListener) -> Result<Listener, String> {
+        // It may have come blocking, and then the first client that goes away while it waits would stop the others.
+        let taken = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
+        taken.map(Listener).map_err(|e| format!("cannot use the socket that systemd handed over: {e}"))
+    }
+
     /// Where it listens, with the port that the kernel chose for port 0.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.0.local_addr()

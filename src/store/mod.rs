@@ -23,12 +23,14 @@ mod index;
 mod integrity;
 mod journal;
 mod layout;
+mod owner;
 mod record;
 mod session;
 mod staging;
 
 pub use blobs::{Blob, BlobInfo};
 pub use integrity::Verdict;
+pub use owner::work_as_owner;
 pub use record::{Link, LinkedManifest, Rollback, TagRecord, Version};
 pub use staging::{Origin, Staged};
 
@@ -151,6 +153,8 @@ pub struct Store {
     condemned: Mutex<HashSet<Digest>>,
     any_condemned: AtomicBool,
     corrupt: AtomicU64,
+    /// What rebuilds have read since the start.
+    rebuilt: AtomicU64,
 }
 
 /// How the store was found when it was opened.
@@ -190,6 +194,7 @@ impl Store {
             condemned: Mutex::default(),
             any_condemned: AtomicBool::new(false),
             corrupt: AtomicU64::new(0),
+            rebuilt: AtomicU64::new(0),
             layout,
         };
         store.layout.clear_scratch();
@@ -306,6 +311,7 @@ impl Store {
             for event in events {
                 self.sequence.raise(event.n);
             }
+            self.rebuilt.fetch_add(events.len() as u64, Ordering::Relaxed);
             let events = events.iter().map(|event| (event, self.manifest_of(event))).collect::<Vec<_>>();
             index.apply(&events, position, self.history_max)
         })
@@ -361,6 +367,7 @@ impl Store {
                 blobs += 1;
                 bytes += info.size;
                 self.sequence.raise(info.used);
+                self.rebuilt.fetch_add(1, Ordering::Relaxed);
             }))?;
             self.replay(&index, &journal, 0)?;
             index.set_mark(journal.generation(), journal.len(), self.sequence.last())?;
@@ -415,6 +422,11 @@ impl Store {
     /// Whether a record of the index was found damaged since it was opened.
     pub fn is_damaged(&self) -> bool {
         self.damaged.load(Ordering::Relaxed)
+    }
+
+    /// Blobs and events that were read to make the index again: it grows while that gets further.
+    pub fn rebuilt(&self) -> u64 {
+        self.rebuilt.load(Ordering::Relaxed)
     }
 
     /// Whether tags and links can be asked for.
