@@ -148,3 +148,22 @@ fn sockets_that_were_meant_for_another_process_are_left_alone() {
     service.terminate();
     assert!(service.end().0);
 }
+
+#[test]
+fn a_start_that_fails_is_an_orderly_end_for_the_store() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let folder = Folder::new();
+    let data = folder.0.join("data");
+    let program = std::env::var("LARDER").unwrap_or_else(|_| env!("CARGO_BIN_EXE_larder").into());
+    // As often as would have the next start take the index for damaged.
+    for _ in 0..=larder::budget::UNFINISHED_STARTS_MAX {
+        let address = taken.local_addr().unwrap().to_string();
+        let mut command = Command::new(&program);
+        command.env_clear().arg("--listen").arg(address).arg("--data-dir").arg(&data).arg("serve");
+        let ran = command.output().unwrap();
+        let log = String::from_utf8_lossy(&ran.stderr).into_owned();
+        assert!(!ran.status.success() && log.contains("another program listens there"), "{log}");
+        assert!(!log.contains("rebuilt"), "{log}");
+    }
+    assert!(data.join("index/data.mdb").exists());
+}

@@ -113,6 +113,7 @@ uninstall() {
     rm -rf /usr/share/doc/larder /usr/share/larder
     if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
     if [ "$purge" = yes ]; then
+        rm -f /var/lib/systemd/timers/stamp-larder-scrub.timer
         rm -rf /etc/larder /etc/systemd/system/larder.service.d /etc/systemd/system/larder-scrub.service.d
         # The contents first: it may be where a disk is mounted.
         if [ -d /var/lib/larder ]; then

@@ -87,6 +87,18 @@ impl Running {
         let needs_rebuild = found == Found::NeedsRebuild;
         let mirror = Mirror::start(Arc::clone(&config), Arc::new(store), upstreams, needs_rebuild)
             .map_err(|e| format!("cannot start a thread: {e}"))?;
+        // A start that ends here is an orderly end for the store, or the next ones would take its index for damaged.
+        let stop = Arc::clone(&mirror);
+        Running::open_doors(runtime, mirror, inherited, with_control).inspect_err(|_| stop.stop())
+    }
+
+    fn open_doors(
+        runtime: tokio::runtime::Runtime,
+        mirror: Arc<Mirror>,
+        inherited: Vec<TcpListener>,
+        with_control: bool,
+    ) -> Result<Running, String> {
+        let config = Arc::clone(mirror.config());
         let server = Arc::new(Server::new(Arc::clone(&mirror))?);
         let listeners = runtime.block_on(async {
             // What a socket unit says stands in place of our own settings: it has those addresses already.
