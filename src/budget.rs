@@ -168,8 +168,6 @@ pub const SCRUB_SAVE_EVERY: Duration = Duration::from_secs(6 * 3600);
 pub const SCRUB_NICE: i32 = 19;
 /// What a scrub reads at a time.
 pub const SCRUB_CHUNK_BYTES: usize = 256 * 1024;
-/// How far a scrub steps back behind everything else, as nice(1) counts; the disk's queue goes by it too.
-pub const SCRUB_NICE: i32 = 19;
 /// Longest a request waits for something it has no substitute for, well under containerd's 30 s.
 pub const MISS_WAIT_MAX: Duration = Duration::from_secs(25);
 /// Repositories and tags looked at in one step of a walk over all of them.

@@ -43,20 +43,21 @@ install() {
         "/usr/bin/larder" --version >/dev/null || die "this program does not run on this board: take another tarball"
     fi
     make_user
-    if has systemctl; then
-        in_root systemctl enable larder.service larder-scrub.timer
+    case $(init) in
+    systemd)
+        in_root systemctl enable larder.service
         if [ "$start" = yes ] && [ -d /run/systemd/system ]; then
             systemctl daemon-reload
-            systemctl start larder-scrub.timer
             systemctl restart larder.service
         fi
-    elif has rc-update; then
+        ;;
+    openrc)
         copy openrc/larder /etc/init.d/larder
         in_root rc-update add larder default
         if [ "$start" = yes ]; then rc-service larder restart; fi
-    else
-        echo "there is neither systemd nor OpenRC here; start it as user larder: larder serve --data-dir /var/lib/larder"
-    fi
+        ;;
+    none) echo "there is neither systemd nor OpenRC here; start it at boot: larder --data-dir /var/lib/larder serve" ;;
+    esac
     echo "larder is installed; larder config check looks at its configuration"
 }
 
@@ -97,16 +98,19 @@ make_user() {
 
 uninstall() {
     [ -z "$root" ] || die "--uninstall is for a system that runs"
-    if has systemctl; then
+    case $(init) in
+    systemd)
         if [ -d /run/systemd/system ]; then
             systemctl stop larder.socket larder-scrub.timer larder-scrub.service larder-retry.timer larder.service
         fi
         systemctl disable larder.service larder.socket larder-scrub.timer
-    elif has rc-update; then
+        ;;
+    openrc)
         rc-service --ifstarted larder stop
         rc-update delete larder default
         rm -f /etc/init.d/larder
-    fi
+        ;;
+    esac
     (cd "$here" && find usr -type f) | while read -r file; do
         rm -f "/$file"
     done
@@ -114,6 +118,7 @@ uninstall() {
     if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
     if [ "$purge" = yes ]; then
         rm -f /var/lib/systemd/timers/stamp-larder-scrub.timer
+        rm -f /var/log/larder.log
         rm -rf /etc/larder /etc/systemd/system/larder.service.d /etc/systemd/system/larder-scrub.service.d
         # The contents first: it may be where a disk is mounted.
         if [ -d /var/lib/larder ]; then
@@ -126,6 +131,19 @@ uninstall() {
         fi
     fi
     echo "larder is removed"
+}
+
+# What starts services there.
+init() {
+    if [ -z "$root" ] && [ -d /run/systemd/system ]; then
+        echo systemd
+    elif has rc-update; then
+        echo openrc
+    elif has systemctl; then
+        echo systemd
+    else
+        echo none
+    fi
 }
 
 # Whether the system that is installed into has a command.

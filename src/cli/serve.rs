@@ -160,8 +160,8 @@ impl Running {
 
 fn status(mirror: &Mirror, addresses: &[SocketAddr]) -> String {
     if !mirror.store().has_index() {
-        let read = mirror.store().rebuilt();
-        return format!("the index is being rebuilt, {read} records so far; content is answered by digest");
+        let how = if mirror.store().cannot_rebuild() { "cannot be" } else { "is being" };
+        return format!("the index {how} rebuilt; content is answered by digest");
     }
     let addresses: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
     let down = mirror.upstreams().iter().filter(|one| matches!(one.breaker().link(), Link::Down { .. }));

@@ -87,7 +87,7 @@ impl Desk {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Verified, Problem> {
         // The thread is this command's own. Where it may not step back it goes on as it is.
-        let _ = rustix::process::setpriority_process(None, budget::SCRUB_NICE);
+        let _ = rustix::process::nice(budget::SCRUB_NICE);
         let blobs: Vec<_> = self.store.blob_files()?.collect();
         let total = blobs.iter().map(|blob| blob.size).sum();
         let mut verified = Verified { blobs: 0, bytes: 0, bad: Vec::new(), repaired: false };

@@ -344,6 +344,7 @@ impl Store {
 
     /// Makes the index again from the journal and the blobs. Requests for content are answered meanwhile.
     pub fn rebuild(&self) -> Result<(), StoreError> {
+        self.rebuilt.fetch_add(1, Ordering::Relaxed);
         let rebuilt = self.try_rebuild();
         self.cannot_rebuild.store(rebuilt.is_err(), Ordering::Relaxed);
         rebuilt
@@ -424,7 +425,8 @@ impl Store {
         self.damaged.load(Ordering::Relaxed)
     }
 
-    /// Blobs and events that were read to make the index again: it grows while that gets further.
+    /// Attempts to make the index again, and the blobs and events that they read: it grows while that gets further, and
+    /// with each new attempt where the disk takes no index.
     pub fn rebuilt(&self) -> u64 {
         self.rebuilt.load(Ordering::Relaxed)
     }

@@ -2,7 +2,8 @@
 //!
 //! The sign of life is a look-up in the index, made by the threads that serve clients: it takes the runtime, a thread
 //! that may wait for the disk, the index's lock and a record that can be read. While the index is being made again
-//! there is none to look into; then it counts that the making gets further.
+//! there is none to look into; then it counts that the making gets further. A disk that takes no index is tried again every
+//! minute, and each try counts too: to be killed would help nobody, and content is served by digest meanwhile.
 
 use super::Notify;
 use crate::budget;

@@ -93,11 +93,11 @@ class Package(OnMachine):
     def test_1_a_fresh_installation_starts_and_is_enabled(self):
         self.machine.run("dpkg", "--install", self.copy(one("*.deb")))
         self.wait_until_active()
-        for unit in ("larder.service", "larder-scrub.timer"):
-            self.assertEqual(self.machine.run("systemctl", "is-enabled", unit).stdout.strip(), "enabled")
-        self.assertTrue(self.is_active("larder-scrub.timer"))
+        self.assertEqual(self.machine.run("systemctl", "is-enabled", "larder.service").stdout.strip(), "enabled")
+        for unit in ("larder.socket", "larder-scrub.timer"):
+            self.assertFalse(self.is_active(unit), f"{unit} is for who wants it")
+        self.machine.run("systemctl", "enable", "--now", "larder-scrub.timer")
         self.assertIn("larder-scrub.service", self.machine.run("systemctl", "list-timers", "--no-pager").stdout)
-        self.assertFalse(self.is_active("larder.socket"), "the socket is for who wants it")
         self.assertEqual(self.machine.run("larder", "config", "check").stdout, "/etc/larder/larder.toml: ok\n")
         for file in ("man/man1/larder.1.gz", "man/man1/larder-serve.1.gz", "bash-completion/completions/larder"):
             self.assertTrue((self.machine.root / "usr/share" / file).stat().st_size > 100, file)
@@ -227,6 +227,11 @@ class Unit(OnMachine):
                 return int(status.parent.name)
         raise AssertionError(f"no process is {inside}")
 
+    def niceness(self):
+        """Of each thread of the server."""
+        stats = pathlib.Path(f"/proc/{self.main_process()}/task").glob("*/stat")
+        return {int(stat.read_text().rsplit(")", 1)[1].split()[16]) for stat in stats}
+
     def test_it_came_up_with_the_board_before_any_network(self):
         # The machine has no network at all.
         self.assertEqual(self.came_up, "active")
@@ -267,6 +272,7 @@ class Unit(OnMachine):
         for line in ("CapEff:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"):
             self.assertIn(line, status)
         uid = self.machine.run("id", "-u", "larder").stdout.strip()
+        wait_until("a scrub that steps back, as the filter lets it", lambda: 19 in self.niceness())
         self.assertIn(f"Uid:\t{uid}\t{uid}\t{uid}\t{uid}", status)
         mode = (self.machine.root / "var/lib/larder").stat().st_mode & 0o7777
         self.assertEqual(oct(mode), "0o750")
@@ -335,7 +341,7 @@ class Unit(OnMachine):
             self.machine.run("systemctl", "start", "larder.service", check=False)
             result = lambda: self.machine.show("larder.service", "ActiveState")
             wait_until("an end of the tries", lambda: result() == "failed")
-            self.assertEqual(self.restarts(), 5)
+            self.assertIn(self.restarts(), (4, 5), "five tries; older releases count the sixth, which is refused")
             self.assertIn("another program listens there", self.machine.journal())
             wait_until("the timer", lambda: self.is_active("larder-retry.timer"))
         # The start limit of a minute is over for those five only if we say so; the timer is what is tried.
