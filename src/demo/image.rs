@@ -10,7 +10,7 @@ const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 /// Architecture and variant of each platform.
-const PLATFORMS: [(&str, &str); 3] = [("amd64", ""), ("arm64", ""), ("arm", "v7")];
+const PLATFORMS: [(&str, &str); 4] = [("amd64", ""), ("arm64", ""), ("arm", "v7"), ("arm", "v6")];
 
 /// An image or artifact and everything that belongs to it.
 #[derive(Debug, Clone)]
@@ -41,7 +41,7 @@ const OCI: Kind = Kind {
 };
 
 impl Image {
-    /// An OCI index with an image for amd64, arm64 and arm/v7, each with layers that hold files of the given sizes.
+    /// An OCI index with an image for amd64, arm64, arm/v7 and arm/v6, each with layers that hold files of the given sizes.
     pub fn multi_arch(seed: u64, layers: &[usize]) -> Image {
         let mut making = Making::new(OCI);
         let children = making.platforms(seed, layers);
