@@ -36,7 +36,7 @@ def _make(apt, config, suite, architecture):
         (apt / part).mkdir(parents=True, exist_ok=True)
     (apt / "status").touch()
     keys = "/usr/share/keyrings/debian-archive-keyring.gpg"
-    (apt / "etc/sources.list").write_text(f"deb [signed-by={keys}] {_mirror()} {suite} main\n")
+    (apt / "etc/sources.list").write_text(f"deb [signed-by={keys}] {mirror()} {suite} main\n")
     config.write_text(
         f'''Dir::Etc "{apt}/etc"; Dir::Etc::sourceparts "/dev/null"; Dir::State "{apt}";
 Dir::State::lists "{apt}/lists"; Dir::State::status "{apt}/status"; Dir::Cache "{apt}/cache";
@@ -59,7 +59,7 @@ def _apt(environment, folder, *arguments):
     )
 
 
-def _mirror():
+def mirror():
     """The address of this machine's Debian mirror: of its sources the one with the shortest suite."""
     listed = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"],

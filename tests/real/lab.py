@@ -412,7 +412,7 @@ class Case(unittest.TestCase):
         failed = any(self.id() == test.id() for test, _ in [*outcome.failures, *outcome.errors])
         for part in reversed(self.parts):
             part.stop()
-            if failed and isinstance(part, Process):
+            if failed and hasattr(part, "log"):
                 print(f"--- {part.name}:\n{part.log()[-6000:]}", file=sys.stderr)
         shutil.rmtree(self.folder, ignore_errors=True)
 
