@@ -97,6 +97,8 @@ pub const CA_BYTES_MAX: u64 = 8 * MIB;
 
 /// Stack of a fetch, lane or probe thread.
 pub const THREAD_STACK_BYTES: usize = 512 * 1024;
+/// What is cut off the end of an unfinished download, and rounded down to, after a stop that was not an orderly one.
+pub const TORN_BYTES: u64 = 64 * KIB;
 /// First pause before a parked fill whose upstream answers is tried again; it doubles up to an hour.
 pub const FILL_REVIVAL_PAUSE: Duration = Duration::from_secs(15);
 /// Times a parked fill is tried again by itself; after that it waits for a client or a restart.

@@ -123,7 +123,9 @@ fn a_fill_is_resumed_after_a_kill() {
     // Nobody asks: the next start takes it up by itself.
     board.start_again();
     board.wait_until("the blob", || board.has_blob(&layer));
-    assert_eq!(upstream.blob_bytes_sent(), image.blobs[&layer].len() as u64);
+    // Its end is not believed after a stop that was not an orderly one.
+    let again = upstream.blob_bytes_sent() - image.blobs[&layer].len() as u64;
+    assert!(again <= 2 * larder::budget::TORN_BYTES, "{again} bytes came twice");
     board.check_blobs();
 }
 

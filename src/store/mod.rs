@@ -217,6 +217,7 @@ impl Store {
         let known = match ended {
             Ended::Orderly => return Ok(()),
             Ended::Unclean => {
+                self.cut_torn_ends();
                 log::info!(
                     "the last stop was not an orderly one: each blob is hashed before it is served again"
                 );

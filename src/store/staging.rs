@@ -106,6 +106,18 @@ impl Store {
         found
     }
 
+    /// Cuts the end off what earlier writers left: a power cut may have lengthened a file and not filled it, and one wrong
+    /// byte would cost all of it.
+    pub(super) fn cut_torn_ends(&self) {
+        for (digest, _, len) in self.unfinished() {
+            let sound = len.saturating_sub(budget::TORN_BYTES) / budget::TORN_BYTES * budget::TORN_BYTES;
+            let file = OpenOptions::new().write(true).open(self.layout.staged(&digest));
+            if let Err(e) = file.and_then(|file| file.set_len(sound)) {
+                log::warn!("the end of {digest}, which is unfinished, could not be cut off: {e}");
+            }
+        }
+    }
+
     /// Bytes of everything that is staged.
     pub fn staged_bytes(&self) -> u64 {
         let files = fs::read_dir(self.layout.staging()).into_iter().flatten().flatten();
