@@ -137,6 +137,23 @@ pub const REQUEST_HEADER_TIME: Duration = Duration::from_secs(30);
 pub const CLIENT_STALL_TIME: Duration = Duration::from_secs(60);
 /// What is read from a blob's file at a time for a client; each connection may hold one such piece and what hyper buffers.
 pub const SERVE_CHUNK_BYTES: usize = 64 * 1024;
+/// Most of a file that is handed to the kernel in one piece for a client. It costs address space once and no memory.
+pub const DIRECT_PIECE_BYTES: usize = 1024 * 1024;
+/// What one client may be sent of files before the others on its thread have their turn: milliseconds at memory speed.
+pub const DIRECT_TURN_BYTES: usize = 4 * 1024 * 1024;
+/// Largest body, or end of one, that is copied to go out together with its header.
+pub const COPIED_BYTES_MAX: u64 = 16 * KIB;
+/// How far apart the bytes are at which it is looked whether a file is in memory: no more than the kernel reads ahead.
+pub const WARMTH_STEP_BYTES: usize = 64 * 1024;
+/// What is brought into memory at a time for a client where it was not: a card takes some milliseconds for it.
+pub const COLD_PIECE_BYTES: usize = 256 * 1024;
+/// Reads at a time that wait for the disk for clients: enough to keep a disk busy, and most of
+/// [`BLOCKING_THREADS_MAX`] stay free for short questions.
+pub const COLD_READS_MAX: usize = 8;
+/// Smallest page that a kernel has.
+pub const PAGE_BYTES_MIN: usize = 4096;
+/// Buffers for bodies that are kept for the next one; part of [`MEMORY_BASE_BYTES`].
+pub const SPARE_BUFFERS_MAX: usize = 16;
 /// What hyper may buffer for one connection, request header included. Requests that make sense are a few hundred bytes.
 pub const CONNECTION_BUFFER_BYTES: usize = 16 * 1024;
 /// Longest a client waits for the first byte of a blob whose download waits for its turn.

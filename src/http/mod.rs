@@ -17,12 +17,14 @@ mod auth;
 mod base;
 mod blobs;
 mod body;
+mod direct;
 mod health;
 mod io;
 mod listen;
 mod lists;
 mod manifests;
 mod metrics;
+mod pool;
 mod request;
 mod tls;
 
