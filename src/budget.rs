@@ -104,12 +104,26 @@ pub const FILL_REVIVALS_MAX: u32 = 12;
 /// Tags whose last verification is remembered for `revalidate`; more than these are asked for again.
 pub const VERIFIED_TAGS_MAX: usize = 16_384;
 
+/// What may be kept in memory of tags and small manifests; part of [`MEMORY_BASE_BYTES`].
+pub const FACTS_BYTES_MAX: usize = 1024 * 1024;
+/// What such a fact costs without its content: names, digests, the table it is in.
+pub const FACT_BYTES: usize = 512;
+/// What each version costs that a tag has.
+pub const FACT_VERSION_BYTES: usize = 128;
+/// Largest manifest whose bytes are kept: a real one has 1 to 10 KiB.
+pub const SMALL_MANIFEST_BYTES_MAX: u64 = 16 * KIB;
+/// How often the log says of one tag that it is answered from something old, while nothing changes.
+pub const STALE_REPORT_EVERY: Duration = Duration::from_secs(1);
+/// Tags for which that is remembered; when there are more it may be said again early.
+pub const STALE_REPORTS_MAX: usize = 256;
+
 /// Least memory.max: what the process needs with one client and one download.
 pub const MEMORY_MIN: u64 = 16 * MIB;
 
 // -- Clients ---------------------------------------------------------------------------------------------------
 
-/// What the process needs before any client: program, threads, lanes, the pages of the index that it has read.
+/// What the process needs before any client: program, threads, lanes, the pages of the index that it has read, facts
+/// about tags, spare buffers.
 pub const MEMORY_BASE_BYTES: u64 = 10 * MIB;
 /// What a download holds: a chunk, the HTTP client's buffers, its TLS session.
 pub const DOWNLOAD_COST_BYTES: u64 = 512 * KIB;

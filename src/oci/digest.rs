@@ -65,12 +65,9 @@ impl Digest {
 
     /// The digest as lower-case hexadecimal, without the algorithm.
     pub fn hex(&self) -> String {
-        let mut out = String::with_capacity(self.bytes().len() * 2);
-        for byte in self.bytes() {
-            out.push(char::from_digit(u32::from(byte >> 4), 16).unwrap_or('0'));
-            out.push(char::from_digit(u32::from(byte & 15), 16).unwrap_or('0'));
-        }
-        out
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let digits = |byte: &u8| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
+        self.bytes().iter().flat_map(digits).map(char::from).collect()
     }
 
     /// Builds a digest from its parts; `hex` must be lower-case and of the algorithm's length.
