@@ -7,6 +7,7 @@
 use super::direct::{Next, Outlet, Piece};
 use crate::budget;
 use hyper::rt::{Read, ReadBufCursor, Sleep, Timer, Write};
+use std::cell::RefCell;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -59,6 +60,11 @@ impl Socket for TlsStream<TcpStream> {
     fn poll_send(&self, _: &mut Context<'_>, _: &Piece) -> Poll<io::Result<usize>> {
         Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
     }
+}
+
+thread_local! {
+    /// What is read of a request before hyper has it.
+    static READ: RefCell<[u8; 4096]> = const { RefCell::new([0; 4096]) };
 }
 
 /// A client's connection.
@@ -132,18 +138,19 @@ impl<S: AsyncRead + Unpin> Read for Connection<S> {
         cx: &mut Context<'_>,
         mut into: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        // hyper's cursor hands out its memory only to unsafe code, so bytes take the way over a small buffer. Requests
-        // are a few hundred bytes and have no bodies.
-        let mut bytes = [0u8; 4096];
-        let room = into.remaining().min(bytes.len());
-        let mut buffer = ReadBuf::new(&mut bytes[..room]);
-        match Pin::new(&mut self.socket).poll_read(cx, &mut buffer) {
-            Poll::Ready(Ok(())) => {
-                into.put_slice(buffer.filled());
-                Poll::Ready(Ok(()))
+        // hyper's cursor hands out its memory only to unsafe code, so bytes take the way over a small buffer of the
+        // thread. Requests are a few hundred bytes and have no bodies.
+        READ.with_borrow_mut(|bytes| {
+            let room = into.remaining().min(bytes.len());
+            let mut buffer = ReadBuf::new(&mut bytes[..room]);
+            match Pin::new(&mut self.socket).poll_read(cx, &mut buffer) {
+                Poll::Ready(Ok(())) => {
+                    into.put_slice(buffer.filled());
+                    Poll::Ready(Ok(()))
+                }
+                other => other,
             }
-            other => other,
-        }
+        })
     }
 }
 

@@ -9,6 +9,7 @@ use super::body::{Account, Body, Reader};
 use super::request::Request;
 use crate::mirror::{ByteSource, Content, Refusal, Resolved, Served, SmallManifest, Tier};
 use crate::oci::{Digest, ManifestRef, Repository, Tag};
+use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::{self, HeaderValue};
 use std::sync::Arc;
@@ -161,8 +162,9 @@ async fn content(
 /// The headers that every answer with content has.
 pub(super) fn label(answer: &mut Answer, request: &Request, digest: &Digest, status: &'static str) {
     let headers = answer.headers_mut();
-    headers.insert(CONTENT_DIGEST, answer::text(&digest.to_string()));
-    headers.insert(header::ETAG, answer::text(&format!("\"{digest}\"")));
+    let quoted = Bytes::from(format!("\"{digest}\""));
+    headers.insert(CONTENT_DIGEST, answer::shared(quoted.slice(1..quoted.len() - 1)));
+    headers.insert(header::ETAG, answer::shared(quoted));
     headers.insert(CACHE_STATUS, HeaderValue::from_static(status));
     if let Some(namespace) = &request.namespace {
         headers.insert(NAMESPACE, answer::text(namespace.as_str()));

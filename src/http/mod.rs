@@ -51,7 +51,7 @@ async fn answer(shared: Arc<Shared>, client: IpAddr, incoming: hyper::Request<In
     let began = std::time::Instant::now();
     let line =
         log::log_enabled!(log::Level::Debug).then(|| format!("{} {}", incoming.method(), incoming.uri()));
-    let answer = match Request::parse(&incoming, client, shared.mirror.config()) {
+    let answer = match Request::parse(incoming, client, shared.mirror.config()) {
         Ok(request) => route(&shared, request).await,
         Err(answer) => *answer,
     };
