@@ -157,13 +157,19 @@ pub const DIRECT_PIECE_BYTES: usize = 1024 * 1024;
 pub const DIRECT_TURN_BYTES: usize = 4 * 1024 * 1024;
 /// Largest body, or end of one, that is copied to go out together with its header.
 pub const COPIED_BYTES_MAX: u64 = 16 * KIB;
-/// How far apart the bytes are at which it is looked whether a file is in memory: no more than the kernel reads ahead.
-pub const WARMTH_STEP_BYTES: usize = 64 * 1024;
+/// How far apart the bytes are at which it is looked whether a file is in memory. A gap between two that is overlooked
+/// costs its thread one short read.
+pub const WARMTH_STEP_BYTES: usize = 256 * 1024;
 /// What is brought into memory at a time for a client where it was not: a card takes some milliseconds for it.
 pub const COLD_PIECE_BYTES: usize = 256 * 1024;
 /// Reads at a time that wait for the disk for clients: enough to keep a disk busy, and most of
 /// [`BLOCKING_THREADS_MAX`] stay free for short questions.
 pub const COLD_READS_MAX: usize = 8;
+/// Where a control group limits memory to less than this, page cache of big bodies is given back: a layer or two would
+/// fill it.
+pub const SMALL_GROUP_BYTES: u64 = 512 * MIB;
+/// Smallest file whose page cache is given back.
+pub const GIVE_BACK_BYTES_MIN: u64 = 8 * MIB;
 /// Smallest page that a kernel has.
 pub const PAGE_BYTES_MIN: usize = 4096;
 /// Buffers for bodies that are kept for the next one; part of [`MEMORY_BASE_BYTES`].

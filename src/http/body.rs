@@ -11,6 +11,7 @@
 use super::Shared;
 use super::admission::Place;
 use super::direct::{self, Outlet, Warmth};
+use super::page_cache::{self, Lent};
 use super::pool;
 use crate::budget;
 use crate::mirror::{ByteSource, Fill, Mirror, Phase, Pieces, Progress, Refusal};
@@ -127,6 +128,8 @@ pub(super) struct Reader {
     offset: u64,
     /// By which pieces of files go out as they are, where they may.
     outlet: Option<Outlet>,
+    /// Held while the file is read, where page cache is scarce.
+    lent: Option<Lent>,
     account: Account,
 }
 
@@ -150,7 +153,7 @@ struct Through {
 
 impl Reader {
     fn new(from: From, offset: u64, account: Account) -> Reader {
-        Reader { from, offset, outlet: None, account }
+        Reader { from, offset, outlet: None, lent: None, account }
     }
 
     /// Reads the blob `digest`; what cannot be read of it is looked at again.
@@ -188,6 +191,9 @@ impl Reader {
     fn piece_now(&mut self, file: &Arc<File>, there: u64) -> Option<Bytes> {
         if there == 0 {
             return None;
+        }
+        if self.lent.is_none() {
+            self.lent = page_cache::lend(file);
         }
         // What is small goes out in one packet with its header.
         if let Some(outlet) = self.outlet.as_ref().filter(|_| there > budget::COPIED_BYTES_MAX) {

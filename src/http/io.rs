@@ -74,13 +74,15 @@ pub(super) struct Connection<S> {
     outlet: Outlet,
     /// Bytes of files sent since another connection had the chance to go on.
     in_turn: usize,
-    /// Runs while a write waits for the client.
-    stalled: Option<Pin<Box<tokio::time::Sleep>>>,
+    /// A write waits for the client.
+    stalled: bool,
+    /// How long it may; kept for the next time.
+    patience: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
 impl<S> Connection<S> {
     pub(super) fn new(socket: S) -> Self {
-        Connection { socket, outlet: Outlet::default(), in_turn: 0, stalled: None }
+        Connection { socket, outlet: Outlet::default(), in_turn: 0, stalled: false, patience: None }
     }
 
     /// The outlet for bodies, if the socket takes pieces of files.
@@ -119,13 +121,21 @@ impl<S> Connection<S> {
 
     /// Lets a pending write run out of time.
     fn bound<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if written.is_ready() {
-            self.stalled = None;
+        let began = !std::mem::replace(&mut self.stalled, written.is_pending());
+        if !self.stalled {
             return written;
         }
-        let sleep =
-            self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(budget::CLIENT_STALL_TIME)));
-        sleep
+        let until = || tokio::time::Instant::now() + budget::CLIENT_STALL_TIME;
+        let patience = match &mut self.patience {
+            Some(patience) => {
+                if began {
+                    patience.as_mut().reset(until());
+                }
+                patience
+            }
+            none => none.insert(Box::pin(tokio::time::sleep_until(until()))),
+        };
+        patience
             .as_mut()
             .poll(cx)
             .map(|()| Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes no bytes")))

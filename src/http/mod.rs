@@ -24,6 +24,7 @@ mod listen;
 mod lists;
 mod manifests;
 mod metrics;
+mod page_cache;
 mod pool;
 mod request;
 mod tls;

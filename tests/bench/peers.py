@@ -104,6 +104,7 @@ class Registry(Server):
     """Debian's docker-registry: plain, or as a pull-through cache of `remote`."""
 
     def __init__(self, folder, remote=None, tls=None, address="127.0.0.1", prefix=(), data=None):
+        folder.mkdir(parents=True, exist_ok=True)
         self.port, self.address, self.data = free_port(), address, data or folder / "data"
         config = {
             "version": "0.1",
@@ -146,6 +147,7 @@ class Nginx(Server):
     """nginx with sendfile and one worker: files, and with `behind` another server, whose bytes it counts."""
 
     def __init__(self, folder, tls=None, behind=None, address="127.0.0.1", prefix=(), limit_rate="0"):
+        folder.mkdir(parents=True, exist_ok=True)
         self.port, self.root, self.address = free_port(), folder / "files", address
         self.root.mkdir()
         self.log = folder / "access.log"
@@ -198,6 +200,7 @@ class Larder(Server):
     name = "Larder"
 
     def __init__(self, folder, upstream, more="", data=None, tls=None, address="127.0.0.1", prefix=(), program=None):
+        folder.mkdir(parents=True, exist_ok=True)
         self.port, self.data, self.address = free_port(), data or folder / "data", address
         text = f'listen = ["{address}:{self.port}"]\ndata_dir = "{self.data}"\nplatforms = ["linux/amd64"]\n{more}\n'
         text += f'[upstream."docker.io"]\nurl = "{upstream}"\n'
