@@ -45,7 +45,8 @@ class Pull:
         while b"\r\n\r\n" not in self.head:
             more = (self.secure or self.socket).recv(1024)
             if not more:
-                raise AssertionError(f"{self.path}: the connection ended in the header: {self.head!r}")
+                self.status = 0
+                return
             self.head += more
         text, body = self.head.split(b"\r\n\r\n", 1)
         self.got = len(body)
@@ -54,12 +55,15 @@ class Pull:
 
     def step(self):
         """Takes what is there; whether it was the end."""
-        if self.status is None:
-            self.read_head()
         try:
+            if self.status is None:
+                self.read_head()
             n = self.socket.recv_into(AWAY, len(AWAY), socket.MSG_TRUNC | socket.MSG_DONTWAIT)
         except BlockingIOError:
             return False
+        except ConnectionError:
+            self.status = 0
+            return True
         self.got += n
         return n == 0
 
