@@ -10,7 +10,7 @@
 
 use super::Shared;
 use super::admission::Place;
-use super::direct::{self, Outlet, Warmth};
+use super::direct::{self, Doubt, Outlet, Warmth};
 use super::page_cache::{self, Lent};
 use super::pool;
 use crate::budget;
@@ -130,11 +130,13 @@ pub(super) struct Reader {
     outlet: Option<Outlet>,
     /// Held while the file is read, where page cache is scarce.
     lent: Option<Lent>,
+    /// Has a blob that cannot be read looked at once more.
+    doubt: Option<Doubt>,
     account: Account,
 }
 
 enum From {
-    Whole { file: Arc<File>, digest: Digest },
+    Whole(Arc<File>),
     Growing { fill: Arc<Fill>, follow: watch::Receiver<Progress>, stall: Duration },
     Through(Through),
 }
@@ -153,12 +155,14 @@ struct Through {
 
 impl Reader {
     fn new(from: From, offset: u64, account: Account) -> Reader {
-        Reader { from, offset, outlet: None, lent: None, account }
+        Reader { from, offset, outlet: None, lent: None, doubt: None, account }
     }
 
     /// Reads the blob `digest`; what cannot be read of it is looked at again.
     pub(super) fn whole(file: File, offset: u64, digest: &Digest, account: Account) -> Reader {
-        Reader::new(From::Whole { file: Arc::new(file), digest: digest.clone() }, offset, account)
+        let (mirror, doubted) = (Arc::clone(&account.mirror), digest.clone());
+        let doubt: Doubt = Arc::new(move || mirror.doubt(&doubted));
+        Reader { doubt: Some(doubt), ..Reader::new(From::Whole(Arc::new(file)), offset, account) }
     }
 
     /// Reads a fill as it grows; a wait of `stall` without a byte is an error.
@@ -176,7 +180,7 @@ impl Reader {
     /// The next bytes, if nothing has to be waited for.
     fn read_now(&mut self, left: u64) -> Option<Bytes> {
         let (file, there) = match &mut self.from {
-            From::Whole { file, .. } => (Arc::clone(file), left),
+            From::Whole(file) => (Arc::clone(file), left),
             From::Through(_) => return None,
             From::Growing { fill, follow, .. } => {
                 let there = follow.borrow_and_update().available.checked_sub(self.offset)?;
@@ -199,7 +203,9 @@ impl Reader {
         if let Some(outlet) = self.outlet.as_ref().filter(|_| there > budget::COPIED_BYTES_MAX) {
             let length = at_most(there, budget::DIRECT_PIECE_BYTES);
             match direct::warmth(file, self.offset, length) {
-                Warmth::Warm(length) => return Some(outlet.put(Arc::clone(file), self.offset, length)),
+                Warmth::Warm(length) => {
+                    return Some(outlet.put(Arc::clone(file), self.offset, length, self.doubt.clone()));
+                }
                 Warmth::Cold => return None,
                 Warmth::Unknown => self.outlet = None,
             }
@@ -225,8 +231,8 @@ impl Reader {
             }
             Err(e) => {
                 log::warn!("a client's download was cut at byte {}: {e}", self.offset);
-                if let From::Whole { digest, .. } = &self.from {
-                    self.account.mirror.doubt(digest);
+                if let Some(doubt) = &self.doubt {
+                    doubt();
                 }
             }
         }
@@ -235,7 +241,7 @@ impl Reader {
 
     async fn read(&mut self, left: u64) -> io::Result<Bytes> {
         let (file, there) = match &mut self.from {
-            From::Whole { file, .. } => (Arc::clone(file), left),
+            From::Whole(file) => (Arc::clone(file), left),
             From::Through(through) => return through.next(left).await,
             From::Growing { fill, follow, stall } => {
                 let available = match bytes_after(follow, self.offset, *stall).await {
@@ -265,12 +271,12 @@ impl Reader {
         }
         let turn = COLD_READS.acquire().await.map_err(io::Error::other)?;
         let (from_disk, offset, place) = (Arc::clone(&file), self.offset, Arc::clone(&self.account.place));
-        let outlet = self.outlet.clone();
+        let (outlet, doubt) = (self.outlet.clone(), self.doubt.clone());
         let read = tokio::task::spawn_blocking(move || match outlet {
             Some(outlet) if there > budget::COPIED_BYTES_MAX => {
                 let length = at_most(there, budget::COLD_PIECE_BYTES);
                 direct::warm(&from_disk, offset, length)?;
-                Ok(outlet.put(from_disk, offset, length))
+                Ok(outlet.put(from_disk, offset, length, doubt))
             }
             _ => pool::filled(at_most(there, budget::SERVE_CHUNK_BYTES), place, |into| {
                 pool::read_at(&from_disk, into, offset)

@@ -38,6 +38,9 @@ fn stands_in(slice: &[u8]) -> bool {
 #[derive(Clone, Default)]
 pub(super) struct Outlet(Arc<Mutex<VecDeque<Piece>>>);
 
+/// Is called when a file cannot be read as it should.
+pub(super) type Doubt = Arc<dyn Fn() + Send + Sync>;
+
 /// A piece of a file.
 #[derive(Clone)]
 pub(super) struct Piece {
@@ -45,6 +48,7 @@ pub(super) struct Piece {
     pub(super) offset: u64,
     /// Bytes of it that are left to send.
     pub(super) left: usize,
+    pub(super) doubt: Option<Doubt>,
 }
 
 /// What a write has to begin with.
@@ -57,9 +61,9 @@ pub(super) enum Next {
 
 impl Outlet {
     /// Notes `length` bytes of a file, at most [`budget::DIRECT_PIECE_BYTES`], and returns what stands in for them.
-    pub(super) fn put(&self, file: Arc<File>, offset: u64, length: usize) -> Bytes {
+    pub(super) fn put(&self, file: Arc<File>, offset: u64, length: usize, doubt: Option<Doubt>) -> Bytes {
         let stand_in = &stand_in()[..length];
-        self.pieces().push_back(Piece { file, offset, left: length });
+        self.pieces().push_back(Piece { file, offset, left: length, doubt });
         Bytes::from_static(stand_in)
     }
 
@@ -181,7 +185,7 @@ mod tests {
     fn outlet_with(lengths: &[usize]) -> (Outlet, Vec<Bytes>) {
         let outlet = Outlet::default();
         let file = Arc::new(File::open("/dev/null").unwrap());
-        let frames = lengths.iter().map(|length| outlet.put(Arc::clone(&file), 7, *length)).collect();
+        let frames = lengths.iter().map(|length| outlet.put(Arc::clone(&file), 7, *length, None)).collect();
         (outlet, frames)
     }
 

@@ -112,6 +112,9 @@ impl<S> Connection<S> {
             }
             Poll::Ready(Err(e)) if !is_of_the_client(e) => {
                 log::warn!("a client's download was cut at byte {}: {e}", piece.offset);
+                if let Some(doubt) = &piece.doubt {
+                    doubt();
+                }
             }
             Poll::Ready(Err(_)) => {}
             Poll::Pending => self.in_turn = 0,
