@@ -240,8 +240,9 @@ impl Reader {
     }
 
     async fn read(&mut self, left: u64) -> io::Result<Bytes> {
-        let (file, there) = match &mut self.from {
-            From::Whole(file) => (Arc::clone(file), left),
+        // What is whole has just been looked at; a download may have brought what is in memory now.
+        let (file, there, look) = match &mut self.from {
+            From::Whole(file) => (Arc::clone(file), left, false),
             From::Through(through) => return through.next(left).await,
             From::Growing { fill, follow, stall } => {
                 let available = match bytes_after(follow, self.offset, *stall).await {
@@ -263,10 +264,10 @@ impl Reader {
                 };
                 self.account.source = fill.source();
                 let file = fill.file().ok_or_else(|| io::Error::other("the download has no file yet"))?;
-                (file, left.min(available - self.offset))
+                (file, left.min(available - self.offset), true)
             }
         };
-        if let Some(bytes) = self.piece_now(&file, there) {
+        if look && let Some(bytes) = self.piece_now(&file, there) {
             return Ok(bytes);
         }
         let turn = COLD_READS.acquire().await.map_err(io::Error::other)?;
