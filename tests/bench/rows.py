@@ -194,7 +194,7 @@ def slow_disk(lab):
 @row
 def cold_pull(lab):
     """A pull of what is not here against a pull straight from the upstream, over a link of 100 Mbit/s."""
-    size = (8 if lab.quick else 32) * MIB
+    size = 32 * MIB
     image = Image("lab/cold", [size, size // 2, size // 4])
     link = Link(lab, "100mbit")
     registry = Registry(lab.folder("cold-upstream"), address=link.far, prefix=link.prefix())
@@ -240,7 +240,7 @@ def one_download(lab):
 def one_uplink(lab):
     """50 boards in network namespaces of their own behind one Larder and one uplink of 10 Mbit/s."""
     boards, rate = 50, 10_000_000
-    image = Image("lab/uplink", [(2 if lab.quick else 10) * MIB])
+    image = Image("lab/uplink", [10 * MIB])
     link = Link(lab, "10mbit")
     registry = Registry(lab.folder("uplink-upstream"), address=link.far, prefix=link.prefix())
     lab.keep(registry)
@@ -501,7 +501,7 @@ class Lab:
 
     def __init__(self, scratch, quick):
         self.scratch, self.quick = scratch, quick
-        self.rounds, self.seconds = (3, 2) if quick else (7, 5)
+        self.rounds, self.seconds = (3, 1) if quick else (7, 5)
         self.blob_counts = [1_000, 100_000] if quick else [1_000, 10_000, 100_000]
         self.big = Image("lab/big", [128 * MIB])
         self.middle = Image("lab/middle", [16 * MIB])
