@@ -251,9 +251,11 @@ class Image:
     def tag(self):
         return f"/v2/{self.name}/manifests/latest"
 
-    def paths(self):
-        """Every request of a pull, in containerd's order."""
-        return [self.tag(), f"/v2/{self.name}/manifests/{self.digest}", *(f"/v2/{self.name}/blobs/{d}" for d in self.blobs)]
+    def manifest_paths(self):
+        return [self.tag(), f"/v2/{self.name}/manifests/{self.digest}"]
+
+    def blob_paths(self):
+        return [f"/v2/{self.name}/blobs/{digest}" for digest in self.blobs]
 
     def bytes(self):
         return len(self.manifest) + sum(map(len, self.blobs.values()))

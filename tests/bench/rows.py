@@ -397,7 +397,7 @@ def scale(lab):
     nginx.offer(image)
     load.pull_image(larder, image)
     for clients in [1, 10, 100, 1000] if lab.quick else [1, 3, 10, 30, 100, 300, 1000]:
-        times = max(1, (100 if lab.quick else 1000) // clients)
+        times = max(1, (500 if lab.quick else 2000) // clients)
         line = {"clients": clients}
         for server in [larder, nginx]:
             samples, refused = [], 0
@@ -421,7 +421,7 @@ def scale(lab):
         for server in [larder, nginx]:
             samples = []
             for _ in range(lab.rounds):
-                times = max(1, min(200 if lab.quick else 1000, (256 if lab.quick else 2048) * MIB // size))
+                times = max(1, min(600 if lab.quick else 2000, (512 if lab.quick else 2048) * MIB // size))
                 cpu, _, got = load.pull(server, image.blob(), 1, False, times)
                 samples.append((cpu / got * 1e9, cpu / times * 1e6))
             line[server.name] = {"cpu": median([s[0] for s in samples]), "each_us": median([s[1] for s in samples])}
@@ -573,7 +573,7 @@ class Lab:
         """Has a server fetch the images, and waits until it has all of them."""
         for image in [self.big, self.middle, self.many]:
             if tls:
-                load.pull_all([load.Pull(server, path, True) for path in image.paths()])
+                load.pull_all([load.Pull(server, path, True) for path in image.manifest_paths() + image.blob_paths()])
             else:
                 load.pull_image(server, image, check=server.name == "Larder")
         return server
