@@ -170,6 +170,8 @@ pub const COLD_READS_MAX: usize = 8;
 pub const SMALL_GROUP_BYTES: u64 = 512 * MIB;
 /// Smallest file whose page cache is given back.
 pub const GIVE_BACK_BYTES_MIN: u64 = 8 * MIB;
+/// How much longer than `stall_timeout` a reader waits for a download that runs, which may resume by then.
+pub const STALL_LEEWAY: Duration = Duration::from_secs(1);
 /// Smallest page that a kernel has.
 pub const PAGE_BYTES_MIN: usize = 4096;
 /// Buffers for bodies that are kept for the next one; part of [`MEMORY_BASE_BYTES`].

@@ -345,7 +345,9 @@ async fn bytes_after(
         // Waiting for a turn is no stall: the downloads before it make progress or end.
         let patience = match progress.phase {
             Phase::Queued => budget::QUEUE_WAIT_MAX,
-            Phase::Running | Phase::Parked(_) => stall,
+            // The download finds out first that it stalls, and asks again.
+            Phase::Running => stall + budget::STALL_LEEWAY,
+            Phase::Parked(_) => stall,
             Phase::Done => return Err(io::Error::other("the download ended before this byte")),
             Phase::Failed(refusal) => return Err(io::Error::other(refusal.to_string())),
         };
