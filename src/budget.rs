@@ -106,12 +106,26 @@ pub const FILL_REVIVALS_MAX: u32 = 12;
 /// Tags whose last verification is remembered for `revalidate`; more than these are asked for again.
 pub const VERIFIED_TAGS_MAX: usize = 16_384;
 
+/// What may be kept in memory of tags and small manifests; part of [`MEMORY_BASE_BYTES`].
+pub const FACTS_BYTES_MAX: usize = 1024 * 1024;
+/// What such a fact costs without its content: names, digests, the table it is in.
+pub const FACT_BYTES: usize = 512;
+/// What each version costs that a tag has.
+pub const FACT_VERSION_BYTES: usize = 128;
+/// Largest manifest whose bytes are kept: a real one has 1 to 10 KiB.
+pub const SMALL_MANIFEST_BYTES_MAX: u64 = 16 * KIB;
+/// How often the log says of one tag that it is answered from something old, while nothing changes.
+pub const STALE_REPORT_EVERY: Duration = Duration::from_secs(1);
+/// Tags for which that is remembered; when there are more it may be said again early.
+pub const STALE_REPORTS_MAX: usize = 256;
+
 /// Least memory.max: what the process needs with one client and one download.
 pub const MEMORY_MIN: u64 = 16 * MIB;
 
 // -- Clients ---------------------------------------------------------------------------------------------------
 
-/// What the process needs before any client: program, threads, lanes, the pages of the index that it has read.
+/// What the process needs before any client: program, threads, lanes, the pages of the index that it has read, facts
+/// about tags, spare buffers.
 pub const MEMORY_BASE_BYTES: u64 = 10 * MIB;
 /// What a download holds: a chunk, the HTTP client's buffers, its TLS session.
 pub const DOWNLOAD_COST_BYTES: u64 = 512 * KIB;
@@ -139,6 +153,31 @@ pub const REQUEST_HEADER_TIME: Duration = Duration::from_secs(30);
 pub const CLIENT_STALL_TIME: Duration = Duration::from_secs(60);
 /// What is read from a blob's file at a time for a client; each connection may hold one such piece and what hyper buffers.
 pub const SERVE_CHUNK_BYTES: usize = 64 * 1024;
+/// Most of a file that is handed to the kernel in one piece for a client. It costs address space once and no memory.
+pub const DIRECT_PIECE_BYTES: usize = 1024 * 1024;
+/// What one client may be sent of files before the others on its thread have their turn: milliseconds at memory speed.
+pub const DIRECT_TURN_BYTES: usize = 4 * 1024 * 1024;
+/// Largest body, or end of one, that is copied to go out together with its header.
+pub const COPIED_BYTES_MAX: u64 = 16 * KIB;
+/// How far apart the bytes are at which it is looked whether a file is in memory. A gap between two that is overlooked
+/// costs its thread one short read.
+pub const WARMTH_STEP_BYTES: usize = 256 * 1024;
+/// What is brought into memory at a time for a client where it was not: a card takes some milliseconds for it.
+pub const COLD_PIECE_BYTES: usize = 256 * 1024;
+/// Reads at a time that wait for the disk for clients: enough to keep a disk busy, and most of
+/// [`BLOCKING_THREADS_MAX`] stay free for short questions.
+pub const COLD_READS_MAX: usize = 8;
+/// Where a control group limits memory to less than this, page cache of big bodies is given back: a layer or two would
+/// fill it.
+pub const SMALL_GROUP_BYTES: u64 = 512 * MIB;
+/// Smallest file whose page cache is given back.
+pub const GIVE_BACK_BYTES_MIN: u64 = 8 * MIB;
+/// How much longer than `stall_timeout` a reader waits for a download that runs, which may resume by then.
+pub const STALL_LEEWAY: Duration = Duration::from_secs(1);
+/// Smallest page that a kernel has.
+pub const PAGE_BYTES_MIN: usize = 4096;
+/// Buffers for bodies that are kept for the next one; part of [`MEMORY_BASE_BYTES`].
+pub const SPARE_BUFFERS_MAX: usize = 16;
 /// What hyper may buffer for one connection, request header included. Requests that make sense are a few hundred bytes.
 pub const CONNECTION_BUFFER_BYTES: usize = 16 * 1024;
 /// Longest a client waits for the first byte of a blob whose download waits for its turn.

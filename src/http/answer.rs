@@ -47,6 +47,11 @@ pub(super) fn text(value: &str) -> HeaderValue {
     })
 }
 
+/// Bytes of our own making as a header value.
+pub(super) fn shared(value: bytes::Bytes) -> HeaderValue {
+    HeaderValue::from_maybe_shared(value).unwrap_or(HeaderValue::from_static("?"))
+}
+
 /// An error with the OCI body.
 pub(super) fn error(status: StatusCode, code: ErrorCode, message: &str) -> Answer {
     full(status, "application/json", error_body(code, message))

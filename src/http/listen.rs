@@ -5,7 +5,7 @@
 
 use super::admission::Admission;
 use super::auth::Door;
-use super::io::{Clock, Connection};
+use super::io::{Clock, Connection, Socket};
 use super::{Shared, answer, tls};
 use crate::budget;
 use crate::mirror::Mirror;
@@ -14,7 +14,6 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
@@ -157,18 +156,23 @@ async fn connection(
     }
 }
 
-async fn speak<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+async fn speak<S: Socket>(
     shared: Arc<Shared>,
     socket: S,
     client: IpAddr,
     mut stop: watch::Receiver<bool>,
     admitted: bool,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let socket = Connection::new(socket);
+    let outlet = socket.outlet();
     let service = service_fn(move |request| {
-        let shared = Arc::clone(&shared);
+        let (shared, outlet) = (Arc::clone(&shared), outlet.clone());
         async move {
-            let answered =
+            let mut answered =
                 if admitted { super::answer(shared, client, request).await } else { answer::no_place() };
+            if let Some(outlet) = &outlet {
+                answered.body_mut().send_by(outlet);
+            }
             Ok::<_, std::convert::Infallible>(answered)
         }
     });
@@ -176,7 +180,9 @@ async fn speak<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         .timer(Clock)
         .header_read_timeout(budget::REQUEST_HEADER_TIME)
         .max_buf_size(budget::CONNECTION_BUFFER_BYTES)
-        .serve_connection(Connection::new(socket), service);
+        // Frames are queued as they are, which is what pieces of files rely on.
+        .writev(true)
+        .serve_connection(socket, service);
     tokio::pin!(connection);
     tokio::select! {
         ended = connection.as_mut() => return Ok(ended?),

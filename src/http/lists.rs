@@ -67,7 +67,7 @@ fn next(request: &Request, last: &str, names: usize) -> String {
     let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
     let n = request.page.n.unwrap_or(names);
     let ns = request.namespace.as_ref().map_or(String::new(), |ns| format!("&ns={}", encode(ns.as_str())));
-    format!("<{}?n={n}&last={}{ns}>; rel=\"next\"", request.path, encode(last))
+    format!("<{}?n={n}&last={}{ns}>; rel=\"next\"", request.uri.path(), encode(last))
 }
 
 fn mark(answer: &mut Answer, request: &Request, stale: Option<&str>) {
@@ -82,6 +82,6 @@ fn mark(answer: &mut Answer, request: &Request, stale: Option<&str>) {
 }
 
 fn refuse(request: &Request, refusal: &Refusal) -> Answer {
-    log::warn!("{} not answered: {refusal}", request.path);
+    log::warn!("{} not answered: {refusal}", request.uri.path());
     answer::refuse(refusal)
 }

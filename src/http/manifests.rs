@@ -7,8 +7,9 @@ use super::Shared;
 use super::answer::{self, Answer, CACHE_STATUS, CONTENT_DIGEST, NAMESPACE};
 use super::body::{Account, Body, Reader};
 use super::request::Request;
-use crate::mirror::{ByteSource, Content, Refusal, Resolved, Served, Tier};
+use crate::mirror::{ByteSource, Content, Refusal, Resolved, Served, SmallManifest, Tier};
 use crate::oci::{Digest, ManifestRef, Repository, Tag};
+use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::{self, HeaderValue};
 use std::sync::Arc;
@@ -38,6 +39,10 @@ async fn by_digest(
     repository: &Repository,
     digest: &Digest,
 ) -> Result<Answer, Refusal> {
+    if let Some(manifest) = shared.mirror.small_manifest(repository, digest).await {
+        shared.mirror.pulls().asked(request.client, repository, &digest.to_string(), None);
+        return Ok(at_hand(shared, request, repository, digest, manifest, "larder; hit"));
+    }
     let served = shared.mirror.manifest(repository, digest).await.inspect_err(|refusal| {
         log::warn!("{repository}@{digest} not answered: {refusal}");
     })?;
@@ -64,6 +69,11 @@ async fn by_tag(
         label(&mut answer, request, &resolved.digest, "larder; fwd=uri-miss; detail=upstream");
         return Ok(answer);
     }
+    if let Some(manifest) = mirror.small_manifest(repository, &resolved.digest).await {
+        let status = cache_status(&resolved, ByteSource::Cache);
+        let answer = at_hand(shared, request, repository, &resolved.digest, manifest, status);
+        return Ok(with_cause(answer, &resolved));
+    }
     let served = match mirror.manifest(repository, &resolved.digest).await {
         Ok(served) => served,
         // A version was named that then could not be had: an older one that is whole is better than nothing.
@@ -79,16 +89,21 @@ async fn by_tag(
         }
         Err(refusal) => return Err(refusal),
     };
-    let status = cache_status(&resolved, &served);
-    let mut answer = content(shared, request, repository, &resolved.digest, served, status).await?;
+    let status = cache_status(&resolved, served.source);
+    let answer = content(shared, request, repository, &resolved.digest, served, status).await?;
+    Ok(with_cause(answer, &resolved))
+}
+
+/// An answer that may be stale says why.
+fn with_cause(mut answer: Answer, resolved: &Resolved) -> Answer {
     if let (true, Some(cause)) = (resolved.tier.is_stale(), &resolved.cause) {
         answer::warn(&mut answer, cause);
     }
-    Ok(answer)
+    answer
 }
 
-fn cache_status(resolved: &Resolved, served: &Served) -> &'static str {
-    match (resolved.tier, served.source != ByteSource::Cache) {
+fn cache_status(resolved: &Resolved, source: ByteSource) -> &'static str {
+    match (resolved.tier, source != ByteSource::Cache) {
         (Tier::Fresh, false) => "larder; hit; detail=fresh",
         (Tier::Upstream, false) => "larder; hit; detail=upstream",
         (Tier::Peer, false) => "larder; hit; detail=peer",
@@ -100,6 +115,27 @@ fn cache_status(resolved: &Resolved, served: &Served) -> &'static str {
             "larder; fwd=uri-miss; detail=upstream"
         }
     }
+}
+
+/// A manifest whose bytes are in memory: they cost no place among the bodies, for all clients have the same.
+fn at_hand(
+    shared: &Arc<Shared>,
+    request: &Request,
+    repository: &Repository,
+    digest: &Digest,
+    manifest: SmallManifest,
+    status: &'static str,
+) -> Answer {
+    let size = manifest.bytes.len() as u64;
+    let mut answer = answer::with_length(StatusCode::OK, &manifest.media_type, size);
+    if !request.head {
+        let mirror = &shared.mirror;
+        mirror.counters().count_served(ByteSource::Cache, size);
+        mirror.pulls().served(request.client, repository, ByteSource::Cache, size);
+        *answer.body_mut() = Body::full(manifest.bytes);
+    }
+    label(&mut answer, request, digest, status);
+    answer
 }
 
 async fn content(
@@ -126,8 +162,9 @@ async fn content(
 /// The headers that every answer with content has.
 pub(super) fn label(answer: &mut Answer, request: &Request, digest: &Digest, status: &'static str) {
     let headers = answer.headers_mut();
-    headers.insert(CONTENT_DIGEST, answer::text(&digest.to_string()));
-    headers.insert(header::ETAG, answer::text(&format!("\"{digest}\"")));
+    let quoted = Bytes::from(format!("\"{digest}\""));
+    headers.insert(CONTENT_DIGEST, answer::shared(quoted.slice(1..quoted.len() - 1)));
+    headers.insert(header::ETAG, answer::shared(quoted));
     headers.insert(CACHE_STATUS, HeaderValue::from_static(status));
     if let Some(namespace) = &request.namespace {
         headers.insert(NAMESPACE, answer::text(namespace.as_str()));

@@ -17,12 +17,15 @@ mod auth;
 mod base;
 mod blobs;
 mod body;
+mod direct;
 mod health;
 mod io;
 mod listen;
 mod lists;
 mod manifests;
 mod metrics;
+mod page_cache;
+mod pool;
 mod request;
 mod tls;
 
@@ -47,17 +50,20 @@ pub(crate) struct Shared {
 /// Answers one request.
 async fn answer(shared: Arc<Shared>, client: IpAddr, incoming: hyper::Request<Incoming>) -> Answer {
     let began = std::time::Instant::now();
-    let line = format!("{} {}", incoming.method(), incoming.uri());
-    let answer = match Request::parse(&incoming, client, shared.mirror.config()) {
+    let line =
+        log::log_enabled!(log::Level::Debug).then(|| format!("{} {}", incoming.method(), incoming.uri()));
+    let answer = match Request::parse(incoming, client, shared.mirror.config()) {
         Ok(request) => route(&shared, request).await,
         Err(answer) => *answer,
     };
-    log::debug!(
-        "{client} {} {} in {:.1?}",
-        crate::oci::quoted(&line),
-        answer.status().as_u16(),
-        began.elapsed()
-    );
+    if let Some(line) = line {
+        log::debug!(
+            "{client} {} {} in {:.1?}",
+            crate::oci::quoted(&line),
+            answer.status().as_u16(),
+            began.elapsed()
+        );
+    }
     answer
 }
 

@@ -34,8 +34,8 @@ pub(super) struct Request {
     pub(super) artifact_type: Option<String>,
     /// `ns`, to be echoed.
     pub(super) namespace: Option<RegistryName>,
-    /// The path as it came, for links to the next page.
-    pub(super) path: String,
+    /// As it came, for links to the next page.
+    pub(super) uri: Uri,
     pub(super) headers: HeaderMap,
     default_registry: RegistryName,
 }
@@ -43,28 +43,29 @@ pub(super) struct Request {
 impl Request {
     /// Parses a request; what is wrong with it is an answer already.
     pub(super) fn parse(
-        incoming: &hyper::Request<impl Sized>,
+        incoming: hyper::Request<impl Sized>,
         client: IpAddr,
         config: &Config,
     ) -> Result<Request, Box<Answer>> {
-        let uri = incoming.uri();
-        let query = Query::parse(uri)?;
+        let (parts, _) = incoming.into_parts();
+        let (method, uri) = (parts.method, parts.uri);
+        let query = Query::parse(&uri)?;
         let namespace = query.namespace(config)?;
         let path =
             decode(uri.path()).ok_or_else(|| invalid(ErrorCode::NameInvalid, "the path is not UTF-8"))?;
-        if ![Method::GET, Method::HEAD].contains(incoming.method()) {
-            return Err(Box::new(answer::read_only(incoming.method())));
+        if ![Method::GET, Method::HEAD].contains(&method) {
+            return Err(Box::new(answer::read_only(&method)));
         }
         let target = parse_path(&path, namespace.as_ref(), config)?;
         Ok(Request {
             client,
-            head: incoming.method() == Method::HEAD,
+            head: method == Method::HEAD,
             target,
             page: PageRequest { n: query.n, last: query.last },
             artifact_type: query.artifact_type,
             namespace,
-            path: uri.path().to_owned(),
-            headers: incoming.headers().clone(),
+            uri,
+            headers: parts.headers,
             default_registry: config.default_registry.clone(),
         })
     }

@@ -6,6 +6,7 @@
 
 mod content;
 mod counters;
+mod facts;
 mod fill;
 mod integrity;
 mod lane;
@@ -21,6 +22,7 @@ mod through;
 pub use crate::kit::PeerState;
 pub use content::{Content, Served, Source};
 pub use counters::{Counters, Source as ByteSource, Tier};
+pub use facts::SmallManifest;
 pub use fill::{Fill, Phase, Progress};
 pub use lists::{Page, PageRequest, Referrers};
 pub use pulls::Pulls;
@@ -62,6 +64,8 @@ pub struct Mirror {
     peer_manifests: ManifestFlights,
     claims: peers::Claims,
     verified: resolve::Verified,
+    facts: facts::Facts,
+    stale_reports: resolve::StaleReports,
     counters: Counters,
     pulls: Pulls,
     /// Places for blobs that are streamed through.
@@ -107,6 +111,8 @@ impl Mirror {
             peer_manifests: lane::Flights::default(),
             claims: peers::Claims::default(),
             verified: resolve::Verified::default(),
+            facts: facts::Facts::default(),
+            stale_reports: resolve::StaleReports::default(),
             counters: Counters::default(),
             pulls: Pulls::default(),
             through: Arc::new(tokio::sync::Semaphore::new(streams)),

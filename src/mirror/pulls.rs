@@ -55,6 +55,11 @@ impl Pulls {
         });
     }
 
+    /// A client's request was answered at once and to the end.
+    pub fn served(&self, client: IpAddr, repository: &Repository, source: Source, bytes: u64) {
+        self.with(client, repository, |pull| pull.bytes[source as usize] += bytes);
+    }
+
     /// A client's request was refused.
     pub fn refused(&self, client: IpAddr, repository: &Repository) {
         self.with(client, repository, |pull| pull.failures += 1);

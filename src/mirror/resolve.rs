@@ -15,7 +15,8 @@ use crate::config::{OnMissing, TagPolicy};
 use crate::fetch::{Failure, Link, Upstream};
 use crate::oci::{Digest, ManifestRef, Repository, Tag};
 use crate::store::{StoreError, TagRecord, Version};
-use std::sync::{Arc, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The answer to a tag.
@@ -50,6 +51,18 @@ pub(super) struct Local {
     unknown: Option<String>,
 }
 
+impl Local {
+    /// Whether the store could be asked.
+    pub(super) fn is_known(&self) -> bool {
+        self.unknown.is_none()
+    }
+
+    /// How many versions it holds, for what it costs in memory.
+    pub(super) fn versions(&self) -> usize {
+        self.record.as_ref().map_or(0, |record| record.history.len() + 2) + 1
+    }
+}
+
 impl Mirror {
     /// Resolves a tag.
     ///
@@ -82,11 +95,11 @@ impl Mirror {
         let Some(bound) = self.patience(&upstream.breaker().link(), local.complete.is_some()) else {
             let cause = outage_text(&upstream);
             self.check_beside(&upstream, repository, tag);
-            return self.do_without(&upstream, repository, tag, cause, local).await;
+            return self.do_without(&upstream, repository, tag, cause, &local).await;
         };
         let flight = self.begin_check(&upstream, repository, tag);
         let Ok(flight) = flight else {
-            return self.fall_back(repository, "too many questions wait for upstreams".into(), local).await;
+            return self.fall_back(repository, "too many questions wait for upstreams".into(), &local).await;
         };
         match tokio::time::timeout(bound, flight.land()).await {
             Ok(Some(Ok(checked))) => Ok(Resolved {
@@ -96,14 +109,14 @@ impl Mirror {
                 stated: checked.stated,
             }),
             Ok(Some(Err(failure))) if failure.is_outage() => {
-                self.do_without(&upstream, repository, tag, failure.to_string(), local).await
+                self.do_without(&upstream, repository, tag, failure.to_string(), &local).await
             }
-            Ok(Some(Err(failure))) => self.upstream_refused(repository, policy, &failure, local).await,
+            Ok(Some(Err(failure))) => self.upstream_refused(repository, policy, &failure, &local).await,
             Ok(None) => Err(Refusal::Failed("the question to upstream failed; the log says how".into())),
             Err(_) => {
                 upstream.breaker().overdue();
                 let cause = format!("{} did not answer within {bound:?}", repository.registry);
-                self.do_without(&upstream, repository, tag, cause, local).await
+                self.do_without(&upstream, repository, tag, cause, &local).await
             }
         }
     }
@@ -146,7 +159,7 @@ impl Mirror {
         repository: &Repository,
         policy: TagPolicy,
         failure: &Failure,
-        local: Local,
+        local: &Local,
     ) -> Result<Resolved, Refusal> {
         let passed_on = matches!(failure, Failure::Missing { .. } | Failure::Denied { .. });
         if passed_on && policy.on_missing == OnMissing::Pass {
@@ -167,7 +180,7 @@ impl Mirror {
         cause: String,
     ) -> Result<Resolved, Refusal> {
         let local = self.local(repository, tag).await?;
-        let resolved = self.fall_back(repository, cause, local).await?;
+        let resolved = self.fall_back(repository, cause, &local).await?;
         if resolved.digest == *instead_of {
             return Err(Refusal::Unavailable("there is no other version".into()));
         }
@@ -177,7 +190,9 @@ impl Mirror {
 
     fn report(&self, repository: &Repository, tag: &Tag, resolved: &Resolved) {
         self.counters.count_resolve(resolved.tier);
-        if let (true, Some(cause)) = (resolved.tier.is_stale(), &resolved.cause) {
+        if let (true, Some(cause)) = (resolved.tier.is_stale(), &resolved.cause)
+            && self.stale_reports.is_due(repository, tag, resolved)
+        {
             log::warn!(
                 "{repository}:{tag} answered from {} ({}): {cause}",
                 resolved.tier.as_str(),
@@ -193,9 +208,9 @@ impl Mirror {
         repository: &Repository,
         tag: &Tag,
         cause: String,
-        local: Local,
+        local: &Local,
     ) -> Result<Resolved, Refusal> {
-        let Some(claim) = self.claim(upstream, repository, tag, &local).await else {
+        let Some(claim) = self.claim(upstream, repository, tag, local).await else {
             return self.fall_back(repository, cause, local).await;
         };
         let cause = Some(format!("{cause}; peer {} has this version", claim.peer));
@@ -206,11 +221,11 @@ impl Mirror {
         self: &Arc<Self>,
         repository: &Repository,
         cause: String,
-        local: Local,
+        local: &Local,
     ) -> Result<Resolved, Refusal> {
         let stale = |digest, tier, cause| Ok(Resolved { digest, tier, cause: Some(cause), stated: None });
-        if let Some(version) = local.complete {
-            return stale(version.digest, Tier::LastComplete, cause);
+        if let Some(version) = &local.complete {
+            return stale(version.digest.clone(), Tier::LastComplete, cause);
         }
         if self.config.tags.fallback_versions
             && local.record.is_none()
@@ -218,10 +233,10 @@ impl Mirror {
         {
             return stale(digest, Tier::OlderVersion, format!("{cause}; {version} stands in"));
         }
-        if let Some(problem) = local.unknown {
+        if let Some(problem) = &local.unknown {
             return Err(Refusal::Busy(format!("{cause}; {problem}, and may know what to serve")));
         }
-        let missing = match local.missing {
+        let missing = match &local.missing {
             Some(missing) => format!("the cached version lacks {missing}"),
             None => "nothing of it is cached".to_owned(),
         };
@@ -238,7 +253,12 @@ impl Mirror {
         }
     }
 
-    async fn local(self: &Arc<Self>, repository: &Repository, tag: &Tag) -> Result<Local, Refusal> {
+    /// What the board itself can say of a tag, read from the store.
+    pub(super) async fn read_local(
+        self: &Arc<Self>,
+        repository: &Repository,
+        tag: &Tag,
+    ) -> Result<Local, Refusal> {
         let began = Instant::now();
         let local = loop {
             let (repository, tag) = (repository.clone(), tag.clone());
@@ -399,7 +419,7 @@ fn waits(record: &TagRecord) -> bool {
 
 /// When tags were last verified with their upstream, in this process.
 #[derive(Default)]
-pub(super) struct Verified(std::sync::Mutex<std::collections::HashMap<(Repository, Tag), Instant>>);
+pub(super) struct Verified(Mutex<HashMap<(Repository, Tag), Instant>>);
 
 impl Verified {
     fn note(&self, repository: &Repository, tag: &Tag) {
@@ -422,5 +442,32 @@ impl Verified {
     fn age(&self, repository: &Repository, tag: &Tag) -> Option<Duration> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.get(&(repository.clone(), tag.clone())).map(Instant::elapsed)
+    }
+}
+
+/// Which tags were last said in the log to be answered from something old.
+#[derive(Default)]
+pub(super) struct StaleReports(Mutex<HashMap<(Repository, Tag), StaleReport>>);
+
+/// What was said, and when.
+type StaleReport = (Digest, Tier, Instant);
+
+impl StaleReports {
+    /// Whether to say it (again): the log is for people, and clients may ask a thousand times a second.
+    fn is_due(&self, repository: &Repository, tag: &Tag, resolved: &Resolved) -> bool {
+        let (now, key) = (Instant::now(), (repository.clone(), tag.clone()));
+        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.get(&key).is_some_and(|(digest, tier, at)| {
+            *digest == resolved.digest
+                && *tier == resolved.tier
+                && now.duration_since(*at) < budget::STALE_REPORT_EVERY
+        }) {
+            return false;
+        }
+        if said.len() >= budget::STALE_REPORTS_MAX && !said.contains_key(&key) {
+            said.clear();
+        }
+        said.insert(key, (resolved.digest.clone(), resolved.tier, now));
+        true
     }
 }

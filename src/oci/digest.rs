@@ -8,6 +8,9 @@ use sha2::Digest as _;
 use std::fmt;
 use std::str::FromStr;
 
+/// Hexadecimal digits of the longest digest.
+const HEX_BYTES_MAX: usize = 128;
+
 /// A registered digest algorithm.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum Algorithm {
@@ -65,12 +68,17 @@ impl Digest {
 
     /// The digest as lower-case hexadecimal, without the algorithm.
     pub fn hex(&self) -> String {
-        let mut out = String::with_capacity(self.bytes().len() * 2);
-        for byte in self.bytes() {
-            out.push(char::from_digit(u32::from(byte >> 4), 16).unwrap_or('0'));
-            out.push(char::from_digit(u32::from(byte & 15), 16).unwrap_or('0'));
+        self.hex_in(&mut [0; HEX_BYTES_MAX]).to_owned()
+    }
+
+    /// The same without an allocation.
+    fn hex_in<'a>(&self, text: &'a mut [u8; HEX_BYTES_MAX]) -> &'a str {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        for (pair, byte) in text.chunks_exact_mut(2).zip(self.bytes()) {
+            pair[0] = DIGITS[usize::from(byte >> 4)];
+            pair[1] = DIGITS[usize::from(byte & 15)];
         }
-        out
+        std::str::from_utf8(&text[..self.bytes().len() * 2]).unwrap_or_default()
     }
 
     /// Builds a digest from its parts; `hex` must be lower-case and of the algorithm's length.
@@ -145,7 +153,9 @@ fn nibble(c: u8) -> Option<u8> {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.algorithm.name(), self.hex())
+        f.write_str(self.algorithm.name())?;
+        f.write_str(":")?;
+        f.write_str(self.hex_in(&mut [0; HEX_BYTES_MAX]))
     }
 }
 

@@ -86,7 +86,9 @@ impl Store {
     /// Marks private content as public: it was seen where everybody may read it.
     pub fn make_public(&self, digest: &Digest) -> Result<(), StoreError> {
         let path = self.layout.blob(digest);
-        layout::set_private(&path, false)?;
+        let set = layout::set_private(&path, false);
+        self.changed();
+        set?;
         // The mode is the one record of it.
         File::open(&path)
             .and_then(|file| file.sync_all())
@@ -101,7 +103,10 @@ impl Store {
             let _counted = self.uncounted();
             let size = self.blob_size(digest).unwrap_or(0);
             match fs::remove_file(&path) {
-                Ok(()) => self.count_out(size),
+                Ok(()) => {
+                    self.changed();
+                    self.count_out(size);
+                }
                 Err(e) if e.kind() == ErrorKind::NotFound => {}
                 Err(e) => return Err(StoreError::io(format!("cannot remove {}", path.display()))(e)),
             }

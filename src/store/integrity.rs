@@ -110,8 +110,11 @@ impl Store {
                 condemned.insert(digest.clone());
                 self.any_condemned.store(true, Ordering::Relaxed);
             }
+            drop(condemned);
+            self.changed();
             return Err(StoreError::io(format!("cannot set {} aside", path.display()))(e));
         }
+        self.changed();
         self.count_out(size);
         drop(counted);
         self.forget_touches(std::slice::from_ref(digest));

@@ -27,12 +27,14 @@ mod owner;
 mod record;
 mod session;
 mod staging;
+mod stamp;
 
 pub use blobs::{Blob, BlobInfo};
 pub use integrity::Verdict;
 pub use owner::work_as_owner;
 pub use record::{Link, LinkedManifest, Rollback, TagRecord, Version};
 pub use staging::{Origin, Staged};
+pub use stamp::Stamp;
 
 use crate::budget;
 use crate::clock::{self, Sequence};
@@ -155,6 +157,7 @@ pub struct Store {
     corrupt: AtomicU64,
     /// What rebuilds have read since the start.
     rebuilt: AtomicU64,
+    stamps: stamp::Stamps,
 }
 
 /// How the store was found when it was opened.
@@ -195,6 +198,7 @@ impl Store {
             any_condemned: AtomicBool::new(false),
             corrupt: AtomicU64::new(0),
             rebuilt: AtomicU64::new(0),
+            stamps: stamp::Stamps::of(&layout)?,
             layout,
         };
         store.layout.clear_scratch();
@@ -381,6 +385,7 @@ impl Store {
         self.damaged.store(false, Ordering::Relaxed);
         *self.index.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(index));
         self.prove();
+        self.changed();
         drop(journal);
         log::info!("index rebuilt: {blobs} blobs, {bytes} bytes, in {:.1?}", started.elapsed());
         Ok(())
@@ -389,6 +394,7 @@ impl Store {
     /// Takes the index out of service.
     fn close_index(&self) {
         let index = self.index.write().unwrap_or_else(PoisonError::into_inner).take();
+        self.changed();
         if let Some(index) = index {
             close(index);
         }
@@ -778,6 +784,7 @@ impl Store {
         let manifest = self.manifest_of(&event);
         let position = journal.append(&event)?;
         let applied = index.apply(&[(&event, manifest)], position, self.history_max);
+        self.changed();
         self.watch_damage(applied)?;
         if journal.wants_compaction() {
             let snapshot = self.watch_damage(index.snapshot())?;

@@ -223,14 +223,17 @@ impl Staged {
                 return Err(StoreError::io(format!("cannot put {} in place", target.display()))(e));
             }
         }
+        store.changed();
         if let Err(problem) = flush_dir(&store.layout.blobs(self.digest.algorithm())) {
             // What may not stay is not counted on.
             if !known && fs::remove_file(&target).is_ok() {
+                store.changed();
                 store.count_out(self.len);
             }
             return Err(problem);
         }
         store.acquit(&self.digest);
+        store.changed();
         if self.resumable {
             let _ = fs::remove_file(store.layout.origin(&self.digest));
         }

@@ -4,7 +4,8 @@
  *   LARDER_DISK_LOG    every change below it, in order, is appended to this file (see struct entry)
  *   LARDER_DISK_FAIL   N:ERRNO:once or N:ERRNO:on - the N-th change fails, or all from the N-th on
  *   LARDER_DISK_BAD    reads of files whose path has this in it fail with EIO, while it is not empty; the text is read
- *                      from this file each time
+ *                      from this file each time. System calls that this library does not see fail too, with EBADF, on
+ *                      a file that was opened while it was bad: it is opened for writing alone
  *   LARDER_CLOCK       a file with a number of seconds that the wall clock is off by, read each time
  *
  * A change and its entry are made under one lock, so that the order in the log is the order on the disk. Changes of
@@ -161,6 +162,26 @@ static int refuse(uint8_t what, const char *path) {
     return -1;
 }
 
+/* The text of a small file; empty if there is none. */
+static void text_of(const char *path, char *text, size_t size) {
+    int fd = syscall(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0);
+    ssize_t n = fd >= 0 ? syscall(SYS_read, fd, text, size - 1) : 0;
+    if (fd >= 0)
+        syscall(SYS_close, fd);
+    while (n > 0 && text[n - 1] == '\n')
+        n--;
+    text[n > 0 ? n : 0] = 0;
+}
+
+/* Whether a file with this path cannot be read just now. */
+static int is_bad_path(const char *path) {
+    if (!bad_path)
+        return 0;
+    char text[256];
+    text_of(bad_path, text, sizeof text);
+    return text[0] && strstr(path, text) != NULL;
+}
+
 static int opened(int at, const char *path, int flags, mode_t mode) {
     char buffer[PATH];
     const char *name = below(at, path, buffer);
@@ -175,6 +196,8 @@ static int opened(int at, const char *path, int flags, mode_t mode) {
         pthread_mutex_unlock(&lock);
         return -1;
     }
+    if (existed && S_ISREG(before.st_mode) && (flags & O_ACCMODE) == O_RDONLY && is_bad_path(name))
+        flags = (flags & ~O_ACCMODE) | O_WRONLY;
     int fd = syscall(SYS_openat, at, path, flags, mode);
     int error = errno;
     struct stat now;
@@ -347,23 +370,8 @@ int rmdir(const char *path) { return named('X', AT_FDCWD, path, 0, NULL, 0); }
 int mkdir(const char *path, mode_t mode) { return named('M', AT_FDCWD, path, 0, NULL, mode); }
 int chmod(const char *path, mode_t mode) { return named('P', AT_FDCWD, path, 0, NULL, mode); }
 
-/* The text of a small file; empty if there is none. */
-static void text_of(const char *path, char *text, size_t size) {
-    int fd = syscall(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0);
-    ssize_t n = fd >= 0 ? syscall(SYS_read, fd, text, size - 1) : 0;
-    if (fd >= 0)
-        syscall(SYS_close, fd);
-    while (n > 0 && text[n - 1] == '\n')
-        n--;
-    text[n > 0 ? n : 0] = 0;
-}
-
 static int is_bad(int fd) {
-    if (!bad_path || !ours(fd))
-        return 0;
-    char text[256];
-    text_of(bad_path, text, sizeof text);
-    return text[0] && strstr(files[fd].path, text) != NULL;
+    return ours(fd) && is_bad_path(files[fd].path);
 }
 
 #define BAD(fd)                                                                                                        \

@@ -1,0 +1,141 @@
+//! The page cache that big bodies leave behind, given back where it is scarce.
+//!
+//! A control group's memory limit counts page cache. Where it is small - the process's own group, or one above it, is
+//! limited to less than [`budget::SMALL_GROUP_BYTES`] - a layer that was served once crowds out what is needed, and the
+//! kernel has to reclaim while somebody waits. There the last reader of a big file tells the kernel that its pages are not
+//! needed. Elsewhere the kernel knows better what to keep. Nothing here can fail: it is advice.
+
+use crate::budget;
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+
+/// Readers of each file, by device and inode.
+static READERS: Mutex<Readers> = Mutex::new(Readers(None));
+
+/// Made when the first file is lent.
+struct Readers(Option<HashMap<(u64, u64), usize>>);
+
+/// A file that is being read.
+pub(super) struct Lent {
+    file: Arc<File>,
+    id: (u64, u64),
+}
+
+/// Notes that a body reads a file; `None` where that is no matter.
+pub(super) fn lend(file: &Arc<File>) -> Option<Lent> {
+    static SCARCE: LazyLock<bool> = LazyLock::new(|| {
+        let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let limit = limit(&groups, Path::new("/sys/fs/cgroup"));
+        limit.is_some_and(|limit| limit < budget::SMALL_GROUP_BYTES)
+    });
+    SCARCE.then(|| Lent::new(file)).flatten()
+}
+
+impl Lent {
+    fn new(file: &Arc<File>) -> Option<Lent> {
+        let meta = file.metadata().ok()?;
+        let id = (meta.dev(), meta.ino());
+        let mut readers = READERS.lock().unwrap_or_else(PoisonError::into_inner);
+        *readers.0.get_or_insert_default().entry(id).or_insert(0) += 1;
+        Some(Lent { file: Arc::clone(file), id })
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        {
+            let mut readers = READERS.lock().unwrap_or_else(PoisonError::into_inner);
+            let readers = readers.0.get_or_insert_default();
+            let left = readers.get(&self.id).map_or(0, |count| count.saturating_sub(1));
+            if left > 0 {
+                readers.insert(self.id, left);
+                return;
+            }
+            readers.remove(&self.id);
+        }
+        let file = Arc::clone(&self.file);
+        let give_back = move || {
+            if file.metadata().is_ok_and(|meta| meta.len() >= budget::GIVE_BACK_BYTES_MIN) {
+                let _ = rustix::fs::fadvise(&*file, 0, None, rustix::fs::Advice::DontNeed);
+            }
+        };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(give_back)),
+            Err(_) => give_back(),
+        }
+    }
+}
+
+/// The least limit, in bytes, of the memory groups that hold a process whose `/proc/self/cgroup` is `groups`; `None`:
+/// there is none. Both versions of control groups, mounted at `root`.
+fn limit(groups: &str, root: &Path) -> Option<u64> {
+    let mut least = None;
+    for line in groups.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+        let (top, file) = match controllers {
+            "" => (root.to_owned(), "memory.max"),
+            _ if controllers.split(',').any(|name| name == "memory") => {
+                (root.join("memory"), "memory.limit_in_bytes")
+            }
+            _ => continue,
+        };
+        let own = top.join(path.trim_start_matches('/'));
+        // No limit is the text "max", or a number beyond any memory.
+        let limits = own
+            .ancestors()
+            .take_while(|group| group.starts_with(&top))
+            .filter_map(|group| std::fs::read_to_string(group.join(file)).ok()?.trim().parse::<u64>().ok());
+        least = least.into_iter().chain(limits).min();
+    }
+    least.filter(|limit| *limit < 1 << 62)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::direct::{Warmth, warmth};
+
+    #[test]
+    fn the_least_limit_counts_in_both_versions() {
+        let root = std::env::temp_dir().join(format!("larder-groups-{}", std::process::id()));
+        let put = |path: &str, text: &str| {
+            let path = root.join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        put("system.slice/memory.max", "134217728\n");
+        put("system.slice/larder.service/memory.max", "max\n");
+        put("memory/memory.limit_in_bytes", "9223372036854771712\n");
+        put("memory/board/memory.limit_in_bytes", "67108864\n");
+        let of = |groups: &str| limit(groups, &root);
+        assert_eq!(of("0::/system.slice/larder.service\n"), Some(134_217_728));
+        assert_eq!(of("4:cpu,memory:/board\n1:cpu:/\n"), Some(67_108_864));
+        assert_eq!(of("4:memory:/\n0::/\n"), None);
+        assert_eq!(of("4:memory:/gone\n"), None);
+        assert_eq!(of("nonsense"), None);
+        std::fs::remove_dir_all(&root).unwrap();
+    }
+
+    #[test]
+    fn the_last_reader_of_a_big_file_gives_its_pages_back() {
+        let path = std::env::temp_dir().join(format!("larder-lent-{}", std::process::id()));
+        let size = usize::try_from(budget::GIVE_BACK_BYTES_MIN).unwrap();
+        std::fs::write(&path, vec![1; size]).unwrap();
+        let file = Arc::new(File::open(&path).unwrap());
+        std::fs::remove_file(&path).unwrap();
+        // Dirty pages stay.
+        file.sync_all().unwrap();
+        let before = warmth(&file, 0, size);
+        let (first, second) = (Lent::new(&file), Lent::new(&file));
+        drop(first);
+        assert_eq!(warmth(&file, 0, size), before);
+        drop(second);
+        if before == Warmth::Warm(size) {
+            assert_eq!(warmth(&file, 0, size), Warmth::Cold);
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! What the board can say of a tag, and small manifests, kept in memory until the store changes.
+//!
+//! A node asks for the same tags over and over: kubelet for each pod that starts, monitors, boards that share. Whether
+//! a version is whole takes a look at every blob of it; here that look is taken once for each change of the store.
+//!
+//! Invariants. A fact is given out only while the store's [`Stamp`] is the one that was taken before it was read, so it
+//! is as right as if it were read now. Content that needs a login is never kept. What all facts cost in memory is bounded
+//! by [`budget::FACTS_BYTES_MAX`]; when that is reached they are forgotten and read anew.
+
+use super::Mirror;
+use super::content::{Content, Served};
+use super::refusal::Refusal;
+use super::resolve::Local;
+use crate::budget;
+use crate::oci::{Digest, Repository, Tag};
+use crate::store::{Stamp, StoreError};
+use bytes::Bytes;
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::io::Read;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A manifest with its bytes at hand, which hash to its digest.
+#[derive(Debug, Clone)]
+pub struct SmallManifest {
+    /// The media type to serve it with.
+    pub media_type: Arc<str>,
+    /// Its content.
+    pub bytes: Bytes,
+}
+
+/// What is known.
+#[derive(Default)]
+pub(super) struct Facts(Mutex<Known>);
+
+#[derive(Default)]
+struct Known {
+    /// What everything in here holds for.
+    stamp: Option<Stamp>,
+    tags: HashMap<(Repository, Tag), Arc<Local>>,
+    manifests: HashMap<(Repository, Digest), SmallManifest>,
+    /// What it all costs.
+    bytes: usize,
+}
+
+impl Known {
+    /// Forgets everything if it does not hold at `stamp`.
+    fn hold(&mut self, stamp: Stamp) -> &mut Known {
+        if self.stamp != Some(stamp) {
+            *self = Known { stamp: Some(stamp), ..Known::default() };
+        }
+        self
+    }
+}
+
+impl Facts {
+    /// A fact that holds at `stamp`.
+    fn find<K: Hash + Eq, V: Clone>(
+        &self,
+        stamp: Stamp,
+        key: &K,
+        among: impl FnOnce(&Known) -> &HashMap<K, V>,
+    ) -> Option<V> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        among(known.hold(stamp)).get(key).cloned()
+    }
+
+    /// Keeps a fact that was read after `stamp` was taken and costs so many bytes.
+    fn keep(&self, stamp: Stamp, bytes: usize, put: impl FnOnce(&mut Known)) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Somebody may have read newer facts meanwhile.
+        if known.stamp != Some(stamp) {
+            return;
+        }
+        if known.bytes.saturating_add(bytes) > budget::FACTS_BYTES_MAX {
+            *known = Known { stamp: Some(stamp), ..Known::default() };
+        }
+        known.bytes += bytes;
+        put(&mut known);
+    }
+}
+
+impl Mirror {
+    /// What the board itself can say of a tag.
+    pub(super) async fn local(
+        self: &Arc<Self>,
+        repository: &Repository,
+        tag: &Tag,
+    ) -> Result<Arc<Local>, Refusal> {
+        let key = (repository.clone(), tag.clone());
+        let stamp = self.store.stamp();
+        if let Some(local) = stamp.and_then(|stamp| self.facts.find(stamp, &key, |known| &known.tags)) {
+            return Ok(local);
+        }
+        let local = Arc::new(self.read_local(repository, tag).await?);
+        if let Some(stamp) = stamp.filter(|_| local.is_known()) {
+            let kept = Arc::clone(&local);
+            let bytes = budget::FACT_BYTES + local.versions() * budget::FACT_VERSION_BYTES;
+            self.facts.keep(stamp, bytes, |known| drop(known.tags.insert(key, kept)));
+        }
+        Ok(local)
+    }
+
+    /// A manifest that is here, public and no larger than [`budget::SMALL_MANIFEST_BYTES_MAX`].
+    pub async fn small_manifest(
+        self: &Arc<Self>,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Option<SmallManifest> {
+        let key = (repository.clone(), digest.clone());
+        let stamp = self.store.stamp()?;
+        let mut found = self.facts.find(stamp, &key, |known| &known.manifests);
+        if found.is_none() {
+            let read = self.blocking(move |mirror| {
+                let found = mirror.small_manifest_now(&key.0, &key.1)?;
+                if let Some(manifest) = found.clone() {
+                    let bytes = budget::FACT_BYTES + manifest.bytes.len();
+                    mirror.facts.keep(stamp, bytes, |known| drop(known.manifests.insert(key, manifest)));
+                }
+                Ok(found)
+            });
+            // What went wrong is found out again, and said, by who takes the long way.
+            found = read.await.ok()?;
+        }
+        if found.is_some() {
+            self.store.touch(digest);
+        }
+        found
+    }
+
+    fn small_manifest_now(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<SmallManifest>, StoreError> {
+        let Some(Served { media_type, content: Content::Whole(blob), .. }) =
+            self.manifest_now(repository, digest)?
+        else {
+            return Ok(None);
+        };
+        if blob.private || blob.size > budget::SMALL_MANIFEST_BYTES_MAX {
+            return Ok(None);
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(blob.size).unwrap_or(0));
+        let read = blob.file.take(budget::SMALL_MANIFEST_BYTES_MAX).read_to_end(&mut bytes);
+        // It is read once for many answers, so that looking at its hash costs nothing.
+        if read.is_err() || Digest::of(digest.algorithm(), &bytes) != *digest {
+            return Ok(None);
+        }
+        Ok(Some(SmallManifest { media_type: media_type.into(), bytes: bytes.into() }))
+    }
+}
