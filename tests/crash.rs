@@ -2,8 +2,9 @@
 //! what was not flushed dropped, reordered and torn at 512 bytes. Whatever is left, the server starts, no byte is wrong,
 //! and what was acknowledged is there.
 //!
-//! `LARDER_CRASHES` says how many power cuts are made up (150 if it does not); `LARDER_SEED` repeats a run. A failure
-//! leaves the folder behind and says where.
+//! `LARDER_CRASHES` says how many power cuts are made up (150 if it does not). No two sessions are the same to the last
+//! write, so a failure leaves the recording and the disk behind and says where: `LARDER_RECORDING` with `LARDER_SEED` has
+//! the same cuts again.
 
 // Where a test cannot go on, it stops.
 #![allow(clippy::unwrap_used)]
@@ -17,6 +18,7 @@ use larder::demo::image::Image;
 use larder::demo::upstream::Upstream;
 use larder::oci::Digest;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -66,6 +68,36 @@ impl Session {
         }
         Session { changes, told, gone, seen }
     }
+
+    /// Reads a recording.
+    fn read(folder: &Path) -> Session {
+        let told = std::fs::read_to_string(folder.join("told")).expect("LARDER_RECORDING names a recording");
+        let told = told.lines().map(|line| {
+            let mut words = line.split(' ');
+            let mut number = || words.next().unwrap().parse().unwrap();
+            let (at, kind, repository, version): (u64, u64, u64, u64) =
+                (number(), number(), number(), number());
+            let told = match kind {
+                0 => Told::Pulled(repository, version),
+                1 => Told::Pinned(repository),
+                2 => Told::Unpinned(repository),
+                _ => Told::Removed(repository),
+            };
+            (at, told)
+        });
+        Session::new(disk::changes(&folder.join("changes")), told.collect())
+    }
+}
+
+/// Puts what was told beside the changes.
+fn write_told(folder: &Path, told: &[(u64, Told)]) {
+    let line = |(at, told): &(u64, Told)| match told {
+        Told::Pulled(repository, version) => format!("{at} 0 {repository} {version}\n"),
+        Told::Pinned(repository) => format!("{at} 1 {repository} 0\n"),
+        Told::Unpinned(repository) => format!("{at} 2 {repository} 0\n"),
+        Told::Removed(repository) => format!("{at} 3 {repository} 0\n"),
+    };
+    std::fs::write(folder.join("told"), told.iter().map(line).collect::<String>()).unwrap();
 }
 
 struct Recorder<'a> {
@@ -104,9 +136,9 @@ impl Recorder<'_> {
 }
 
 /// A life with pulls, moves of tags, pins, evictions, a removal, an orderly restart and a kill.
-fn record(upstream: &Upstream) -> Session {
+fn record(upstream: &Upstream, recording: &Path) -> Session {
     let folder = Folder::new();
-    let log = folder.0.join("changes");
+    let log = recording.join("changes");
     let root = folder.0.join("data");
     let environment = disk::environment(&root, &[("LARDER_DISK_LOG", log.display().to_string())]);
     let board = Board::in_folder(folder, &config(&upstream.url()), environment);
@@ -141,7 +173,8 @@ fn record(upstream: &Upstream) -> Session {
     life.push(3, 1);
     life.pull(3, 1);
     life.board.stop();
-    Session::new(disk::changes(&log), life.told)
+    write_told(recording, &life.told);
+    Session::read(recording)
 }
 
 fn config(url: &str) -> String {
@@ -234,7 +267,11 @@ fn whatever_a_power_cut_leaves_every_promise_is_kept() {
     let crashes = common::from_environment("LARDER_CRASHES", 150);
     let seed = Random::seeded();
     let upstream = Upstream::start().unwrap();
-    let session = record(&upstream);
+    let recording = Folder::new();
+    let session = match std::env::var_os("LARDER_RECORDING") {
+        Some(earlier) => Session::read(Path::new(&earlier)),
+        None => record(&upstream, &recording.0),
+    };
     upstream.hang_up();
     let mut versions = BTreeMap::new();
     for repository in 0..REPOSITORIES {
@@ -250,7 +287,13 @@ fn whatever_a_power_cut_leaves_every_promise_is_kept() {
         session.told.len()
     );
     assert!(session.told.len() >= 15 && evictions > 0, "the session is too dull");
-    let lost = cut_often(&session, &seed, crashes, &upstream.url(), &versions);
+    let url = upstream.url();
+    let checked = || cut_often(&session, &seed, crashes, &url, &versions, true);
+    let lost = std::panic::catch_unwind(std::panic::AssertUnwindSafe(checked)).unwrap_or_else(|why| {
+        println!("the recording is in {}", recording.0.display());
+        std::mem::forget(recording);
+        std::panic::resume_unwind(why)
+    });
     println!("{crashes} power cuts, {lost} sectors lost: every promise was kept");
 
     // A laboratory that finds nothing must be able to: were flushes of no effect, promises would be broken.
@@ -260,19 +303,20 @@ fn whatever_a_power_cut_leaves_every_promise_is_kept() {
     let careless = Session::new(careless, session.told.clone());
     let quiet = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
-    let url = upstream.url();
-    let found = std::panic::catch_unwind(|| cut_often(&careless, &seed, 100, &url, &versions));
+    let found = std::panic::catch_unwind(|| cut_often(&careless, &seed, 100, &url, &versions, false));
     std::panic::set_hook(quiet);
     assert!(found.is_err(), "100 power cuts of a disk that ignores flushes broke no promise");
 }
 
-/// Makes power cuts up and checks each; how many sectors were lost in all.
+/// Makes power cuts up and checks each; how many sectors were lost in all. `keep`: a disk that broke a promise is left
+/// behind.
 fn cut_often(
     session: &Session,
     seed: &Random,
     crashes: u64,
     url: &str,
     versions: &BTreeMap<Digest, (u64, u64)>,
+    keep: bool,
 ) -> u64 {
     let (next, lost) = (AtomicU64::new(0), AtomicU64::new(0));
     let counts = Mutex::new(BTreeMap::<String, u64>::new());
@@ -292,10 +336,12 @@ fn cut_often(
             crash.write(&folder.0.join("data"));
             let checked = std::panic::AssertUnwindSafe(|| check(session, upto, folder, url, versions));
             if let Err(why) = std::panic::catch_unwind(checked) {
-                let kept = Folder::new();
-                crash.write(&kept.0.join("data"));
-                println!("cut {number} behind change {upto}, {cut:?}, is in {}", kept.0.display());
-                std::mem::forget(kept);
+                if keep {
+                    let kept = Folder::new();
+                    crash.write(&kept.0.join("data"));
+                    println!("cut {number} behind change {upto}, {cut:?}, is in {}", kept.0.display());
+                    std::mem::forget(kept);
+                }
                 next.store(crashes, Ordering::Relaxed);
                 std::panic::resume_unwind(why);
             }
