@@ -457,14 +457,10 @@ impl Mirror {
         repository: &Repository,
         fetched: &FetchedManifest,
     ) -> Result<(), StoreError> {
-        self.fills.make_room_for_manifest(fetched.bytes.len() as u64);
-        self.store.put_manifest(
-            repository,
-            &fetched.digest,
-            &fetched.media_type,
-            &fetched.bytes,
-            upstream.is_private(),
-        )?;
+        let (digest, bytes) = (&fetched.digest, &fetched.bytes);
+        self.fills.with_room_for_manifest(digest, bytes.len() as u64, || {
+            self.store.put_manifest(repository, digest, &fetched.media_type, bytes, upstream.is_private())
+        })?;
         self.settle_all(repository);
         Ok(())
     }

@@ -223,13 +223,26 @@ impl Fills {
         self.lack.get().map_or(0, |hook| hook(needed, otherwise))
     }
 
-    /// Makes room for a manifest of so many bytes. They are small and come first, so that it is stored in any case; if
-    /// nothing may go, the room is looked for again when the disk is watched.
-    pub(super) fn make_room_for_manifest(&self, bytes: u64) {
+    /// Makes room for a manifest of so many bytes and has it stored, one at a time, so that two do not count on the same
+    /// room.
+    ///
+    /// # Errors
+    /// As `store`, and as from a full disk if nothing may go that would make room.
+    pub(super) fn with_room_for_manifest(
+        &self,
+        digest: &Digest,
+        bytes: u64,
+        store: impl FnOnce() -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         let _turn = self.reserving.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Ok(lacking) = self.lacking(bytes, 0) {
+        if !self.store.contains(digest) {
+            let lacking = self.lacking(bytes, 0)?;
             lacking.bring_about(|needed, otherwise| self.make_room(needed, otherwise));
+            if lacking.bytes() > 0 && self.lacking(bytes, 0)?.bytes() > 0 {
+                return Err(StoreError::no_room(format!("there is no room for {digest}")));
+            }
         }
+        store()
     }
 
     /// What is being fetched just now, or waits for its turn.

@@ -185,8 +185,9 @@ impl Mirror {
         // The hash is right, and so the text is what somebody's upstream holds; what it is must still be plain.
         let manifest = Manifest::parse(&found.bytes, Some(&found.media_type))
             .map_err(|why| Refusal::Unavailable(format!("{}; peer {}: {why}", cause(), found.peer)))?;
-        self.fills.make_room_for_manifest(found.bytes.len() as u64);
-        let stored = self.store.put_manifest(repository, digest, &manifest.media_type, &found.bytes, false);
+        let stored = self.fills.with_room_for_manifest(digest, found.bytes.len() as u64, || {
+            self.store.put_manifest(repository, digest, &manifest.media_type, &found.bytes, false)
+        });
         log::debug!("manifest {digest} of {repository} came from peer {}", found.peer);
         self.settle_all(repository);
         self.landed_as(ByteSource::Peer, stored, digest, &manifest.media_type, found.bytes)

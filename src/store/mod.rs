@@ -92,6 +92,11 @@ impl StoreError {
         move |source| StoreError::Io { what, source }
     }
 
+    /// The disk's limits leave no room; the same as if the disk were full.
+    pub fn no_room(what: String) -> StoreError {
+        StoreError::Io { what, source: std::io::ErrorKind::StorageFull.into() }
+    }
+
     /// Whether there is no index to answer from just now.
     pub fn is_without_index(&self) -> bool {
         matches!(self, StoreError::Rebuilding | StoreError::Damaged(_) | StoreError::Stuck(_))
