@@ -154,14 +154,14 @@ pub const CLIENT_STALL_TIME: Duration = Duration::from_secs(60);
 /// What is read from a blob's file at a time for a client; each connection may hold one such piece and what hyper buffers.
 pub const SERVE_CHUNK_BYTES: usize = 64 * 1024;
 /// Most of a file that is handed to the kernel in one piece for a client. It costs address space once and no memory.
-pub const DIRECT_PIECE_BYTES: usize = 1024 * 1024;
+pub const DIRECT_PIECE_BYTES: usize = 4 * 1024 * 1024;
 /// What one client may be sent of files before the others on its thread have their turn: milliseconds at memory speed.
 pub const DIRECT_TURN_BYTES: usize = 4 * 1024 * 1024;
 /// Largest body, or end of one, that is copied to go out together with its header.
 pub const COPIED_BYTES_MAX: u64 = 16 * KIB;
 /// How far apart the bytes are at which it is looked whether a file is in memory. A gap between two that is overlooked
-/// costs its thread one short read.
-pub const WARMTH_STEP_BYTES: usize = 256 * 1024;
+/// costs its thread one short read; a look costs as much as sending some 10 KiB does.
+pub const WARMTH_STEP_BYTES: usize = 1024 * 1024;
 /// What is brought into memory at a time for a client where it was not: a card takes some milliseconds for it.
 pub const COLD_PIECE_BYTES: usize = 256 * 1024;
 /// Reads at a time that wait for the disk for clients: enough to keep a disk busy, and most of

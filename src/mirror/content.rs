@@ -344,6 +344,10 @@ impl Mirror {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Option<Blob>, Refusal> {
+        // Most of what is here is public, and its name in memory: then no other thread is asked.
+        if let Some(blob) = self.store.open_blob_now(digest).filter(|blob| !blob.private) {
+            return Ok(Some(blob));
+        }
         let (wanted, name) = (digest.clone(), repository.clone());
         let here = self.blocking(move |mirror| mirror.here(&name, &wanted)).await;
         match here.map_err(|problem| Refusal::from_store(&problem))? {

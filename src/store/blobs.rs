@@ -6,9 +6,15 @@
 use super::{Store, StoreError, layout};
 use crate::budget;
 use crate::oci::{Algorithm, Digest};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// What keeps the open of a name from leading elsewhere, and from waiting for what is no file.
+const HARMLESS: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK);
 
 /// An open blob. It stays readable even if it is evicted meanwhile.
 #[derive(Debug)]
@@ -41,17 +47,37 @@ impl Store {
             return Ok(None);
         }
         let path = self.layout.blob(digest);
-        let opened = fs::OpenOptions::new()
-            .read(true)
-            .custom_flags((rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits().cast_signed())
-            .open(&path);
-        let failed = StoreError::io(format!("cannot open {}", path.display()));
-        let file = match opened {
-            Ok(file) => file,
-            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(failed(e)),
-        };
-        let meta = file.metadata().map_err(failed)?;
+        let opened =
+            fs::OpenOptions::new().read(true).custom_flags(HARMLESS.bits().cast_signed()).open(&path);
+        match opened {
+            Ok(file) => self.blob_of(digest, file),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(StoreError::io(format!("cannot open {}", path.display()))(e)),
+        }
+    }
+
+    /// Opens a blob if its name and inode are in memory. `None`: it may be here all the same, which
+    /// [`Store::open_blob`] finds out.
+    pub fn open_blob_now(&self, digest: &Digest) -> Option<Blob> {
+        // Linux has this since 5.12. What does not, or a sandbox without openat2(2), is not asked again.
+        static UNKNOWN: AtomicBool = AtomicBool::new(false);
+        if UNKNOWN.load(Ordering::Relaxed) || self.is_condemned(digest) {
+            return None;
+        }
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::LARGEFILE | HARMLESS;
+        let path = self.layout.blob(digest);
+        match rustix::fs::openat2(CWD, &path, flags, Mode::empty(), ResolveFlags::CACHED) {
+            Ok(file) => self.blob_of(digest, file.into()).ok().flatten(),
+            Err(Errno::INVAL | Errno::NOSYS | Errno::PERM) => {
+                UNKNOWN.store(true, Ordering::Relaxed);
+                None
+            }
+            Err(_) => None,
+        }
+    }
+
+    fn blob_of(&self, digest: &Digest, file: File) -> Result<Option<Blob>, StoreError> {
+        let meta = file.metadata().map_err(StoreError::io(format!("cannot look at {digest}")))?;
         let used = u64::try_from(meta.mtime()).unwrap_or(0);
         Ok(meta.is_file().then(|| Blob {
             size: meta.len(),

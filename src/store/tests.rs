@@ -2,6 +2,9 @@
 
 use super::*;
 use crate::oci::{Algorithm, media};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU32;
 
@@ -253,6 +256,28 @@ fn content_is_served_while_there_is_no_index() {
     assert_eq!(found, Found::NeedsRebuild);
     assert!(store.open_blob(&digest).unwrap().is_some());
     assert!(matches!(store.tag(&repository(), &tag("latest")), Err(StoreError::Rebuilding)));
+}
+
+#[test]
+fn a_blob_that_is_opened_without_waiting_is_the_one_that_is_opened_anyway() {
+    let folder = Folder::new();
+    let store = folder.open();
+    let digest = put(&store, b"one");
+    // Its name has just been used. On a kernel or under an emulator without openat2(2) there is only the other way.
+    store.open_blob(&digest).unwrap();
+    if let Some(now) = store.open_blob_now(&digest) {
+        let anyway = store.open_blob(&digest).unwrap().unwrap();
+        assert_eq!((now.size, now.private, now.suspect), (anyway.size, anyway.private, anyway.suspect));
+        assert_eq!(now.file.metadata().unwrap().ino(), anyway.file.metadata().unwrap().ino());
+    } else {
+        let probed = rustix::fs::openat2(CWD, &folder.0, OFlags::PATH, Mode::empty(), ResolveFlags::CACHED);
+        assert!(matches!(probed, Err(Errno::NOSYS | Errno::INVAL | Errno::PERM)), "{probed:?}");
+    }
+    assert!(store.open_blob_now(&Digest::of(Algorithm::Sha256, b"two")).is_none());
+    let path = store.layout.blob(&digest);
+    std::fs::rename(&path, folder.0.join("aside")).unwrap();
+    std::os::unix::fs::symlink(folder.0.join("aside"), &path).unwrap();
+    assert!(store.open_blob_now(&digest).is_none());
 }
 
 #[test]

@@ -5,7 +5,8 @@
  *   LARDER_DISK_FAIL   N:ERRNO:once or N:ERRNO:on - the N-th change fails, or all from the N-th on
  *   LARDER_DISK_BAD    reads of files whose path has this in it fail with EIO, while it is not empty; the text is read
  *                      from this file each time. System calls that this library does not see fail too, with EBADF, on
- *                      a file that was opened while it was bad: it is opened for writing alone
+ *                      a file that was opened while it was bad: it is opened for writing alone. openat2(2), which is
+ *                      not seen either, is a call that this kernel does not know
  *   LARDER_CLOCK       a file with a number of seconds that the wall clock is off by, read each time
  *
  * A change and its entry are made under one lock, so that the order in the log is the order on the disk. Changes of
@@ -15,12 +16,16 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -59,6 +64,21 @@ static struct {
     if (!real_##name)                                                                                                  \
     real_##name = (result(*)(__VA_ARGS__))dlsym(RTLD_NEXT, #name)
 
+/* Has the kernel answer ENOSYS to openat2(2). */
+static void forbid_openat2(void) {
+    struct sock_filter rules[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_openat2, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOSYS),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {sizeof rules / sizeof *rules, rules};
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program)) {
+        perror("disk shim: seccomp");
+        abort();
+    }
+}
+
 static void __attribute__((constructor)) begin(void) {
     const char *from = getenv("LARDER_DISK_ROOT");
     if (from && strlen(from) < PATH) {
@@ -73,6 +93,8 @@ static void __attribute__((constructor)) begin(void) {
     if (fail && sscanf(fail, "%ld:%d:%7s", &fail_at, &fail_with, how) == 3)
         fail_on = strcmp(how, "on") == 0;
     bad_path = getenv("LARDER_DISK_BAD");
+    if (bad_path)
+        forbid_openat2();
     clock_path = getenv("LARDER_CLOCK");
 }
 
