@@ -14,6 +14,7 @@
 use crate::budget;
 use bytes::Bytes;
 use rustix::io::{Errno, ReadWriteFlags};
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -127,27 +128,35 @@ pub(super) enum Warmth {
     Unknown,
 }
 
-/// Looks how much of `length` bytes at `offset` is in the page cache: at a byte every [`budget::WARMTH_STEP_BYTES`], for
-/// pages come and go in runs.
+/// Looks how much of `length` bytes at `offset` is in the page cache: at a byte of every [`budget::WARMTH_STEP_BYTES`],
+/// for pages come and go in runs.
+///
+/// Which byte is a matter of chance. A look is a use, and pages that were looked at each time would be kept when all
+/// around them are dropped, and tell of the past.
 pub(super) fn warmth(file: &File, offset: u64, length: usize) -> Warmth {
     let mut warm = 0;
     while warm < length {
         let step = budget::WARMTH_STEP_BYTES.min(length - warm);
-        // The last byte of each step stands for it, and the first one of all.
-        let at_start = (warm == 0).then_some(offset);
-        for at in at_start.into_iter().chain([offset + (warm + step - 1) as u64]) {
-            match read_now(file, &mut [0], at) {
-                Ok(1..) => {}
-                // A file that ends early is found out where it may be waited for.
-                Ok(_) | Err(Errno::AGAIN) if warm == 0 => return Warmth::Cold,
-                Ok(_) | Err(Errno::AGAIN) => return Warmth::Warm(warm),
-                Err(_) if warm == 0 => return Warmth::Unknown,
-                Err(_) => return Warmth::Warm(warm),
-            }
+        match read_now(file, &mut [0], offset + (warm + any_below(step)) as u64) {
+            Ok(1..) => {}
+            // A file that ends early is found out where it may be waited for.
+            Ok(_) | Err(Errno::AGAIN) if warm == 0 => return Warmth::Cold,
+            Ok(_) | Err(Errno::AGAIN) => return Warmth::Warm(warm),
+            Err(_) if warm == 0 => return Warmth::Unknown,
+            Err(_) => return Warmth::Warm(warm),
         }
         warm += step;
     }
     Warmth::Warm(warm)
+}
+
+/// Some number less than `bound`, which is not 0; nothing hangs on which one.
+fn any_below(bound: usize) -> usize {
+    thread_local!(static STATE: Cell<u32> = const { Cell::new(1) });
+    // A linear congruential generator with the constants of Numerical Recipes; its high bits are the better ones.
+    let state = STATE.get().wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+    STATE.set(state);
+    ((u64::from(state) * bound as u64) >> 32) as usize
 }
 
 /// Reads what is in the page cache. [`Errno::AGAIN`]: the disk would have to be waited for.

@@ -10,7 +10,7 @@ use hyper::rt::{Read, ReadBufCursor, Sleep, Timer, Write};
 use std::cell::RefCell;
 use std::future::Future;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
@@ -101,8 +101,11 @@ impl<S> Connection<S> {
         // A client that is faster than the page cache must not keep the thread from all the others.
         if self.in_turn >= budget::DIRECT_TURN_BYTES {
             self.in_turn = 0;
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
+            // It goes on when this thread has looked after all others, and on this thread: a waker that is called right
+            // away has another one take it over.
+            if pin!(tokio::task::yield_now()).poll(cx).is_pending() {
+                return Poll::Pending;
+            }
         }
         let sent = self.socket.poll_send(cx, piece);
         match &sent {
