@@ -159,8 +159,8 @@ pub const DIRECT_PIECE_BYTES: usize = 4 * 1024 * 1024;
 pub const DIRECT_TURN_BYTES: usize = 4 * 1024 * 1024;
 /// Largest body, or end of one, that is copied to go out together with its header.
 pub const COPIED_BYTES_MAX: u64 = 16 * KIB;
-/// How far apart the bytes are at which it is looked whether a file is in memory. A gap between two that is overlooked
-/// costs its thread one short read; a look costs as much as sending some 10 KiB does.
+/// Of how many bytes one is looked at to see whether a file is in memory. A gap between two that is overlooked costs its
+/// thread one short read; a look costs as much as sending some 10 KiB does.
 pub const WARMTH_STEP_BYTES: usize = 1024 * 1024;
 /// What is brought into memory at a time for a client where it was not: a card takes some milliseconds for it.
 pub const COLD_PIECE_BYTES: usize = 256 * 1024;

@@ -345,12 +345,16 @@ impl Mirror {
         digest: &Digest,
     ) -> Result<Option<Blob>, Refusal> {
         // Most of what is here is public, and its name in memory: then no other thread is asked.
-        if let Some(blob) = self.store.open_blob_now(digest).filter(|blob| !blob.private) {
-            return Ok(Some(blob));
-        }
+        let opened = match self.store.open_blob_now(digest) {
+            Some(blob) if !blob.private => return Ok(Some(blob)),
+            opened => opened,
+        };
         let (wanted, name) = (digest.clone(), repository.clone());
-        let here = self.blocking(move |mirror| mirror.here(&name, &wanted)).await;
-        match here.map_err(|problem| Refusal::from_store(&problem))? {
+        let here = self.blocking(move |mirror| match opened {
+            Some(blob) => mirror.here_for(&name, &wanted, blob),
+            None => mirror.here(&name, &wanted),
+        });
+        match here.await.map_err(|problem| Refusal::from_store(&problem))? {
             Here::Yes(blob) => Ok(Some(blob)),
             Here::No => Ok(None),
             Here::Unconfirmed => self.confirm(upstream, repository, digest).await.map(Some),
@@ -358,7 +362,14 @@ impl Mirror {
     }
 
     fn here(&self, repository: &Repository, digest: &Digest) -> Result<Here, StoreError> {
-        let Some(blob) = self.store.open_blob(digest)? else { return Ok(Here::No) };
+        match self.store.open_blob(digest)? {
+            Some(blob) => self.here_for(repository, digest, blob),
+            None => Ok(Here::No),
+        }
+    }
+
+    /// Whether a repository may have the blob `digest`, which is on the disk.
+    fn here_for(&self, repository: &Repository, digest: &Digest, blob: Blob) -> Result<Here, StoreError> {
         if !blob.private {
             return Ok(Here::Yes(blob));
         }

@@ -9,7 +9,7 @@ use crate::oci::{Algorithm, Digest};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::fs::{self, File};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -49,8 +49,8 @@ impl Store {
         let path = self.layout.blob(digest);
         let opened =
             fs::OpenOptions::new().read(true).custom_flags(HARMLESS.bits().cast_signed()).open(&path);
-        match opened {
-            Ok(file) => self.blob_of(digest, file),
+        match opened.and_then(|file| self.blob_of(digest, file)) {
+            Ok(blob) => Ok(blob),
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
             Err(e) => Err(StoreError::io(format!("cannot open {}", path.display()))(e)),
         }
@@ -76,8 +76,9 @@ impl Store {
         }
     }
 
-    fn blob_of(&self, digest: &Digest, file: File) -> Result<Option<Blob>, StoreError> {
-        let meta = file.metadata().map_err(StoreError::io(format!("cannot look at {digest}")))?;
+    /// `None`: what was opened is no file.
+    fn blob_of(&self, digest: &Digest, file: File) -> io::Result<Option<Blob>> {
+        let meta = file.metadata()?;
         let used = u64::try_from(meta.mtime()).unwrap_or(0);
         Ok(meta.is_file().then(|| Blob {
             size: meta.len(),
