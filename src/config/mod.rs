@@ -243,8 +243,13 @@ impl Config {
 impl Tags {
     /// What holds for one tag.
     pub fn policy(&self, repository: &Repository, tag: &Tag) -> TagPolicy {
-        let name = format!("{repository}:{tag}");
-        let rule = self.rules.iter().find(|rule| matches(&rule.pattern, &name));
+        let rule = match self.rules.as_slice() {
+            [] => None,
+            rules => {
+                let name = format!("{repository}:{tag}");
+                rules.iter().find(|rule| matches(&rule.pattern, &name))
+            }
+        };
         TagPolicy {
             revalidate: rule.and_then(|r| r.revalidate).unwrap_or(self.revalidate),
             on_missing: rule.and_then(|r| r.on_missing).unwrap_or(OnMissing::Pass),

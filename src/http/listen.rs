@@ -185,6 +185,7 @@ async fn speak<S: Socket>(
         .serve_connection(socket, service);
     tokio::pin!(connection);
     tokio::select! {
+        biased;
         ended = connection.as_mut() => return Ok(ended?),
         _ = stop.wait_for(|stop| *stop) => connection.as_mut().graceful_shutdown(),
     }

@@ -39,14 +39,14 @@ async fn by_digest(
     repository: &Repository,
     digest: &Digest,
 ) -> Result<Answer, Refusal> {
-    if let Some(manifest) = shared.mirror.small_manifest(repository, digest).await {
-        shared.mirror.pulls().asked(request.client, repository, &digest.to_string(), None);
+    if let Some(manifest) = shared.mirror.small_manifest(repository, digest, None).await {
+        shared.mirror.pulls().asked(request.client, repository, digest, None);
         return Ok(at_hand(shared, request, repository, digest, manifest, "larder; hit"));
     }
     let served = shared.mirror.manifest(repository, digest).await.inspect_err(|refusal| {
         log::warn!("{repository}@{digest} not answered: {refusal}");
     })?;
-    shared.mirror.pulls().asked(request.client, repository, &digest.to_string(), None);
+    shared.mirror.pulls().asked(request.client, repository, digest, None);
     let status = if served.source == ByteSource::Cache { "larder; hit" } else { "larder; fwd=uri-miss" };
     content(shared, request, repository, digest, served, status).await
 }
@@ -59,7 +59,7 @@ async fn by_tag(
 ) -> Result<Answer, Refusal> {
     let mirror = &shared.mirror;
     let mut resolved = mirror.resolve(repository, tag).await?;
-    mirror.pulls().asked(request.client, repository, tag.as_str(), Some(resolved.tier));
+    mirror.pulls().asked(request.client, repository, tag, Some(resolved.tier));
     // What upstream stated is all that a HEAD needs; the client comes back for the bytes by digest.
     if request.head
         && let Some((media_type, size)) = &resolved.stated
@@ -69,7 +69,7 @@ async fn by_tag(
         label(&mut answer, request, &resolved.digest, "larder; fwd=uri-miss; detail=upstream");
         return Ok(answer);
     }
-    if let Some(manifest) = mirror.small_manifest(repository, &resolved.digest).await {
+    if let Some(manifest) = mirror.small_manifest(repository, &resolved.digest, resolved.stamp).await {
         let status = cache_status(&resolved, ByteSource::Cache);
         let answer = at_hand(shared, request, repository, &resolved.digest, manifest, status);
         return Ok(with_cause(answer, &resolved));
@@ -162,7 +162,7 @@ async fn content(
 /// The headers that every answer with content has.
 pub(super) fn label(answer: &mut Answer, request: &Request, digest: &Digest, status: &'static str) {
     let headers = answer.headers_mut();
-    let quoted = Bytes::from(format!("\"{digest}\""));
+    let quoted = Bytes::from(digest.quoted());
     headers.insert(CONTENT_DIGEST, answer::shared(quoted.slice(1..quoted.len() - 1)));
     headers.insert(header::ETAG, answer::shared(quoted));
     headers.insert(CACHE_STATUS, HeaderValue::from_static(status));

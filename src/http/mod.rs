@@ -49,14 +49,13 @@ pub(crate) struct Shared {
 
 /// Answers one request.
 async fn answer(shared: Arc<Shared>, client: IpAddr, incoming: hyper::Request<Incoming>) -> Answer {
-    let began = std::time::Instant::now();
-    let line =
-        log::log_enabled!(log::Level::Debug).then(|| format!("{} {}", incoming.method(), incoming.uri()));
+    let reported = log::log_enabled!(log::Level::Debug)
+        .then(|| (std::time::Instant::now(), format!("{} {}", incoming.method(), incoming.uri())));
     let answer = match Request::parse(incoming, client, shared.mirror.config()) {
         Ok(request) => route(&shared, request).await,
         Err(answer) => *answer,
     };
-    if let Some(line) = line {
+    if let Some((began, line)) = reported {
         log::debug!(
             "{client} {} {} in {:.1?}",
             crate::oci::quoted(&line),

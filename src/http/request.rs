@@ -213,8 +213,8 @@ fn parse_name(
 ) -> Result<Repository, Box<Answer>> {
     let in_path = || {
         let (first, rest) = name.split_once('/')?;
-        let registry: RegistryName = first.parse().ok()?;
-        config.upstream(&registry).map(|_| (registry, rest))
+        let upstream = config.upstreams.iter().find(|upstream| upstream.name.as_str() == first)?;
+        Some((upstream.name.clone(), rest))
     };
     let (registry, name) = match namespace {
         Some(registry) => (registry.clone(), name),
@@ -226,6 +226,9 @@ fn parse_name(
 }
 
 fn decode(text: &str) -> Option<Cow<'_, str>> {
+    if !text.contains('%') {
+        return Some(Cow::Borrowed(text));
+    }
     percent_encoding::percent_decode_str(text).decode_utf8().ok()
 }
 

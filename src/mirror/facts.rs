@@ -81,16 +81,16 @@ impl Facts {
 }
 
 impl Mirror {
-    /// What the board itself can say of a tag.
+    /// What the board itself can say of a tag, and the stamp at which it holds, if that is known.
     pub(super) async fn local(
         self: &Arc<Self>,
         repository: &Repository,
         tag: &Tag,
-    ) -> Result<Arc<Local>, Refusal> {
+    ) -> Result<(Arc<Local>, Option<Stamp>), Refusal> {
         let key = (repository.clone(), tag.clone());
         let stamp = self.store.stamp();
         if let Some(local) = stamp.and_then(|stamp| self.facts.find(stamp, &key, |known| &known.tags)) {
-            return Ok(local);
+            return Ok((local, stamp));
         }
         let local = Arc::new(self.read_local(repository, tag).await?);
         if let Some(stamp) = stamp.filter(|_| local.is_known()) {
@@ -98,17 +98,20 @@ impl Mirror {
             let bytes = budget::FACT_BYTES + local.versions() * budget::FACT_VERSION_BYTES;
             self.facts.keep(stamp, bytes, |known| drop(known.tags.insert(key, kept)));
         }
-        Ok(local)
+        Ok((local, stamp))
     }
 
     /// A manifest that is here, public and no larger than [`budget::SMALL_MANIFEST_BYTES_MAX`].
+    ///
+    /// With a stamp that was taken for the same request, `at`, it is what was here then.
     pub async fn small_manifest(
         self: &Arc<Self>,
         repository: &Repository,
         digest: &Digest,
+        at: Option<Stamp>,
     ) -> Option<SmallManifest> {
         let key = (repository.clone(), digest.clone());
-        let stamp = self.store.stamp()?;
+        let stamp = at.or_else(|| self.store.stamp())?;
         let mut found = self.facts.find(stamp, &key, |known| &known.manifests);
         if found.is_none() {
             let read = self.blocking(move |mirror| {

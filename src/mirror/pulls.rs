@@ -8,6 +8,7 @@ use super::readiness::bytes_text;
 use crate::budget;
 use crate::oci::Repository;
 use std::collections::{HashMap, HashSet};
+use std::fmt::{Display, Write};
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -32,10 +33,12 @@ struct Pull {
 
 impl Pulls {
     /// A client resolved a tag, or asked for a manifest by digest.
-    pub fn asked(&self, client: IpAddr, repository: &Repository, reference: &str, tier: Option<Tier>) {
+    pub fn asked(&self, client: IpAddr, repository: &Repository, reference: impl Display, tier: Option<Tier>) {
         self.with(client, repository, |pull| {
             if tier.is_some() || pull.reference.is_empty() {
-                reference.clone_into(&mut pull.reference);
+                pull.reference.clear();
+                // A String takes everything.
+                let _ = write!(pull.reference, "{reference}");
             }
             pull.tier = tier.or(pull.tier);
         });

@@ -14,7 +14,7 @@ use crate::clock;
 use crate::config::{OnMissing, TagPolicy};
 use crate::fetch::{Failure, Link, Upstream};
 use crate::oci::{Digest, ManifestRef, Repository, Tag};
-use crate::store::{StoreError, TagRecord, Version};
+use crate::store::{Stamp, StoreError, TagRecord, Version};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -30,6 +30,8 @@ pub struct Resolved {
     pub cause: Option<String>,
     /// What is known of the manifest without having it: media type and size in bytes, as upstream stated them.
     pub stated: Option<(String, u64)>,
+    /// What the store held when it was answered, if nothing had to be waited for.
+    pub stamp: Option<Stamp>,
 }
 
 /// What upstream said of a tag.
@@ -88,9 +90,9 @@ impl Mirror {
     ) -> Result<Resolved, Refusal> {
         let upstream = self.upstream(&repository.registry)?;
         let policy = self.config.tags.policy(repository, tag);
-        let local = self.local(repository, tag).await?;
-        if let Some(resolved) = self.without_asking(repository, tag, policy, &local) {
-            return Ok(resolved);
+        let (local, stamp) = self.local(repository, tag).await?;
+        if let Some(digest) = self.without_asking(repository, tag, policy, &local) {
+            return Ok(Resolved { digest, tier: Tier::Fresh, cause: None, stated: None, stamp });
         }
         let Some(bound) = self.patience(&upstream.breaker().link(), local.complete.is_some()) else {
             let cause = outage_text(&upstream);
@@ -107,6 +109,7 @@ impl Mirror {
                 tier: Tier::Upstream,
                 cause: None,
                 stated: checked.stated,
+                stamp: None,
             }),
             Ok(Some(Err(failure))) if failure.is_outage() => {
                 self.do_without(&upstream, repository, tag, failure.to_string(), &local).await
@@ -128,20 +131,19 @@ impl Mirror {
         tag: &Tag,
         policy: TagPolicy,
         local: &Local,
-    ) -> Option<Resolved> {
+    ) -> Option<Digest> {
         let record = local.record.as_ref()?;
-        let fresh = |digest: Digest| Resolved { digest, tier: Tier::Fresh, cause: None, stated: None };
         let complete = local.complete.as_ref();
         if policy.frozen {
             // What only a peer said must not be frozen: upstream has yet to be asked.
-            return complete.filter(|version| !version.peer).map(|version| fresh(version.digest.clone()));
+            return complete.filter(|version| !version.peer).map(|version| version.digest.clone());
         }
         let verified = self.verified.age(repository, tag)?;
         let seen = record.seen.as_ref()?;
         // A pointer to what is not here yet is no use to a client once the uplink goes, so it is asked for again.
         let served = record.rollback.as_ref().map_or(&seen.digest, |rollback| &rollback.to);
         (verified < policy.revalidate && complete.is_some_and(|version| version.digest == *served))
-            .then(|| fresh(served.clone()))
+            .then(|| served.clone())
     }
 
     /// How long a request waits for upstream; `None`: not at all.
@@ -179,7 +181,7 @@ impl Mirror {
         instead_of: &Digest,
         cause: String,
     ) -> Result<Resolved, Refusal> {
-        let local = self.local(repository, tag).await?;
+        let (local, _) = self.local(repository, tag).await?;
         let resolved = self.fall_back(repository, cause, &local).await?;
         if resolved.digest == *instead_of {
             return Err(Refusal::Unavailable("there is no other version".into()));
@@ -214,7 +216,7 @@ impl Mirror {
             return self.fall_back(repository, cause, local).await;
         };
         let cause = Some(format!("{cause}; peer {} has this version", claim.peer));
-        Ok(Resolved { digest: claim.digest, tier: Tier::Peer, cause, stated: None })
+        Ok(Resolved { digest: claim.digest, tier: Tier::Peer, cause, stated: None, stamp: None })
     }
 
     async fn fall_back(
@@ -223,7 +225,9 @@ impl Mirror {
         cause: String,
         local: &Local,
     ) -> Result<Resolved, Refusal> {
-        let stale = |digest, tier, cause| Ok(Resolved { digest, tier, cause: Some(cause), stated: None });
+        let stale = |digest, tier, cause| {
+            Ok(Resolved { digest, tier, cause: Some(cause), stated: None, stamp: None })
+        };
         if let Some(version) = &local.complete {
             return stale(version.digest.clone(), Tier::LastComplete, cause);
         }

@@ -71,7 +71,17 @@ impl Digest {
         self.hex_in(&mut [0; HEX_BYTES_MAX]).to_owned()
     }
 
-    /// The same without an allocation.
+    /// The digest as text in quotation marks, as it stands in an `ETag` (RFC 9110, section 8.8.3).
+    pub fn quoted(&self) -> String {
+        let name = self.algorithm.name();
+        let mut text = String::with_capacity(name.len() + 3 + self.bytes().len() * 2);
+        for part in ["\"", name, ":", self.hex_in(&mut [0; HEX_BYTES_MAX]), "\""] {
+            text.push_str(part);
+        }
+        text
+    }
+
+    /// The digits of [`Digest::hex`], in memory of the caller.
     fn hex_in<'a>(&self, text: &'a mut [u8; HEX_BYTES_MAX]) -> &'a str {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         for (pair, byte) in text.chunks_exact_mut(2).zip(self.bytes()) {

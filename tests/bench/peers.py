@@ -15,7 +15,11 @@ import time
 PATIENCE = 120
 LARDER = os.environ["LARDER"]
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-TICK = os.sysconf("SC_CLK_TCK")
+
+
+def clock_of(pid):
+    """The CPU clock of a process, as clock_getcpuclockid(3) makes its number."""
+    return ~pid << 3 | 2
 
 
 def free_port():
@@ -83,12 +87,11 @@ class Server:
         return found
 
     def cpu(self):
-        """Seconds of CPU, in the program and in the kernel for it, since it was started."""
-        ticks = 0
-        for pid in self.processes():
-            fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-            ticks += int(fields[11]) + int(fields[12])
-        return ticks / TICK
+        """Seconds of CPU, in the program and in the kernel for it, since it was started.
+
+        Read from the clocks of the processes, which count nanoseconds; /proc/PID/stat has the same in ticks of 10 ms.
+        """
+        return sum(time.clock_gettime(clock_of(pid)) for pid in self.processes())
 
     def memory(self, key):
         """VmRSS or VmHWM of all its processes, in bytes."""
