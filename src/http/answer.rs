@@ -23,17 +23,17 @@ const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api
 pub(super) fn full(status: StatusCode, content_type: &str, body: impl Into<bytes::Bytes>) -> Answer {
     let body: bytes::Bytes = body.into();
     let length = body.len() as u64;
-    let mut answer = with_length(status, content_type, length);
+    let mut answer = with_length(status, text(content_type), length);
     *answer.body_mut() = Body::full(body);
     answer
 }
 
 /// An answer whose body of `length` bytes is put in later, or never for a HEAD.
-pub(super) fn with_length(status: StatusCode, content_type: &str, length: u64) -> Answer {
+pub(super) fn with_length(status: StatusCode, content_type: HeaderValue, length: u64) -> Answer {
     let mut answer = Response::new(Body::empty());
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
-    headers.insert(header::CONTENT_TYPE, text(content_type));
+    headers.insert(header::CONTENT_TYPE, content_type);
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
     answer

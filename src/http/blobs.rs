@@ -11,6 +11,9 @@ use hyper::StatusCode;
 use hyper::header::{self, HeaderValue};
 use std::sync::Arc;
 
+/// What any blob is to who does not know what it is for.
+const BYTES: HeaderValue = HeaderValue::from_static("application/octet-stream");
+
 pub(super) async fn answer(
     shared: &Arc<Shared>,
     request: &Request,
@@ -36,9 +39,9 @@ async fn head(
     digest: &Digest,
 ) -> Result<Answer, Refusal> {
     let (size, hit) = shared.mirror.blob_size(repository, digest).await?;
-    let mut answer = answer::with_length(StatusCode::OK, "application/octet-stream", size);
+    let mut answer = answer::with_length(StatusCode::OK, BYTES, size);
     answer.headers_mut().insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    label(&mut answer, request, digest, if hit { "larder; hit" } else { "larder; fwd=uri-miss" });
+    label(&mut answer, request, digest.quoted(), if hit { "larder; hit" } else { "larder; fwd=uri-miss" });
     Ok(answer)
 }
 
@@ -62,7 +65,7 @@ async fn body(
         Range::Part(first, last) => (StatusCode::PARTIAL_CONTENT, first, last - first + 1),
         Range::Unsatisfiable => return Ok(unsatisfiable(total)),
     };
-    let mut answer = answer::with_length(code, "application/octet-stream", length);
+    let mut answer = answer::with_length(code, BYTES, length);
     let headers = answer.headers_mut();
     headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     if code == StatusCode::PARTIAL_CONTENT {
@@ -86,7 +89,7 @@ async fn body(
         }
     };
     *answer.body_mut() = Body::stream(reader, length);
-    label(&mut answer, request, digest, status);
+    label(&mut answer, request, digest.quoted(), status);
     Ok(answer)
 }
 

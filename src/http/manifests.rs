@@ -39,9 +39,9 @@ async fn by_digest(
     repository: &Repository,
     digest: &Digest,
 ) -> Result<Answer, Refusal> {
-    if let Some(manifest) = shared.mirror.small_manifest(repository, digest, None).await {
+    if let Some(manifest) = shared.mirror.small_manifest(repository, digest).await {
         shared.mirror.pulls().asked(request.client, repository, digest, None);
-        return Ok(at_hand(shared, request, repository, digest, manifest, "larder; hit"));
+        return Ok(at_hand(shared, request, repository, manifest, "larder; hit"));
     }
     let served = shared.mirror.manifest(repository, digest).await.inspect_err(|refusal| {
         log::warn!("{repository}@{digest} not answered: {refusal}");
@@ -65,13 +65,17 @@ async fn by_tag(
         && let Some((media_type, size)) = &resolved.stated
         && !mirror.store().contains(&resolved.digest)
     {
-        let mut answer = answer::with_length(StatusCode::OK, media_type, *size);
-        label(&mut answer, request, &resolved.digest, "larder; fwd=uri-miss; detail=upstream");
+        let mut answer = answer::with_length(StatusCode::OK, answer::text(media_type), *size);
+        label(&mut answer, request, resolved.digest.quoted(), "larder; fwd=uri-miss; detail=upstream");
         return Ok(answer);
     }
-    if let Some(manifest) = mirror.small_manifest(repository, &resolved.digest, resolved.stamp).await {
+    let manifest = match resolved.at_hand.take() {
+        Some(manifest) => Some(manifest),
+        None => mirror.small_manifest(repository, &resolved.digest).await,
+    };
+    if let Some(manifest) = manifest {
         let status = cache_status(&resolved, ByteSource::Cache);
-        let answer = at_hand(shared, request, repository, &resolved.digest, manifest, status);
+        let answer = at_hand(shared, request, repository, manifest, status);
         return Ok(with_cause(answer, &resolved));
     }
     let served = match mirror.manifest(repository, &resolved.digest).await {
@@ -122,19 +126,18 @@ fn at_hand(
     shared: &Arc<Shared>,
     request: &Request,
     repository: &Repository,
-    digest: &Digest,
     manifest: SmallManifest,
     status: &'static str,
 ) -> Answer {
     let size = manifest.bytes.len() as u64;
-    let mut answer = answer::with_length(StatusCode::OK, &manifest.media_type, size);
+    let mut answer = answer::with_length(StatusCode::OK, answer::shared(manifest.media_type), size);
     if !request.head {
         let mirror = &shared.mirror;
         mirror.counters().count_served(ByteSource::Cache, size);
         mirror.pulls().served(request.client, repository, ByteSource::Cache, size);
         *answer.body_mut() = Body::full(manifest.bytes);
     }
-    label(&mut answer, request, digest, status);
+    label(&mut answer, request, manifest.quoted, status);
     answer
 }
 
@@ -147,7 +150,7 @@ async fn content(
     status: &'static str,
 ) -> Result<Answer, Refusal> {
     let size = served.content.size();
-    let mut answer = answer::with_length(StatusCode::OK, &served.media_type, size);
+    let mut answer = answer::with_length(StatusCode::OK, answer::text(&served.media_type), size);
     if !request.head {
         let account = Account::open(shared, request.client, repository, served.source).await?;
         *answer.body_mut() = match served.content {
@@ -155,14 +158,13 @@ async fn content(
             Content::Memory(bytes) => account.paid(bytes),
         };
     }
-    label(&mut answer, request, digest, status);
+    label(&mut answer, request, digest.quoted(), status);
     Ok(answer)
 }
 
-/// The headers that every answer with content has.
-pub(super) fn label(answer: &mut Answer, request: &Request, digest: &Digest, status: &'static str) {
-    let headers = answer.headers_mut();
-    let quoted = Bytes::from(digest.quoted());
+/// The headers that every answer with content has; `quoted` is its digest in quotation marks.
+pub(super) fn label(answer: &mut Answer, request: &Request, quoted: impl Into<Bytes>, status: &'static str) {
+    let (headers, quoted) = (answer.headers_mut(), quoted.into());
     headers.insert(CONTENT_DIGEST, answer::shared(quoted.slice(1..quoted.len() - 1)));
     headers.insert(header::ETAG, answer::shared(quoted));
     headers.insert(CACHE_STATUS, HeaderValue::from_static(status));

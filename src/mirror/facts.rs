@@ -19,14 +19,25 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::io::Read;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 /// A manifest with its bytes at hand, which hash to its digest.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SmallManifest {
     /// The media type to serve it with.
-    pub media_type: Arc<str>,
+    pub media_type: Bytes,
+    /// Its digest in quotation marks ([`Digest::quoted`]).
+    pub quoted: Bytes,
     /// Its content.
     pub bytes: Bytes,
+}
+
+/// What is known of a tag.
+#[derive(Clone)]
+pub(super) struct TagFact {
+    pub(super) local: Arc<Local>,
+    /// When it was last verified with its upstream, in this process.
+    pub(super) verified: Option<Instant>,
 }
 
 /// What is known.
@@ -37,7 +48,7 @@ pub(super) struct Facts(Mutex<Known>);
 struct Known {
     /// What everything in here holds for.
     stamp: Option<Stamp>,
-    tags: HashMap<(Repository, Tag), Arc<Local>>,
+    tags: HashMap<(Repository, Tag), TagFact>,
     manifests: HashMap<(Repository, Digest), SmallManifest>,
     /// What it all costs.
     bytes: usize,
@@ -78,40 +89,47 @@ impl Facts {
         known.bytes += bytes;
         put(&mut known);
     }
+
+    /// Notes that a tag has been verified with its upstream.
+    pub(super) fn verified(&self, repository: &Repository, tag: &Tag, at: Instant) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(fact) = known.tags.get_mut(&(repository.clone(), tag.clone())) {
+            fact.verified = Some(at);
+        }
+    }
 }
 
 impl Mirror {
-    /// What the board itself can say of a tag, and the stamp at which it holds, if that is known.
+    /// What the board itself can say of a tag.
     pub(super) async fn local(
         self: &Arc<Self>,
         repository: &Repository,
         tag: &Tag,
-    ) -> Result<(Arc<Local>, Option<Stamp>), Refusal> {
+    ) -> Result<TagFact, Refusal> {
         let key = (repository.clone(), tag.clone());
         let stamp = self.store.stamp();
-        if let Some(local) = stamp.and_then(|stamp| self.facts.find(stamp, &key, |known| &known.tags)) {
-            return Ok((local, stamp));
+        if let Some(fact) = stamp.and_then(|stamp| self.facts.find(stamp, &key, |known| &known.tags)) {
+            return Ok(fact);
         }
         let local = Arc::new(self.read_local(repository, tag).await?);
-        if let Some(stamp) = stamp.filter(|_| local.is_known()) {
-            let kept = Arc::clone(&local);
-            let bytes = budget::FACT_BYTES + local.versions() * budget::FACT_VERSION_BYTES;
+        // Verified again before the fact is kept, it seems older than it is: then upstream is asked once more.
+        let fact = TagFact { local, verified: self.verified.at(repository, tag) };
+        if let Some(stamp) = stamp.filter(|_| fact.local.is_known()) {
+            let bytes = budget::FACT_BYTES + fact.local.bytes();
+            let kept = fact.clone();
             self.facts.keep(stamp, bytes, |known| drop(known.tags.insert(key, kept)));
         }
-        Ok((local, stamp))
+        Ok(fact)
     }
 
     /// A manifest that is here, public and no larger than [`budget::SMALL_MANIFEST_BYTES_MAX`].
-    ///
-    /// With a stamp that was taken for the same request, `at`, it is what was here then.
     pub async fn small_manifest(
         self: &Arc<Self>,
         repository: &Repository,
         digest: &Digest,
-        at: Option<Stamp>,
     ) -> Option<SmallManifest> {
         let key = (repository.clone(), digest.clone());
-        let stamp = at.or_else(|| self.store.stamp())?;
+        let stamp = self.store.stamp()?;
         let mut found = self.facts.find(stamp, &key, |known| &known.manifests);
         if found.is_none() {
             let read = self.blocking(move |mirror| {
@@ -131,7 +149,7 @@ impl Mirror {
         found
     }
 
-    fn small_manifest_now(
+    pub(super) fn small_manifest_now(
         &self,
         repository: &Repository,
         digest: &Digest,
@@ -150,6 +168,7 @@ impl Mirror {
         if read.is_err() || Digest::of(digest.algorithm(), &bytes) != *digest {
             return Ok(None);
         }
-        Ok(Some(SmallManifest { media_type: media_type.into(), bytes: bytes.into() }))
+        let (media_type, quoted) = (media_type.into(), digest.quoted().into());
+        Ok(Some(SmallManifest { media_type, quoted, bytes: bytes.into() }))
     }
 }

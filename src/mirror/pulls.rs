@@ -33,7 +33,13 @@ struct Pull {
 
 impl Pulls {
     /// A client resolved a tag, or asked for a manifest by digest.
-    pub fn asked(&self, client: IpAddr, repository: &Repository, reference: impl Display, tier: Option<Tier>) {
+    pub fn asked(
+        &self,
+        client: IpAddr,
+        repository: &Repository,
+        reference: impl Display,
+        tier: Option<Tier>,
+    ) {
         self.with(client, repository, |pull| {
             if tier.is_some() || pull.reference.is_empty() {
                 pull.reference.clear();

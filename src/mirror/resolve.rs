@@ -5,6 +5,7 @@
 //! Nothing waits for an upstream that is known to be down.
 
 use super::counters::Tier;
+use super::facts::{SmallManifest, TagFact};
 use super::lane::{Flight, Full};
 use super::readiness::{Closure, closure};
 use super::refusal::{Missing, Refusal};
@@ -14,7 +15,7 @@ use crate::clock;
 use crate::config::{OnMissing, TagPolicy};
 use crate::fetch::{Failure, Link, Upstream};
 use crate::oci::{Digest, ManifestRef, Repository, Tag};
-use crate::store::{Stamp, StoreError, TagRecord, Version};
+use crate::store::{StoreError, TagRecord, Version};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -30,8 +31,8 @@ pub struct Resolved {
     pub cause: Option<String>,
     /// What is known of the manifest without having it: media type and size in bytes, as upstream stated them.
     pub stated: Option<(String, u64)>,
-    /// What the store held when it was answered, if nothing had to be waited for.
-    pub stamp: Option<Stamp>,
+    /// Its manifest, if that is here, public and small.
+    pub at_hand: Option<SmallManifest>,
 }
 
 /// What upstream said of a tag.
@@ -47,6 +48,8 @@ pub(super) struct Local {
     pub(super) record: Option<TagRecord>,
     /// The best complete version.
     pub(super) complete: Option<Version>,
+    /// Its manifest, if that is public and small.
+    at_hand: Option<SmallManifest>,
     /// What the nearest version lacks, if none is complete.
     missing: Option<String>,
     /// Why it can say nothing: there is no index, and none can be made.
@@ -59,9 +62,11 @@ impl Local {
         self.unknown.is_none()
     }
 
-    /// How many versions it holds, for what it costs in memory.
-    pub(super) fn versions(&self) -> usize {
-        self.record.as_ref().map_or(0, |record| record.history.len() + 2) + 1
+    /// What it costs in memory, about.
+    pub(super) fn bytes(&self) -> usize {
+        let versions = self.record.as_ref().map_or(0, |record| record.history.len() + 2) + 1;
+        let manifest = self.at_hand.as_ref().map_or(0, |manifest| manifest.bytes.len());
+        versions * budget::FACT_VERSION_BYTES + manifest
     }
 }
 
@@ -90,9 +95,9 @@ impl Mirror {
     ) -> Result<Resolved, Refusal> {
         let upstream = self.upstream(&repository.registry)?;
         let policy = self.config.tags.policy(repository, tag);
-        let (local, stamp) = self.local(repository, tag).await?;
-        if let Some(digest) = self.without_asking(repository, tag, policy, &local) {
-            return Ok(Resolved { digest, tier: Tier::Fresh, cause: None, stated: None, stamp });
+        let TagFact { local, verified } = self.local(repository, tag).await?;
+        if let Some(version) = without_asking(policy, &local, verified) {
+            return Ok(self.as_here(version, Tier::Fresh, None, &local));
         }
         let Some(bound) = self.patience(&upstream.breaker().link(), local.complete.is_some()) else {
             let cause = outage_text(&upstream);
@@ -109,7 +114,7 @@ impl Mirror {
                 tier: Tier::Upstream,
                 cause: None,
                 stated: checked.stated,
-                stamp: None,
+                at_hand: None,
             }),
             Ok(Some(Err(failure))) if failure.is_outage() => {
                 self.do_without(&upstream, repository, tag, failure.to_string(), &local).await
@@ -124,26 +129,13 @@ impl Mirror {
         }
     }
 
-    /// The answer of the tiers that ask nobody: `fresh`, and tags that are frozen.
-    fn without_asking(
-        &self,
-        repository: &Repository,
-        tag: &Tag,
-        policy: TagPolicy,
-        local: &Local,
-    ) -> Option<Digest> {
-        let record = local.record.as_ref()?;
-        let complete = local.complete.as_ref();
-        if policy.frozen {
-            // What only a peer said must not be frozen: upstream has yet to be asked.
-            return complete.filter(|version| !version.peer).map(|version| version.digest.clone());
+    /// The answer with the complete version of a tag, which is here.
+    fn as_here(&self, version: &Version, tier: Tier, cause: Option<String>, local: &Local) -> Resolved {
+        if local.at_hand.is_some() {
+            self.store.touch(&version.digest);
         }
-        let verified = self.verified.age(repository, tag)?;
-        let seen = record.seen.as_ref()?;
-        // A pointer to what is not here yet is no use to a client once the uplink goes, so it is asked for again.
-        let served = record.rollback.as_ref().map_or(&seen.digest, |rollback| &rollback.to);
-        (verified < policy.revalidate && complete.is_some_and(|version| version.digest == *served))
-            .then(|| served.clone())
+        let (digest, at_hand) = (version.digest.clone(), local.at_hand.clone());
+        Resolved { digest, tier, cause, stated: None, at_hand }
     }
 
     /// How long a request waits for upstream; `None`: not at all.
@@ -181,7 +173,7 @@ impl Mirror {
         instead_of: &Digest,
         cause: String,
     ) -> Result<Resolved, Refusal> {
-        let (local, _) = self.local(repository, tag).await?;
+        let TagFact { local, .. } = self.local(repository, tag).await?;
         let resolved = self.fall_back(repository, cause, &local).await?;
         if resolved.digest == *instead_of {
             return Err(Refusal::Unavailable("there is no other version".into()));
@@ -216,7 +208,7 @@ impl Mirror {
             return self.fall_back(repository, cause, local).await;
         };
         let cause = Some(format!("{cause}; peer {} has this version", claim.peer));
-        Ok(Resolved { digest: claim.digest, tier: Tier::Peer, cause, stated: None, stamp: None })
+        Ok(Resolved { digest: claim.digest, tier: Tier::Peer, cause, stated: None, at_hand: None })
     }
 
     async fn fall_back(
@@ -225,17 +217,15 @@ impl Mirror {
         cause: String,
         local: &Local,
     ) -> Result<Resolved, Refusal> {
-        let stale = |digest, tier, cause| {
-            Ok(Resolved { digest, tier, cause: Some(cause), stated: None, stamp: None })
-        };
         if let Some(version) = &local.complete {
-            return stale(version.digest.clone(), Tier::LastComplete, cause);
+            return Ok(self.as_here(version, Tier::LastComplete, Some(cause), local));
         }
         if self.config.tags.fallback_versions
             && local.record.is_none()
             && let Some((version, digest)) = self.older_version(repository).await?
         {
-            return stale(digest, Tier::OlderVersion, format!("{cause}; {version} stands in"));
+            let cause = Some(format!("{cause}; {version} stands in"));
+            return Ok(Resolved { digest, tier: Tier::OlderVersion, cause, stated: None, at_hand: None });
         }
         if let Some(problem) = &local.unknown {
             return Err(Refusal::Busy(format!("{cause}; {problem}, and may know what to serve")));
@@ -293,6 +283,8 @@ impl Mirror {
             let found = self.closure(&version.digest)?;
             if found.is_complete() {
                 local.complete = Some(version.clone());
+                // What went wrong is found out again, and said, by who takes the long way.
+                local.at_hand = self.small_manifest_now(repository, &version.digest).unwrap_or(None);
                 break;
             }
             local.missing.get_or_insert_with(|| found.missing_text());
@@ -369,7 +361,7 @@ impl Mirror {
                 }
             }
         };
-        self.verified.note(repository, tag);
+        self.facts.verified(repository, tag, self.verified.note(repository, tag));
         self.claims.forget(repository, tag);
         let moved = self.store.tag_seen(repository, tag, &checked.digest);
         if let Err(problem) = moved.and_then(|()| self.settle(repository, tag)) {
@@ -415,6 +407,20 @@ impl Mirror {
     }
 }
 
+/// The answer of the tiers that ask nobody: `fresh`, and tags that are frozen.
+fn without_asking(policy: TagPolicy, local: &Local, verified: Option<Instant>) -> Option<&Version> {
+    let record = local.record.as_ref()?;
+    let complete = local.complete.as_ref()?;
+    if policy.frozen {
+        // What only a peer said must not be frozen: upstream has yet to be asked.
+        return (!complete.peer).then_some(complete);
+    }
+    let seen = record.seen.as_ref()?;
+    // A pointer to what is not here yet is no use to a client once the uplink goes, so it is asked for again.
+    let served = record.rollback.as_ref().map_or(&seen.digest, |rollback| &rollback.to);
+    (complete.digest == *served && verified?.elapsed() < policy.revalidate).then_some(complete)
+}
+
 /// Whether a version was seen that is not known to be complete.
 fn waits(record: &TagRecord) -> bool {
     let seen = record.seen.as_ref().map(|version| &version.digest);
@@ -426,26 +432,31 @@ fn waits(record: &TagRecord) -> bool {
 pub(super) struct Verified(Mutex<HashMap<(Repository, Tag), Instant>>);
 
 impl Verified {
-    fn note(&self, repository: &Repository, tag: &Tag) {
+    /// Notes that a tag has been verified, and says when: now.
+    fn note(&self, repository: &Repository, tag: &Tag) -> Instant {
+        let now = Instant::now();
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (repository.clone(), tag.clone());
         if known.len() >= budget::VERIFIED_TAGS_MAX && !known.contains_key(&key) {
             known.clear();
         }
-        known.insert(key, Instant::now());
+        known.insert(key, now);
+        now
     }
 
     /// When upstream said last what it said first at `unix`: also an answer that changed nothing counts. `None` where
     /// the clock could not be trusted then.
     pub(super) fn said(&self, repository: &Repository, tag: &Tag, unix: Option<u64>) -> Option<u64> {
         let now = clock::trusted_unix();
-        let again = self.age(repository, tag).zip(now).map(|(age, now)| now.saturating_sub(age.as_secs()));
+        let age = self.at(repository, tag).as_ref().map(Instant::elapsed);
+        let again = age.zip(now).map(|(age, now)| now.saturating_sub(age.as_secs()));
         again.max(unix)
     }
 
-    fn age(&self, repository: &Repository, tag: &Tag) -> Option<Duration> {
+    /// When a tag was last verified.
+    pub(super) fn at(&self, repository: &Repository, tag: &Tag) -> Option<Instant> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(&(repository.clone(), tag.clone())).map(Instant::elapsed)
+        known.get(&(repository.clone(), tag.clone())).copied()
     }
 }
 

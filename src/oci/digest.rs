@@ -6,6 +6,7 @@
 use super::{Invalid, quoted, textual};
 use sha2::Digest as _;
 use std::fmt;
+use std::hash::Hash;
 use std::str::FromStr;
 
 /// Hexadecimal digits of the longest digest.
@@ -42,10 +43,17 @@ impl Algorithm {
 }
 
 /// A content digest, such as `sha256:6c3c624b58db...`.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Digest {
     algorithm: Algorithm,
     bytes: [u8; 64],
+}
+
+impl Hash for Digest {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        // The length says which algorithm it is.
+        state.write(self.bytes());
+    }
 }
 
 impl Digest {

@@ -22,7 +22,7 @@ SERVERS = ["Larder", "nginx", "docker-registry", "docker-registry, pull-through"
 
 def main():
     parser = argparse.ArgumentParser(prog="tests/bench/run")
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds: ten minutes on two busy cores")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds: less than five minutes on two quiet cores")
     parser.add_argument("--only", action="append", choices=list(rows.ROWS), help="this row alone; may be repeated")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("target/bench"), help="where the results go")
     parser.add_argument("--list", action="store_true", help="name the rows")

@@ -507,7 +507,7 @@ class Lab:
     def __init__(self, scratch, quick):
         self.scratch, self.quick = scratch, quick
         self.rounds, self.seconds = (3, 1) if quick else (7, 5)
-        self.blob_counts = [1_000, 100_000] if quick else [1_000, 10_000, 100_000]
+        self.blob_counts = [1_000, 10_000, 100_000]
         self.big = Image("lab/big", [128 * MIB])
         self.middle = Image("lab/middle", [16 * MIB])
         # Encrypting for 200 clients takes its time.
