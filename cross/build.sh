@@ -196,7 +196,8 @@ build() {
     export "CARGO_TARGET_${name^^}_RUSTFLAGS=${flags[*]}"
     export "CFLAGS_$name=-include $here/lmdb-robust.h"
 
-    export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$top/target}
+    # A folder for each target: cargo locks what it builds in, and they can be built beside each other.
+    export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$top/target/cross-$target}
     cargo zigbuild --locked --manifest-path "$manifest" --profile "$profile" --target "$target" "${options[@]}" >&2
     printf '%s\n' "$CARGO_TARGET_DIR/$target/$profile/$(program_name)"
 }

@@ -51,6 +51,22 @@ fn a_blob_that_is_removed_by_hand_is_missed_at_once() {
 }
 
 #[test]
+fn a_tag_that_is_verified_again_is_fresh_again() {
+    let image = image(1);
+    let upstream = upstream_with(&image);
+    let board = Board::new(&upstream, "[tags]\nrevalidate = \"4s\"\n");
+    board.pull("lab/app", "latest").unwrap();
+    // Kept in memory, and in the store nothing changes from here on.
+    board.wait_until("a fresh answer", || status(&board) == FRESH);
+    for _ in 0..2 {
+        board.wait_until("the end of its freshness", || status(&board) == ASKED);
+        let asked = upstream.count("HEAD", "/manifests/latest");
+        assert_eq!(status(&board), FRESH);
+        assert_eq!(upstream.count("HEAD", "/manifests/latest"), asked);
+    }
+}
+
+#[test]
 fn what_the_owner_does_shows_in_the_next_answer() {
     let (first, second) = (image(1), image(2));
     let (upstream, board) = board(&first);

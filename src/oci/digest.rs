@@ -242,6 +242,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn quoted_is_the_text_in_quotation_marks() {
+        for algorithm in Algorithm::ALL {
+            let digest = Digest::of(algorithm, b"content");
+            assert_eq!(digest.quoted(), format!("\"{digest}\""));
+        }
+    }
+
+    #[test]
     fn known_answers() {
         assert_eq!(
             Digest::of(Algorithm::Sha256, b"abc").to_string(),

@@ -94,7 +94,7 @@ class Server:
         return sum(time.clock_gettime(clock_of(pid)) for pid in self.processes())
 
     def memory(self, key):
-        """VmRSS or VmHWM of all its processes, in bytes."""
+        """VmRSS, RssAnon or VmHWM of all its processes, in bytes."""
         total = 0
         for pid in self.processes():
             for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
@@ -222,6 +222,11 @@ class Larder(Server):
         return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
 
 
+def random_bytes(dice, size, piece=1 << 26):
+    """Random bytes; made in pieces, for no generator makes 256 MiB and more at a time."""
+    return b"".join(dice.randbytes(min(piece, size - at)) for at in range(0, size, piece))
+
+
 class Image:
     """An image of one platform with layers of random bytes; the same seed, the same image."""
 
@@ -229,7 +234,7 @@ class Image:
         self.name, self.blobs = name, {}
         dice = random.Random(f"{name} {seed}")
         config = json.dumps({"architecture": "amd64", "os": "linux", "seed": seed}).encode()
-        self.layers = [self.add(dice.randbytes(size)) for size in sizes]
+        self.layers = [self.add(random_bytes(dice, size)) for size in sizes]
         described = [
             {"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest, "size": size}
             for digest, size in zip(self.layers, sizes)

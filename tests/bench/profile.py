@@ -31,12 +31,12 @@ KERNEL = [
     ("kernel: anything else", r""),
 ]
 USER = [
+    ("Larder", r"larder::"),
     ("hashing", r"sha2|sha256|compress"),
     ("TLS", r"rustls|ring|aes|gcm|chacha"),
     ("hyper", r"hyper|http::|httparse|HeaderMap|HeaderValue|http_body"),
     ("ureq", r"ureq"),
     ("tokio", r"tokio|mio::"),
-    ("Larder", r"larder"),
     ("libc: memory, copying, entering the kernel", r""),
 ]
 PERF = ["perf", "record", "-e", "cpu-clock", "-F", "4000", "-g"]
@@ -56,6 +56,8 @@ def main():
         for image in many:
             lab.registry().push(image)
             image.blobs = {digest: b"" for digest in image.blobs}
+        # What was written just now must not be on its way to the disk while something else is looked at.
+        os.sync()
         work = {
             "tag HEAD, 32 clients": lambda: load.heads(larder, lab.middle.tag(), 32, 5),
             "cached blob, 8 clients": lambda: load.pull(larder, lab.big.blob(), 8, False, 6),
