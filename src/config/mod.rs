@@ -11,6 +11,7 @@ mod units;
 pub use load::{ConfigError, DEFAULT_FILE, Options};
 
 use crate::oci::{Platform, Reference, RegistryName, Repository, Tag};
+use std::cell::LazyCell;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -243,13 +244,9 @@ impl Config {
 impl Tags {
     /// What holds for one tag.
     pub fn policy(&self, repository: &Repository, tag: &Tag) -> TagPolicy {
-        let rule = match self.rules.as_slice() {
-            [] => None,
-            rules => {
-                let name = format!("{repository}:{tag}");
-                rules.iter().find(|rule| matches(&rule.pattern, &name))
-            }
-        };
+        // Made only where there are rules to compare it with.
+        let name = LazyCell::new(|| format!("{repository}:{tag}"));
+        let rule = self.rules.iter().find(|rule| matches(&rule.pattern, &name));
         TagPolicy {
             revalidate: rule.and_then(|r| r.revalidate).unwrap_or(self.revalidate),
             on_missing: rule.and_then(|r| r.on_missing).unwrap_or(OnMissing::Pass),

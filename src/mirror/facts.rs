@@ -117,7 +117,13 @@ impl Mirror {
         if let Some(stamp) = stamp.filter(|_| fact.local.is_known()) {
             let bytes = budget::FACT_BYTES + fact.local.bytes();
             let kept = fact.clone();
-            self.facts.keep(stamp, bytes, |known| drop(known.tags.insert(key, kept)));
+            self.facts.keep(stamp, bytes, |known| {
+                // Clients come back for it by digest, and so does an answer that had to ask upstream.
+                if let Some((digest, manifest)) = kept.local.manifest() {
+                    known.manifests.insert((key.0.clone(), digest.clone()), manifest.clone());
+                }
+                known.tags.insert(key, kept);
+            });
         }
         Ok(fact)
     }

@@ -62,10 +62,15 @@ impl Local {
         self.unknown.is_none()
     }
 
+    /// The manifest of the complete version, by its digest, if it is public and small.
+    pub(super) fn manifest(&self) -> Option<(&Digest, &SmallManifest)> {
+        self.complete.as_ref().map(|version| &version.digest).zip(self.at_hand.as_ref())
+    }
+
     /// What it costs in memory, about.
     pub(super) fn bytes(&self) -> usize {
         let versions = self.record.as_ref().map_or(0, |record| record.history.len() + 2) + 1;
-        let manifest = self.at_hand.as_ref().map_or(0, |manifest| manifest.bytes.len());
+        let manifest = self.at_hand.as_ref().map_or(0, |manifest| budget::FACT_BYTES + manifest.bytes.len());
         versions * budget::FACT_VERSION_BYTES + manifest
     }
 }
