@@ -6,11 +6,8 @@ import json
 import os
 import pathlib
 import platform
-import resource
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 
@@ -31,13 +28,10 @@ def main():
         for name, function in rows.ROWS.items():
             print(f"{name:15} {function.__doc__.splitlines()[0]}")
         return 0
-    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    scratch = pathlib.Path(tempfile.mkdtemp(prefix="larder-bench-"))
-    lab = rows.Lab(scratch, arguments.quick)
     machine = this_machine()
     results, failed = {}, {}
-    try:
+    with rows.Lab(arguments.quick) as lab:
         for name in arguments.only or rows.ROWS:
             began = time.monotonic()
             print(f"{name} ...", file=sys.stderr, flush=True)
@@ -49,9 +43,6 @@ def main():
                 traceback.print_exc()
                 failed[name] = f"{type(problem).__name__}: {problem}".splitlines()[0]
             print(f"    {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-    finally:
-        lab.close()
-        shutil.rmtree(scratch, ignore_errors=True)
     machine["load at the end"] = os.getloadavg()[0]
     page = markdown(machine, results, failed, lab.scale, arguments.quick)
     (arguments.out / "bench.md").write_text(page)

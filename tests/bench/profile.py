@@ -6,17 +6,14 @@ import datetime
 import os
 import pathlib
 import re
-import resource
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 
 import load
 import rows
-from peers import Image, Larder
+from peers import Image
 
 # The first line whose pattern is in a frame of the stack, looked at from the innermost one; kernel first.
 KERNEL = [
@@ -37,8 +34,10 @@ USER = [
     ("hyper", r"hyper|http::|httparse|HeaderMap|HeaderValue|http_body"),
     ("ureq", r"ureq"),
     ("tokio", r"tokio|mio::"),
-    ("libc: memory, copying, entering the kernel", r""),
 ]
+# Where no pattern says it: what Rust's own library does is inlined all over.
+RUST = "Rust's library: tables, strings, locks"
+LIBC = "libc: memory, copying, entering the kernel"
 PERF = ["perf", "record", "-e", "cpu-clock", "-F", "4000", "-g"]
 
 
@@ -46,11 +45,8 @@ def main():
     parser = argparse.ArgumentParser(prog="tests/bench/run --profile")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("target/bench"), help="where the results go")
     arguments = parser.parse_args()
-    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    scratch = pathlib.Path(tempfile.mkdtemp(prefix="larder-profile-"))
-    lab = rows.Lab(scratch, quick=False)
-    try:
+    with rows.Lab(quick=False) as lab:
         larder = lab.servers()[0]
         many = [Image(f"lab/cold{number}", [32 << 20]) for number in range(24)]
         for image in many:
@@ -64,10 +60,7 @@ def main():
             "cached blob, 200 clients": lambda: load.pull(larder, lab.middle.blob(), 200, False, 3),
             "fill": lambda: [load.pull_image(larder, image) for image in many],
         }
-        found = {name: profiled(larder, scratch / f"{number}.perf", do) for number, (name, do) in enumerate(work.items())}
-    finally:
-        lab.close()
-        shutil.rmtree(scratch, ignore_errors=True)
+        found = {name: profiled(larder, lab.scratch / f"{number}.perf", do) for number, (name, do) in enumerate(work.items())}
     page = markdown(found)
     (arguments.out / "profile.md").write_text(page)
     print(page)
@@ -76,7 +69,7 @@ def main():
 
 def profiled(server, file, do):
     """Samples by where they were taken, and by function those of the program itself, while `do` runs."""
-    perf = subprocess.Popen([*PERF, "-o", file, "-p", str(server.processes()[-1])], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    perf = subprocess.Popen([*PERF, "-o", file, "-p", str(server.child.pid)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     time.sleep(1)
     if perf.poll() is not None:
         raise AssertionError(f"perf ended: {perf.stderr.read().decode()}")
@@ -107,14 +100,12 @@ def place_of(frames):
     if "vdso" in file:
         return "tokio"
     if "libc" in file or "libm" in file:
-        return USER[-1][0]
-    # What Rust's own library does is inlined all over; the program's part is what is not of a library.
-    return next((name for name, pattern in USER[:-1] if re.search(pattern, symbol)), "Rust's library: tables, strings, locks")
+        return LIBC
+    return next((name for name, pattern in USER if re.search(pattern, symbol)), RUST)
 
 
 def markdown(found):
-    names = [name for name, _ in KERNEL + USER]
-    names.insert(-1, "Rust's library: tables, strings, locks")
+    names = [*(name for name, _ in KERNEL + USER), RUST, LIBC]
     out = ["# Where the time goes, by tests/bench/run --profile", ""]
     out += [f"{datetime.date.today()}, {os.cpu_count()} cores, Linux {os.uname().release.split('-')[0]}, {os.uname().machine}; shares of the samples.", ""]
     out += ["| | " + " | ".join(found) + " |", "|---|" + "---|" * len(found)]

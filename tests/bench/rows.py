@@ -9,8 +9,10 @@ import hashlib
 import http.client
 import os
 import pathlib
+import resource
 import shutil
 import subprocess
+import tempfile
 import threading
 import time
 
@@ -507,8 +509,10 @@ class Link:
 class Lab:
     """What several rows use: images, servers that are started when they are first needed, and what is undone at the end."""
 
-    def __init__(self, scratch, quick):
-        self.scratch, self.quick = scratch, quick
+    def __init__(self, quick):
+        # A thousand clients are files, too.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+        self.scratch, self.quick = pathlib.Path(tempfile.mkdtemp(prefix="larder-bench-")), quick
         self.rounds, self.seconds = (3, 1) if quick else (7, 5)
         self.blob_counts = [1_000, 10_000, 100_000]
         self.big = Image("lab/big", [128 * MIB])
@@ -516,6 +520,16 @@ class Lab:
         # Encrypting for 200 clients takes its time.
         self.many = Image("lab/many", [4 * MIB]) if quick else self.middle
         self.made, self.ends, self.link_end, self.scale, self.count = {}, [], None, None, 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for undo in reversed(self.ends):
+            with contextlib.suppress(OSError):
+                undo()
+        self.end_link()
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
     def folder(self, name):
         path = self.scratch / name
@@ -542,12 +556,6 @@ class Lab:
         if self.link_end:
             self.link_end()
         self.link_end = None
-
-    def close(self):
-        for undo in reversed(self.ends):
-            with contextlib.suppress(OSError):
-                undo()
-        self.end_link()
 
     def certificate(self):
         key, cert = self.scratch / "key.pem", self.scratch / "cert.pem"
