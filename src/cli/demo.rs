@@ -10,7 +10,7 @@ use crate::config::{Config, Upstream as UpstreamConfig};
 use crate::demo::client::{self, PullError, Pulled};
 use crate::demo::image::Image;
 use crate::demo::upstream::{Behaviour, Upstream};
-use crate::mirror::bytes_text;
+use crate::text::bytes_text;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;

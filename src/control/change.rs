@@ -2,9 +2,10 @@
 
 use super::{Bad, Desk, Problem, Verified, tag_of, unknown};
 use crate::budget;
-use crate::mirror::{bytes_text, closure};
+use crate::image::closure;
 use crate::oci::{Digest, Reference};
 use crate::store::{Rollback, StoreError};
+use crate::text::bytes_text;
 
 impl Desk {
     pub(super) fn rollback(&self, image: &Reference, to: Option<&Digest>) -> Result<String, Problem> {

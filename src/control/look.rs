@@ -8,10 +8,11 @@ use crate::budget;
 use crate::clock;
 use crate::config::OnMissing;
 use crate::fetch::Link;
-use crate::mirror::room::Catalogue;
-use crate::mirror::{Closure, closure, outage_text};
+use crate::image::Catalogue;
+use crate::image::Otherwise;
+use crate::image::{Closure, closure};
+use crate::mirror::outage_text;
 use crate::oci::{Digest, Reference, Repository};
-use crate::store::evict::Otherwise;
 use crate::store::{StoreError, TagRecord};
 
 impl Desk {

@@ -3,10 +3,10 @@
 
 use super::{header, read_head};
 use crate::oci::{Digest, Hasher, Kind, Manifest, Platform};
+use crate::sync::Mutex;
 use std::fmt;
 use std::io::{self, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -178,13 +178,13 @@ pub fn pull(
             });
         }
     });
-    bytes += total.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)?;
+    bytes += total.into_inner()?;
     let first_byte = lock(&first_byte).unwrap_or_default();
     Ok(Pulled { digest, bytes, tag_status, tag_time, first_byte, elapsed: began.elapsed() })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex.lock()
 }
 
 struct Asking<'a> {

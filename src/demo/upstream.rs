@@ -7,12 +7,13 @@
 use super::image::Image;
 use super::{header, read_head};
 use crate::oci::{Algorithm, Digest, Manifest, media};
+use crate::sync::{Condvar, Mutex};
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, BufReader, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// Longest that anything waits in here.
@@ -246,7 +247,7 @@ impl Upstream {
             if left.is_zero() {
                 return false;
             }
-            state = self.shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.shared.changed.wait_timeout(state, left).0;
         }
         true
     }
@@ -289,7 +290,7 @@ impl Drop for Upstream {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Waits for the next release.
@@ -302,7 +303,7 @@ impl Shared {
             if left.is_zero() {
                 return;
             }
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.changed.wait_timeout(state, left).0;
         }
     }
 }

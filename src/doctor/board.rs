@@ -5,7 +5,7 @@ use super::{Finding, System};
 use crate::budget;
 use crate::clock;
 use crate::config::Config;
-use crate::mirror::bytes_text;
+use crate::text::bytes_text;
 use std::time::UNIX_EPOCH;
 
 const CLOCK: &str = "clock";

@@ -4,7 +4,7 @@ use super::read::{Mount, mount_of};
 use super::{Finding, System};
 use crate::budget;
 use crate::config::Config;
-use crate::mirror::bytes_text;
+use crate::text::bytes_text;
 use rustix::fs::{Mode, OFlags};
 use std::fs::{self, File};
 use std::io;

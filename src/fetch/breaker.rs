@@ -8,8 +8,9 @@
 use super::failure::{Cause, Failure};
 use crate::budget::{PROBE_PAUSE_MAX, PROBE_PAUSE_MIN, SMALL_STACK_BYTES};
 use crate::oci::RegistryName;
+use crate::sync::{Condvar, Mutex};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -167,7 +168,7 @@ impl Breaker {
     /// Calls `callback` on every change from now on; changes that follow closely may be told as one.
     pub fn on_change(&self, callback: OnChange) {
         let version = self.shared.state().version;
-        let mut announcer = self.shared.announcer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut announcer = self.shared.announcer.lock();
         *announcer = Announcer { version, callback: Some(callback) };
     }
 
@@ -209,7 +210,7 @@ enum First {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn succeeded(&self) {
@@ -262,7 +263,7 @@ impl Shared {
 
     /// Tells the newest state, once, in order.
     fn announce(&self) {
-        let mut announcer = self.announcer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut announcer = self.announcer.lock();
         let (version, link) = {
             let state = self.state();
             (state.version, state.link.clone())
@@ -341,7 +342,7 @@ mod tests {
             now: Box::new(move || start),
             pause: Some(Box::new(move |length| paused.send(length).unwrap_or(()))),
         };
-        let probe: Probe = Box::new(move || wanted.lock().unwrap().recv().ok());
+        let probe: Probe = Box::new(move || wanted.lock().recv().ok());
         let breaker = Breaker::with_timing("a.example".parse().unwrap(), probe, timing);
         breaker.on_change(Box::new(move |_, link| changed.send(link.clone()).unwrap_or(())));
         Bench { breaker, results, pauses, changes, start }

@@ -6,13 +6,14 @@
 use super::address::Policy;
 use super::failure::Obstacle;
 use crate::budget::{NAME_LOOKUPS_MAX, SMALL_STACK_BYTES};
+use crate::sync::{Condvar, Mutex};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 use ureq::config::Config;
@@ -194,11 +195,11 @@ struct Lookup {
 impl Names {
     fn look_up(self: &Arc<Self>, host: &str, limit: Duration) -> Result<Vec<IpAddr>, Obstacle> {
         let lookup = self.join_or_begin(host)?;
-        let answer = lookup.answer.lock().unwrap_or_else(PoisonError::into_inner);
-        let (answer, _) = lookup
-            .answered
-            .wait_timeout_while(answer, limit.min(Duration::from_secs(3600)), |answer| answer.is_none())
-            .unwrap_or_else(PoisonError::into_inner);
+        let answer = lookup.answer.lock();
+        let (answer, _) =
+            lookup
+                .answered
+                .wait_timeout_while(answer, limit.min(Duration::from_secs(3600)), |answer| answer.is_none());
         match &*answer {
             Some(Ok(addresses)) => Ok(addresses.clone()),
             Some(Err(words)) => Err(Obstacle::Name(words.clone())),
@@ -207,7 +208,7 @@ impl Names {
     }
 
     fn join_or_begin(self: &Arc<Self>, host: &str) -> Result<Arc<Lookup>, Obstacle> {
-        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut under_way = self.under_way.lock();
         if let Some(lookup) = under_way.get(host) {
             return Ok(lookup.clone());
         }
@@ -221,8 +222,8 @@ impl Names {
             .stack_size(SMALL_STACK_BYTES)
             .spawn(move || {
                 let answer = ask_system(&name);
-                names.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
-                *shared.answer.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer);
+                names.under_way.lock().remove(&name);
+                *shared.answer.lock() = Some(answer);
                 shared.answered.notify_all();
             })
             .map_err(|error| Obstacle::Name(format!("no thread to resolve the name: {error}")))?;

@@ -4,7 +4,7 @@
 //! the order in which they pay, so that one download cannot starve another.
 
 use crate::budget::{BANDWIDTH_BURST, FETCH_CHUNK_BYTES};
-use std::sync::{Mutex, PoisonError};
+use crate::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -44,7 +44,7 @@ impl Pace {
     fn owed(&self, count: usize, now: Instant) -> Duration {
         let Some(rate) = self.rate else { return Duration::ZERO };
         let price = Duration::from_secs_f64(count as f64 * 8.0 / rate as f64);
-        let mut paid_at = self.paid_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut paid_at = self.paid_at.lock();
         let from = paid_at.map_or(now, |at| at.max(now));
         *paid_at = Some(from + price);
         (from + price).saturating_duration_since(now).saturating_sub(BANDWIDTH_BURST)

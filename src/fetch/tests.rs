@@ -4,9 +4,9 @@ use super::*;
 use crate::budget::{MANIFEST_BYTES_MAX, QUESTION_TIME_MAX};
 use crate::config::{Credentials, Disk, Fetch, Tags};
 use crate::oci::{Algorithm, Digest, ManifestRef, RepositoryName, media};
+use crate::sync::Mutex;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -73,7 +73,7 @@ impl Server {
     }
 
     fn requests(&self) -> Vec<Seen> {
-        self.seen.lock().unwrap().clone()
+        self.seen.lock().clone()
     }
 
     fn lines(&self) -> Vec<String> {
@@ -84,7 +84,7 @@ impl Server {
 fn converse(stream: Box<dyn Stream>, seen: &Mutex<Vec<Seen>>, handler: &Handler) {
     let mut stream = BufReader::new(stream);
     while let Some(request) = read_request(&mut stream) {
-        seen.lock().unwrap().push(request.clone());
+        seen.lock().push(request.clone());
         match handler(&request, stream.get_mut()) {
             Next::Keep => {}
             Next::Close => return,

@@ -12,11 +12,12 @@ use super::wire::Deadline;
 use crate::budget::{TOKEN_AGE_MAX, TOKENS_MAX, UPSTREAM_TEXT_BYTES_MAX};
 use crate::config::Credentials;
 use crate::oci::quoted;
+use crate::sync::{Condvar, Mutex};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use std::collections::{HashMap, HashSet};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
 use ureq::http::HeaderValue;
 
@@ -184,7 +185,7 @@ impl Login {
                 let host = &realm.origin.host;
                 return Err(Failure::unreachable(host, Cause::Timeout, "no token in time"));
             }
-            state = self.asked.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.asked.wait_timeout(state, left).0;
         }
         state.asking.insert(key.clone());
         drop(state);
@@ -199,7 +200,7 @@ impl Login {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

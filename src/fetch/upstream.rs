@@ -18,10 +18,11 @@ use crate::budget::{
     UPSTREAM_NAMES_MAX,
 };
 use crate::oci::{Digest, Kind, Manifest, ManifestRef, RegistryName, RepositoryName, Tag, media, quoted};
+use crate::sync::Mutex;
 use serde::Deserialize;
 use std::io::Read;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use ureq::http::{HeaderValue, Method, Response, header};
 use ureq::{Body, BodyReader};
@@ -640,7 +641,7 @@ pub(super) struct Holds([Mutex<Option<Instant>>; Class::COUNT]);
 
 impl Holds {
     fn check(&self, class: Class, host: &str) -> Result<(), Failure> {
-        let until = *self.0[class as usize].lock().unwrap_or_else(PoisonError::into_inner);
+        let until = *self.0[class as usize].lock();
         match until.and_then(|until| until.checked_duration_since(Instant::now())) {
             Some(left) if !left.is_zero() => {
                 let seconds = left.as_secs() + 1;
@@ -653,8 +654,7 @@ impl Holds {
 
     fn begin(&self, class: Class, length: Option<Duration>) {
         if let Some(length) = length {
-            *self.0[class as usize].lock().unwrap_or_else(PoisonError::into_inner) =
-                Some(Instant::now() + length.min(RETRY_AFTER_MAX));
+            *self.0[class as usize].lock() = Some(Instant::now() + length.min(RETRY_AFTER_MAX));
         }
     }
 }
@@ -665,13 +665,13 @@ pub(super) struct Guests(Mutex<Vec<(Origin, Arc<Login>)>>);
 
 impl Guests {
     fn find(&self, origin: &Origin) -> Option<Arc<Login>> {
-        let guests = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let guests = self.0.lock();
         guests.iter().find(|(known, _)| known == origin).map(|(_, login)| login.clone())
     }
 
     fn begin(&self, origin: &Origin) -> Arc<Login> {
         let login = Arc::new(Login::anonymous(origin.clone()));
-        let mut guests = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guests = self.0.lock();
         if guests.len() == GUEST_LOGINS_MAX {
             guests.remove(0);
         }

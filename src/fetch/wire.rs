@@ -11,9 +11,10 @@ use crate::budget::{
     FETCH_CHUNK_BYTES, IDLE_CONNECTION_AGE, IDLE_CONNECTIONS, UPSTREAM_HEADER_BYTES_MAX,
     UPSTREAM_REQUEST_BYTES_MAX,
 };
+use crate::sync::Mutex;
 use rustls::ClientConfig;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use ureq::http::{self, HeaderValue, Method, Response, header};
 use ureq::{Agent, Body};
@@ -122,7 +123,7 @@ impl Wire {
         answer.map_err(|error| {
             let failure = Failure::from_client(host, error);
             if !matches!(failure.cause(), None | Some(Cause::RateLimited | Cause::ServerError(_))) {
-                *self.last_outage.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+                *self.last_outage.lock() = Some(Instant::now());
             }
             failure
         })
@@ -164,7 +165,7 @@ impl Wire {
     }
 
     fn idle_age(&self) -> Duration {
-        let last_outage = *self.last_outage.lock().unwrap_or_else(PoisonError::into_inner);
+        let last_outage = *self.last_outage.lock();
         last_outage.map_or(IDLE_CONNECTION_AGE, |at| at.elapsed().min(IDLE_CONNECTION_AGE))
     }
 }

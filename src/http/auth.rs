@@ -8,12 +8,13 @@ use super::answer::{self, Answer};
 use super::request::Request;
 use crate::budget;
 use crate::oci::{Algorithm, Digest, ErrorCode, RegistryName};
+use crate::sync::Mutex;
 use base64::Engine;
 use hyper::StatusCode;
 use hyper::header::{self, HeaderValue};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use tokio::sync::Semaphore;
 
 /// Users and what is remembered of their logins.
@@ -61,7 +62,7 @@ impl Door {
             return Err(challenge("user name or password is wrong"));
         };
         let login = Digest::of(Algorithm::Sha256, format!("{user}\0{password}\0{hash}").as_bytes());
-        if self.remembered.lock().unwrap_or_else(PoisonError::into_inner).contains(&login) {
+        if self.remembered.lock().contains(&login) {
             return Ok(());
         }
         let Ok(_turn) = tokio::time::timeout(budget::LOGIN_WAIT_MAX, self.checks.acquire()).await else {
@@ -75,7 +76,7 @@ impl Door {
         if !matches!(verified, Ok(Ok(true))) {
             return Err(challenge("user name or password is wrong"));
         }
-        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut remembered = self.remembered.lock();
         if remembered.len() >= budget::LOGINS_REMEMBERED_MAX {
             remembered.clear();
         }

@@ -12,6 +12,7 @@
 //! Failure. A file that is shorter than it was, or that its disk cannot read, ends the one connection.
 
 use crate::budget;
+use crate::sync::Mutex;
 use bytes::Bytes;
 use rustix::io::{Errno, ReadWriteFlags};
 use std::cell::Cell;
@@ -20,7 +21,7 @@ use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, MutexGuard};
 
 /// What stands in for pieces of files: address space that the kernel never has to back, because nobody touches it.
 fn stand_in() -> &'static [u8] {
@@ -109,7 +110,7 @@ impl Outlet {
     }
 
     fn pieces(&self) -> MutexGuard<'_, VecDeque<Piece>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

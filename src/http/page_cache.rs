@@ -6,11 +6,12 @@
 //! needed. Elsewhere the kernel knows better what to keep. Nothing here can fail: it is advice.
 
 use crate::budget;
+use crate::sync::Mutex;
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock};
 
 /// Readers of each file, by device and inode.
 static READERS: Mutex<Readers> = Mutex::new(Readers(None));
@@ -38,7 +39,7 @@ impl Lent {
     fn new(file: &Arc<File>) -> Option<Lent> {
         let meta = file.metadata().ok()?;
         let id = (meta.dev(), meta.ino());
-        let mut readers = READERS.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut readers = READERS.lock();
         *readers.0.get_or_insert_default().entry(id).or_insert(0) += 1;
         Some(Lent { file: Arc::clone(file), id })
     }
@@ -47,7 +48,7 @@ impl Lent {
 impl Drop for Lent {
     fn drop(&mut self) {
         {
-            let mut readers = READERS.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut readers = READERS.lock();
             let readers = readers.0.get_or_insert_default();
             let left = readers.get(&self.id).map_or(0, |count| count.saturating_sub(1));
             if left > 0 {

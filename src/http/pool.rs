@@ -5,9 +5,9 @@
 //! kernel would have to clear each time. Only as many are kept as there are bodies at a time on a busy board.
 
 use crate::budget;
+use crate::sync::Mutex;
 use bytes::Bytes;
 use std::io;
-use std::sync::{Mutex, PoisonError};
 
 static SPARE: Mutex<Vec<Box<[u8]>>> = Mutex::new(Vec::new());
 
@@ -27,7 +27,7 @@ pub(super) fn filled<K: Send + Sync + 'static, E>(
 }
 
 fn take() -> Box<[u8]> {
-    let spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    let spare = SPARE.lock().pop();
     spare.unwrap_or_else(|| vec![0; budget::SERVE_CHUNK_BYTES].into_boxed_slice())
 }
 
@@ -46,7 +46,7 @@ impl<K> AsRef<[u8]> for Buffer<K> {
 
 impl<K> Drop for Buffer<K> {
     fn drop(&mut self) {
-        let mut spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut spare = SPARE.lock();
         if spare.len() < budget::SPARE_BUFFERS_MAX {
             spare.push(std::mem::take(&mut self.bytes));
         }

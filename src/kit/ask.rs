@@ -5,8 +5,9 @@ use super::{Answer, Question};
 use crate::budget;
 use crate::config::{self, Secret};
 use crate::oci::{Digest, Platform, Repository, Tag};
+use crate::sync::Mutex;
 use std::net::{SocketAddr, TcpStream};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc};
 
@@ -284,7 +285,7 @@ impl Peer {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

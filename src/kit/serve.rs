@@ -4,13 +4,14 @@ use super::wire::{Broken, Role, Session};
 use super::{Answer, Question, Shelf};
 use crate::budget;
 use crate::config::Secret;
+use crate::sync::Mutex;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// A door for peers. Dropping it closes the door; conversations under way end by themselves.
@@ -127,7 +128,7 @@ impl Door {
     }
 
     fn callers(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        self.callers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.callers.lock()
     }
 
     fn talk(&self, socket: TcpStream, caller: SocketAddr) {
@@ -142,7 +143,7 @@ impl Door {
     }
 
     fn warn(&self, caller: SocketAddr) {
-        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut warned = self.warned.lock();
         if warned.is_none_or(|last| last.elapsed() >= budget::KIT_WARN_EVERY) {
             *warned = Some(Instant::now());
             log::warn!("{caller} was turned away: it does not know the secret of this kit (kit.secret_file)");

@@ -14,11 +14,12 @@ use super::resolve::Local;
 use crate::budget;
 use crate::oci::{Digest, Repository, Tag};
 use crate::store::{Stamp, StoreError};
+use crate::sync::Mutex;
 use bytes::Bytes;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::io::Read;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// A manifest with its bytes at hand, which hash to its digest.
@@ -72,13 +73,13 @@ impl Facts {
         key: &K,
         among: impl FnOnce(&Known) -> &HashMap<K, V>,
     ) -> Option<V> {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.0.lock();
         among(known.hold(stamp)).get(key).cloned()
     }
 
     /// Keeps a fact that was read after `stamp` was taken and costs so many bytes.
     fn keep(&self, stamp: Stamp, bytes: usize, put: impl FnOnce(&mut Known)) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.0.lock();
         // Somebody may have read newer facts meanwhile.
         if known.stamp != Some(stamp) {
             return;
@@ -92,7 +93,7 @@ impl Facts {
 
     /// Notes that a tag has been verified with its upstream.
     pub(super) fn verified(&self, repository: &Repository, tag: &Tag, at: Instant) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.0.lock();
         if let Some(fact) = known.tags.get_mut(&(repository.clone(), tag.clone())) {
             fact.verified = Some(at);
         }

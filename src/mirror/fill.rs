@@ -8,19 +8,20 @@
 use super::counters::Source;
 use super::lane::Lanes;
 use super::outage_text;
-use super::readiness::bytes_text;
 use super::refusal::{Missing, Refusal};
 use crate::budget;
 use crate::config::Disk;
 use crate::fetch::{Failure, Link, Upstream, Upstreams};
+use crate::image::Otherwise;
 use crate::kit::Kit;
 use crate::oci::{Digest, Repository};
-use crate::store::evict::Otherwise;
 use crate::store::{Blob, Origin, Staged, Store, StoreError, Verdict};
+use crate::sync::{Condvar, Mutex};
+use crate::text::bytes_text;
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
@@ -234,7 +235,7 @@ impl Fills {
         bytes: u64,
         store: impl FnOnce() -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        let _turn = self.reserving.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.reserving.lock();
         if !self.store.contains(digest) {
             let lacking = self.lacking(bytes, 0)?;
             lacking.bring_about(|needed, otherwise| self.make_room(needed, otherwise));
@@ -411,7 +412,7 @@ impl Fills {
             .values()
             .filter(|fill| matches!(fill.progress.borrow().phase, Phase::Parked(_)))
             .filter(|fill| {
-                let mut revival = fill.revival.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut revival = fill.revival.lock();
                 let pause = budget::FILL_REVIVAL_PAUSE * 2u32.saturating_pow(revival.tried.min(8));
                 let at = *revival.at.get_or_insert(now + pause);
                 let due = now >= at;
@@ -424,7 +425,7 @@ impl Fills {
             .cloned()
             .collect();
         for fill in due {
-            let tried = fill.revival.lock().unwrap_or_else(PoisonError::into_inner).tried;
+            let tried = fill.revival.lock().tried;
             let up = self
                 .upstreams
                 .find(&fill.repository.registry)
@@ -486,15 +487,14 @@ impl Fills {
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Waits up to a second for a fill to run; `Err` when the threads are to end.
     fn next(&self) -> Result<Option<Arc<Fill>>, ()> {
         let mut state = self.state();
         if state.queue.is_empty() && !state.stopping {
-            (state, _) =
-                self.wake.wait_timeout(state, Duration::from_secs(1)).unwrap_or_else(PoisonError::into_inner);
+            (state, _) = self.wake.wait_timeout(state, Duration::from_secs(1));
         }
         if state.stopping { Err(()) } else { Ok(state.queue.pop_front()) }
     }
@@ -763,7 +763,7 @@ impl Run<'_> {
         }
         let rest = total.saturating_sub(self.fill.progress.borrow().available);
         // One after the other, so that two do not count on the same bytes.
-        let _turn = self.fills.reserving.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.fills.reserving.lock();
         let lacking = self.fills.lacking(rest, self.reserved)?.bytes();
         if lacking > 0 && self.fills.make_room(lacking, Otherwise::Nothing) < lacking {
             return Err(Ending::Failed(Refusal::NotKept(format!(

@@ -6,15 +6,16 @@
 //! a day. For a large blob the header of the answer goes out at once and the body waits. The scrub reads everything in
 //! the course of [`budget::SCRUB_PASS`], one blob at a time, while nobody wants anything.
 
-use super::readiness::{bytes_text, closure};
 use super::{Mirror, Source};
 use crate::budget;
 use crate::fetch::Link;
+use crate::image::closure;
 use crate::oci::{Digest, Repository};
 use crate::store::{Blob, BlobInfo, StoreError, Verdict};
+use crate::text::bytes_text;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::refusal::Refusal;
@@ -85,7 +86,7 @@ impl Mirror {
     /// Has what was damaged fetched again, where its upstream can be reached and something still needs it. Begins the
     /// downloads and does not wait for them.
     pub(super) fn refetch(self: &Arc<Self>) {
-        let mut known = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.damaged.lock();
         let aside: HashSet<Digest> = self.store.quarantined().into_iter().collect();
         known.retain(|digest, _| aside.contains(digest));
         for digest in aside {
@@ -127,7 +128,7 @@ impl Mirror {
 
     /// An upstream is back: what was damaged is tried again at the next occasion.
     pub(super) fn retry_damaged(&self) {
-        let mut known = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.damaged.lock();
         known.values_mut().for_each(|tried| *tried = 1);
     }
 

@@ -4,9 +4,10 @@
 //! its answer moves a pointer or fills the store all the same.
 
 use crate::budget;
+use crate::sync::{Condvar, Mutex};
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use tokio::sync::watch;
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -87,7 +88,7 @@ impl Drop for Lanes {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// The next job; `None` when the thread is no longer needed.
@@ -103,11 +104,10 @@ impl Shared {
                 return None;
             }
             state.idle += 1;
-            let (woken, timeout) =
-                self.wake.wait_timeout(state, budget::LANE_IDLE).unwrap_or_else(PoisonError::into_inner);
+            let (woken, timeout) = self.wake.wait_timeout(state, budget::LANE_IDLE);
             state = woken;
             state.idle -= 1;
-            waited = timeout.timed_out();
+            waited = timeout;
         }
     }
 }
@@ -149,7 +149,7 @@ where
     ) -> Result<Flight<V>, Full> {
         let (sender, answer) = watch::channel(None);
         {
-            let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut under_way = self.under_way.lock();
             if let Some(answer) = under_way.get(key) {
                 return Ok(Flight(answer.clone()));
             }
@@ -168,7 +168,7 @@ where
     /// Questions under way.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.under_way.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.under_way.lock().len()
     }
 }
 
@@ -180,7 +180,7 @@ struct Landing<K: Hash + Eq, V> {
 
 impl<K: Hash + Eq, V> Drop for Landing<K, V> {
     fn drop(&mut self) {
-        self.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+        self.under_way.lock().remove(&self.key);
     }
 }
 

@@ -6,16 +6,18 @@
 use super::content::{Content, Landed, Served};
 use super::refusal::Refusal;
 use super::resolve::{Local, Verified};
-use super::{ByteSource, Mirror, closure, outage_text};
+use super::{ByteSource, Mirror, outage_text};
 use crate::budget;
 use crate::clock;
 use crate::fetch::{Link, Upstream};
+use crate::image::closure;
 use crate::kit::{self, Claim, Kit, PeerState};
 use crate::oci::{Digest, Manifest, Platform, Repository, Tag};
 use crate::store::{Store, StoreError};
+use crate::sync::Mutex;
 use std::collections::HashMap;
 use std::fs::File;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, MutexGuard, Weak};
 
 /// Claims that were answered to clients, until all of their content is here.
 #[derive(Default)]
@@ -42,7 +44,7 @@ impl Claims {
     }
 
     fn claims(&self) -> MutexGuard<'_, HashMap<(Repository, Tag), Claim>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

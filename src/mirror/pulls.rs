@@ -4,13 +4,13 @@
 //! gathered until none has come for a while, and then the line is written.
 
 use super::counters::{Source, Tier};
-use super::readiness::bytes_text;
 use crate::budget;
 use crate::oci::Repository;
+use crate::sync::Mutex;
+use crate::text::bytes_text;
 use std::collections::{HashMap, HashSet};
 use std::fmt::{Display, Write};
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 /// Pulls whose outcome is being gathered.
@@ -76,14 +76,14 @@ impl Pulls {
 
     /// The repositories of which something is being read just now.
     pub(super) fn busy(&self) -> HashSet<Repository> {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = self.open.lock();
         let busy = open.iter().filter(|(_, pull)| pull.busy > 0);
         busy.map(|((_, repository), _)| repository.clone()).collect()
     }
 
     /// Writes the lines of the pulls that are over.
     pub fn log_finished(&self, now: Instant) {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.open.lock();
         open.retain(|(client, repository), pull| {
             let over = pull.busy == 0 && now.saturating_duration_since(pull.last) >= budget::PULL_IDLE;
             if over {
@@ -94,7 +94,7 @@ impl Pulls {
     }
 
     fn with(&self, client: IpAddr, repository: &Repository, change: impl FnOnce(&mut Pull)) {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.open.lock();
         let key = (client, repository.clone());
         if open.len() >= budget::PULLS_TRACKED_MAX && !open.contains_key(&key) {
             let oldest = open.iter().min_by_key(|(_, pull)| pull.last).map(|(key, _)| key.clone());
@@ -159,7 +159,7 @@ mod tests {
         pulls.asked(client, &repository, "sha256:abc", None);
         pulls.begin(client, &repository);
         pulls.end(client, &repository, Source::Fill, 37_200_000, true);
-        let open = pulls.open.lock().unwrap();
+        let open = pulls.open.lock();
         let pull = open.values().next().unwrap();
         let line = pull.line(client, &repository);
         let (before, _) = line.split_once(" in ").unwrap();
@@ -177,6 +177,6 @@ mod tests {
         for n in 0..=u32::try_from(budget::PULLS_TRACKED_MAX).unwrap() {
             pulls.asked(IpAddr::from(n.to_be_bytes()), &repository, "latest", None);
         }
-        assert_eq!(pulls.open.lock().unwrap().len(), budget::PULLS_TRACKED_MAX);
+        assert_eq!(pulls.open.lock().len(), budget::PULLS_TRACKED_MAX);
     }
 }

@@ -7,17 +7,18 @@
 use super::counters::Tier;
 use super::facts::{SmallManifest, TagFact};
 use super::lane::{Flight, Full};
-use super::readiness::{Closure, closure};
 use super::refusal::{Missing, Refusal};
 use super::{Mirror, Registry, outage_text};
 use crate::budget;
 use crate::clock;
 use crate::config::{OnMissing, TagPolicy};
 use crate::fetch::{Failure, Link, Upstream};
+use crate::image::{Closure, closure};
 use crate::oci::{Digest, ManifestRef, Repository, Tag};
 use crate::store::{StoreError, TagRecord, Version};
+use crate::sync::Mutex;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The answer to a tag.
@@ -338,7 +339,7 @@ impl Mirror {
     /// registries whose `/v2/`, which probes ask for, fails while their manifests are well.
     fn check_beside(self: &Arc<Self>, upstream: &Arc<Upstream>, repository: &Repository, tag: &Tag) {
         let now = Instant::now();
-        let mut beside = self.beside.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut beside = self.beside.lock();
         let last = beside.entry(upstream.name().clone()).or_insert(now);
         if now.duration_since(*last) >= budget::BESIDE_EVERY {
             *last = now;
@@ -440,7 +441,7 @@ impl Verified {
     /// Notes that a tag has been verified, and says when: now.
     fn note(&self, repository: &Repository, tag: &Tag) -> Instant {
         let now = Instant::now();
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.0.lock();
         let key = (repository.clone(), tag.clone());
         if known.len() >= budget::VERIFIED_TAGS_MAX && !known.contains_key(&key) {
             known.clear();
@@ -460,7 +461,7 @@ impl Verified {
 
     /// When a tag was last verified.
     pub(super) fn at(&self, repository: &Repository, tag: &Tag) -> Option<Instant> {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.0.lock();
         known.get(&(repository.clone(), tag.clone())).copied()
     }
 }
@@ -476,7 +477,7 @@ impl StaleReports {
     /// Whether to say it (again): the log is for people, and clients may ask a thousand times a second.
     fn is_due(&self, repository: &Repository, tag: &Tag, resolved: &Resolved) -> bool {
         let (now, key) = (Instant::now(), (repository.clone(), tag.clone()));
-        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut said = self.0.lock();
         if said.get(&key).is_some_and(|(digest, tier, at)| {
             *digest == resolved.digest
                 && *tier == resolved.tier

@@ -24,13 +24,13 @@ use super::record::{Link, LinkedManifest, TagRecord, Version, is_sealed, seal, u
 use super::{BlobInfo, StoreError};
 use crate::budget;
 use crate::oci::{Digest, Kind, Manifest, Repository, Tag};
+use crate::sync::Mutex;
 use heed::types::Bytes;
 use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, MdbError, RoTxn, RwTxn, WithoutTls};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::ops::Bound;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 
 /// The schema written. A larger number means a newer larder, whose index is refused and left alone.
 const SCHEMA: u32 = 2;
@@ -718,7 +718,7 @@ impl Index {
     /// Keeps the tally: what stands under a key goes, and what is written in its place comes.
     fn count(&self, txn: &RwTxn<'_>, name: &[u8], after: Option<&[u8]>) -> Result<(), StoreError> {
         let before = self.records.get(txn, name).map_err(failed("read the index"))?;
-        let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tally = self.tally.lock();
         before.into_iter().for_each(|sealed| tally.take(sealed));
         after.into_iter().for_each(|sealed| tally.add(sealed));
         Ok(())
@@ -744,9 +744,9 @@ impl Index {
     ) -> Result<(), StoreError> {
         let mut txn = self.env.write_txn().map_err(failed("write the index"))?;
         let tally = self.fetch(&txn, META, TALLY)?.unwrap_or_default();
-        *self.tally.lock().unwrap_or_else(PoisonError::into_inner) = tally;
+        *self.tally.lock() = tally;
         work(self, &mut txn)?;
-        let tally = *self.tally.lock().unwrap_or_else(PoisonError::into_inner);
+        let tally = *self.tally.lock();
         self.put(&mut txn, META, TALLY, &tally)?;
         txn.commit().map_err(failed("write the index"))
     }

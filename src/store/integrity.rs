@@ -11,7 +11,6 @@ use crate::budget;
 use crate::oci::{Digest, Hasher};
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 /// What a second look at content has found.
@@ -105,7 +104,7 @@ impl Store {
         let aside = self.layout.quarantined(digest);
         if let Err(e) = fs::rename(&path, &aside) {
             // A disk that takes no change must not have it served all the same.
-            let mut condemned = self.condemned.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut condemned = self.condemned.lock();
             if condemned.len() < budget::QUARANTINE_FILES_MAX {
                 condemned.insert(digest.clone());
                 self.any_condemned.store(true, Ordering::Relaxed);
@@ -152,8 +151,7 @@ impl Store {
 
     /// Whether content is bad and could not be moved out of the way.
     pub(super) fn is_condemned(&self, digest: &Digest) -> bool {
-        self.any_condemned.load(Ordering::Relaxed)
-            && self.condemned.lock().unwrap_or_else(PoisonError::into_inner).contains(digest)
+        self.any_condemned.load(Ordering::Relaxed) && self.condemned.lock().contains(digest)
     }
 
     /// Content has come anew.
@@ -161,7 +159,7 @@ impl Store {
         if self.layout.take_from_quarantine(digest) {
             log::info!("{digest} has come anew in place of what was damaged");
         }
-        self.condemned.lock().unwrap_or_else(PoisonError::into_inner).remove(digest);
+        self.condemned.lock().remove(digest);
     }
 
     /// The bytes of a small blob that is open, hashed if it is suspect; `None` if they were bad and are set aside.

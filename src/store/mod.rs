@@ -18,7 +18,6 @@
 //! failed flush discards what was being written, for the kernel may have dropped it (design rule 2).
 
 mod blobs;
-pub mod evict;
 mod index;
 mod integrity;
 mod journal;
@@ -39,6 +38,7 @@ pub use stamp::Stamp;
 use crate::budget;
 use crate::clock::{self, Sequence};
 use crate::oci::{Digest, Manifest, Repository, Tag};
+use crate::sync::{Mutex, RwLock};
 use index::Index;
 use journal::{Event, Journal};
 use layout::Layout;
@@ -47,7 +47,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, MutexGuard, OnceLock, RwLockReadGuard};
 use std::time::Duration;
 
 /// Why the store could not do something.
@@ -311,7 +311,7 @@ impl Store {
             self.stored_bytes.store(index.stored_bytes()?, Ordering::Relaxed);
         }
         drop(journal);
-        *self.index.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(index));
+        *self.index.write() = Some(Arc::new(index));
         Ok(())
     }
 
@@ -388,7 +388,7 @@ impl Store {
         let index = Index::open(&self.layout.index(), false)?;
         self.count_bytes();
         self.damaged.store(false, Ordering::Relaxed);
-        *self.index.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(index));
+        *self.index.write() = Some(Arc::new(index));
         self.prove();
         self.changed();
         drop(journal);
@@ -398,7 +398,7 @@ impl Store {
 
     /// Takes the index out of service.
     fn close_index(&self) {
-        let index = self.index.write().unwrap_or_else(PoisonError::into_inner).take();
+        let index = self.index.write().take();
         self.changed();
         if let Some(index) = index {
             close(index);
@@ -445,7 +445,7 @@ impl Store {
 
     /// Whether tags and links can be asked for.
     pub fn has_index(&self) -> bool {
-        self.index.read().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.index.read().is_some()
     }
 
     /// Bytes of all blobs, as far as the index knows.
@@ -463,7 +463,7 @@ impl Store {
     /// Counts the bytes of all blobs on the disk.
     fn count_bytes(&self) {
         // Nothing comes or goes meanwhile: it would be counted twice, or not at all.
-        let _all = self.counting.write().unwrap_or_else(PoisonError::into_inner);
+        let _all = self.counting.write();
         if let Ok(blobs) = self.blob_files() {
             self.stored_bytes.store(blobs.map(|blob| blob.size).sum(), Ordering::Relaxed);
         }
@@ -471,7 +471,7 @@ impl Store {
 
     /// Held while a blob comes or goes and is counted.
     fn uncounted(&self) -> RwLockReadGuard<'_, ()> {
-        self.counting.read().unwrap_or_else(PoisonError::into_inner)
+        self.counting.read()
     }
 
     /// A blob has gone, or failed to come.
@@ -717,7 +717,7 @@ impl Store {
 
     /// Notes that content was used at count `n`.
     fn note_use(&self, digest: &Digest, n: u64) {
-        let mut touches = self.touches.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut touches = self.touches.lock();
         if touches.len() < budget::TOUCHES_MAX || touches.contains_key(digest) {
             touches.insert(digest.clone(), n);
         }
@@ -725,11 +725,11 @@ impl Store {
 
     /// The count of a use that is not written down yet: one of the last minute or so.
     pub fn unwritten_use(&self, digest: &Digest) -> Option<u64> {
-        self.touches.lock().unwrap_or_else(PoisonError::into_inner).get(digest).copied()
+        self.touches.lock().get(digest).copied()
     }
 
     fn forget_touches(&self, digests: &[Digest]) {
-        let mut touches = self.touches.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut touches = self.touches.lock();
         for digest in digests {
             touches.remove(digest);
         }
@@ -737,7 +737,7 @@ impl Store {
 
     /// Writes the uses noted since the last time, onto the index and the blobs' mtimes, in one batch.
     pub fn flush_touches(&self) -> Result<(), StoreError> {
-        let touches = std::mem::take(&mut *self.touches.lock().unwrap_or_else(PoisonError::into_inner));
+        let touches = std::mem::take(&mut *self.touches.lock());
         if touches.is_empty() {
             return Ok(());
         }
@@ -805,7 +805,7 @@ impl Store {
     }
 
     fn index(&self) -> Result<Arc<Index>, StoreError> {
-        self.index.read().unwrap_or_else(PoisonError::into_inner).clone().ok_or(StoreError::Rebuilding)
+        self.index.read().clone().ok_or(StoreError::Rebuilding)
     }
 
     fn watch_damage<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
@@ -824,7 +824,7 @@ impl Store {
     }
 
     fn journal(&self) -> MutexGuard<'_, Journal> {
-        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+        self.journal.lock()
     }
 }
 

@@ -13,10 +13,11 @@ use super::journal::{line, parse};
 use super::staging::write_whole;
 use crate::budget;
 use crate::oci::Digest;
+use crate::sync::Mutex;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+use std::sync::MutexGuard;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The open session file.
@@ -127,7 +128,7 @@ impl Session {
 
     /// A server begins.
     pub(super) fn begin(&self, last: u64) -> Result<(), StoreError> {
-        *self.counted.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        *self.counted.lock() = Some(Instant::now());
         {
             let mut state = self.state();
             state.serving = true;
@@ -191,7 +192,7 @@ impl Session {
 
     /// Adds the time that has passed to the running time, and says how much that is in all, in milliseconds.
     fn count_time(&self) -> u64 {
-        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counted = self.counted.lock();
         let mut state = self.state();
         if let Some(since) = *counted {
             let now = Instant::now();
@@ -208,7 +209,7 @@ impl Session {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

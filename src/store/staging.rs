@@ -8,14 +8,15 @@ use super::layout::{flush_dir, set_private};
 use super::{Store, StoreError};
 use crate::budget;
 use crate::oci::{Digest, Hasher, Repository};
+use crate::sync::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
 
 /// Where staged content comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,7 +49,7 @@ struct Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.writing.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.digest);
+        self.writing.lock().remove(&self.digest);
     }
 }
 
@@ -133,7 +134,7 @@ impl Store {
     }
 
     fn claim(&self, digest: &Digest) -> Result<Claim, StoreError> {
-        let mut writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut writing = self.writing.lock();
         if !writing.insert(digest.clone()) {
             return Err(StoreError::Busy(Box::new(digest.clone())));
         }

@@ -8,7 +8,8 @@
 use super::Notify;
 use crate::budget;
 use crate::store::{Store, StoreError};
-use std::sync::{Arc, Mutex, PoisonError};
+use crate::sync::Mutex;
+use std::sync::Arc;
 
 /// What was seen of the store at the last look.
 pub struct Pulse {
@@ -29,7 +30,7 @@ impl Pulse {
             Ok(_) => true,
             Err(StoreError::Rebuilding) => {
                 let now = self.store.rebuilt();
-                let before = self.rebuilt.lock().unwrap_or_else(PoisonError::into_inner).replace(now);
+                let before = self.rebuilt.lock().replace(now);
                 before != Some(now)
             }
             Err(problem) => {

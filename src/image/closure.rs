@@ -6,6 +6,7 @@
 use crate::budget;
 use crate::oci::{Descriptor, Digest, Kind, Manifest, Platform};
 use crate::store::{Store, StoreError};
+use crate::text::bytes_text;
 use std::collections::BTreeMap;
 
 /// What a manifest needs, and how much of it is on the disk.
@@ -57,18 +58,6 @@ impl Closure {
         self.absent.extend(other.absent);
         self.unknown |= other.unknown;
     }
-}
-
-/// A number of bytes for people, in powers of ten.
-pub fn bytes_text(bytes: u64) -> String {
-    let mut value = bytes as f64;
-    for unit in ["B", "kB", "MB", "GB"] {
-        if value < 1000.0 {
-            return if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") };
-        }
-        value /= 1000.0;
-    }
-    format!("{value:.1} TB")
 }
 
 /// The closure of `root` for the platform among `platforms` that is nearest to complete. Several platforms are
@@ -143,24 +132,6 @@ impl Walk<'_> {
         match &child.platform {
             Some(offered) => self.platforms.iter().filter_map(|wanted| wanted.preference(offered)).max(),
             None => Some(0),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_for_people() {
-        for (bytes, text) in [
-            (0, "0 B"),
-            (999, "999 B"),
-            (1_000, "1.0 kB"),
-            (37_200_000, "37.2 MB"),
-            (2_500_000_000_000, "2.5 TB"),
-        ] {
-            assert_eq!(bytes_text(bytes), text);
         }
     }
 }

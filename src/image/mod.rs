@@ -1,0 +1,20 @@
+//! What images are on the disk: which versions of which tags, what belongs to them, what would go first.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`closure`] | what a manifest needs, and how much of it is here |
+//! | [`catalogue`] | everything on the disk, by image |
+//! | [`evict`] | which images go when room is needed; pure |
+//! | [`walk`] | each repository and each tag, a step at a time |
+//!
+//! Nothing here is kept: every answer is read from the store when it is asked for, so it cannot be stale. Failure is
+//! the store's.
+
+mod catalogue;
+mod closure;
+mod evict;
+mod walk;
+
+pub use catalogue::{Busy, Catalogue, Gone, Stocked};
+pub use closure::{Closure, closure};
+pub use evict::Otherwise;
