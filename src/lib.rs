@@ -26,6 +26,7 @@
 //! [`clock`], what may be believed of time; and [`budget`], every limit in one table. A test keeps the arrows between
 //! the rooms.
 
+pub mod auth;
 pub mod budget;
 pub mod cli;
 pub mod clients;

@@ -3,11 +3,13 @@
 //! `raw` is exactly what was typed; this module is what it means, with every default filled in and every name parsed.
 //! The rest of the house takes a `Config` and never looks at TOML.
 
+mod live;
 mod load;
 mod print;
 mod raw;
 mod units;
 
+pub use live::LiveConfig;
 pub use load::{ConfigError, DEFAULT_FILE, Options};
 
 use crate::oci::{Platform, Reference, RegistryName, Repository, Tag};
