@@ -111,9 +111,14 @@ fn a_fill_is_resumed_after_a_kill() {
     upstream.on(Some("GET"), "/blobs/", Behaviour::StallBodyAfter(400_000));
     let mut answer = board.get(&blob_path(&layer));
     answer.read_exact(&mut [0; 300_000]).unwrap();
-    let staged = board.data().join(format!("staging/sha256-{}", layer.hex()));
+    // Its name goes on with what stands for the registry and the class.
+    let staged = |entry: &std::fs::DirEntry| {
+        let name = entry.file_name().into_string().unwrap();
+        name.starts_with(&format!("sha256-{}-", layer.hex())) && !name.contains('.')
+    };
     board.wait_until("400 kB on the disk", || {
-        std::fs::metadata(&staged).is_ok_and(|meta| meta.len() >= 400_000)
+        let mut files = std::fs::read_dir(board.data().join("staging")).unwrap().flatten();
+        files.find(staged).is_some_and(|file| file.metadata().is_ok_and(|meta| meta.len() >= 400_000))
     });
     board.kill();
     upstream.hang_up();

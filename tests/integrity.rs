@@ -13,7 +13,7 @@ use larder::demo::upstream::Upstream;
 use larder::fetch::Upstreams;
 use larder::mirror::Mirror;
 use larder::oci::Digest;
-use larder::store::{Found, Store};
+use larder::store::Store;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -243,9 +243,9 @@ fn the_scrub_reads_everything_in_turn_and_goes_on_where_it_was() {
         };
         let config = Config::load(&options).unwrap();
         let upstreams = Upstreams::new(&config).unwrap();
-        let (store, found) = Store::open(&config.data_dir, 3).unwrap();
-        assert_eq!(found, Found::Sound);
-        Mirror::start(Arc::new(config), Arc::new(store), upstreams, false).unwrap()
+        let (store, startup) = Store::open(&config.data_dir, 3).unwrap();
+        assert!(!startup.needs_rebuild());
+        Mirror::start(Arc::new(config), Arc::new(store), upstreams, startup).unwrap()
     };
     let mirror = open();
     let mut pauses = std::time::Duration::ZERO;

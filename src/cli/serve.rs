@@ -7,7 +7,7 @@ use crate::fetch::Link;
 use crate::fetch::Upstreams;
 use crate::http::{Listener, Server};
 use crate::mirror::Mirror;
-use crate::store::{Found, Store, StoreError, work_as_owner};
+use crate::store::{Startup, Store, StoreError, work_as_owner};
 use crate::watch::{Notify, Pulse, inherited_listeners};
 use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
@@ -82,10 +82,9 @@ impl Running {
         with_control: bool,
     ) -> Result<Running, String> {
         let upstreams = Upstreams::new(&config)?;
-        let (store, found) = open_store(&config)?;
+        let (store, startup) = open_store(&config)?;
         let config = Arc::new(config);
-        let needs_rebuild = found == Found::NeedsRebuild;
-        let mirror = Mirror::start(Arc::clone(&config), Arc::new(store), upstreams, needs_rebuild)
+        let mirror = Mirror::start(Arc::clone(&config), Arc::new(store), upstreams, startup)
             .map_err(|e| format!("cannot start a thread: {e}"))?;
         // A start that ends here is an orderly end for the store, or the next ones would take its index for damaged.
         let stop = Arc::clone(&mirror);
@@ -171,7 +170,7 @@ fn status(mirror: &Mirror, addresses: &[SocketAddr]) -> String {
 }
 
 /// Opens the store; waits for a command that has it just now.
-fn open_store(config: &Config) -> Result<(Store, Found), String> {
+fn open_store(config: &Config) -> Result<(Store, Startup), String> {
     let began = Instant::now();
     loop {
         match Store::open(&config.data_dir, config.tags.history) {

@@ -81,7 +81,7 @@ impl Desk {
                 digest: version.digest.clone(),
                 noted: version.unix.map(clock::rfc3339),
                 state: state(&self.closure(&version.digest)?),
-                peer: version.peer,
+                peer: version.is_from_peer(),
                 seen: record.seen.as_ref().is_some_and(|seen| seen.digest == version.digest),
                 served_offline: offline.as_ref() == Some(&version.digest),
             });

@@ -11,7 +11,7 @@ pub mod socket;
 use crate::config::Config;
 use crate::mirror::Mirror;
 use crate::oci::{Digest, Platform, Reference};
-use crate::store::{Found, Store, StoreError};
+use crate::store::{Store, StoreError};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Instant;
@@ -282,10 +282,8 @@ impl Desk {
 
     /// The desk of a store whose server is stopped. Takes the store's lock.
     pub fn open(config: &Config) -> Result<Desk, StoreError> {
-        let (store, found) = Store::open(&config.data_dir, config.tags.history)?;
-        if found == Found::NeedsRebuild {
-            store.rebuild()?;
-        }
+        let (store, startup) = Store::open(&config.data_dir, config.tags.history)?;
+        startup.finish_briefly(&store)?;
         let config = Arc::new(config.clone());
         Ok(Desk { config, store: Arc::new(store), mirror: None, opened: Instant::now() })
     }

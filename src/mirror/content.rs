@@ -10,6 +10,7 @@ use super::lane::Flight;
 use super::refusal::{Missing, Refusal};
 use super::through::Pieces;
 use super::{ByteSource, Mirror, outage_text};
+use crate::auth::AccessClass;
 use crate::budget;
 use crate::fetch::{Failure, FetchedManifest, Upstream};
 use crate::oci::{Digest, Manifest, ManifestRef, Repository};
@@ -201,7 +202,7 @@ impl Mirror {
         let upstream = self.upstreams.find(&repository.registry).cloned();
         let upstream = upstream.ok_or_else(|| Refusal::UnknownRegistry(repository.registry.clone()))?;
         if let Some(blob) = self.blob_here(&upstream, repository, digest).await? {
-            if !blob.suspect {
+            if !blob.unverified {
                 self.store.touch(digest);
                 return Ok(Source::Hit(blob));
             }
@@ -314,11 +315,11 @@ impl Mirror {
         digest: &Digest,
     ) -> Result<Option<Served>, StoreError> {
         let Here::Yes(mut blob) = self.here(repository, digest)? else { return Ok(None) };
-        if blob.suspect {
+        if blob.unverified {
             if !self.is_sound(digest)? {
                 return Ok(None);
             }
-            blob.suspect = false;
+            blob.unverified = false;
         }
         let linked = match self.store.link(repository, digest) {
             Ok(link) => link.and_then(|link| link.media_type),
@@ -444,7 +445,7 @@ impl Mirror {
     ) -> Result<Landed, Refusal> {
         match stored {
             Ok(()) => Ok(Landed { source, unstored: None }),
-            Err(problem) if problem.is_of_the_disk() || problem.is_without_index() => {
+            Err(problem) if problem.is_disk_failure() || problem.is_without_index() => {
                 log::warn!("manifest {digest} is passed on and not kept: {problem}");
                 let place = Arc::clone(&self.through).try_acquire_owned().ok().map(Arc::new);
                 let (media_type, bytes) = (media_type.to_owned(), Bytes::from(bytes));
@@ -474,7 +475,8 @@ impl Mirror {
     ) -> Result<(), StoreError> {
         let (digest, bytes) = (&fetched.digest, &fetched.bytes);
         self.fills.with_room_for_manifest(digest, bytes.len() as u64, || {
-            self.store.put_manifest(repository, digest, &fetched.media_type, bytes, upstream.is_private())
+            let class = AccessClass::of_upstream(upstream.is_private());
+            self.store.put_manifest(repository, digest, &fetched.media_type, bytes, class)
         })?;
         self.settle_all(repository);
         Ok(())

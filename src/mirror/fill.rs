@@ -9,13 +9,14 @@ use super::counters::Source;
 use super::lane::Lanes;
 use super::outage_text;
 use super::refusal::{Missing, Refusal};
+use crate::auth::AccessClass;
 use crate::budget;
 use crate::config::Disk;
 use crate::fetch::{Failure, Link, Upstream, Upstreams};
 use crate::image::Otherwise;
 use crate::kit::Kit;
 use crate::oci::{Digest, Repository};
-use crate::store::{Blob, Origin, Staged, Store, StoreError, Verdict};
+use crate::store::{Blob, ContentKey, Recheck, Staged, StagedFrom, Store, StoreError};
 use crate::sync::{Condvar, Mutex};
 use crate::text::bytes_text;
 use std::collections::{HashMap, VecDeque};
@@ -240,7 +241,7 @@ impl Fills {
             let lacking = self.lacking(bytes, 0)?;
             lacking.bring_about(|needed, otherwise| self.make_room(needed, otherwise));
             if lacking.bytes() > 0 && self.lacking(bytes, 0)?.bytes() > 0 {
-                return Err(StoreError::no_room(format!("there is no room for {digest}")));
+                return Err(StoreError::NoRoom { what: digest.to_string() });
             }
         }
         store()
@@ -330,7 +331,7 @@ impl Fills {
             return Ok(Some(Arc::clone(fill)));
         }
         // A check leaves the list after its verdict is known.
-        if self.store.open_blob(digest).ok().flatten().is_none_or(|blob| !blob.suspect) {
+        if self.store.open_blob(digest).ok().flatten().is_none_or(|blob| !blob.unverified) {
             return Ok(None);
         }
         // Readers wait as for a turn: that nothing comes is no stall.
@@ -372,10 +373,10 @@ impl Fills {
         let outcome = match self.store.verify_along(&fill.digest, &mut |_| !self.is_stopping()) {
             Ok(true) => Ok(()),
             Ok(false) => Err("larder is stopping".to_owned()),
-            Err(_) => match self.store.condemn(&fill.digest) {
-                Ok(Verdict::Sound) => Ok(()),
-                Ok(Verdict::Gone) => Err(format!("{} is gone", fill.digest)),
-                Ok(Verdict::SetAside(problem)) => Err(format!("it was damaged on the disk: {problem}")),
+            Err(_) => match self.store.recheck(&fill.digest) {
+                Ok(Recheck::Verified) => Ok(()),
+                Ok(Recheck::Gone) => Err(format!("{} is gone", fill.digest)),
+                Ok(Recheck::Quarantined(problem)) => Err(format!("it was damaged on the disk: {problem}")),
                 Err(problem) => Err(problem.to_string()),
             },
         };
@@ -442,14 +443,15 @@ impl Fills {
 
     /// Takes up what an earlier process left unfinished.
     pub(super) fn take_up_unfinished(&self) {
-        for (digest, origin, bytes) in self.store.unfinished() {
-            let configured = self.upstreams.find(&origin.repository.registry).is_some();
-            if self.store.contains(&digest) || !configured {
-                let _ = self.store.forget_staged(&digest);
+        for (key, from, bytes) in self.store.unfinished() {
+            let digest = &key.digest;
+            let configured = self.upstreams.find(&key.registry).is_some();
+            if self.store.contains(digest) || !configured {
+                let _ = self.store.forget_staged(&key);
                 continue;
             }
-            log::info!("taking up {digest} of {} at {}", origin.repository, bytes_text(bytes));
-            if let Err(problem) = self.begin(&origin.repository, &digest, origin.size) {
+            log::info!("taking up {digest} of {} at {}", from.repository, bytes_text(bytes));
+            if let Err(problem) = self.begin(&from.repository, digest, from.size) {
                 log::warn!("{digest} stays unfinished: {problem}");
             }
         }
@@ -559,7 +561,7 @@ enum Ending {
 
 impl From<StoreError> for Ending {
     fn from(problem: StoreError) -> Self {
-        Ending::Failed(if problem.is_of_the_disk() {
+        Ending::Failed(if problem.is_disk_failure() {
             Refusal::NotKept(format!("the mirror's disk: {problem}"))
         } else {
             Refusal::from_store(&problem)
@@ -585,8 +587,13 @@ impl Run<'_> {
         let Some(upstream) = self.fills.upstreams.find(&fill.repository.registry) else {
             return Err(Ending::Failed(Refusal::UnknownRegistry(fill.repository.registry.clone())));
         };
-        let origin = Origin { repository: fill.repository.clone(), size: fill.stated };
-        let mut staged = self.fills.store.stage(&fill.digest, &origin)?;
+        let key = ContentKey {
+            registry: fill.repository.registry.clone(),
+            class: AccessClass::of_upstream(upstream.is_private()),
+            digest: fill.digest.clone(),
+        };
+        let from = StagedFrom { repository: fill.repository.clone(), size: fill.stated };
+        let mut staged = self.fills.store.stage(&key, &from)?;
         self.resumed = !staged.is_empty();
         // A later run of the same fill opens the same file by name; readers keep the handle of the first.
         let _ = fill.file.set(staged.file());
@@ -605,7 +612,7 @@ impl Run<'_> {
                 if !self.take_from_peers(kit, &mut staged)? {
                     if down && staged.is_empty() {
                         // It was begun for the peers alone, and none has it.
-                        staged.discard(&self.fills.store);
+                        staged.discard();
                         let refusal = Refusal::Unavailable(format!("{cause}; {} is not cached", fill.digest));
                         return Err(Ending::Failed(refusal));
                     }
@@ -641,13 +648,13 @@ impl Run<'_> {
                     self.pause(upstream.breaker().link(), &failure.to_string())?
                 }
                 Err(failure @ Failure::Wrong { .. }) => {
-                    staged.discard(&self.fills.store);
+                    staged.discard();
                     return Err(Ending::Failed(Refusal::from_failure(&failure, Missing::Blob)));
                 }
                 Err(failure) => {
                     // What upstream no longer has cannot be finished; what it denies today may be allowed tomorrow.
                     if staged.is_empty() || matches!(failure, Failure::Missing { .. }) {
-                        staged.discard(&self.fills.store);
+                        staged.discard();
                     }
                     return Err(Ending::Failed(Refusal::from_failure(&failure, Missing::Blob)));
                 }
@@ -686,7 +693,7 @@ impl Run<'_> {
                         if begin > 0 { " (others sent its beginning)" } else { "" }
                     ));
                     // Begins anew, so that the next source does not add to what is wrong.
-                    staged.discard(&self.fills.store);
+                    staged.discard();
                     Err(Ending::Failed(Refusal::Unavailable(format!("peer {peer} sent wrong bytes"))))
                 }
             };
@@ -712,13 +719,13 @@ impl Run<'_> {
                 Ok(0) if total.is_none_or(|total| staged.len() == total) => return Ok(Copied::ToTheEnd),
                 Ok(0) => return Ok(Copied::Cut("the body ended early".into())),
                 Ok(n) if staged.len() + n as u64 > limit => {
-                    staged.discard(&self.fills.store);
+                    staged.discard();
                     return Err(self.wrong(format!("sent more than the {limit} bytes that it should have")));
                 }
                 Ok(n) => {
                     if let Err(problem) = staged.append(&chunk[..n]) {
                         // What cannot be finished takes no room from what can, and is not to be believed.
-                        staged.discard(&self.fills.store);
+                        staged.discard();
                         return Err(problem.into());
                     }
                     self.fruitless = 0;
@@ -736,7 +743,7 @@ impl Run<'_> {
         let private = private
             && self.fills.store.open_blob(&fill.digest).ok().flatten().is_none_or(|blob| blob.private);
         fill.progress.send_modify(|progress| progress.total = Some(staged.len()));
-        match staged.publish(&self.fills.store, private) {
+        match staged.publish(&self.fills.store, AccessClass::of_upstream(private)) {
             Ok(()) => {}
             Err(StoreError::Mismatch { actual, .. }) => {
                 let seam = if self.resumed { " (it was put together from several answers)" } else { "" };

@@ -11,7 +11,7 @@ use crate::budget;
 use crate::fetch::Link;
 use crate::image::closure;
 use crate::oci::{Digest, Repository};
-use crate::store::{Blob, BlobInfo, StoreError, Verdict};
+use crate::store::{Blob, BlobInfo, Recheck, StoreError};
 use crate::text::bytes_text;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -61,7 +61,7 @@ impl Mirror {
     pub(super) fn is_sound(&self, digest: &Digest) -> Result<bool, StoreError> {
         let sound = match self.store.verify(digest) {
             Ok(()) => true,
-            Err(_) => matches!(self.store.condemn(digest)?, Verdict::Sound),
+            Err(_) => matches!(self.store.recheck(digest)?, Recheck::Verified),
         };
         if sound {
             self.store.touch(digest);
@@ -74,7 +74,7 @@ impl Mirror {
         let (mirror, digest) = (Arc::downgrade(self), digest.clone());
         let looked = self.fills.beside(move || {
             let Some(mirror) = mirror.upgrade() else { return };
-            if let Err(problem) = mirror.store.condemn(&digest) {
+            if let Err(problem) = mirror.store.recheck(&digest) {
                 log::error!("{digest} cannot be read, and {problem}");
             }
         });
@@ -132,7 +132,12 @@ impl Mirror {
         known.values_mut().for_each(|tried| *tried = 1);
     }
 
-    fn fetch_again(self: &Arc<Self>, repository: &Repository, digest: &Digest, link: &crate::store::Link) {
+    fn fetch_again(
+        self: &Arc<Self>,
+        repository: &Repository,
+        digest: &Digest,
+        link: &crate::store::ContentLink,
+    ) {
         let begun = if link.media_type.is_some() {
             let Some(upstream) = self.upstreams.find(&repository.registry) else { return };
             self.begin_manifest(upstream, repository, digest).map(drop)
@@ -150,7 +155,7 @@ impl Mirror {
         &self,
         digest: &Digest,
         named: bool,
-    ) -> Result<(Vec<(Repository, crate::store::Link)>, Vec<String>), StoreError> {
+    ) -> Result<(Vec<(Repository, crate::store::ContentLink)>, Vec<String>), StoreError> {
         let links = self.store.links_to(digest)?;
         let mut images = Vec::new();
         for (repository, _) in links.iter().filter(|_| named) {
@@ -188,11 +193,11 @@ impl Mirror {
             Ok(false) => return Ok(budget::SCRUB_PAUSE),
             Err(_) => {
                 // Gone, or bad: the second look says which.
-                self.store.condemn(&blob.digest)?;
+                self.store.recheck(&blob.digest)?;
                 self.store.set_scrubbed(Some(blob.digest.clone()));
             }
         }
-        let pass = if self.store.has_suspects() { budget::SCRUB_PASS_SUSPECT } else { budget::SCRUB_PASS };
+        let pass = if self.store.has_unverified() { budget::SCRUB_PASS_SUSPECT } else { budget::SCRUB_PASS };
         Ok(pause_after(blob.size, total, pass))
     }
 

@@ -34,7 +34,7 @@ use crate::config::Config;
 use crate::fetch::{Cause, Failure, Link, Upstream, Upstreams};
 use crate::kit::Kit;
 use crate::oci::{Digest, Repository, Tag};
-use crate::store::{Store, StoreError};
+use crate::store::{Startup, Store, StoreError};
 use crate::sync::Mutex;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -84,7 +84,7 @@ impl Mirror {
         config: Arc<Config>,
         store: Arc<Store>,
         upstreams: Upstreams,
-        needs_rebuild: bool,
+        startup: Startup,
     ) -> std::io::Result<Arc<Mirror>> {
         let upstreams = Arc::new(upstreams);
         let kit = config.kit.as_ref().map(|settings| Arc::new(Kit::new(settings)));
@@ -132,9 +132,7 @@ impl Mirror {
         mirror.store.begin_service();
         mirror.watch_upstreams();
         let keeper = Arc::downgrade(&mirror);
-        std::thread::Builder::new()
-            .name("keeper".into())
-            .spawn(move || keep_house(&keeper, needs_rebuild))?;
+        std::thread::Builder::new().name("keeper".into()).spawn(move || keep_house(&keeper, startup))?;
         let scrubbed = Arc::downgrade(&mirror);
         std::thread::Builder::new()
             .name("scrub".into())
@@ -181,7 +179,7 @@ impl Mirror {
             upstream.breaker().shutdown();
         }
         // Here and not when the last thread lets go of the store: the process may have ended by then.
-        self.store.wind_down();
+        self.store.shut_down();
     }
 
     /// Does work that may wait for the disk, off the threads that serve connections.
@@ -279,17 +277,14 @@ fn note_of(registry: &Registry) -> String {
 }
 
 /// The keeper's life: rebuilds the index, writes uses, logs pulls, tries parked fills.
-fn keep_house(mirror: &Weak<Mirror>, needs_rebuild: bool) {
+fn keep_house(mirror: &Weak<Mirror>, startup: Startup) {
     if let Some(mirror) = mirror.upgrade() {
-        if needs_rebuild && let Err(problem) = mirror.store.rebuild() {
-            log::error!("the index could not be rebuilt: {problem}");
-        }
-        mirror.fills.take_up_unfinished();
-        match mirror.store.check_index() {
+        match startup.finish(&mirror.store) {
             Ok(()) => {}
             Err(problem) if problem.is_without_index() => {}
-            Err(problem) => log::warn!("the index could not be read through: {problem}"),
+            Err(problem) => log::error!("the index could not be put into service: {problem}"),
         }
+        mirror.fills.take_up_unfinished();
     }
     let mut flushed = Instant::now();
     let (mut next_rebuild, mut watched) = (flushed, flushed);

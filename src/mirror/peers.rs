@@ -7,13 +7,14 @@ use super::content::{Content, Landed, Served};
 use super::refusal::Refusal;
 use super::resolve::{Local, Verified};
 use super::{ByteSource, Mirror, outage_text};
+use crate::auth::AccessClass;
 use crate::budget;
 use crate::clock;
 use crate::fetch::{Link, Upstream};
 use crate::image::closure;
 use crate::kit::{self, Claim, Kit, PeerState};
 use crate::oci::{Digest, Manifest, Platform, Repository, Tag};
-use crate::store::{Store, StoreError};
+use crate::store::{Observation, Store, StoreError};
 use crate::sync::Mutex;
 use std::collections::HashMap;
 use std::fs::File;
@@ -142,7 +143,9 @@ impl Mirror {
                 if !found.is_complete() {
                     return Ok(false);
                 }
-                self.store.tag_offered(repository, &tag, &claim.digest, claim.unix).map(|()| true)
+                self.store
+                    .tag_offered(repository, &tag, &Observation::peer(claim.digest.clone()), claim.unix)
+                    .map(|()| true)
             });
             match noted {
                 Ok(true) => {
@@ -188,7 +191,13 @@ impl Mirror {
         let manifest = Manifest::parse(&found.bytes, Some(&found.media_type))
             .map_err(|why| Refusal::Unavailable(format!("{}; peer {}: {why}", cause(), found.peer)))?;
         let stored = self.fills.with_room_for_manifest(digest, found.bytes.len() as u64, || {
-            self.store.put_manifest(repository, digest, &manifest.media_type, &found.bytes, false)
+            self.store.put_manifest(
+                repository,
+                digest,
+                &manifest.media_type,
+                &found.bytes,
+                AccessClass::Public,
+            )
         });
         log::debug!("manifest {digest} of {repository} came from peer {}", found.peer);
         self.settle_all(repository);
@@ -256,7 +265,7 @@ fn offer(
 ) -> Result<Option<(Digest, Option<u64>)>, StoreError> {
     let Some(record) = store.tag(repository, tag)? else { return Ok(None) };
     for version in record.seen.iter().chain(&record.complete).chain(&record.history) {
-        if version.peer || !is_public(store, &version.digest)? {
+        if version.is_from_peer() || !is_public(store, &version.digest)? {
             continue;
         }
         if closure(store, platforms, &version.digest)?.is_complete() {

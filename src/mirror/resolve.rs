@@ -15,7 +15,7 @@ use crate::config::{OnMissing, TagPolicy};
 use crate::fetch::{Failure, Link, Upstream};
 use crate::image::{Closure, closure};
 use crate::oci::{Digest, ManifestRef, Repository, Tag};
-use crate::store::{StoreError, TagRecord, Version};
+use crate::store::{Observation, StoreError, TagRecord, TagVersion};
 use crate::sync::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -48,7 +48,7 @@ pub(super) struct Checked {
 pub(super) struct Local {
     pub(super) record: Option<TagRecord>,
     /// The best complete version.
-    pub(super) complete: Option<Version>,
+    pub(super) complete: Option<TagVersion>,
     /// Its manifest, if that is public and small.
     at_hand: Option<SmallManifest>,
     /// What the nearest version lacks, if none is complete.
@@ -136,7 +136,7 @@ impl Mirror {
     }
 
     /// The answer with the complete version of a tag, which is here.
-    fn as_here(&self, version: &Version, tier: Tier, cause: Option<String>, local: &Local) -> Resolved {
+    fn as_here(&self, version: &TagVersion, tier: Tier, cause: Option<String>, local: &Local) -> Resolved {
         if local.at_hand.is_some() {
             self.store.touch(&version.digest);
         }
@@ -369,7 +369,7 @@ impl Mirror {
         };
         self.facts.verified(repository, tag, self.verified.note(repository, tag));
         self.claims.forget(repository, tag);
-        let moved = self.store.tag_seen(repository, tag, &checked.digest);
+        let moved = self.store.tag_seen(repository, tag, &Observation::upstream(checked.digest.clone()));
         if let Err(problem) = moved.and_then(|()| self.settle(repository, tag)) {
             log::warn!("{repository}:{tag} is {} but that could not be noted: {problem}", checked.digest);
         }
@@ -380,7 +380,11 @@ impl Mirror {
     pub(super) fn settle(&self, repository: &Repository, tag: &Tag) -> Result<(), StoreError> {
         let Some(record) = self.store.tag(repository, tag)? else { return Ok(()) };
         let Some(seen) = &record.seen else { return Ok(()) };
-        if record.complete.as_ref().is_some_and(|complete| complete.digest == seen.digest && !complete.peer) {
+        if record
+            .complete
+            .as_ref()
+            .is_some_and(|complete| complete.digest == seen.digest && !complete.is_from_peer())
+        {
             return Ok(());
         }
         if self.closure(&seen.digest)?.is_complete() {
@@ -414,12 +418,12 @@ impl Mirror {
 }
 
 /// The answer of the tiers that ask nobody: `fresh`, and tags that are frozen.
-fn without_asking(policy: TagPolicy, local: &Local, verified: Option<Instant>) -> Option<&Version> {
+fn without_asking(policy: TagPolicy, local: &Local, verified: Option<Instant>) -> Option<&TagVersion> {
     let record = local.record.as_ref()?;
     let complete = local.complete.as_ref()?;
     if policy.frozen {
         // What only a peer said must not be frozen: upstream has yet to be asked.
-        return (!complete.peer).then_some(complete);
+        return (!complete.is_from_peer()).then_some(complete);
     }
     let seen = record.seen.as_ref()?;
     // A pointer to what is not here yet is no use to a client once the uplink goes, so it is asked for again.

@@ -26,7 +26,7 @@ pub struct Blob {
     /// It was fetched with credentials and not seen in public since.
     pub private: bool,
     /// It was not hashed since a stop that was not an orderly one, and has to be before it is served.
-    pub suspect: bool,
+    pub unverified: bool,
 }
 
 /// What is known of a blob without opening it.
@@ -83,7 +83,7 @@ impl Store {
         Ok(meta.is_file().then(|| Blob {
             size: meta.len(),
             private: meta.mode() & 0o077 == 0,
-            suspect: self.is_suspect(digest, used),
+            unverified: self.is_unverified(digest, used),
             file,
         }))
     }
@@ -139,7 +139,7 @@ impl Store {
             }
         }
         self.forget_touches(parts);
-        self.with_index(|index| index.remove_blobs(parts))
+        self.change_index(|index| index.remove_blobs(parts))
     }
 
     /// Every blob on the disk with its last use, those that are not written down yet included.

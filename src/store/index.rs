@@ -14,14 +14,16 @@
 //! | `r` | `registry/repository` | the repository's number |
 //! | `i` | number | the repository's name |
 //! | `t` | number, tag | [`TagRecord`] |
-//! | `l` | number, digest | [`Link`] |
+//! | `l` | number, digest | [`ContentLink`] |
 //! | `s` | subject digest, number, digest | nothing: the manifest refers to the subject |
+//! | `a` | number | [`AccessClass`]: who may read the repository |
 //!
 //! Numbers are 32 bits, big endian. No transaction is held over an await, a lock of another room or a write to a client.
 
 use super::journal::{Event, Position, What};
-use super::record::{Link, LinkedManifest, TagRecord, Version, is_sealed, seal, unseal};
+use super::record::{ContentLink, LinkedManifest, TagRecord, is_sealed, seal, unseal};
 use super::{BlobInfo, StoreError};
+use crate::auth::AccessClass;
 use crate::budget;
 use crate::oci::{Digest, Kind, Manifest, Repository, Tag};
 use crate::sync::Mutex;
@@ -31,9 +33,12 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::ops::Bound;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The schema written. A larger number means a newer larder, whose index is refused and left alone.
-const SCHEMA: u32 = 2;
+const SCHEMA: u32 = 3;
+/// The oldest schema that is read as it is: that of 0.1.0, whose records are records of this schema too.
+const SCHEMA_READ_MIN: u32 = 2;
 
 const META: u8 = b'm';
 const NOTE: u8 = b'n';
@@ -43,6 +48,7 @@ const NUMBER: u8 = b'i';
 const TAG: u8 = b't';
 const LINK: u8 = b'l';
 const SUBJECT: u8 = b's';
+const CLASS: u8 = b'a';
 
 /// How far the index has got.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,6 +104,8 @@ const TALLY: &[u8] = b"tally";
 pub(super) struct Index {
     env: Env<WithoutTls>,
     records: Database<'static, Bytes, Bytes>,
+    /// The schema that the file says; it rises with the first change.
+    schema: AtomicU32,
     /// The tally while a change is being made. There is one change at a time.
     tally: Mutex<Tally>,
 }
@@ -121,8 +129,9 @@ impl Index {
     pub(super) fn open(folder: &Path, read_only: bool) -> Result<Index, StoreError> {
         let index = Index::open_env(folder, read_only)?;
         let schema = index.read(|index, txn| index.require::<u32>(txn, META, b"schema"))?;
+        index.schema.store(schema, Ordering::Relaxed);
         match schema {
-            SCHEMA => Ok(index),
+            SCHEMA_READ_MIN..=SCHEMA => Ok(index),
             newer if newer > SCHEMA => Err(StoreError::Newer { found: newer, known: SCHEMA }),
             older => Err(StoreError::Damaged(format!("schema {older} is no longer read"))),
         }
@@ -152,7 +161,7 @@ impl Index {
                 .map_err(failed("open the index"))?
                 .unwrap_commit();
             let records = records.ok_or_else(|| StoreError::Damaged("it has no database".into()))?;
-            return Ok(Index { env, records, tally: Mutex::default() });
+            return Ok(Index { env, records, schema: AtomicU32::new(SCHEMA), tally: Mutex::default() });
         }
         let txn = env.write_txn().map_err(failed("open the index"))?;
         let records = env
@@ -161,12 +170,18 @@ impl Index {
             })
             .map_err(failed("open the index"))?
             .unwrap_commit();
-        Ok(Index { env, records, tally: Mutex::default() })
+        Ok(Index { env, records, schema: AtomicU32::new(SCHEMA), tally: Mutex::default() })
     }
 
     /// Closes the environment, so that its folder can be moved. Waits for who is still reading, at most ten seconds.
     pub(super) fn close(&self) -> heed::EnvClosingEvent {
         self.env.clone().prepare_for_closing()
+    }
+
+    /// Whether the file is still as an older larder wrote it. Before it is changed the journal must be of the new format:
+    /// an older larder refuses that before it touches anything.
+    pub(super) fn is_of_older_schema(&self) -> bool {
+        self.schema.load(Ordering::Relaxed) < SCHEMA
     }
 
     pub(super) fn mark(&self) -> Result<Mark, StoreError> {
@@ -215,14 +230,13 @@ impl Index {
     ) -> Result<(), StoreError> {
         let n = event.n;
         match &event.what {
-            What::Seen { repository, tag, digest, unix } => self.change_tag(txn, repository, tag, |record| {
-                record.see(Version { digest: digest.clone(), n, unix: *unix, peer: false });
-            }),
-            What::Complete { repository, tag, digest, unix, peer } => {
-                self.change_tag(txn, repository, tag, |record| {
-                    let version = Version { digest: digest.clone(), n, unix: *unix, peer: *peer };
-                    record.completed(version, history_max);
-                })
+            What::Seen { repository, tag, unix, observed } => {
+                let version = observed.clone().noted(n, *unix);
+                self.change_tag(txn, repository, tag, |record| record.see(version))
+            }
+            What::Complete { repository, tag, unix, observed } => {
+                let version = observed.clone().noted(n, *unix);
+                self.change_tag(txn, repository, tag, |record| record.completed(version, history_max))
             }
             What::Rollback { repository, tag, rollback } => {
                 self.change_tag(txn, repository, tag, |record| record.rollback.clone_from(rollback))
@@ -240,6 +254,10 @@ impl Index {
             What::Held { repository, digest } => {
                 let number = self.number_or_new(txn, repository)?;
                 self.change_link(txn, number, digest, |link| link.held = true)
+            }
+            What::Class { repository, class } => {
+                let number = self.number_or_new(txn, repository)?;
+                self.put(txn, CLASS, &number.to_be_bytes(), class)
             }
             What::Manifest { repository, digest, media_type } => {
                 let number = self.number_or_new(txn, repository)?;
@@ -282,7 +300,7 @@ impl Index {
         }
         for digest in links {
             let key = link_key(number, digest);
-            if self.fetch::<Link>(txn, LINK, &key)?.is_some_and(|link| link.n <= n) {
+            if self.fetch::<ContentLink>(txn, LINK, &key)?.is_some_and(|link| link.n <= n) {
                 self.remove(txn, LINK, &key)?;
             }
         }
@@ -298,10 +316,11 @@ impl Index {
         }
         let mut left = false;
         self.each(txn, TAG, &prefix, |_, _: TagRecord| left = true)?;
-        self.each(txn, LINK, &prefix, |_, _: Link| left = true)?;
+        self.each(txn, LINK, &prefix, |_, _: ContentLink| left = true)?;
         if !left {
             self.remove(txn, REPOSITORY, repository.to_string().as_bytes())?;
             self.remove(txn, NUMBER, &prefix)?;
+            self.remove(txn, CLASS, &prefix)?;
         }
         Ok(())
     }
@@ -347,10 +366,10 @@ impl Index {
         txn: Change<'_, '_>,
         number: u32,
         digest: &Digest,
-        change: impl FnOnce(&mut Link),
+        change: impl FnOnce(&mut ContentLink),
     ) -> Result<(), StoreError> {
         let key = link_key(number, digest);
-        let before: Link = self.fetch(txn, LINK, &key)?.unwrap_or_default();
+        let before: ContentLink = self.fetch(txn, LINK, &key)?.unwrap_or_default();
         let mut after = before.clone();
         change(&mut after);
         if after == before { Ok(()) } else { self.put(txn, LINK, &key, &after) }
@@ -362,7 +381,10 @@ impl Index {
             let mut events = Vec::new();
             for repository in index.repositories_in(txn, None, usize::MAX)? {
                 let Some(number) = index.number(txn, &repository)? else { continue };
-                index.each(txn, LINK, &number.to_be_bytes(), |key, link: Link| {
+                if let Some(class) = index.fetch(txn, CLASS, &number.to_be_bytes())? {
+                    events.push(Event { n: 0, what: What::Class { repository: repository.clone(), class } });
+                }
+                index.each(txn, LINK, &number.to_be_bytes(), |key, link: ContentLink| {
                     let Some(digest) = Digest::from_key(&key[4..]) else { return };
                     let what = match link.media_type {
                         Some(media_type) if link.held => {
@@ -385,9 +407,8 @@ impl Index {
                         what: What::Complete {
                             repository: repository.clone(),
                             tag: tag.clone(),
-                            digest: version.digest,
                             unix: version.unix,
-                            peer: version.peer,
+                            observed: version.observation(),
                         },
                     }));
                     let last = record.seen.as_ref().map_or(0, |seen| seen.n);
@@ -396,8 +417,8 @@ impl Index {
                         what: What::Seen {
                             repository: repository.clone(),
                             tag: tag.clone(),
-                            digest: version.digest,
                             unix: version.unix,
+                            observed: version.observation(),
                         },
                     }));
                     if record.pinned {
@@ -455,15 +476,26 @@ impl Index {
         self.read(|index, txn| index.repositories_in(txn, last, limit))
     }
 
-    pub(super) fn link(&self, repository: &Repository, digest: &Digest) -> Result<Option<Link>, StoreError> {
+    pub(super) fn link(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<ContentLink>, StoreError> {
         self.read(|index, txn| match index.number(txn, repository)? {
             Some(number) => index.fetch(txn, LINK, &link_key(number, digest)),
             None => Ok(None),
         })
     }
 
+    pub(super) fn class(&self, repository: &Repository) -> Result<Option<AccessClass>, StoreError> {
+        self.read(|index, txn| match index.number(txn, repository)? {
+            Some(number) => index.fetch(txn, CLASS, &number.to_be_bytes()),
+            None => Ok(None),
+        })
+    }
+
     /// The repositories that content is linked to, and how. Walks all links: for what happens seldom.
-    pub(super) fn links_to(&self, digest: &Digest) -> Result<Vec<(Repository, Link)>, StoreError> {
+    pub(super) fn links_to(&self, digest: &Digest) -> Result<Vec<(Repository, ContentLink)>, StoreError> {
         self.read(|index, txn| {
             let wanted = digest.key();
             let mut found = Vec::new();
@@ -484,7 +516,7 @@ impl Index {
         self.read(|index, txn| {
             let Some(number) = index.number(txn, repository)? else { return Ok(Vec::new()) };
             let mut manifests = Vec::new();
-            index.each(txn, LINK, &number.to_be_bytes(), |key, link: Link| {
+            index.each(txn, LINK, &number.to_be_bytes(), |key, link: ContentLink| {
                 if let (true, Some(media_type), Some(digest)) =
                     (link.held, link.media_type, Digest::from_key(&key[4..]))
                 {
@@ -746,9 +778,14 @@ impl Index {
         let tally = self.fetch(&txn, META, TALLY)?.unwrap_or_default();
         *self.tally.lock() = tally;
         work(self, &mut txn)?;
+        if self.is_of_older_schema() {
+            self.put(&mut txn, META, b"schema", &SCHEMA)?;
+        }
         let tally = *self.tally.lock();
         self.put(&mut txn, META, TALLY, &tally)?;
-        txn.commit().map_err(failed("write the index"))
+        txn.commit().map_err(failed("write the index"))?;
+        self.schema.store(SCHEMA, Ordering::Relaxed);
+        Ok(())
     }
 }
 

@@ -15,25 +15,25 @@ use std::sync::atomic::Ordering;
 
 /// What a second look at content has found.
 #[derive(Debug)]
-pub enum Verdict {
+pub enum Recheck {
     /// It is as its name says.
-    Sound,
+    Verified,
     /// It is not here any more.
     Gone,
-    /// It was bad, in these words, and has been set aside.
-    SetAside(String),
+    /// It is corrupt, in these words, and is in quarantine now.
+    Quarantined(String),
 }
 
 impl Store {
     /// Whether content whose file says that it was used last at count `used` has to be hashed before it is served.
-    pub(super) fn is_suspect(&self, digest: &Digest, used: u64) -> bool {
-        self.session.is_suspect(digest, used)
-            && self.unwritten_use(digest).is_none_or(|n| self.session.is_suspect(digest, n))
+    pub(super) fn is_unverified(&self, digest: &Digest, used: u64) -> bool {
+        self.session.is_unverified(digest, used)
+            && self.unwritten_use(digest).is_none_or(|n| self.session.is_unverified(digest, n))
     }
 
     /// Whether there is content that was not hashed since a stop that was not an orderly one.
-    pub fn has_suspects(&self) -> bool {
-        self.session.has_suspects()
+    pub fn has_unverified(&self) -> bool {
+        self.session.has_unverified()
     }
 
     /// How far the scrub is: it has come past everything up to this digest.
@@ -84,15 +84,15 @@ impl Store {
     }
 
     /// Has a second look at content that seemed bad, and sets it aside if it is.
-    pub fn condemn(&self, digest: &Digest) -> Result<Verdict, StoreError> {
+    pub fn recheck(&self, digest: &Digest) -> Result<Recheck, StoreError> {
         let problem = match self.verify_cold(digest, &mut |_| true) {
-            Ok(_) => return Ok(Verdict::Sound),
-            Err(_) if !self.contains(digest) => return Ok(Verdict::Gone),
+            Ok(_) => return Ok(Recheck::Verified),
+            Err(_) if !self.contains(digest) => return Ok(Recheck::Gone),
             Err(problem) => problem,
         };
         self.quarantine(digest)?;
         log::error!("{digest} was damaged on the disk and is set aside: {problem}");
-        Ok(Verdict::SetAside(problem.to_string()))
+        Ok(Recheck::Quarantined(problem.to_string()))
     }
 
     /// Takes a bad blob out of service. Its bytes are kept under `quarantine/` while there is room for them.
@@ -122,7 +122,7 @@ impl Store {
             let _ = File::create(&aside);
         }
         layout::flush_dir(&self.layout.blobs(digest.algorithm()))?;
-        match self.with_index(|index| index.remove_blobs(std::slice::from_ref(digest))) {
+        match self.change_index(|index| index.remove_blobs(std::slice::from_ref(digest))) {
             Err(StoreError::Rebuilding) => Ok(()),
             other => other,
         }
@@ -155,7 +155,7 @@ impl Store {
     }
 
     /// Content has come anew.
-    pub(super) fn acquit(&self, digest: &Digest) {
+    pub(super) fn clear(&self, digest: &Digest) {
         if self.layout.take_from_quarantine(digest) {
             log::info!("{digest} has come anew in place of what was damaged");
         }
@@ -164,7 +164,7 @@ impl Store {
 
     /// The bytes of a small blob that is open, hashed if it is suspect; `None` if they were bad and are set aside.
     pub(super) fn read_checked(&self, digest: &Digest, blob: Blob) -> Result<Option<Vec<u8>>, StoreError> {
-        let (suspect, size) = (blob.suspect, blob.size);
+        let (suspect, size) = (blob.unverified, blob.size);
         let read = |mut file: File| {
             let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
             file.read_to_end(&mut bytes).map(|_| bytes)
@@ -176,9 +176,9 @@ impl Store {
             Ok(_) => log::warn!("{digest} does not hash to its name; it is read again"),
             Err(e) => log::warn!("{digest} cannot be read: {e}; it is read again"),
         }
-        match self.condemn(digest)? {
-            Verdict::Gone | Verdict::SetAside(_) => Ok(None),
-            Verdict::Sound => match self.open_blob(digest)? {
+        match self.recheck(digest)? {
+            Recheck::Gone | Recheck::Quarantined(_) => Ok(None),
+            Recheck::Verified => match self.open_blob(digest)? {
                 Some(again) => {
                     read(again.file).map(Some).map_err(StoreError::io(format!("cannot read {digest}")))
                 }

@@ -6,8 +6,9 @@
 //! is passed over and counted, and costs that one event.
 
 use super::StoreError;
-use super::record::{Rollback, checksum};
+use super::record::{Observation, Rollback, checksum};
 use super::staging::write_whole;
+use crate::auth::AccessClass;
 use crate::budget;
 use crate::oci::{Digest, Repository, Tag};
 use serde::{Deserialize, Serialize};
@@ -17,7 +18,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 
 /// The journal's format; a larger number means a newer larder.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// Most links that one event of an eviction forgets, so that lines stay short.
 pub(super) const LINKS_AT_A_TIME: usize = 256;
 /// Events handed over at a time in a replay.
@@ -43,20 +44,19 @@ pub(super) enum What {
     Seen {
         repository: Repository,
         tag: Tag,
-        digest: Digest,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         unix: Option<u64>,
+        #[serde(flatten)]
+        observed: Observation,
     },
-    /// That digest's closure was found whole.
+    /// That digest's closure was found complete. Of a peer's version, `unix` is when its upstream reported it.
     Complete {
         repository: Repository,
         tag: Tag,
-        digest: Digest,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         unix: Option<u64>,
-        /// A peer, and not upstream, said that the tag is this digest; `unix` is when it did.
-        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-        peer: bool,
+        #[serde(flatten)]
+        observed: Observation,
     },
     /// The owner went back to an earlier version, or ended that.
     Rollback { repository: Repository, tag: Tag, rollback: Option<Rollback> },
@@ -70,6 +70,8 @@ pub(super) enum What {
     Manifest { repository: Repository, digest: Digest, media_type: String },
     /// The repository's upstream holds this blob.
     Held { repository: Repository, digest: Digest },
+    /// Who may read the repository.
+    Class { repository: Repository, class: AccessClass },
 }
 
 impl What {
@@ -83,7 +85,8 @@ impl What {
             | What::Pinned { .. }
             | What::Removed { .. }
             | What::Evicted { .. }
-            | What::Held { .. } => None,
+            | What::Held { .. }
+            | What::Class { .. } => None,
         }
     }
 }
@@ -107,6 +110,7 @@ pub(super) struct Journal {
     file: File,
     /// The file system took no changes when it was opened; nothing is appended until the next start.
     read_only: bool,
+    format: u32,
     generation: u64,
     len: u64,
     /// Length after the last compaction.
@@ -127,13 +131,13 @@ impl Journal {
         let file = opened.map_err(StoreError::io(format!("cannot open {}", path.display())))?;
         let len =
             file.metadata().map_err(StoreError::io(format!("cannot look at {}", path.display())))?.len();
-        let mut journal = Journal { path, file, read_only, generation: 0, len, base_len: 0 };
+        let mut journal = Journal { path, file, read_only, format: FORMAT, generation: 0, len, base_len: 0 };
         let header = journal.first_line()?;
         match header {
             Some(header) if header.format > FORMAT => {
                 return Err(StoreError::Newer { found: header.format, known: FORMAT });
             }
-            Some(header) => journal.generation = header.generation,
+            Some(header) => (journal.format, journal.generation) = (header.format, header.generation),
             // Without a header the events are still there; a generation that no index has makes them all be read.
             None => journal.generation = u64::MAX,
         }
@@ -155,13 +159,46 @@ impl Journal {
         self.len == line(&Header { format: FORMAT, generation: self.generation }).len() as u64
     }
 
-    /// Adds an event and flushes it. If that fails the event did not happen.
-    pub(super) fn append(&mut self, event: &Event) -> Result<Position, StoreError> {
+    /// Brings the file to the format of this larder, before anything is written that an older one would misread.
+    /// Its events stay where they are: the header has the same length in each format.
+    pub(super) fn upgrade(&mut self) -> Result<(), StoreError> {
+        if self.format == FORMAT {
+            return Ok(());
+        }
         if self.read_only {
             let refused = StoreError::io(format!("cannot write {}", self.path.display()));
             return Err(refused(ErrorKind::ReadOnlyFilesystem.into()));
         }
-        let bytes = line(event);
+        let failed = || StoreError::io(format!("cannot read {}", self.path.display()));
+        let mut bytes = line(&Header { format: FORMAT, generation: self.generation });
+        let mut rest = vec![0; usize::try_from(self.len).unwrap_or(usize::MAX).saturating_sub(bytes.len())];
+        self.file.read_exact_at(&mut rest, bytes.len() as u64).map_err(failed())?;
+        bytes.append(&mut rest);
+        self.replace(&bytes)?;
+        self.format = FORMAT;
+        log::info!("{} is now of format {FORMAT}: an older larder refuses it", self.path.display());
+        Ok(())
+    }
+
+    /// Puts a new text in the place of the file.
+    fn replace(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        write_whole(&self.path, bytes)?;
+        self.file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&self.path)
+            .map_err(StoreError::io(format!("cannot open {}", self.path.display())))?;
+        Ok(())
+    }
+
+    /// Adds events and flushes them. If that fails none of them happened.
+    pub(super) fn append(&mut self, events: &[Event]) -> Result<Position, StoreError> {
+        if self.read_only {
+            let refused = StoreError::io(format!("cannot write {}", self.path.display()));
+            return Err(refused(ErrorKind::ReadOnlyFilesystem.into()));
+        }
+        self.upgrade()?;
+        let bytes: Vec<u8> = events.iter().flat_map(line).collect();
         let failed = |what: &str| StoreError::io(format!("cannot {what} {}", self.path.display()));
         let written = self.file.write_all_at(&bytes, self.len).map_err(failed("write"));
         let flushed = written.and_then(|()| self.file.sync_data().map_err(failed("flush")));
@@ -186,12 +223,8 @@ impl Journal {
         for event in events {
             bytes.extend_from_slice(&line(event));
         }
-        write_whole(&self.path, &bytes)?;
-        self.file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(&self.path)
-            .map_err(StoreError::io(format!("cannot open {}", self.path.display())))?;
+        self.replace(&bytes)?;
+        self.format = FORMAT;
         (self.generation, self.len, self.base_len) = (generation, bytes.len() as u64, bytes.len() as u64);
         Ok(())
     }

@@ -66,17 +66,14 @@ impl Layout {
         self.data_dir.join("staging")
     }
 
-    pub(super) fn staged(&self, digest: &Digest) -> PathBuf {
-        self.staging().join(format!("{}-{}", digest.algorithm().name(), digest.hex()))
-    }
-
-    pub(super) fn origin(&self, digest: &Digest) -> PathBuf {
-        self.staged(digest).with_extension("origin")
+    /// A staging file by its name; beside it lies its `.origin`.
+    pub(super) fn staged(&self, name: &str) -> PathBuf {
+        self.staging().join(name)
     }
 
     /// A staging file for content that comes at once; it is not kept over a restart.
     pub(super) fn scratch(&self, digest: &Digest, n: u64) -> PathBuf {
-        self.staged(digest).with_extension(format!("{n}.scratch"))
+        self.staging().join(format!("{}-{}.{n}.scratch", digest.algorithm().name(), digest.hex()))
     }
 
     pub(super) fn quarantine(&self) -> PathBuf {

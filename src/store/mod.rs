@@ -29,12 +29,13 @@ mod staging;
 mod stamp;
 
 pub use blobs::{Blob, BlobInfo};
-pub use integrity::Verdict;
+pub use integrity::Recheck;
 pub use owner::work_as_owner;
-pub use record::{Link, LinkedManifest, Rollback, TagRecord, Version};
-pub use staging::{Origin, Staged};
+pub use record::{ContentLink, LinkedManifest, Observation, Rollback, TagRecord, TagVersion, VersionSource};
+pub use staging::{ContentKey, Staged, StagedFrom};
 pub use stamp::Stamp;
 
+use crate::auth::AccessClass;
 use crate::budget;
 use crate::clock::{self, Sequence};
 use crate::oci::{Digest, Manifest, Repository, Tag};
@@ -59,6 +60,11 @@ pub enum StoreError {
         what: String,
         /// What it answered.
         source: std::io::Error,
+    },
+    /// The limits that the owner set for the disk leave no room, though the disk may not be full.
+    NoRoom {
+        /// For what.
+        what: String,
     },
     /// Another process holds the store.
     Locked(PathBuf),
@@ -92,19 +98,14 @@ impl StoreError {
         move |source| StoreError::Io { what, source }
     }
 
-    /// The disk's limits leave no room; the same as if the disk were full.
-    pub fn no_room(what: String) -> StoreError {
-        StoreError::Io { what, source: std::io::ErrorKind::StorageFull.into() }
-    }
-
     /// Whether there is no index to answer from just now.
     pub fn is_without_index(&self) -> bool {
         matches!(self, StoreError::Rebuilding | StoreError::Damaged(_) | StoreError::Stuck(_))
     }
 
     /// Whether the disk would not take something: full, read-only, or failing.
-    pub fn is_of_the_disk(&self) -> bool {
-        matches!(self, StoreError::Io { .. })
+    pub fn is_disk_failure(&self) -> bool {
+        matches!(self, StoreError::Io { .. } | StoreError::NoRoom { .. })
     }
 }
 
@@ -112,6 +113,7 @@ impl std::fmt::Display for StoreError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             StoreError::Io { what, source } => write!(f, "{what}: {source}"),
+            StoreError::NoRoom { what } => write!(f, "the limits of the disk leave no room for {what}"),
             StoreError::Locked(path) => {
                 write!(
                     f,
@@ -145,7 +147,7 @@ pub struct Store {
     session: Session,
     sequence: Sequence,
     touches: Mutex<HashMap<Digest, u64>>,
-    writing: Arc<Mutex<HashSet<Digest>>>,
+    writing: Arc<Mutex<HashSet<ContentKey>>>,
     history_max: usize,
     stored_bytes: AtomicU64,
     counted: OnceLock<()>,
@@ -165,21 +167,48 @@ pub struct Store {
     stamps: stamp::Stamps,
 }
 
-/// How the store was found when it was opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Found {
-    /// Index and journal agree, or were made to by reading the journal's end.
-    Sound,
-    /// The index is missing or damaged: [`Store::rebuild`] must run before anything but content is answered.
-    NeedsRebuild,
+/// What is left to do after [`Store::open`], and must be done once.
+#[derive(Debug)]
+#[must_use = "the index may have to be rebuilt, and stays unproven until it has been read through"]
+pub struct Startup {
+    needs_rebuild: bool,
+}
+
+impl Startup {
+    /// Whether the index is missing or damaged. Then only content is answered until it has been rebuilt.
+    pub fn needs_rebuild(&self) -> bool {
+        self.needs_rebuild
+    }
+
+    /// For a server: rebuilds the index if need be, and reads all of it. It takes as long as that takes.
+    ///
+    /// # Errors
+    /// The index cannot be built or read; the store serves content all the same.
+    pub fn finish(self, store: &Store) -> Result<(), StoreError> {
+        if self.needs_rebuild {
+            store.rebuild()?;
+        }
+        store.check_index()
+    }
+
+    /// For a command, which ends soon: rebuilds the index if need be.
+    ///
+    /// # Errors
+    /// The index cannot be built.
+    pub fn finish_briefly(self, store: &Store) -> Result<(), StoreError> {
+        if self.needs_rebuild { store.rebuild() } else { Ok(()) }
+    }
 }
 
 impl Store {
     /// Opens the store under `data_dir`, making it if need be, and takes its lock.
     ///
-    /// `history_max` earlier versions are remembered for each tag. Where the index must be made again this returns
-    /// at once with [`Found::NeedsRebuild`], so that a server can answer for content meanwhile.
-    pub fn open(data_dir: &Path, history_max: usize) -> Result<(Store, Found), StoreError> {
+    /// `history_max` earlier versions are remembered for each tag. This returns at once, also where the index must be
+    /// rebuilt, so that a server can answer for content while it finishes the [`Startup`].
+    ///
+    /// # Errors
+    /// Another process holds the store, a newer larder wrote it, or the disk fails.
+    pub fn open(data_dir: &Path, history_max: usize) -> Result<(Store, Startup), StoreError> {
         let layout = Layout::create(data_dir)?;
         let lock = layout.lock()?;
         let journal = Journal::open(layout.journal())?;
@@ -207,16 +236,16 @@ impl Store {
             layout,
         };
         store.layout.clear_scratch();
-        let found = match store.open_index() {
-            Ok(()) => Found::Sound,
+        let needs_rebuild = match store.open_index() {
+            Ok(()) => false,
             Err(newer @ StoreError::Newer { .. }) => return Err(newer),
             Err(problem) => {
                 log::warn!("index cannot be used and will be rebuilt: {problem}");
-                Found::NeedsRebuild
+                true
             }
         };
         store.enter_session(ended)?;
-        Ok((store, found))
+        Ok((store, Startup { needs_rebuild }))
     }
 
     /// Takes up the counts where the last process left them; what a server that did not come to an orderly end left on
@@ -242,7 +271,7 @@ impl Store {
             }
         };
         if known {
-            self.session.suspect_all(self.sequence.last());
+            self.session.distrust_all(self.sequence.last());
             if let Err(problem) = self.session.save(self.sequence.last(), false) {
                 log::warn!("that blobs have to be hashed was not written down: {problem}");
             }
@@ -250,7 +279,7 @@ impl Store {
         Ok(())
     }
 
-    /// A server begins to use the store. Until [`Store::wind_down`] an end of the process is not an orderly one.
+    /// A server begins to use the store. Until [`Store::shut_down`] an end of the process is not an orderly one.
     pub fn begin_service(&self) {
         if let Err(problem) = self.session.begin(self.sequence.last()) {
             log::warn!("that a server runs was not written down: {problem}");
@@ -408,7 +437,8 @@ impl Store {
     /// Reads every record of the index, and writes one; `Err(Damaged)` says what is wrong. Must be called once after
     /// [`Store::open`]: an index that no start has read and written without harm is made again.
     pub fn check_index(&self) -> Result<(), StoreError> {
-        self.with_index(|index| index.check().and_then(|()| index.touch(&[], self.sequence.last())))?;
+        self.with_index(Index::check)?;
+        self.change_index(|index| index.touch(&[], self.sequence.last()))?;
         self.prove();
         Ok(())
     }
@@ -419,7 +449,7 @@ impl Store {
     }
 
     /// Writes down what is only in memory, and that the process ends in order. The store may be used on.
-    pub fn wind_down(&self) {
+    pub fn shut_down(&self) {
         if let Err(problem) = self.flush_touches() {
             log::warn!("uses were not written: {problem}");
         }
@@ -497,13 +527,18 @@ impl Store {
         self.with_index(|index| index.tag(repository, tag))
     }
 
-    /// Notes that upstream said `digest` for the tag. Does nothing if that is what it said last, and if no peer has
-    /// said anything since.
-    pub fn tag_seen(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> Result<(), StoreError> {
+    /// Notes what upstream reported for the tag. Does nothing if that is what it reported last, and if no peer has
+    /// reported anything since.
+    pub fn tag_seen(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        observed: &Observation,
+    ) -> Result<(), StoreError> {
+        let same = |seen: TagVersion| seen.digest == observed.digest && seen.source == observed.source;
         let known = || {
-            Ok(self.tag(repository, tag)?.is_some_and(|record| {
-                !record.has_later_offer() && record.seen.is_some_and(|seen| seen.digest == *digest)
-            }))
+            let record = self.tag(repository, tag)?;
+            Ok(record.is_some_and(|record| !record.has_later_offer() && record.seen.is_some_and(same)))
         };
         if known()? {
             return Ok(());
@@ -511,10 +546,10 @@ impl Store {
         let what = journal::What::Seen {
             repository: repository.clone(),
             tag: tag.clone(),
-            digest: digest.clone(),
             unix: clock::trusted_unix(),
+            observed: observed.clone(),
         };
-        self.record_unless(what, known)
+        self.record_unless(vec![what], known)
     }
 
     /// Moves the tag's *complete* pointer to `digest`, whose closure the caller has found whole.
@@ -524,19 +559,21 @@ impl Store {
         tag: &Tag,
         digest: &Digest,
     ) -> Result<(), StoreError> {
-        let same = |complete: Version| complete.digest == *digest && !complete.peer;
+        let same = |complete: TagVersion| complete.digest == *digest && !complete.is_from_peer();
         let known = || Ok(self.tag(repository, tag)?.is_some_and(|record| record.complete.is_some_and(same)));
-        if known()? {
+        let record = self.tag(repository, tag)?.unwrap_or_default();
+        if record.complete.is_some_and(same) {
             return Ok(());
         }
+        // It is the version that was seen, with where that came from.
+        let seen = record.seen.filter(|seen| seen.digest == *digest).map(TagVersion::observation);
         let what = journal::What::Complete {
             repository: repository.clone(),
             tag: tag.clone(),
-            digest: digest.clone(),
             unix: clock::trusted_unix(),
-            peer: false,
+            observed: seen.unwrap_or_else(|| Observation::upstream(digest.clone())),
         };
-        self.record_unless(what, known)
+        self.record_unless(vec![what], known)
     }
 
     /// Notes that a version which a peer named is whole here. `unix` is when the peer's upstream said so. What this
@@ -545,20 +582,19 @@ impl Store {
         &self,
         repository: &Repository,
         tag: &Tag,
-        digest: &Digest,
+        observed: &Observation,
         unix: Option<u64>,
     ) -> Result<(), StoreError> {
         let known = self.tag(repository, tag)?.unwrap_or_default();
         let versions = [&known.seen, &known.complete];
-        if versions.into_iter().flatten().any(|version| version.digest == *digest) {
+        if versions.into_iter().flatten().any(|version| version.digest == observed.digest) {
             return Ok(());
         }
         self.record(journal::What::Complete {
             repository: repository.clone(),
             tag: tag.clone(),
-            digest: digest.clone(),
             unix,
-            peer: true,
+            observed: observed.clone(),
         })
     }
 
@@ -597,42 +633,54 @@ impl Store {
 
     // -- Manifests and links ---------------------------------------------------------------------------------
 
-    /// Stores a manifest whose bytes the caller has checked, and links what it names to the repository.
+    /// Who may read a repository, as far as that was found out.
+    pub fn repository_class(&self, repository: &Repository) -> Result<Option<AccessClass>, StoreError> {
+        self.with_index(|index| index.class(repository))
+    }
+
+    /// Stores a manifest whose bytes the caller has checked, and links what it names to the repository, which is of
+    /// this class.
     pub fn put_manifest(
         &self,
         repository: &Repository,
         digest: &Digest,
         media_type: &str,
         bytes: &[u8],
-        private: bool,
+        class: AccessClass,
     ) -> Result<(), StoreError> {
         if let Some(known) = self.open_blob(digest)? {
-            if known.private && !private {
+            if known.private && class != AccessClass::Private {
                 self.make_public(digest)?;
             }
         } else {
             let mut staged = self.stage_scratch(digest)?;
             staged.append(bytes)?;
-            staged.publish(self, private)?;
+            staged.publish(self, class)?;
+        }
+        let mut news = Vec::new();
+        let known = self.repository_class(repository)?;
+        // What did not come from the registry proves nothing about it.
+        if known != Some(class) && (known.is_none() || class != AccessClass::Unproven) {
+            news.push(journal::What::Class { repository: repository.clone(), class });
         }
         let known = self.link(repository, digest)?;
-        if known.is_some_and(|link| link.held && link.media_type.as_deref() == Some(media_type)) {
-            return Ok(());
+        if known.is_none_or(|link| !link.held || link.media_type.as_deref() != Some(media_type)) {
+            news.push(journal::What::Manifest {
+                repository: repository.clone(),
+                digest: digest.clone(),
+                media_type: media_type.to_owned(),
+            });
         }
-        self.record(journal::What::Manifest {
-            repository: repository.clone(),
-            digest: digest.clone(),
-            media_type: media_type.to_owned(),
-        })
+        if news.is_empty() { Ok(()) } else { self.record_unless(news, || Ok(false)) }
     }
 
     /// What is known of some content in a repository.
-    pub fn link(&self, repository: &Repository, digest: &Digest) -> Result<Option<Link>, StoreError> {
+    pub fn link(&self, repository: &Repository, digest: &Digest) -> Result<Option<ContentLink>, StoreError> {
         self.with_index(|index| index.link(repository, digest))
     }
 
     /// The repositories that content is linked to, and how.
-    pub fn links_to(&self, digest: &Digest) -> Result<Vec<(Repository, Link)>, StoreError> {
+    pub fn links_to(&self, digest: &Digest) -> Result<Vec<(Repository, ContentLink)>, StoreError> {
         self.with_index(|index| index.links_to(digest))
     }
 
@@ -701,7 +749,7 @@ impl Store {
 
     /// Keeps a small text; `None` removes it. It is not in the journal: a rebuilt index has lost it.
     pub fn set_note(&self, name: &str, text: Option<&str>) -> Result<(), StoreError> {
-        self.with_index(|index| index.set_note(name, text))
+        self.change_index(|index| index.set_note(name, text))
     }
 
     // -- Uses ------------------------------------------------------------------------------------------------
@@ -748,7 +796,7 @@ impl Store {
                 uses.push(BlobInfo { digest, size, used: n });
             }
         }
-        self.with_index(|index| index.touch(&uses, self.sequence.last()))
+        self.change_index(|index| index.touch(&uses, self.sequence.last()))
     }
 
     /// Keeps the counts ahead of their use, and notes how they compare with the time for which servers have run: often
@@ -771,13 +819,13 @@ impl Store {
 
     /// Writes one event: the journal first, flushed; then the index.
     fn record(&self, what: journal::What) -> Result<(), StoreError> {
-        self.record_unless(what, || Ok(false))
+        self.record_unless(vec![what], || Ok(false))
     }
 
     /// The same, unless it turns out to be known when its turn has come: several may have found it out at once.
     fn record_unless(
         &self,
-        what: journal::What,
+        news: Vec<journal::What>,
         known: impl FnOnce() -> Result<bool, StoreError>,
     ) -> Result<(), StoreError> {
         let index = self.index()?;
@@ -785,10 +833,11 @@ impl Store {
         if known()? {
             return Ok(());
         }
-        let event = Event { n: self.sequence.next(), what };
-        let manifest = self.manifest_of(&event);
-        let position = journal.append(&event)?;
-        let applied = index.apply(&[(&event, manifest)], position, self.history_max);
+        let events: Vec<Event> =
+            news.into_iter().map(|what| Event { n: self.sequence.next(), what }).collect();
+        let applied: Vec<_> = events.iter().map(|event| (event, self.manifest_of(event))).collect();
+        let position = journal.append(&events)?;
+        let applied = index.apply(&applied, position, self.history_max);
         self.changed();
         self.watch_damage(applied)?;
         if journal.wants_compaction() {
@@ -802,6 +851,14 @@ impl Store {
     fn with_index<T>(&self, work: impl FnOnce(&Index) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let index = self.index()?;
         self.watch_damage(work(&index))
+    }
+
+    /// The same for what changes the index: an older larder must refuse the store from then on.
+    fn change_index(&self, work: impl FnOnce(&Index) -> Result<(), StoreError>) -> Result<(), StoreError> {
+        if self.index()?.is_of_older_schema() {
+            self.journal().upgrade()?;
+        }
+        self.with_index(work)
     }
 
     fn index(&self) -> Result<Arc<Index>, StoreError> {
@@ -837,7 +894,7 @@ fn close<I: std::borrow::Borrow<Index>>(index: I) {
 
 impl Drop for Store {
     fn drop(&mut self) {
-        self.wind_down();
+        self.shut_down();
         self.close_index();
     }
 }

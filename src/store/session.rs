@@ -92,7 +92,7 @@ impl Session {
     }
 
     /// All content used up to count `n` has to be hashed before it is believed again.
-    pub(super) fn suspect_all(&self, n: u64) {
+    pub(super) fn distrust_all(&self, n: u64) {
         let mut state = self.state();
         (state.serving, state.suspect, state.scrubbed) = (false, n, None);
         state.ceiling = state.ceiling.max(n);
@@ -100,14 +100,14 @@ impl Session {
     }
 
     /// Whether content that was used last at count `used` has to be hashed before it is believed.
-    pub(super) fn is_suspect(&self, digest: &Digest, used: u64) -> bool {
+    pub(super) fn is_unverified(&self, digest: &Digest, used: u64) -> bool {
         used <= self.suspect.load(Ordering::Relaxed)
-            && self.has_suspects()
+            && self.has_unverified()
             && self.state().scrubbed.as_ref().is_none_or(|passed| digest > passed)
     }
 
     /// Whether any content may have to be hashed before it is believed.
-    pub(super) fn has_suspects(&self) -> bool {
+    pub(super) fn has_unverified(&self) -> bool {
         self.suspect.load(Ordering::Relaxed) > 0
     }
 
@@ -251,16 +251,16 @@ mod tests {
     fn what_is_suspect_stays_so_until_it_is_used_or_scrubbed() {
         let path = file();
         let (session, _) = Session::open(path.clone());
-        assert!(!session.has_suspects());
-        session.suspect_all(100);
-        assert!(session.is_suspect(&digest('a'), 100) && !session.is_suspect(&digest('a'), 101));
+        assert!(!session.has_unverified());
+        session.distrust_all(100);
+        assert!(session.is_unverified(&digest('a'), 100) && !session.is_unverified(&digest('a'), 101));
         session.set_scrubbed(Some(digest('b')));
-        assert!(!session.is_suspect(&digest('a'), 5) && session.is_suspect(&digest('c'), 5));
+        assert!(!session.is_unverified(&digest('a'), 5) && session.is_unverified(&digest('c'), 5));
         session.save(100, true).unwrap();
         let (again, _) = Session::open(path.clone());
-        assert!(again.is_suspect(&digest('c'), 5), "an orderly restart hashes nothing");
+        assert!(again.is_unverified(&digest('c'), 5), "an orderly restart hashes nothing");
         again.set_scrubbed(None);
-        assert!(!again.is_suspect(&digest('c'), 5) && !again.has_suspects());
+        assert!(!again.is_unverified(&digest('c'), 5) && !again.has_unverified());
         std::fs::remove_file(path).unwrap();
     }
 

@@ -5,22 +5,60 @@
 //! file that a power cut may have torn.
 
 use super::layout::{flush_dir, set_private};
+use super::record::checksum;
 use super::{Store, StoreError};
+use crate::auth::AccessClass;
 use crate::budget;
-use crate::oci::{Digest, Hasher, Repository};
+use crate::oci::{Digest, Hasher, RegistryName, Repository};
 use crate::sync::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+/// Which content is staged, and for whom: what one registry gave for one class of clients is not mixed with what another
+/// gave.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ContentKey {
+    /// The registry that it comes from.
+    pub registry: RegistryName,
+    /// Who may read it there.
+    pub class: AccessClass,
+    /// What it is.
+    pub digest: Digest,
+}
+
+impl ContentKey {
+    /// The name of its file: safe and of bounded length for every registry, and the digest is seen at a glance.
+    fn file_name(&self) -> String {
+        let of = checksum(&[self.registry.as_str().as_bytes(), b"/", self.class.as_str().as_bytes()]);
+        let of: String = of.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("{}-{of}", self.file_name_0_1())
+    }
+
+    /// The name that 0.1.0 gave it, whatever the registry.
+    fn file_name_0_1(&self) -> String {
+        format!("{}-{}", self.digest.algorithm().name(), self.digest.hex())
+    }
+}
+
+/// What `.origin` says.
+#[derive(Serialize, Deserialize)]
+struct OriginNote {
+    #[serde(flatten)]
+    from: StagedFrom,
+    /// 0.1.0 did not write it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    class: Option<AccessClass>,
+}
+
 /// Where staged content comes from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Origin {
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct StagedFrom {
     /// The repository that it was asked for in.
     pub repository: Repository,
     /// Its size in bytes, if known.
@@ -40,40 +78,54 @@ pub struct Staged {
     _claim: Option<Claim>,
 }
 
-/// The right to write one digest; given back on drop.
+/// The right to write the content of one key; given back on drop.
 #[derive(Debug)]
 struct Claim {
-    writing: Arc<Mutex<HashSet<Digest>>>,
-    digest: Digest,
+    writing: Arc<Mutex<HashSet<ContentKey>>>,
+    key: ContentKey,
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.writing.lock().remove(&self.digest);
+        self.writing.lock().remove(&self.key);
     }
 }
 
 impl Store {
     /// Begins to write content, or takes up what an earlier writer left; [`Staged::len`] says how much that is.
-    pub fn stage(&self, digest: &Digest, origin: &Origin) -> Result<Staged, StoreError> {
-        let claim = self.claim(digest)?;
-        let path = self.layout.staged(digest);
-        let note = serde_json::to_vec(origin).unwrap_or_default();
-        let origin_path = self.layout.origin(digest);
-        fs::write(&origin_path, note)
-            .map_err(StoreError::io(format!("cannot write {}", origin_path.display())))?;
+    ///
+    /// # Errors
+    /// Somebody else is writing it, or the disk fails.
+    pub fn stage(&self, key: &ContentKey, from: &StagedFrom) -> Result<Staged, StoreError> {
+        let claim = self.claim(key)?;
+        let path = self.layout.staged(&key.file_name());
+        let note = OriginNote { from: from.clone(), class: Some(key.class) };
+        let note = serde_json::to_vec(&note).unwrap_or_default();
+        let origin = path.with_extension("origin");
+        fs::write(&origin, note).map_err(StoreError::io(format!("cannot write {}", origin.display())))?;
+        self.adopt(key, &path);
         let file = open_staging(&path, false)?;
         let mut staged = Staged {
-            digest: digest.clone(),
+            digest: key.digest.clone(),
             path,
             file: Arc::new(file),
-            hasher: Hasher::new(digest.algorithm()),
+            hasher: Hasher::new(key.digest.algorithm()),
             len: 0,
             resumable: true,
             _claim: Some(claim),
         };
-        staged.take_up(origin.size)?;
+        staged.take_up(from.size)?;
         Ok(staged)
+    }
+
+    /// Gives what 0.1.0 left of this content of this registry its name of today, if there is nothing under that yet.
+    fn adopt(&self, key: &ContentKey, path: &Path) {
+        let left = self.layout.staged(&key.file_name_0_1());
+        let Some(note) = read_origin(&left) else { return };
+        if note.from.repository.registry == key.registry && !path.exists() && fs::rename(&left, path).is_ok()
+        {
+            let _ = fs::remove_file(left.with_extension("origin"));
+        }
     }
 
     /// A staging file for content that is at hand whole. Several writers of the same content do not meet.
@@ -84,37 +136,46 @@ impl Store {
         Ok(Staged { digest: digest.clone(), path, file, hasher, len: 0, resumable: false, _claim: None })
     }
 
-    /// What earlier writers left unfinished, with the bytes already there.
-    pub fn unfinished(&self) -> Vec<(Digest, Origin, u64)> {
+    /// What earlier writers left unfinished, with the bytes already there. What 0.1.0 left is of no class yet and called
+    /// unproven; it is taken up under any class.
+    pub fn unfinished(&self) -> Vec<(ContentKey, StagedFrom, u64)> {
+        let mut found: Vec<_> =
+            self.left_staged().into_iter().map(|(_, key, from, bytes)| (key, from, bytes)).collect();
+        found.sort();
+        found
+    }
+
+    fn left_staged(&self) -> Vec<(PathBuf, ContentKey, StagedFrom, u64)> {
         let mut found = Vec::new();
         for entry in
             fs::read_dir(self.layout.staging()).into_iter().flatten().flatten().take(budget::FILLS_MAX * 2)
         {
-            let path = entry.path();
-            let name = entry.file_name();
-            let Some(digest) = name.to_str().and_then(|n| n.replacen('-', ":", 1).parse::<Digest>().ok())
-            else {
-                continue;
-            };
-            let origin =
-                fs::read(self.layout.origin(&digest)).ok().and_then(|b| serde_json::from_slice(&b).ok());
-            match origin {
-                Some(origin) => found.push((digest, origin, entry.metadata().map_or(0, |meta| meta.len()))),
-                None => drop(fs::remove_file(path)),
+            let (path, name) = (entry.path(), entry.file_name());
+            let parts: Vec<&str> = name.to_str().unwrap_or_default().splitn(3, '-').collect();
+            let [algorithm, hex, ..] = parts[..] else { continue };
+            let Ok(digest) = format!("{algorithm}:{hex}").parse::<Digest>() else { continue };
+            let key = read_origin(&path).map(|note| {
+                let class = note.class.unwrap_or(AccessClass::Unproven);
+                (ContentKey { registry: note.from.repository.registry.clone(), class, digest }, note.from)
+            });
+            match key {
+                Some((key, from)) if name == *key.file_name() || name == *key.file_name_0_1() => {
+                    found.push((path, key, from, entry.metadata().map_or(0, |meta| meta.len())));
+                }
+                _ => drop(fs::remove_file(path)),
             }
         }
-        found.sort();
         found
     }
 
     /// Cuts the end off what earlier writers left: a power cut may have lengthened a file and not filled it, and one wrong
     /// byte would cost all of it.
     pub(super) fn cut_torn_ends(&self) {
-        for (digest, _, len) in self.unfinished() {
+        for (path, key, _, len) in self.left_staged() {
             let sound = len.saturating_sub(budget::TORN_BYTES) / budget::TORN_BYTES * budget::TORN_BYTES;
-            let file = OpenOptions::new().write(true).open(self.layout.staged(&digest));
+            let file = OpenOptions::new().write(true).open(path);
             if let Err(e) = file.and_then(|file| file.set_len(sound)) {
-                log::warn!("the end of {digest}, which is unfinished, could not be cut off: {e}");
+                log::warn!("cannot cut the end off {}, which is unfinished: {e}", key.digest);
             }
         }
     }
@@ -126,32 +187,29 @@ impl Store {
     }
 
     /// Removes what is staged of some content, if nobody is writing it.
-    pub fn forget_staged(&self, digest: &Digest) -> Result<(), StoreError> {
-        let _claim = self.claim(digest)?;
-        let _ = fs::remove_file(self.layout.staged(digest));
-        let _ = fs::remove_file(self.layout.origin(digest));
+    ///
+    /// # Errors
+    /// Somebody is.
+    pub fn forget_staged(&self, key: &ContentKey) -> Result<(), StoreError> {
+        let _claim = self.claim(key)?;
+        let path = self.layout.staged(&key.file_name());
+        self.adopt(key, &path);
+        let _ = fs::remove_file(&path);
+        let _ = fs::remove_file(path.with_extension("origin"));
         Ok(())
     }
 
-    fn claim(&self, digest: &Digest) -> Result<Claim, StoreError> {
+    fn claim(&self, key: &ContentKey) -> Result<Claim, StoreError> {
         let mut writing = self.writing.lock();
-        if !writing.insert(digest.clone()) {
-            return Err(StoreError::Busy(Box::new(digest.clone())));
+        if !writing.insert(key.clone()) {
+            return Err(StoreError::Busy(Box::new(key.digest.clone())));
         }
-        Ok(Claim { writing: Arc::clone(&self.writing), digest: digest.clone() })
+        Ok(Claim { writing: Arc::clone(&self.writing), key: key.clone() })
     }
 }
 
-impl PartialOrd for Origin {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Origin {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (&self.repository, self.size).cmp(&(&other.repository, other.size))
-    }
+fn read_origin(staged: &Path) -> Option<OriginNote> {
+    serde_json::from_slice(&fs::read(staged.with_extension("origin")).ok()?).ok()
 }
 
 impl Staged {
@@ -198,10 +256,10 @@ impl Staged {
     }
 
     /// Makes the content a blob. On a mismatch, and on a failed flush, what was written is discarded.
-    pub fn publish(self, store: &Store, private: bool) -> Result<(), StoreError> {
-        let published = self.try_publish(store, private);
+    pub fn publish(self, store: &Store, class: AccessClass) -> Result<(), StoreError> {
+        let published = self.try_publish(store, class == AccessClass::Private);
         if published.is_err() {
-            self.discard(store);
+            self.discard();
         }
         published
     }
@@ -233,10 +291,10 @@ impl Staged {
             }
             return Err(problem);
         }
-        store.acquit(&self.digest);
+        store.clear(&self.digest);
         store.changed();
         if self.resumable {
-            let _ = fs::remove_file(store.layout.origin(&self.digest));
+            let _ = fs::remove_file(self.path.with_extension("origin"));
         }
         // Whole and in its place, it is a blob; the index hears of it with the next batch of uses.
         store.note_use(&self.digest, n);
@@ -244,10 +302,10 @@ impl Staged {
     }
 
     /// Removes what was written.
-    pub fn discard(&self, store: &Store) {
+    pub fn discard(&self) {
         let _ = fs::remove_file(&self.path);
         if self.resumable {
-            let _ = fs::remove_file(store.layout.origin(&self.digest));
+            let _ = fs::remove_file(self.path.with_extension("origin"));
         }
     }
 

@@ -21,10 +21,8 @@ impl Folder {
     }
 
     fn open(&self) -> Store {
-        let (store, found) = Store::open(&self.0, 3).unwrap();
-        if found == Found::NeedsRebuild {
-            store.rebuild().unwrap();
-        }
+        let (store, startup) = Store::open(&self.0, 3).unwrap();
+        startup.finish_briefly(&store).unwrap();
         store
     }
 }
@@ -43,11 +41,21 @@ fn tag(text: &str) -> Tag {
     text.parse().unwrap()
 }
 
+fn seen(digest: &Digest) -> Observation {
+    Observation::upstream(digest.clone())
+}
+
+fn key(digest: &Digest) -> ContentKey {
+    let registry = repository().registry;
+    ContentKey { registry, class: AccessClass::Public, digest: digest.clone() }
+}
+
 fn put(store: &Store, bytes: &[u8]) -> Digest {
     let digest = Digest::of(Algorithm::Sha256, bytes);
-    let mut staged = store.stage(&digest, &Origin { repository: repository(), size: None }).unwrap();
+    let mut staged =
+        store.stage(&key(&digest), &StagedFrom { repository: repository(), size: None }).unwrap();
     staged.append(bytes).unwrap();
-    staged.publish(store, false).unwrap();
+    staged.publish(store, AccessClass::Public).unwrap();
     digest
 }
 
@@ -59,7 +67,9 @@ fn put_image(store: &Store, layer: &[u8]) -> Digest {
         layer.len()
     );
     let digest = Digest::of(Algorithm::Sha256, text.as_bytes());
-    store.put_manifest(&repository(), &digest, media::OCI_MANIFEST, text.as_bytes(), false).unwrap();
+    store
+        .put_manifest(&repository(), &digest, media::OCI_MANIFEST, text.as_bytes(), AccessClass::Public)
+        .unwrap();
     digest
 }
 
@@ -83,17 +93,17 @@ fn a_blob_is_there_only_when_whole() {
     let store = folder.open();
     let content = b"some layer";
     let digest = Digest::of(Algorithm::Sha256, content);
-    let origin = Origin { repository: repository(), size: Some(10) };
-    let mut staged = store.stage(&digest, &origin).unwrap();
+    let origin = StagedFrom { repository: repository(), size: Some(10) };
+    let mut staged = store.stage(&key(&digest), &origin).unwrap();
     staged.append(b"some ").unwrap();
     assert!(!store.contains(&digest));
-    assert!(matches!(store.stage(&digest, &origin), Err(StoreError::Busy(_))));
+    assert!(matches!(store.stage(&key(&digest), &origin), Err(StoreError::Busy(_))));
     drop(staged);
-    assert_eq!(store.unfinished(), [(digest.clone(), origin.clone(), 5)]);
-    let mut staged = store.stage(&digest, &origin).unwrap();
+    assert_eq!(store.unfinished(), [(key(&digest), origin.clone(), 5)]);
+    let mut staged = store.stage(&key(&digest), &origin).unwrap();
     assert_eq!(staged.len(), 5);
     staged.append(b"layer").unwrap();
-    staged.publish(&store, false).unwrap();
+    staged.publish(&store, AccessClass::Public).unwrap();
     assert_eq!(store.blob_size(&digest), Some(10));
     assert!(store.unfinished().is_empty());
     assert_eq!(store.stored_bytes(), 10);
@@ -105,9 +115,10 @@ fn a_wrong_byte_is_never_published() {
     let folder = Folder::new();
     let store = folder.open();
     let digest = Digest::of(Algorithm::Sha512, b"right");
-    let mut staged = store.stage(&digest, &Origin { repository: repository(), size: None }).unwrap();
+    let mut staged =
+        store.stage(&key(&digest), &StagedFrom { repository: repository(), size: None }).unwrap();
     staged.append(b"wrong").unwrap();
-    assert!(matches!(staged.publish(&store, false), Err(StoreError::Mismatch { .. })));
+    assert!(matches!(staged.publish(&store, AccessClass::Public), Err(StoreError::Mismatch { .. })));
     assert!(!store.contains(&digest));
     assert!(store.unfinished().is_empty(), "the wrong bytes must not be taken up again");
 }
@@ -118,11 +129,11 @@ fn tags_survive_a_restart_and_the_loss_of_the_index() {
     let before = {
         let store = folder.open();
         let (first, second) = (put_image(&store, b"one"), put_image(&store, b"two"));
-        store.tag_seen(&repository(), &tag("latest"), &first).unwrap();
+        store.tag_seen(&repository(), &tag("latest"), &seen(&first)).unwrap();
         store.tag_complete(&repository(), &tag("latest"), &first).unwrap();
-        store.tag_seen(&repository(), &tag("latest"), &second).unwrap();
+        store.tag_seen(&repository(), &tag("latest"), &seen(&second)).unwrap();
         store.tag_complete(&repository(), &tag("latest"), &second).unwrap();
-        store.tag_seen(&repository(), &tag("1.0"), &first).unwrap();
+        store.tag_seen(&repository(), &tag("1.0"), &seen(&first)).unwrap();
         store
             .tag_rollback(&repository(), &tag("latest"), Some(Rollback { from: second, to: first.clone() }))
             .unwrap();
@@ -150,12 +161,12 @@ fn an_index_behind_the_journal_catches_up() {
     std::fs::copy(folder.0.join("index/data.mdb"), copy.join("data.mdb")).unwrap();
     let before = {
         let store = folder.open();
-        store.tag_seen(&repository(), &tag("latest"), &digest).unwrap();
+        store.tag_seen(&repository(), &tag("latest"), &seen(&digest)).unwrap();
         picture(&store)
     };
     std::fs::copy(copy.join("data.mdb"), folder.0.join("index/data.mdb")).unwrap();
-    let (store, found) = Store::open(&folder.0, 3).unwrap();
-    assert_eq!(found, Found::Sound);
+    let (store, startup) = Store::open(&folder.0, 3).unwrap();
+    assert!(!startup.needs_rebuild());
     assert_eq!(picture(&store), before);
 }
 
@@ -165,7 +176,7 @@ fn a_torn_journal_loses_only_what_was_never_acknowledged() {
     let before = {
         let store = folder.open();
         let digest = put_image(&store, b"one");
-        store.tag_seen(&repository(), &tag("latest"), &digest).unwrap();
+        store.tag_seen(&repository(), &tag("latest"), &seen(&digest)).unwrap();
         picture(&store)
     };
     let path = folder.0.join("journal");
@@ -182,8 +193,8 @@ fn a_damaged_journal_line_costs_that_event_alone() {
     {
         let store = folder.open();
         let digest = put_image(&store, b"one");
-        store.tag_seen(&repository(), &tag("a"), &digest).unwrap();
-        store.tag_seen(&repository(), &tag("b"), &digest).unwrap();
+        store.tag_seen(&repository(), &tag("a"), &seen(&digest)).unwrap();
+        store.tag_seen(&repository(), &tag("b"), &seen(&digest)).unwrap();
     }
     let path = folder.0.join("journal");
     let text = std::fs::read_to_string(&path).unwrap();
@@ -200,7 +211,9 @@ fn the_journal_is_compacted_without_loss() {
     let store = folder.open();
     let (first, second) = (put_image(&store, b"one"), put_image(&store, b"two"));
     for round in 0..20 {
-        store.tag_seen(&repository(), &tag("latest"), if round % 2 == 0 { &first } else { &second }).unwrap();
+        store
+            .tag_seen(&repository(), &tag("latest"), &seen(if round % 2 == 0 { &first } else { &second }))
+            .unwrap();
     }
     store.tag_complete(&repository(), &tag("latest"), &second).unwrap();
     store.hold(&repository(), &first).unwrap();
@@ -224,7 +237,7 @@ fn a_damaged_record_is_noticed() {
     {
         let store = folder.open();
         let digest = put_image(&store, b"one");
-        store.tag_seen(&repository(), &tag("latest"), &digest).unwrap();
+        store.tag_seen(&repository(), &tag("latest"), &seen(&digest)).unwrap();
     }
     let data = folder.0.join("index/data.mdb");
     let bytes = std::fs::read(&data).unwrap();
@@ -239,8 +252,8 @@ fn a_damaged_record_is_noticed() {
     }
     assert!(hits > 0);
     std::fs::write(&data, damaged).unwrap();
-    let (store, found) = Store::open(&folder.0, 3).unwrap();
-    assert_eq!(found, Found::NeedsRebuild);
+    let (store, startup) = Store::open(&folder.0, 3).unwrap();
+    assert!(startup.needs_rebuild());
     assert!(matches!(store.tag(&repository(), &tag("latest")), Err(StoreError::Rebuilding)));
     store.rebuild().unwrap();
     assert!(!store.is_damaged());
@@ -252,8 +265,8 @@ fn content_is_served_while_there_is_no_index() {
     let folder = Folder::new();
     let digest = put(&folder.open(), b"one");
     std::fs::remove_dir_all(folder.0.join("index")).unwrap();
-    let (store, found) = Store::open(&folder.0, 3).unwrap();
-    assert_eq!(found, Found::NeedsRebuild);
+    let (store, startup) = Store::open(&folder.0, 3).unwrap();
+    assert!(startup.needs_rebuild());
     assert!(store.open_blob(&digest).unwrap().is_some());
     assert!(matches!(store.tag(&repository(), &tag("latest")), Err(StoreError::Rebuilding)));
 }
@@ -267,7 +280,7 @@ fn a_blob_that_is_opened_without_waiting_is_the_one_that_is_opened_anyway() {
     store.open_blob(&digest).unwrap();
     if let Some(now) = store.open_blob_now(&digest) {
         let anyway = store.open_blob(&digest).unwrap().unwrap();
-        assert_eq!((now.size, now.private, now.suspect), (anyway.size, anyway.private, anyway.suspect));
+        assert_eq!((now.size, now.private, now.unverified), (anyway.size, anyway.private, anyway.unverified));
         assert_eq!(now.file.metadata().unwrap().ino(), anyway.file.metadata().unwrap().ino());
     } else {
         let probed = rustix::fs::openat2(CWD, &folder.0, OFlags::PATH, Mode::empty(), ResolveFlags::CACHED);
@@ -288,7 +301,7 @@ fn a_newer_store_is_refused_and_left_alone() {
     index.set_schema(99).unwrap();
     close(index);
     let before = std::fs::read(folder.0.join("index/data.mdb")).unwrap();
-    assert!(matches!(Store::open(&folder.0, 3), Err(StoreError::Newer { found: 99, known: 2 })));
+    assert!(matches!(Store::open(&folder.0, 3), Err(StoreError::Newer { found: 99, known: 3 })));
     assert!(std::fs::read(folder.0.join("index/data.mdb")).unwrap() == before);
 }
 
@@ -305,9 +318,10 @@ fn private_content_stays_private_without_the_index() {
     let digest = Digest::of(Algorithm::Sha256, b"secret");
     {
         let store = folder.open();
-        let mut staged = store.stage(&digest, &Origin { repository: repository(), size: None }).unwrap();
+        let mut staged =
+            store.stage(&key(&digest), &StagedFrom { repository: repository(), size: None }).unwrap();
         staged.append(b"secret").unwrap();
-        staged.publish(&store, true).unwrap();
+        staged.publish(&store, AccessClass::Private).unwrap();
     }
     std::fs::remove_dir_all(folder.0.join("index")).unwrap();
     let store = folder.open();
@@ -322,7 +336,7 @@ fn pages_go_on_where_the_last_one_ended() {
     let store = folder.open();
     let digest = put_image(&store, b"one");
     for name in ["b", "a", "d", "c"] {
-        store.tag_seen(&repository(), &tag(name), &digest).unwrap();
+        store.tag_seen(&repository(), &tag(name), &seen(&digest)).unwrap();
     }
     let page = |last, limit| -> Vec<String> {
         store.tags(&repository(), last, limit).unwrap().into_iter().map(|(t, _)| t.to_string()).collect()
@@ -346,13 +360,13 @@ fn an_index_that_ends_every_start_is_made_again_and_one_power_cut_is_forgiven() 
     assert!(!mark.exists());
     drop(store);
     // What a start leaves behind that did not come to its end.
-    for (left, found) in [("", Found::Sound), ("1", Found::Sound), ("2", Found::NeedsRebuild)] {
+    for (left, rebuilds) in [("", false), ("1", false), ("2", true)] {
         std::fs::write(&mark, left).unwrap();
-        let (store, as_found) = Store::open(&folder.0, 3).unwrap();
-        assert_eq!(as_found, found, "{left:?}");
-        if found == Found::Sound {
+        let (store, startup) = Store::open(&folder.0, 3).unwrap();
+        assert_eq!(startup.needs_rebuild(), rebuilds, "{left:?}");
+        if !rebuilds {
             assert_eq!(std::fs::read_to_string(&mark).unwrap(), "2");
-            store.wind_down();
+            store.shut_down();
             assert!(!mark.exists(), "an orderly end is no crash");
         } else {
             store.rebuild().unwrap();
@@ -368,7 +382,7 @@ fn what_is_evicted_is_gone_after_a_rebuild_too_and_what_comes_back_stays() {
     let store = folder.open();
     let (old, new) = (put_image(&store, b"old layer"), put_image(&store, b"new layer"));
     for digest in [&old, &new] {
-        store.tag_seen(&repository(), &tag("latest"), digest).unwrap();
+        store.tag_seen(&repository(), &tag("latest"), &seen(digest)).unwrap();
         store.tag_complete(&repository(), &tag("latest"), digest).unwrap();
     }
     store.tag_pin(&repository(), &tag("latest"), true).unwrap();
@@ -392,7 +406,7 @@ fn what_is_evicted_is_gone_after_a_rebuild_too_and_what_comes_back_stays() {
 
     // It is pulled again, and a rebuild does not take the eviction for later than it was.
     assert_eq!(put_image(&store, b"old layer"), old);
-    store.tag_seen(&repository(), &tag("old"), &old).unwrap();
+    store.tag_seen(&repository(), &tag("old"), &seen(&old)).unwrap();
     let again = (state(&store), store.tag(&repository(), &tag("old")).unwrap());
     assert!(again.0.1.contains(&old) && again.1.is_some());
     store.rebuild().unwrap();

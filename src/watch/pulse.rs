@@ -71,23 +71,26 @@ impl Pulse {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Found;
+    use crate::auth::AccessClass;
 
     #[test]
     fn an_index_that_answers_is_life_and_one_that_is_not_made_is_none() {
         let folder = std::env::temp_dir().join(format!("larder-pulse-{}", std::process::id()));
-        let (store, found) = Store::open(&folder, 3).unwrap();
-        assert_eq!(found, Found::Sound);
+        let (store, startup) = Store::open(&folder, 3).unwrap();
+        assert!(!startup.needs_rebuild());
         let pulse = Pulse::of(Arc::new(store));
         assert!(pulse.beats() && pulse.beats(), "an empty index can be read");
         let digest = crate::oci::Digest::of(crate::oci::Algorithm::Sha256, b"{}");
         let repository = "docker.io/library/app".parse().unwrap();
-        pulse.store.put_manifest(&repository, &digest, "application/json", b"{}", false).unwrap();
+        pulse
+            .store
+            .put_manifest(&repository, &digest, "application/json", b"{}", AccessClass::Public)
+            .unwrap();
         drop(pulse);
 
         std::fs::remove_dir_all(folder.join("index")).unwrap();
-        let (store, found) = Store::open(&folder, 3).unwrap();
-        assert_eq!(found, Found::NeedsRebuild);
+        let (store, startup) = Store::open(&folder, 3).unwrap();
+        assert!(startup.needs_rebuild());
         let pulse = Pulse::of(Arc::new(store));
         assert!(pulse.beats(), "the making may have begun");
         assert!(!pulse.beats(), "nothing has got further since");
