@@ -1,13 +1,13 @@
 //! The tag journal: what happened to tags and manifests, in order, so that the index can be made again.
 //!
 //! A text file. Each line is sixteen hexadecimal digits of checksum, a space, and JSON; the first line is the header
-//! with the generation, which changes whenever the file is written anew. A line is believed only if its checksum is
+//! with the generation, which changes whenever the file is compacted. A line is believed only if its checksum is
 //! right. A torn last line is what a power cut leaves and is cut off; a bad line elsewhere is damage of the medium,
 //! is passed over and counted, and costs that one event.
 
-use super::StoreError;
+use super::error::StoreError;
+use super::layout::write_file;
 use super::record::{Observation, Rollback, checksum};
-use super::staging::write_whole;
 use crate::auth::AccessClass;
 use crate::budget;
 use crate::oci::{Digest, Repository, Tag};
@@ -121,7 +121,7 @@ impl Journal {
     /// Opens the journal, making it if need be, and cuts a torn end off.
     pub(super) fn open(path: PathBuf) -> Result<Journal, StoreError> {
         if !path.exists() {
-            write_whole(&path, &line(&Header { format: FORMAT, generation: 1 }))?;
+            write_file(&path, &line(&Header { format: FORMAT, generation: 1 }))?;
         }
         let opened = OpenOptions::new().read(true).write(true).mode(0o640).open(&path);
         let (opened, read_only) = match opened {
@@ -165,10 +165,7 @@ impl Journal {
         if self.format == FORMAT {
             return Ok(());
         }
-        if self.read_only {
-            let refused = StoreError::io(format!("cannot write {}", self.path.display()));
-            return Err(refused(ErrorKind::ReadOnlyFilesystem.into()));
-        }
+        self.must_be_writable()?;
         let failed = || StoreError::io(format!("cannot read {}", self.path.display()));
         let mut bytes = line(&Header { format: FORMAT, generation: self.generation });
         let mut rest = vec![0; usize::try_from(self.len).unwrap_or(usize::MAX).saturating_sub(bytes.len())];
@@ -180,9 +177,14 @@ impl Journal {
         Ok(())
     }
 
+    fn must_be_writable(&self) -> Result<(), StoreError> {
+        let refused = StoreError::io(format!("cannot write {}", self.path.display()));
+        if self.read_only { Err(refused(ErrorKind::ReadOnlyFilesystem.into())) } else { Ok(()) }
+    }
+
     /// Puts a new text in the place of the file.
     fn replace(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        write_whole(&self.path, bytes)?;
+        write_file(&self.path, bytes)?;
         self.file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -192,13 +194,10 @@ impl Journal {
     }
 
     /// Adds events and flushes them. If that fails none of them happened.
-    pub(super) fn append(&mut self, events: &[Event]) -> Result<Position, StoreError> {
-        if self.read_only {
-            let refused = StoreError::io(format!("cannot write {}", self.path.display()));
-            return Err(refused(ErrorKind::ReadOnlyFilesystem.into()));
-        }
+    pub(super) fn append<T>(&mut self, events: &[(Event, T)]) -> Result<Position, StoreError> {
+        self.must_be_writable()?;
         self.upgrade()?;
-        let bytes: Vec<u8> = events.iter().flat_map(line).collect();
+        let bytes: Vec<u8> = events.iter().flat_map(|(event, _)| line(event)).collect();
         let failed = |what: &str| StoreError::io(format!("cannot {what} {}", self.path.display()));
         let written = self.file.write_all_at(&bytes, self.len).map_err(failed("write"));
         let flushed = written.and_then(|()| self.file.sync_data().map_err(failed("flush")));
@@ -211,7 +210,7 @@ impl Journal {
         Ok(Position { generation: self.generation, offset: self.len })
     }
 
-    /// Whether it has grown enough to be written anew.
+    /// Whether it has grown enough to be compacted.
     pub(super) fn wants_compaction(&self) -> bool {
         self.len > budget::JOURNAL_COMPACT_BYTES && self.len / 2 > self.base_len
     }
@@ -233,7 +232,7 @@ impl Journal {
     pub(super) fn replay(
         &self,
         from: u64,
-        mut apply: impl FnMut(&[Event], Position) -> Result<(), StoreError>,
+        mut apply: impl FnMut(Vec<Event>, Position) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         let failed = || StoreError::io(format!("cannot read {}", self.path.display()));
         let mut reader = BufReader::new(File::open(&self.path).map_err(failed())?.take(self.len));
@@ -259,14 +258,13 @@ impl Journal {
                 None => damaged += 1,
             }
             if batch.len() == BATCH {
-                apply(&batch, position)?;
-                batch.clear();
+                apply(std::mem::take(&mut batch), position)?;
             }
         }
         if damaged > 0 {
             log::warn!("{damaged} damaged lines in {} were passed over", self.path.display());
         }
-        if batch.is_empty() { Ok(()) } else { apply(&batch, position) }
+        if batch.is_empty() { Ok(()) } else { apply(batch, position) }
     }
 
     fn first_line(&self) -> Result<Option<Header>, StoreError> {

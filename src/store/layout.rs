@@ -1,10 +1,10 @@
 //! Where things lie under the data folder, and the flushes that make a name stay.
 
-use super::StoreError;
+use super::error::StoreError;
 use crate::oci::{Algorithm, Digest};
 use rustix::fs::{FlockOperation, Timespec, Timestamps};
 use std::fs::{self, File, OpenOptions};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -62,6 +62,12 @@ impl Layout {
         self.blobs(digest.algorithm()).join(digest.hex())
     }
 
+    /// Bytes in the file of a blob, if there is one.
+    pub(super) fn blob_size(&self, digest: &Digest) -> Option<u64> {
+        let meta = fs::symlink_metadata(self.blob(digest)).ok()?;
+        meta.is_file().then_some(meta.len())
+    }
+
     pub(super) fn staging(&self) -> PathBuf {
         self.data_dir.join("staging")
     }
@@ -84,20 +90,20 @@ impl Layout {
         self.quarantine().join(format!("{}-{}", digest.algorithm().name(), digest.hex()))
     }
 
-    /// What is set aside, at most `limit`.
+    /// What is in quarantine, at most `limit`.
     pub(super) fn quarantined_names(&self, limit: usize) -> Vec<Digest> {
         let entries = fs::read_dir(self.quarantine()).into_iter().flatten().flatten().take(limit);
         let name = |entry: fs::DirEntry| entry.file_name().to_str()?.replacen('-', ":", 1).parse().ok();
         entries.filter_map(name).collect()
     }
 
-    /// Bytes of what is set aside.
+    /// Bytes of what is in quarantine.
     pub(super) fn quarantined_bytes(&self) -> u64 {
         let entries = fs::read_dir(self.quarantine()).into_iter().flatten().flatten();
         entries.filter_map(|entry| entry.metadata().ok()).map(|meta| meta.len()).sum()
     }
 
-    /// Removes what was set aside; whether there was anything.
+    /// Removes content from quarantine; whether there was any.
     pub(super) fn take_from_quarantine(&self, digest: &Digest) -> bool {
         fs::remove_file(self.quarantined(digest)).is_ok()
     }
@@ -132,9 +138,9 @@ impl Layout {
 
     /// How many starts in a row ended in between.
     pub(super) fn unfinished_starts(&self) -> u32 {
-        match std::fs::read_to_string(self.unproven()) {
+        match fs::read_to_string(self.unproven()) {
             Ok(text) => text.trim().parse().unwrap_or(1),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
+            Err(e) if e.kind() == ErrorKind::NotFound => 0,
             Err(_) => 1,
         }
     }
@@ -159,8 +165,11 @@ impl Layout {
     pub(super) fn clear_scratch(&self) {
         let Ok(entries) = fs::read_dir(self.staging()) else { return };
         for entry in entries.flatten() {
-            if entry.path().extension().is_some_and(|e| e == "scratch" || e == "new") {
-                let _ = fs::remove_file(entry.path());
+            let path = entry.path();
+            let extension = path.extension().unwrap_or_default();
+            let alone = extension == "origin" && !path.with_extension("").exists();
+            if extension == "scratch" || extension == "new" || alone {
+                let _ = fs::remove_file(path);
             }
         }
     }
@@ -200,6 +209,18 @@ pub(super) fn set_private(path: &Path, private: bool) -> Result<(), StoreError> 
         .map_err(StoreError::io(format!("cannot set the mode of {}", path.display())))
 }
 
+/// Writes a small file in one piece: a new one beside it, flushed, renamed, the folder flushed.
+pub(super) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    let fresh = path.with_extension("new");
+    let failed = |what: &str| StoreError::io(format!("cannot {what} {}", fresh.display()));
+    let mut file = File::create(&fresh).map_err(failed("create"))?;
+    file.write_all(bytes).map_err(failed("write"))?;
+    file.sync_all().map_err(failed("flush"))?;
+    drop(file);
+    fs::rename(&fresh, path).map_err(failed("rename"))?;
+    path.parent().map_or(Ok(()), flush_dir)
+}
+
 fn make_dir(path: &Path) -> Result<(), StoreError> {
     fs::create_dir_all(path).map_err(StoreError::io(format!("cannot make {}", path.display())))
 }
@@ -208,7 +229,7 @@ fn remove_dir(path: &Path) -> Result<(), StoreError> {
     let removed = match fs::symlink_metadata(path) {
         Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
         Ok(_) => fs::remove_file(path),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
         Err(e) => Err(e),
     };
     removed.map_err(StoreError::io(format!("cannot remove {}", path.display())))

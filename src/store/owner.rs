@@ -4,7 +4,7 @@
 //! that root has written anew could not be read by that user: the server would not start again. So root works on a
 //! store as the user that it belongs to.
 
-use super::StoreError;
+use super::error::StoreError;
 use rustix::process::{Gid, Uid, geteuid};
 use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
 use std::os::unix::fs::MetadataExt;

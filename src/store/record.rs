@@ -4,7 +4,7 @@
 //! because both files must be readable by later versions and by people; the checksum because LMDB has none and cards
 //! return wrong bytes without an error.
 
-use super::StoreError;
+use super::error::StoreError;
 use crate::oci::{Algorithm, Digest, Hasher};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -272,6 +272,17 @@ pub struct LinkedManifest {
     pub media_type: String,
     /// The count at which it was noted.
     pub n: u64,
+}
+
+/// What is known of a blob without opening it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlobInfo {
+    /// Its name.
+    pub digest: Digest,
+    /// Bytes in it.
+    pub size: u64,
+    /// The count of its last use.
+    pub used: u64,
 }
 
 /// Writes a record of `table` under `key`.

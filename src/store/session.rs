@@ -8,9 +8,9 @@
 //! Counts that touches take are kept below a ceiling that is written down before they reach it. So no count is given
 //! out twice, and after a power cut every count on a blob is known to be of before.
 
-use super::StoreError;
+use super::error::StoreError;
 use super::journal::{line, parse};
-use super::staging::write_whole;
+use super::layout::write_file;
 use crate::budget;
 use crate::oci::Digest;
 use crate::sync::Mutex;
@@ -53,7 +53,7 @@ struct State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ended {
     /// The last server came to an orderly end, or there was none.
-    Orderly,
+    Clean,
     /// It did not.
     Unclean,
     /// The file is absent or damaged.
@@ -68,7 +68,7 @@ impl Session {
         let ended = match &known {
             None => Ended::Unknown,
             Some(state) if state.serving => Ended::Unclean,
-            Some(_) => Ended::Orderly,
+            Some(_) => Ended::Clean,
         };
         let state = known.unwrap_or_default();
         let session = Session {
@@ -205,7 +205,7 @@ impl Session {
     }
 
     fn write(&self, state: &State) -> Result<(), StoreError> {
-        write_whole(&self.path, &line(state))
+        write_file(&self.path, &line(state))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -241,7 +241,7 @@ mod tests {
         assert_eq!((ended, after.ceiling()), (Ended::Unclean, 7 + budget::COUNTS_AHEAD));
         session.save(9, true).unwrap();
         let (after, ended) = Session::open(path.clone());
-        assert_eq!((ended, after.ceiling()), (Ended::Orderly, 9));
+        assert_eq!((ended, after.ceiling()), (Ended::Clean, 9));
         std::fs::write(&path, b"0123456789abcdef {}\n").unwrap();
         assert_eq!(Session::open(path.clone()).1, Ended::Unknown);
         std::fs::remove_file(path).unwrap();

@@ -1,12 +1,13 @@
 //! Content on its way in (design rule 2): staged in the same file system, hashed as it comes, flushed, renamed.
 //!
 //! A staging file holds a prefix of the content. It outlives the process, with a small `.origin` file beside it that
-//! says where the rest can be had; whoever takes it up again hashes the prefix anew, so that nothing is believed of a
+//! says where the rest can be had; whoever takes it up hashes the prefix, so that nothing is believed of a
 //! file that a power cut may have torn.
 
+use super::Store;
+use super::error::StoreError;
 use super::layout::{flush_dir, set_private};
 use super::record::checksum;
-use super::{Store, StoreError};
 use crate::auth::AccessClass;
 use crate::budget;
 use crate::oci::{Digest, Hasher, RegistryName, Repository};
@@ -14,11 +15,10 @@ use crate::sync::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// Which content is staged, and for whom: what one registry gave for one class of clients is not mixed with what another
 /// gave.
@@ -78,16 +78,29 @@ pub struct Staged {
     _claim: Option<Claim>,
 }
 
+/// What is being written just now.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Claims(Arc<Mutex<HashSet<ContentKey>>>);
+
+impl Claims {
+    fn take(&self, key: &ContentKey) -> Result<Claim, StoreError> {
+        if !self.0.lock().insert(key.clone()) {
+            return Err(StoreError::Busy(Box::new(key.digest.clone())));
+        }
+        Ok(Claim { claims: self.clone(), key: key.clone() })
+    }
+}
+
 /// The right to write the content of one key; given back on drop.
 #[derive(Debug)]
 struct Claim {
-    writing: Arc<Mutex<HashSet<ContentKey>>>,
+    claims: Claims,
     key: ContentKey,
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.writing.lock().remove(&self.key);
+        self.claims.0.lock().remove(&self.key);
     }
 }
 
@@ -97,7 +110,7 @@ impl Store {
     /// # Errors
     /// Somebody else is writing it, or the disk fails.
     pub fn stage(&self, key: &ContentKey, from: &StagedFrom) -> Result<Staged, StoreError> {
-        let claim = self.claim(key)?;
+        let claim = self.claims.take(key)?;
         let path = self.layout.staged(&key.file_name());
         let note = OriginNote { from: from.clone(), class: Some(key.class) };
         let note = serde_json::to_vec(&note).unwrap_or_default();
@@ -128,9 +141,9 @@ impl Store {
         }
     }
 
-    /// A staging file for content that is at hand whole. Several writers of the same content do not meet.
+    /// A staging file for content that is at hand. Several writers of the same content do not meet.
     pub(super) fn stage_scratch(&self, digest: &Digest) -> Result<Staged, StoreError> {
-        let path = self.layout.scratch(digest, self.sequence.next());
+        let path = self.layout.scratch(digest, self.uses.sequence.next());
         let file = Arc::new(open_staging(&path, true)?);
         let hasher = Hasher::new(digest.algorithm());
         Ok(Staged { digest: digest.clone(), path, file, hasher, len: 0, resumable: false, _claim: None })
@@ -152,6 +165,9 @@ impl Store {
         {
             let (path, name) = (entry.path(), entry.file_name());
             let parts: Vec<&str> = name.to_str().unwrap_or_default().splitn(3, '-').collect();
+            if path.extension().is_some() {
+                continue;
+            }
             let [algorithm, hex, ..] = parts[..] else { continue };
             let Ok(digest) = format!("{algorithm}:{hex}").parse::<Digest>() else { continue };
             let key = read_origin(&path).map(|note| {
@@ -191,20 +207,12 @@ impl Store {
     /// # Errors
     /// Somebody is.
     pub fn forget_staged(&self, key: &ContentKey) -> Result<(), StoreError> {
-        let _claim = self.claim(key)?;
+        let _claim = self.claims.take(key)?;
         let path = self.layout.staged(&key.file_name());
         self.adopt(key, &path);
         let _ = fs::remove_file(&path);
         let _ = fs::remove_file(path.with_extension("origin"));
         Ok(())
-    }
-
-    fn claim(&self, key: &ContentKey) -> Result<Claim, StoreError> {
-        let mut writing = self.writing.lock();
-        if !writing.insert(key.clone()) {
-            return Err(StoreError::Busy(Box::new(key.digest.clone())));
-        }
-        Ok(Claim { writing: Arc::clone(&self.writing), key: key.clone() })
     }
 }
 
@@ -229,6 +237,9 @@ impl Staged {
     }
 
     /// Adds content at the end.
+    ///
+    /// # Errors
+    /// The disk does not take it.
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         self.file
             .write_all_at(bytes, self.len)
@@ -238,14 +249,20 @@ impl Staged {
         Ok(())
     }
 
-    /// Throws away what is written, to begin again.
+    /// Throws away what is written, to begin from the start.
+    ///
+    /// # Errors
+    /// The file cannot be emptied.
     pub fn restart(&mut self) -> Result<(), StoreError> {
         self.hasher = Hasher::new(self.digest.algorithm());
         self.len = 0;
         self.file.set_len(0).map_err(StoreError::io(format!("cannot empty {}", self.path.display())))
     }
 
-    /// Whether what is written so far hashes to the name: the content is whole.
+    /// Whether what is written so far hashes to the name: the content is complete.
+    ///
+    /// # Errors
+    /// [`StoreError::Mismatch`] if it does not.
     pub fn matches(&self) -> Result<(), StoreError> {
         let actual = self.hasher.clone().finish();
         if actual == self.digest {
@@ -255,9 +272,16 @@ impl Staged {
         }
     }
 
-    /// Makes the content a blob. On a mismatch, and on a failed flush, what was written is discarded.
+    /// Makes the content a blob: private if that is its class, else for everybody. On a mismatch, and on a failed
+    /// flush, what was written is discarded.
+    ///
+    /// # Errors
+    /// It does not hash to its name, or the disk does not take it.
     pub fn publish(self, store: &Store, class: AccessClass) -> Result<(), StoreError> {
-        let published = self.try_publish(store, class == AccessClass::Private);
+        // Content that everybody may read already stays so.
+        let private = class == AccessClass::Private
+            && store.open_blob(&self.digest).ok().flatten().is_none_or(|known| known.private);
+        let published = self.try_publish(store, private);
         if published.is_err() {
             self.discard();
         }
@@ -266,39 +290,47 @@ impl Staged {
 
     fn try_publish(&self, store: &Store, private: bool) -> Result<(), StoreError> {
         self.matches()?;
-        let target = store.layout.blob(&self.digest);
-        let known = store.blob_size(&self.digest).is_some();
-        let n = store.sequence.next();
+        let n = store.uses.sequence.next();
         store.layout.set_used(&self.path, n);
         set_private(&self.path, private)?;
         self.file.sync_all().map_err(StoreError::io(format!("cannot flush {}", self.path.display())))?;
-        {
-            // Counted before it is there: a download that looks for room in between must not count on what this one takes.
-            let _counted = store.uncounted();
-            let new = if known { 0 } else { self.len };
-            store.stored_bytes.fetch_add(new, Ordering::Relaxed);
-            if let Err(e) = fs::rename(&self.path, &target) {
-                store.count_out(new);
-                return Err(StoreError::io(format!("cannot put {} in place", target.display()))(e));
-            }
+        self.put_in_place(store)?;
+        if store.layout.take_from_quarantine(&self.digest) {
+            log::info!("{} was refetched in place of the corrupt blob", self.digest);
         }
-        store.changed();
-        if let Err(problem) = flush_dir(&store.layout.blobs(self.digest.algorithm())) {
-            // What may not stay is not counted on.
-            if !known && fs::remove_file(&target).is_ok() {
-                store.changed();
-                store.count_out(self.len);
-            }
-            return Err(problem);
-        }
-        store.clear(&self.digest);
-        store.changed();
+        store.quarantine.release(&self.digest);
+        store.stamps.changed();
         if self.resumable {
             let _ = fs::remove_file(self.path.with_extension("origin"));
         }
-        // Whole and in its place, it is a blob; the index hears of it with the next batch of uses.
-        store.note_use(&self.digest, n);
+        // Verified and in its place, it is a blob; the index hears of it with the next batch of uses.
+        store.uses.note(&self.digest, n);
         Ok(())
+    }
+
+    fn put_in_place(&self, store: &Store) -> Result<(), StoreError> {
+        let target = store.layout.blob(&self.digest);
+        let moving = store.accounts.moving();
+        let known = store.layout.blob_size(&self.digest);
+        // Counted before it is there: a download that looks for room in between must not count on what this one takes.
+        let new = if known.is_some() { 0 } else { self.len };
+        moving.add(new);
+        if let Err(e) = fs::rename(&self.path, &target) {
+            moving.take(new);
+            return Err(StoreError::io(format!("cannot put {} in place", target.display()))(e));
+        }
+        store.stamps.changed();
+        drop(moving);
+        let flushed = flush_dir(&store.layout.blobs(self.digest.algorithm()));
+        // What may not stay is not counted on.
+        if flushed.is_err() && known.is_none() {
+            let moving = store.accounts.moving();
+            if fs::remove_file(&target).is_ok() {
+                store.stamps.changed();
+                moving.take(self.len);
+            }
+        }
+        flushed
     }
 
     /// Removes what was written.
@@ -341,16 +373,4 @@ fn open_staging(path: &std::path::Path, fresh: bool) -> Result<File, StoreError>
         .mode(0o600)
         .open(path)
         .map_err(StoreError::io(format!("cannot open {}", path.display())))
-}
-
-/// Writes a small file in one piece: a new one beside it, flushed, renamed, the folder flushed.
-pub(super) fn write_whole(path: &std::path::Path, bytes: &[u8]) -> Result<(), StoreError> {
-    let fresh = path.with_extension("new");
-    let failed = |what: &str| StoreError::io(format!("cannot {what} {}", fresh.display()));
-    let mut file = File::create(&fresh).map_err(failed("create"))?;
-    file.write_all(bytes).map_err(failed("write"))?;
-    file.sync_all().map_err(failed("flush"))?;
-    drop(file);
-    fs::rename(&fresh, path).map_err(failed("rename"))?;
-    path.parent().map_or(Ok(()), flush_dir)
 }

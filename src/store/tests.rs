@@ -1,12 +1,16 @@
 //! The store's promises, one by one, on a real folder.
 
+mod upgrade;
+
+use super::index::{Index, close};
 use super::*;
-use crate::oci::{Algorithm, media};
+use crate::auth::AccessClass;
+use crate::oci::{Algorithm, Digest, Repository, Tag, media};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A folder that goes when the test ends.
 struct Folder(PathBuf);
@@ -218,13 +222,13 @@ fn the_journal_is_compacted_without_loss() {
     store.tag_complete(&repository(), &tag("latest"), &second).unwrap();
     store.hold(&repository(), &first).unwrap();
     let before = picture(&store);
-    let long = store.journal().len();
+    let long = store.journal.lock().len();
     {
-        let index = store.index().unwrap();
+        let index = store.index.get().unwrap();
         let snapshot = index.snapshot().unwrap();
-        store.journal().compact(&snapshot).unwrap();
+        store.journal.lock().compact(&snapshot).unwrap();
     }
-    assert!(store.journal().len() < long / 2);
+    assert!(store.journal.lock().len() < long / 2);
     drop(store);
     assert_eq!(picture(&folder.open()), before, "the old index with the new journal");
     std::fs::remove_dir_all(folder.0.join("index")).unwrap();
@@ -423,4 +427,147 @@ fn what_is_evicted_is_gone_after_a_rebuild_too_and_what_comes_back_stays() {
     store.evict(&repository(), &new, &[vec![old, new.clone()], links].concat(), &[]).unwrap();
     assert!(store.repositories(None, 9).unwrap().is_empty());
     assert_eq!((store.stored_bytes(), store.blob_files().unwrap().count()), (0, 0));
+}
+
+#[test]
+fn where_a_version_and_a_class_come_from_survives_whatever_happens_to_the_index() {
+    let folder = Folder::new();
+    let store = folder.open();
+    let digest = put_image(&store, b"one");
+    let observed = Observation {
+        date: Some(1_796_000_000),
+        endpoint: Some("registry-1.docker.io:443".to_owned()),
+        ..seen(&digest)
+    };
+    store.tag_seen(&repository(), &tag("latest"), &observed).unwrap();
+    store.tag_complete(&repository(), &tag("latest"), &digest).unwrap();
+    let imported = Observation { source: VersionSource::Import, date: None, ..observed.clone() };
+    store.tag_offered(&repository(), &tag("imported"), &imported, Some(7)).unwrap();
+    store.tag_offered(&repository(), &tag("offered"), &Observation::peer(digest.clone()), Some(8)).unwrap();
+    let check = |store: &Store| {
+        let record = |name| store.tag(&repository(), &tag(name)).unwrap().unwrap();
+        let latest = record("latest");
+        assert_eq!(latest.seen.unwrap().observation(), observed);
+        assert_eq!(latest.complete.unwrap().observation(), observed, "it is the version that was seen");
+        let known = record("imported").complete.unwrap();
+        assert_eq!((known.unix, known.observation()), (Some(7), imported.clone()));
+        assert!(record("offered").complete.unwrap().is_from_peer());
+        assert_eq!(store.repository_class(&repository()).unwrap(), Some(AccessClass::Public));
+    };
+    check(&store);
+    store.rebuild().unwrap();
+    check(&store);
+    let snapshot = store.index.get().unwrap().snapshot().unwrap();
+    store.journal.lock().compact(&snapshot).unwrap();
+    store.rebuild().unwrap();
+    check(&store);
+}
+
+#[test]
+fn a_class_is_what_the_registry_proved_last() {
+    let folder = Folder::new();
+    let store = folder.open();
+    let digest = put_image(&store, b"one");
+    let bytes = store.read_small(&digest).unwrap().unwrap();
+    let other: Repository = "docker.io/lab/other".parse().unwrap();
+    let put = |repository: &Repository, class| {
+        store.put_manifest(repository, &digest, media::OCI_MANIFEST, &bytes, class).unwrap();
+        store.repository_class(repository).unwrap().unwrap()
+    };
+    assert_eq!(put(&repository(), AccessClass::Unproven), AccessClass::Public, "a peer proves nothing");
+    assert_eq!(put(&repository(), AccessClass::Private), AccessClass::Private);
+    assert!(!store.open_blob(&digest).unwrap().unwrap().private, "who has seen it in public may see it");
+    let long = store.journal.lock().len();
+    assert_eq!(put(&repository(), AccessClass::Private), AccessClass::Private);
+    assert_eq!(store.journal.lock().len(), long, "what is known is not written");
+    assert_eq!(put(&other, AccessClass::Unproven), AccessClass::Unproven);
+    assert_eq!(put(&other, AccessClass::Public), AccessClass::Public);
+}
+
+#[test]
+fn staged_content_has_a_safe_name_for_each_registry_and_class() {
+    let folder = Folder::new();
+    let store = folder.open();
+    let long = format!("{}a.example:65535", "a.".repeat(118));
+    let digest = Digest::of(Algorithm::Sha512, b"layer");
+    let mut kept = Vec::new();
+    for registry in ["docker.io", "127.0.0.1:5000", "[::1]:5000", &long] {
+        for class in [AccessClass::Public, AccessClass::Private, AccessClass::Unproven] {
+            let repository: Repository = format!("{registry}/lab/app").parse().unwrap();
+            let key = ContentKey { registry: repository.registry.clone(), class, digest: digest.clone() };
+            let from = StagedFrom { repository, size: Some(5) };
+            let mut staged = store.stage(&key, &from).unwrap();
+            staged.append(b"la").unwrap();
+            kept.push((key, from, 2));
+        }
+    }
+    for entry in std::fs::read_dir(folder.0.join("staging")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(
+            name.len() <= 200 && name.bytes().all(|c| c.is_ascii_alphanumeric() || b"-.".contains(&c)),
+            "{name}"
+        );
+    }
+    kept.sort();
+    assert_eq!(store.unfinished(), kept);
+}
+
+#[test]
+fn the_state_of_the_index_is_one() {
+    let folder = Folder::new();
+    let store = folder.open();
+    let digest = put_image(&store, b"one");
+    let index = store.index.get().unwrap();
+    let damaged = || Err::<(), _>(StoreError::Damaged("lab".into()));
+    let stuck = || Err::<(), _>(StoreError::Stuck("lab".into()));
+    let state = || (store.has_index(), store.is_damaged(), store.index.is_stuck(), store.cannot_rebuild());
+    assert_eq!(state(), (true, false, false, false));
+    store.index.watch(&index, damaged()).unwrap_err();
+    assert_eq!(state(), (true, true, false, false));
+    store.index.watch(&index, stuck()).unwrap_err();
+    store.index.watch(&index, damaged()).unwrap_err();
+    assert_eq!(state(), (true, true, true, false), "to reopen it comes first");
+    drop(index);
+    store.recover().unwrap();
+    assert_eq!(state(), (true, false, false, false));
+    // What a late reader of the index before finds in it says nothing of the one that is built meanwhile.
+    let before = store.index.get().unwrap();
+    store.index.watch(&before, damaged()).unwrap_err();
+    std::thread::scope(|scope| {
+        let store = &store;
+        scope.spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            store.index.watch(&before, stuck()).unwrap_err();
+        });
+        store.recover().unwrap();
+    });
+    assert_eq!(state(), (true, false, false, false));
+    // An index that cannot be built.
+    std::fs::rename(folder.0.join("blobs/sha512"), folder.0.join("gone")).unwrap();
+    assert!(store.rebuild().is_err());
+    assert_eq!(state(), (false, false, false, true));
+    assert!(matches!(store.link(&repository(), &digest), Err(StoreError::Rebuilding)));
+    std::fs::rename(folder.0.join("gone"), folder.0.join("blobs/sha512")).unwrap();
+    store.recover().unwrap();
+    assert_eq!(state(), (true, false, false, false));
+    assert!(store.link(&repository(), &digest).unwrap().is_some());
+}
+
+#[test]
+fn two_writers_of_the_same_content_count_it_once() {
+    let folder = Folder::new();
+    let store = folder.open();
+    let digest = Digest::of(Algorithm::Sha256, b"layer");
+    let stage = |class| {
+        let key = ContentKey { class, ..key(&digest) };
+        let mut staged = store.stage(&key, &StagedFrom { repository: repository(), size: None }).unwrap();
+        staged.append(b"layer").unwrap();
+        staged
+    };
+    let (public, private) = (stage(AccessClass::Public), stage(AccessClass::Private));
+    public.publish(&store, AccessClass::Public).unwrap();
+    private.publish(&store, AccessClass::Private).unwrap();
+    assert_eq!(store.stored_bytes(), 5);
+    assert!(!store.open_blob(&digest).unwrap().unwrap().private, "it was seen in public");
+    assert!(store.unfinished().is_empty());
 }
