@@ -56,7 +56,7 @@ fn after_an_unclean_stop_everything_is_hashed_before_it_is_served() {
     board.kill();
     damage(&board.data(), &layer);
     board.start_again();
-    board.wait_for_log("the last stop was not an orderly one");
+    board.wait_for_log("the last shutdown was unclean");
     // Not a byte of it is served, so that a client which resumes gets the right ones.
     let answer = board.get(&format!("/v2/lab/app/blobs/{layer}?ns=docker.io"));
     let (status, cut) = (answer.status, answer.body().unwrap_err());
@@ -64,7 +64,7 @@ fn after_an_unclean_stop_everything_is_hashed_before_it_is_served() {
         status == 200 && cut.to_string().contains(&format!("cut {} bytes", image.blobs[&layer].len())),
         "{cut}"
     );
-    board.wait_for_log("was damaged on the disk and is set aside");
+    board.wait_for_log("is corrupt and was quarantined");
     assert_eq!(board.metric("larder_corrupt_blobs_total"), 1);
     board.pull("lab/app", "latest").unwrap();
     board.check_blobs();
@@ -182,7 +182,7 @@ fn what_the_medium_does_not_give_is_set_aside_and_fetched_again() {
         let path = format!("/v2/lab/app/blobs/{part}?ns=docker.io");
         let answer = client::request(board.addr, "GET", &path, &[], common::PATIENCE);
         assert!(answer.is_err() || answer.is_ok_and(|answer| answer.body().is_err()));
-        board.wait_for_log(&format!("{part} was damaged on the disk and is set aside"));
+        board.wait_for_log(&format!("{part} is corrupt and was quarantined"));
         std::fs::write(&bad, "").unwrap();
         board.wait_until("a pull", || board.pull("lab/app", "latest").is_ok());
         assert!(board.has_blob(&part));

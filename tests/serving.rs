@@ -177,7 +177,7 @@ fn a_file_that_shrinks_under_a_client_ends_its_connection_and_nothing_else() {
     assert_same(&got, &content(SIZE)[..got.len()], "before the cut");
     board.wait_for_log("the file is shorter than it was");
     // It is looked at again, is not what it should be, and is not offered any more.
-    board.wait_for_log("is set aside");
+    board.wait_for_log("was quarantined");
     let other = board.get(&path_of(5_000_001)).body().unwrap();
     assert_same(&other, &content(5_000_001), "another blob");
 }

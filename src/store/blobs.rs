@@ -4,7 +4,7 @@
 //! remembers their order of use, and is never asked whether content is here.
 
 use super::Store;
-use super::error::StoreError;
+use super::error::{Result, StoreError};
 use super::layout;
 use super::record::BlobInfo;
 use crate::oci::{Algorithm, Digest};
@@ -36,7 +36,7 @@ impl Store {
     ///
     /// # Errors
     /// The disk fails.
-    pub fn open_blob(&self, digest: &Digest) -> Result<Option<Blob>, StoreError> {
+    pub fn open_blob(&self, digest: &Digest) -> Result<Option<Blob>> {
         if self.quarantine.holds(digest) {
             return Ok(None);
         }
@@ -96,7 +96,7 @@ impl Store {
     ///
     /// # Errors
     /// The disk does not take the mode; then it may be private again after a power cut.
-    pub fn make_public(&self, digest: &Digest) -> Result<(), StoreError> {
+    pub fn make_public(&self, digest: &Digest) -> Result<()> {
         let path = self.layout.blob(digest);
         let set = layout::set_private(&path, false);
         self.stamps.changed();
@@ -108,7 +108,7 @@ impl Store {
     }
 
     /// Removes blobs, `first` before the others if it is among them. One that is not here is passed over.
-    pub(super) fn remove_blobs(&self, first: Option<&Digest>, parts: &[Digest]) -> Result<(), StoreError> {
+    pub(super) fn remove_blobs(&self, first: Option<&Digest>, parts: &[Digest]) -> Result<()> {
         let (first, rest): (Vec<&Digest>, Vec<&Digest>) = parts.iter().partition(|part| Some(*part) == first);
         for digest in first.into_iter().chain(rest) {
             let path = self.layout.blob(digest);
@@ -131,7 +131,7 @@ impl Store {
     ///
     /// # Errors
     /// A folder cannot be listed.
-    pub fn stock(&self) -> Result<Vec<BlobInfo>, StoreError> {
+    pub fn stock(&self) -> Result<Vec<BlobInfo>> {
         let mut blobs: Vec<BlobInfo> = self.blob_files()?.collect();
         for blob in &mut blobs {
             blob.used = self.uses.unwritten(&blob.digest).unwrap_or(blob.used);
@@ -148,7 +148,7 @@ impl Store {
     ///
     /// # Errors
     /// A folder cannot be listed.
-    pub fn blob_files(&self) -> Result<impl Iterator<Item = BlobInfo> + use<>, StoreError> {
+    pub fn blob_files(&self) -> Result<impl Iterator<Item = BlobInfo> + use<>> {
         let mut folders = Vec::new();
         for algorithm in Algorithm::ALL {
             let path = self.layout.blobs(algorithm);

@@ -44,6 +44,9 @@ pub enum StoreError {
     Busy(Box<Digest>),
 }
 
+/// What the store answers.
+pub(super) type Result<T, E = StoreError> = std::result::Result<T, E>;
+
 impl StoreError {
     pub(super) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> StoreError {
         let what = what.into();

@@ -1,13 +1,13 @@
-//! The tag journal: what happened to tags and manifests, in order, so that the index can be made again.
+//! The tag journal: what happened to tags and manifests, in order, so that the index can be rebuilt.
 //!
 //! A text file. Each line is sixteen hexadecimal digits of checksum, a space, and JSON; the first line is the header
 //! with the generation, which changes whenever the file is compacted. A line is believed only if its checksum is
-//! right. A torn last line is what a power cut leaves and is cut off; a bad line elsewhere is damage of the medium,
-//! is passed over and counted, and costs that one event.
+//! right. A torn last line is what a power cut leaves and is cut off; a corrupt line elsewhere is damage of the
+//! medium, is skipped and counted, and costs that one event.
 
-use super::error::StoreError;
+use super::error::{Result, StoreError};
 use super::layout::write_file;
-use super::record::{Observation, Rollback, checksum};
+use super::record::{Rollback, TagVersion, checksum};
 use crate::auth::AccessClass;
 use crate::budget;
 use crate::oci::{Digest, Repository, Tag};
@@ -40,23 +40,19 @@ pub(super) struct Event {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum What {
-    /// Upstream said that the tag is this digest.
+    /// Upstream reported that the tag is this digest.
     Seen {
         repository: Repository,
         tag: Tag,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        unix: Option<u64>,
         #[serde(flatten)]
-        observed: Observation,
+        version: TagVersion,
     },
     /// That digest's closure was found complete. Of a peer's version, `unix` is when its upstream reported it.
     Complete {
         repository: Repository,
         tag: Tag,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        unix: Option<u64>,
         #[serde(flatten)]
-        observed: Observation,
+        version: TagVersion,
     },
     /// The owner went back to an earlier version, or ended that.
     Rollback { repository: Repository, tag: Tag, rollback: Option<Rollback> },
@@ -119,7 +115,7 @@ pub(super) struct Journal {
 
 impl Journal {
     /// Opens the journal, making it if need be, and cuts a torn end off.
-    pub(super) fn open(path: PathBuf) -> Result<Journal, StoreError> {
+    pub(super) fn open(path: PathBuf) -> Result<Journal> {
         if !path.exists() {
             write_file(&path, &line(&Header { format: FORMAT, generation: 1 }))?;
         }
@@ -161,7 +157,7 @@ impl Journal {
 
     /// Brings the file to the format of this larder, before anything is written that an older one would misread.
     /// Its events stay where they are: the header has the same length in each format.
-    pub(super) fn upgrade(&mut self) -> Result<(), StoreError> {
+    pub(super) fn upgrade(&mut self) -> Result<()> {
         if self.format == FORMAT {
             return Ok(());
         }
@@ -177,13 +173,13 @@ impl Journal {
         Ok(())
     }
 
-    fn must_be_writable(&self) -> Result<(), StoreError> {
+    fn must_be_writable(&self) -> Result<()> {
         let refused = StoreError::io(format!("cannot write {}", self.path.display()));
         if self.read_only { Err(refused(ErrorKind::ReadOnlyFilesystem.into())) } else { Ok(()) }
     }
 
     /// Puts a new text in the place of the file.
-    fn replace(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+    fn replace(&mut self, bytes: &[u8]) -> Result<()> {
         write_file(&self.path, bytes)?;
         self.file = OpenOptions::new()
             .read(true)
@@ -194,7 +190,7 @@ impl Journal {
     }
 
     /// Adds events and flushes them. If that fails none of them happened.
-    pub(super) fn append<T>(&mut self, events: &[(Event, T)]) -> Result<Position, StoreError> {
+    pub(super) fn append<T>(&mut self, events: &[(Event, T)]) -> Result<Position> {
         self.must_be_writable()?;
         self.upgrade()?;
         let bytes: Vec<u8> = events.iter().flat_map(|(event, _)| line(event)).collect();
@@ -216,7 +212,7 @@ impl Journal {
     }
 
     /// Replaces the journal by `events`, which lead to the same state.
-    pub(super) fn compact(&mut self, events: &[Event]) -> Result<(), StoreError> {
+    pub(super) fn compact(&mut self, events: &[Event]) -> Result<()> {
         let generation = if self.generation == u64::MAX { 2 } else { self.generation + 1 };
         let mut bytes = line(&Header { format: FORMAT, generation });
         for event in events {
@@ -232,8 +228,8 @@ impl Journal {
     pub(super) fn replay(
         &self,
         from: u64,
-        mut apply: impl FnMut(Vec<Event>, Position) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
+        mut apply: impl FnMut(Vec<Event>, Position) -> Result<()>,
+    ) -> Result<()> {
         let failed = || StoreError::io(format!("cannot read {}", self.path.display()));
         let mut reader = BufReader::new(File::open(&self.path).map_err(failed())?.take(self.len));
         reader.get_mut().get_mut().seek(SeekFrom::Start(from)).map_err(failed())?;
@@ -262,12 +258,12 @@ impl Journal {
             }
         }
         if damaged > 0 {
-            log::warn!("{damaged} damaged lines in {} were passed over", self.path.display());
+            log::warn!("{damaged} corrupt lines in {} were skipped", self.path.display());
         }
         if batch.is_empty() { Ok(()) } else { apply(batch, position) }
     }
 
-    fn first_line(&self) -> Result<Option<Header>, StoreError> {
+    fn first_line(&self) -> Result<Option<Header>> {
         let file =
             File::open(&self.path).map_err(StoreError::io(format!("cannot open {}", self.path.display())))?;
         let mut text = Vec::new();
@@ -278,14 +274,14 @@ impl Journal {
     }
 
     /// Cuts off what comes after the last line end: an event whose flush never returned.
-    fn cut_torn_end(&mut self) -> Result<(), StoreError> {
+    fn cut_torn_end(&mut self) -> Result<()> {
         let failed = |what: &str| StoreError::io(format!("cannot {what} {}", self.path.display()));
         let tail_from = self.len.saturating_sub(budget::JOURNAL_RECORD_BYTES_MAX as u64);
         let mut tail = vec![0; usize::try_from(self.len - tail_from).unwrap_or(0)];
         self.file.read_exact_at(&mut tail, tail_from).map_err(failed("read"))?;
-        let whole = tail.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
-        if whole < tail.len() {
-            let len = tail_from + whole as u64;
+        let end = tail.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
+        if end < tail.len() {
+            let len = tail_from + end as u64;
             log::warn!(
                 "the last {} bytes of {} were torn and are cut off",
                 self.len - len,
@@ -312,7 +308,7 @@ pub(super) fn line<T: Serialize>(value: &T) -> Vec<u8> {
     line
 }
 
-/// What a line says, if it is as it was written.
+/// The value of a line, if it is as it was written.
 pub(super) fn parse<T: serde::de::DeserializeOwned>(line: &[u8]) -> Option<T> {
     let text = line.get(PREFIX_BYTES..)?.strip_suffix(b"\n")?;
     let sum: String = checksum(&[text]).iter().map(|byte| format!("{byte:02x}")).collect();

@@ -1,6 +1,6 @@
 //! Where things lie under the data folder, and the flushes that make a name stay.
 
-use super::error::StoreError;
+use super::error::{Result, StoreError};
 use crate::oci::{Algorithm, Digest};
 use rustix::fs::{FlockOperation, Timespec, Timestamps};
 use std::fs::{self, File, OpenOptions};
@@ -15,7 +15,7 @@ pub(super) struct Layout {
 
 impl Layout {
     /// Makes the folders that are not there yet.
-    pub(super) fn create(data_dir: &Path) -> Result<Layout, StoreError> {
+    pub(super) fn create(data_dir: &Path) -> Result<Layout> {
         let layout = Layout { data_dir: data_dir.to_owned() };
         let folders = [layout.staging(), layout.quarantine()];
         let folders: Vec<PathBuf> =
@@ -35,7 +35,7 @@ impl Layout {
     }
 
     /// Takes the store's lock for this process.
-    pub(super) fn lock(&self) -> Result<File, StoreError> {
+    pub(super) fn lock(&self) -> Result<File> {
         let path = self.data_dir.join("lock");
         let opened = OpenOptions::new().create(true).truncate(false).write(true).mode(0o640).open(&path);
         let opened = match opened {
@@ -121,7 +121,7 @@ impl Layout {
     }
 
     /// Reads the index's file once, so that what the medium no longer gives is an error and not the end of the process.
-    pub(super) fn read_through_index(&self) -> Result<(), StoreError> {
+    pub(super) fn read_through_index(&self) -> Result<()> {
         let path = self.index().join("data.mdb");
         let unreadable =
             |e: std::io::Error| StoreError::Damaged(format!("{} cannot be read: {e}", path.display()));
@@ -146,7 +146,7 @@ impl Layout {
     }
 
     /// An empty folder for an index in the making.
-    pub(super) fn fresh_index(&self) -> Result<PathBuf, StoreError> {
+    pub(super) fn fresh_index(&self) -> Result<PathBuf> {
         let path = self.data_dir.join("index.new");
         remove_dir(&path)?;
         make_dir(&path)?;
@@ -154,7 +154,7 @@ impl Layout {
     }
 
     /// Puts a finished index in the place of the old one.
-    pub(super) fn replace_index(&self, fresh: &Path) -> Result<(), StoreError> {
+    pub(super) fn replace_index(&self, fresh: &Path) -> Result<()> {
         remove_dir(&self.index())?;
         fs::rename(fresh, self.index())
             .map_err(StoreError::io(format!("cannot put {} in place", fresh.display())))?;
@@ -187,7 +187,7 @@ impl Layout {
             .is_ok_and(|stat| stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
     }
 
-    pub(super) fn free_bytes(&self) -> Result<u64, StoreError> {
+    pub(super) fn free_bytes(&self) -> Result<u64> {
         let stat = rustix::fs::statvfs(&self.data_dir).map_err(|e| {
             StoreError::io(format!("cannot ask how full {} is", self.data_dir.display()))(e.into())
         })?;
@@ -196,21 +196,21 @@ impl Layout {
 }
 
 /// Flushes a folder, so that the names in it stay after a power cut.
-pub(super) fn flush_dir(path: &Path) -> Result<(), StoreError> {
+pub(super) fn flush_dir(path: &Path) -> Result<()> {
     File::open(path)
         .and_then(|dir| dir.sync_all())
         .map_err(StoreError::io(format!("cannot flush folder {}", path.display())))
 }
 
 /// A private blob is readable by its owner alone: the mode is the one record of that which cannot get lost.
-pub(super) fn set_private(path: &Path, private: bool) -> Result<(), StoreError> {
+pub(super) fn set_private(path: &Path, private: bool) -> Result<()> {
     let mode = if private { 0o600 } else { 0o644 };
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
         .map_err(StoreError::io(format!("cannot set the mode of {}", path.display())))
 }
 
 /// Writes a small file in one piece: a new one beside it, flushed, renamed, the folder flushed.
-pub(super) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+pub(super) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     let fresh = path.with_extension("new");
     let failed = |what: &str| StoreError::io(format!("cannot {what} {}", fresh.display()));
     let mut file = File::create(&fresh).map_err(failed("create"))?;
@@ -221,11 +221,11 @@ pub(super) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     path.parent().map_or(Ok(()), flush_dir)
 }
 
-fn make_dir(path: &Path) -> Result<(), StoreError> {
+fn make_dir(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(StoreError::io(format!("cannot make {}", path.display())))
 }
 
-fn remove_dir(path: &Path) -> Result<(), StoreError> {
+fn remove_dir(path: &Path) -> Result<()> {
     let removed = match fs::symlink_metadata(path) {
         Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
         Ok(_) => fs::remove_file(path),

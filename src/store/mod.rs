@@ -51,6 +51,7 @@ pub use verify::Recheck;
 
 use crate::sync::Mutex;
 use accounts::Accounts;
+use error::Result;
 use index::{Index, IndexSlot};
 use journal::Journal;
 use layout::Layout;
@@ -85,7 +86,7 @@ impl Store {
     ///
     /// # Errors
     /// The file system does not say.
-    pub fn free_bytes(&self) -> Result<u64, StoreError> {
+    pub fn free_bytes(&self) -> Result<u64> {
         self.layout.free_bytes()
     }
 
@@ -131,7 +132,7 @@ impl Store {
     ///
     /// # Errors
     /// There is no index to answer from.
-    pub fn note(&self, name: &str) -> Result<Option<String>, StoreError> {
+    pub fn note(&self, name: &str) -> Result<Option<String>> {
         self.index.ask(|index| index.note(name))
     }
 
@@ -139,11 +140,11 @@ impl Store {
     ///
     /// # Errors
     /// The index does not take it.
-    pub fn set_note(&self, name: &str, text: Option<&str>) -> Result<(), StoreError> {
+    pub fn set_note(&self, name: &str, text: Option<&str>) -> Result<()> {
         self.change_index(|index| index.set_note(name, text))
     }
 
-    fn change_index(&self, work: impl FnOnce(&Index) -> Result<(), StoreError>) -> Result<(), StoreError> {
+    fn change_index(&self, work: impl FnOnce(&Index) -> Result<()>) -> Result<()> {
         self.index.change(&self.journal, work)
     }
 }

@@ -7,7 +7,7 @@
 
 use super::Store;
 use super::accounts::Accounts;
-use super::error::StoreError;
+use super::error::{Result, StoreError};
 use super::index::{Index, IndexSlot, close};
 use super::journal::{Event, Journal};
 use super::layout::Layout;
@@ -39,7 +39,7 @@ impl Startup {
     ///
     /// # Errors
     /// The index cannot be built or read; the store serves content all the same.
-    pub fn finish(self, store: &Store) -> Result<(), StoreError> {
+    pub fn finish(self, store: &Store) -> Result<()> {
         if self.needs_rebuild {
             store.rebuild()?;
         }
@@ -50,7 +50,7 @@ impl Startup {
     ///
     /// # Errors
     /// The index cannot be built.
-    pub fn finish_briefly(self, store: &Store) -> Result<(), StoreError> {
+    pub fn finish_briefly(self, store: &Store) -> Result<()> {
         if self.needs_rebuild { store.rebuild() } else { Ok(()) }
     }
 }
@@ -63,7 +63,7 @@ impl Store {
     ///
     /// # Errors
     /// Another process holds the store, a newer larder wrote it, or the disk fails.
-    pub fn open(data_dir: &Path, history_max: usize) -> Result<(Store, Startup), StoreError> {
+    pub fn open(data_dir: &Path, history_max: usize) -> Result<(Store, Startup)> {
         let layout = Layout::create(data_dir)?;
         let lock = layout.lock()?;
         let journal = Journal::open(layout.journal())?;
@@ -94,7 +94,7 @@ impl Store {
     }
 
     /// What was on the disk at an unclean shutdown has to be verified.
-    fn enter_session(&self, ended: Ended) -> Result<(), StoreError> {
+    fn enter_session(&self, ended: Ended) -> Result<()> {
         let Uses { sequence, session, .. } = &self.uses;
         let known = match ended {
             Ended::Clean => return Ok(()),
@@ -129,7 +129,7 @@ impl Store {
     }
 
     /// Opens the index if it is there and not damaged, and brings it up to the journal's end.
-    fn open_index(&self) -> Result<(), StoreError> {
+    fn open_index(&self) -> Result<()> {
         if !self.layout.index().join("data.mdb").exists() {
             if !self.journal.lock().is_empty() || self.blob_files()?.next().is_some() {
                 return Err(StoreError::Damaged("there is none".into()));
@@ -162,7 +162,7 @@ impl Store {
 
     /// Notes that the index is opened and not read through. A damaged page can kill the process that reads it. That must
     /// not happen at every start, and yet a start that a power cut ended is no reason to rebuild the index.
-    fn mark_unproven(&self) -> Result<(), StoreError> {
+    fn mark_unproven(&self) -> Result<()> {
         let unfinished = self.layout.unfinished_starts();
         if unfinished >= budget::UNFINISHED_STARTS_MAX {
             return Err(StoreError::Damaged(format!(
@@ -177,7 +177,7 @@ impl Store {
     }
 
     /// Brings an index up to the journal's end.
-    fn catch_up(&self, index: &Index, read_only: bool) -> Result<(), StoreError> {
+    fn catch_up(&self, index: &Index, read_only: bool) -> Result<()> {
         let mark = index.mark()?;
         self.uses.sequence.raise(mark.sequence);
         let mut journal = self.journal.lock();
@@ -199,7 +199,7 @@ impl Store {
     }
 
     /// Applies the journal from byte `from` to `index`, in batches.
-    fn replay(&self, index: &Index, journal: &Journal, from: u64) -> Result<(), StoreError> {
+    fn replay(&self, index: &Index, journal: &Journal, from: u64) -> Result<()> {
         journal.replay(from, |events, position| {
             self.index.advance(events.len() as u64);
             let with_manifest = |event: Event| {
@@ -224,7 +224,7 @@ impl Store {
     ///
     /// # Errors
     /// The index cannot be built.
-    pub fn recover(&self) -> Result<(), StoreError> {
+    pub fn recover(&self) -> Result<()> {
         if self.index.is_stuck() {
             self.close_index();
             match self.open_index() {
@@ -243,12 +243,12 @@ impl Store {
     ///
     /// # Errors
     /// The index cannot be built: the disk is full, read-only or failing.
-    pub fn rebuild(&self) -> Result<(), StoreError> {
+    pub fn rebuild(&self) -> Result<()> {
         self.index.advance(1);
         self.try_rebuild().inspect_err(|_| self.index.cannot_be_built())
     }
 
-    fn try_rebuild(&self) -> Result<(), StoreError> {
+    fn try_rebuild(&self) -> Result<()> {
         let started = Instant::now();
         self.close_index();
         let fresh = self.layout.fresh_index()?;
@@ -287,7 +287,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Damaged`] says what is wrong with it.
-    pub fn check_index(&self) -> Result<(), StoreError> {
+    pub fn check_index(&self) -> Result<()> {
         self.index.ask(Index::check)?;
         self.change_index(|index| index.touch(&[], self.uses.sequence.last()))?;
         self.prove();

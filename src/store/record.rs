@@ -4,7 +4,7 @@
 //! because both files must be readable by later versions and by people; the checksum because LMDB has none and cards
 //! return wrong bytes without an error.
 
-use super::error::StoreError;
+use super::error::{Result, StoreError};
 use crate::oci::{Algorithm, Digest, Hasher};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -26,13 +26,17 @@ pub enum VersionSource {
 }
 
 impl VersionSource {
-    pub(super) fn is_upstream(&self) -> bool {
+    fn is_upstream(&self) -> bool {
         *self == VersionSource::Upstream
     }
 }
 
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
 /// Reads a source. 0.1.0 wrote `"peer":true` in place of `"source":"peer"`.
-pub(super) fn source_of<'de, D: Deserializer<'de>>(from: D) -> Result<VersionSource, D::Error> {
+fn source_of<'de, D: Deserializer<'de>>(from: D) -> Result<VersionSource, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Written {
@@ -47,23 +51,15 @@ pub(super) fn source_of<'de, D: Deserializer<'de>>(from: D) -> Result<VersionSou
 }
 
 /// What somebody reported for a tag.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observation {
     /// What the tag stands for.
     pub digest: Digest,
     /// Who reported it.
-    #[serde(
-        default,
-        alias = "peer",
-        deserialize_with = "source_of",
-        skip_serializing_if = "VersionSource::is_upstream"
-    )]
     pub source: VersionSource,
     /// When the registry made the answer, by its own clock: `Date` less `Age`, in seconds since 1970.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub date: Option<u64>,
     /// The endpoint that answered.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
 }
 
@@ -78,10 +74,10 @@ impl Observation {
         Observation { source: VersionSource::Peer, ..Observation::upstream(digest) }
     }
 
-    /// The version that this is when it is noted at count `n`.
-    pub(super) fn noted(self, n: u64, unix: Option<u64>) -> TagVersion {
-        let Observation { digest, source, date, endpoint } = self;
-        TagVersion { digest, n, unix, source, date, endpoint }
+    /// The version that this is, before it has a count.
+    pub(super) fn version(&self, unix: Option<u64>) -> TagVersion {
+        let Observation { digest, source, date, endpoint } = self.clone();
+        TagVersion { digest, n: 0, unix, source, date, endpoint }
     }
 }
 
@@ -90,7 +86,8 @@ impl Observation {
 pub struct TagVersion {
     /// What the tag stood for.
     pub digest: Digest,
-    /// The count at which that was noted.
+    /// The count at which that was noted; within an event of the journal it stands beside it.
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub n: u64,
     /// Seconds since 1970, if the clock could be trusted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -116,21 +113,15 @@ impl TagVersion {
     pub fn is_from_peer(&self) -> bool {
         self.source == VersionSource::Peer
     }
-
-    /// What was reported, without when.
-    pub(super) fn observation(self) -> Observation {
-        let TagVersion { digest, source, date, endpoint, .. } = self;
-        Observation { digest, source, date, endpoint }
-    }
 }
 
 /// Everything known of a tag: two pointers, and how they got there.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TagRecord {
-    /// What upstream said last.
+    /// What upstream reported last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seen: Option<TagVersion>,
-    /// The newest version whose closure was whole.
+    /// The newest version whose closure was complete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub complete: Option<TagVersion>,
     /// Earlier complete versions, newest first.
@@ -147,14 +138,14 @@ pub struct TagRecord {
 /// An owner's decision to serve an earlier version until upstream has moved on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rollback {
-    /// While upstream says this ...
+    /// While upstream reports this ...
     pub from: Digest,
     /// ... this is served.
     pub to: Digest,
 }
 
 impl TagRecord {
-    /// Upstream said `version`. Observations that are older than what is known change nothing.
+    /// Upstream reported `version`. Observations that are older than what is known change nothing.
     pub(super) fn see(&mut self, version: TagVersion) {
         if self.seen.as_ref().is_some_and(|seen| seen.n >= version.n) {
             return;
@@ -165,7 +156,7 @@ impl TagRecord {
         self.seen = Some(version);
     }
 
-    /// `version` was found whole.
+    /// `version` was found complete.
     pub(super) fn completed(&mut self, version: TagVersion, history_max: usize) {
         if self.complete.as_ref().is_some_and(|complete| complete.n >= version.n) {
             return;
@@ -179,7 +170,7 @@ impl TagRecord {
         self.history.truncate(history_max);
     }
 
-    /// Forgets the version that is `digest`, as it was noted up to count `n`; whether there was one. What upstream said
+    /// Forgets the version that is `digest`, as it was noted up to count `n`; whether there was one. What upstream reported
     /// last stays known while there is another version to serve in its place.
     pub(super) fn forget(&mut self, digest: &Digest, n: u64) -> bool {
         let is = |version: &TagVersion| version.digest == *digest && version.n <= n;
@@ -204,7 +195,7 @@ impl TagRecord {
         self.versions().next().is_none() && !self.pinned
     }
 
-    /// What a peer has said since upstream said anything, if that is newer by the wall times of both.
+    /// What a peer has reported since upstream reported anything, if that is newer by the wall times of both.
     pub fn offered(&self) -> Option<&TagVersion> {
         let newer = |version: &&TagVersion| match &self.seen {
             Some(seen) => {
@@ -216,7 +207,7 @@ impl TagRecord {
         self.complete.iter().chain(&self.history).filter(|version| version.is_from_peer()).find(newer)
     }
 
-    /// Whether a peer has said anything since upstream did.
+    /// Whether a peer has reported anything since upstream did.
     pub(super) fn has_later_offer(&self) -> bool {
         let seen = self.seen.as_ref().map_or(0, |seen| seen.n);
         self.complete.iter().chain(&self.history).any(|version| version.is_from_peer() && version.n > seen)
@@ -295,13 +286,13 @@ pub(super) fn seal<T: Serialize>(table: u8, key: &[u8], value: &T) -> Vec<u8> {
 }
 
 /// Reads a record; one that is not as it was written is damage.
-pub(super) fn unseal<T: DeserializeOwned>(table: u8, key: &[u8], sealed: &[u8]) -> Result<T, StoreError> {
+pub(super) fn unseal<T: DeserializeOwned>(table: u8, key: &[u8], sealed: &[u8]) -> Result<T> {
     let text = is_sealed(table, key, sealed)?;
     serde_json::from_slice(text).map_err(|e| damaged(table, key, &format!("cannot be read: {e}")))
 }
 
 /// The text of a record whose checksum is right.
-pub(super) fn is_sealed<'a>(table: u8, key: &[u8], sealed: &'a [u8]) -> Result<&'a [u8], StoreError> {
+pub(super) fn is_sealed<'a>(table: u8, key: &[u8], sealed: &'a [u8]) -> Result<&'a [u8]> {
     let Some((sum, text)) = sealed.split_at_checked(CHECKSUM_BYTES) else {
         return Err(damaged(table, key, "is too short"));
     };
@@ -347,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peers_word_comes_first_only_until_upstream_speaks() {
+    fn a_peers_version_comes_first_only_until_upstream_reports() {
         let at = |fill, n, unix| TagVersion { unix, ..version(fill, n) };
         let mut tag = TagRecord::default();
         tag.see(at('a', 1, Some(100)));
@@ -357,14 +348,14 @@ mod tests {
         assert_eq!(first(&tag), version('b', 0).digest);
         assert!(tag.has_later_offer());
         tag.rollback = Some(Rollback { from: version('a', 0).digest, to: version('a', 0).digest });
-        assert_eq!(first(&tag), version('a', 0).digest, "the owner's word counts more");
+        assert_eq!(first(&tag), version('a', 0).digest, "the owner's decision counts more");
         tag.rollback = None;
         for unix in [Some(150), None] {
             let mut later = tag.clone();
             later.see(at('a', 4, unix));
             assert_eq!(first(&later), version('a', 0).digest);
         }
-        // An older word, and one without a time, come after what upstream said.
+        // An older version, and one without a time, come after what upstream reported.
         for unix in [Some(99), None] {
             let mut older = tag.clone();
             older.completed(TagVersion { source: VersionSource::Peer, ..at('c', 5, unix) }, 0);

@@ -1,11 +1,11 @@
 //! Content on its way in (design rule 2): staged in the same file system, hashed as it comes, flushed, renamed.
 //!
 //! A staging file holds a prefix of the content. It outlives the process, with a small `.origin` file beside it that
-//! says where the rest can be had; whoever takes it up hashes the prefix, so that nothing is believed of a
+//! names where the rest can be had; whoever takes it up hashes the prefix, so that nothing is believed of a
 //! file that a power cut may have torn.
 
 use super::Store;
-use super::error::StoreError;
+use super::error::{Result, StoreError};
 use super::layout::{flush_dir, set_private};
 use super::record::checksum;
 use crate::auth::AccessClass;
@@ -20,8 +20,8 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Which content is staged, and for whom: what one registry gave for one class of clients is not mixed with what another
-/// gave.
+/// Which content is staged, and for whom: what not everybody may read is not mixed with what another registry, or the
+/// same one to other clients, gave.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ContentKey {
     /// The registry that it comes from.
@@ -38,6 +38,11 @@ impl ContentKey {
         let of = checksum(&[self.registry.as_str().as_bytes(), b"/", self.class.as_str().as_bytes()]);
         let of: String = of.iter().map(|byte| format!("{byte:02x}")).collect();
         format!("{}-{of}", self.file_name_0_1())
+    }
+
+    /// Whether this is the key of a file that 0.1.0 left, of the registry of `other`.
+    fn is_of_0_1(&self, file: &Path, other: &ContentKey) -> bool {
+        self.registry == other.registry && file.file_name().is_some_and(|name| name == &*self.file_name_0_1())
     }
 
     /// The name that 0.1.0 gave it, whatever the registry.
@@ -83,7 +88,7 @@ pub struct Staged {
 pub(super) struct Claims(Arc<Mutex<HashSet<ContentKey>>>);
 
 impl Claims {
-    fn take(&self, key: &ContentKey) -> Result<Claim, StoreError> {
+    fn take(&self, key: &ContentKey) -> Result<Claim> {
         if !self.0.lock().insert(key.clone()) {
             return Err(StoreError::Busy(Box::new(key.digest.clone())));
         }
@@ -109,7 +114,7 @@ impl Store {
     ///
     /// # Errors
     /// Somebody else is writing it, or the disk fails.
-    pub fn stage(&self, key: &ContentKey, from: &StagedFrom) -> Result<Staged, StoreError> {
+    pub fn stage(&self, key: &ContentKey, from: &StagedFrom) -> Result<Staged> {
         let claim = self.claims.take(key)?;
         let path = self.layout.staged(&key.file_name());
         let note = OriginNote { from: from.clone(), class: Some(key.class) };
@@ -131,18 +136,32 @@ impl Store {
         Ok(staged)
     }
 
-    /// Gives what 0.1.0 left of this content of this registry its name of today, if there is nothing under that yet.
+    /// Where there is nothing under this key yet, gives it what may go on under it: what 0.1.0 left of the same registry,
+    /// or what everybody may read that came from another.
     fn adopt(&self, key: &ContentKey, path: &Path) {
-        let left = self.layout.staged(&key.file_name_0_1());
-        let Some(note) = read_origin(&left) else { return };
-        if note.from.repository.registry == key.registry && !path.exists() && fs::rename(&left, path).is_ok()
-        {
-            let _ = fs::remove_file(left.with_extension("origin"));
+        if path.exists() {
+            return;
+        }
+        let mut found = self.left_staged(Some(&key.digest));
+        found.sort_by_key(|(.., bytes)| std::cmp::Reverse(*bytes));
+        for (left, of, ..) in found {
+            let public = of.class == key.class && key.class == AccessClass::Public;
+            if !public && !of.is_of_0_1(&left, key) {
+                continue;
+            }
+            let claim = (of != *key).then(|| self.claims.take(&of)).transpose();
+            if claim.is_err() {
+                continue;
+            }
+            if fs::rename(&left, path).is_ok() {
+                let _ = fs::remove_file(left.with_extension("origin"));
+                return;
+            }
         }
     }
 
     /// A staging file for content that is at hand. Several writers of the same content do not meet.
-    pub(super) fn stage_scratch(&self, digest: &Digest) -> Result<Staged, StoreError> {
+    pub(super) fn stage_scratch(&self, digest: &Digest) -> Result<Staged> {
         let path = self.layout.scratch(digest, self.uses.sequence.next());
         let file = Arc::new(open_staging(&path, true)?);
         let hasher = Hasher::new(digest.algorithm());
@@ -153,12 +172,13 @@ impl Store {
     /// unproven; it is taken up under any class.
     pub fn unfinished(&self) -> Vec<(ContentKey, StagedFrom, u64)> {
         let mut found: Vec<_> =
-            self.left_staged().into_iter().map(|(_, key, from, bytes)| (key, from, bytes)).collect();
+            self.left_staged(None).into_iter().map(|(_, key, from, bytes)| (key, from, bytes)).collect();
         found.sort();
         found
     }
 
-    fn left_staged(&self) -> Vec<(PathBuf, ContentKey, StagedFrom, u64)> {
+    /// What was left of some content, or of all.
+    fn left_staged(&self, of: Option<&Digest>) -> Vec<(PathBuf, ContentKey, StagedFrom, u64)> {
         let mut found = Vec::new();
         for entry in
             fs::read_dir(self.layout.staging()).into_iter().flatten().flatten().take(budget::FILLS_MAX * 2)
@@ -170,6 +190,9 @@ impl Store {
             }
             let [algorithm, hex, ..] = parts[..] else { continue };
             let Ok(digest) = format!("{algorithm}:{hex}").parse::<Digest>() else { continue };
+            if of.is_some_and(|of| *of != digest) {
+                continue;
+            }
             let key = read_origin(&path).map(|note| {
                 let class = note.class.unwrap_or(AccessClass::Unproven);
                 (ContentKey { registry: note.from.repository.registry.clone(), class, digest }, note.from)
@@ -187,7 +210,7 @@ impl Store {
     /// Cuts the end off what earlier writers left: a power cut may have lengthened a file and not filled it, and one wrong
     /// byte would cost all of it.
     pub(super) fn cut_torn_ends(&self) {
-        for (path, key, _, len) in self.left_staged() {
+        for (path, key, _, len) in self.left_staged(None) {
             let sound = len.saturating_sub(budget::TORN_BYTES) / budget::TORN_BYTES * budget::TORN_BYTES;
             let file = OpenOptions::new().write(true).open(path);
             if let Err(e) = file.and_then(|file| file.set_len(sound)) {
@@ -206,12 +229,15 @@ impl Store {
     ///
     /// # Errors
     /// Somebody is.
-    pub fn forget_staged(&self, key: &ContentKey) -> Result<(), StoreError> {
+    pub fn forget_staged(&self, key: &ContentKey) -> Result<()> {
         let _claim = self.claims.take(key)?;
-        let path = self.layout.staged(&key.file_name());
-        self.adopt(key, &path);
-        let _ = fs::remove_file(&path);
-        let _ = fs::remove_file(path.with_extension("origin"));
+        let old =
+            self.left_staged(Some(&key.digest)).into_iter().filter(|(left, of, ..)| of.is_of_0_1(left, key));
+        let own = self.layout.staged(&key.file_name());
+        for path in old.map(|(path, ..)| path).chain([own]) {
+            let _ = fs::remove_file(&path);
+            let _ = fs::remove_file(path.with_extension("origin"));
+        }
         Ok(())
     }
 }
@@ -240,7 +266,7 @@ impl Staged {
     ///
     /// # Errors
     /// The disk does not take it.
-    pub fn append(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+    pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
         self.file
             .write_all_at(bytes, self.len)
             .map_err(StoreError::io(format!("cannot write {}", self.path.display())))?;
@@ -253,7 +279,7 @@ impl Staged {
     ///
     /// # Errors
     /// The file cannot be emptied.
-    pub fn restart(&mut self) -> Result<(), StoreError> {
+    pub fn restart(&mut self) -> Result<()> {
         self.hasher = Hasher::new(self.digest.algorithm());
         self.len = 0;
         self.file.set_len(0).map_err(StoreError::io(format!("cannot empty {}", self.path.display())))
@@ -263,7 +289,7 @@ impl Staged {
     ///
     /// # Errors
     /// [`StoreError::Mismatch`] if it does not.
-    pub fn matches(&self) -> Result<(), StoreError> {
+    pub fn matches(&self) -> Result<()> {
         let actual = self.hasher.clone().finish();
         if actual == self.digest {
             Ok(())
@@ -277,7 +303,7 @@ impl Staged {
     ///
     /// # Errors
     /// It does not hash to its name, or the disk does not take it.
-    pub fn publish(self, store: &Store, class: AccessClass) -> Result<(), StoreError> {
+    pub fn publish(self, store: &Store, class: AccessClass) -> Result<()> {
         // Content that everybody may read already stays so.
         let private = class == AccessClass::Private
             && store.open_blob(&self.digest).ok().flatten().is_none_or(|known| known.private);
@@ -288,7 +314,7 @@ impl Staged {
         published
     }
 
-    fn try_publish(&self, store: &Store, private: bool) -> Result<(), StoreError> {
+    fn try_publish(&self, store: &Store, private: bool) -> Result<()> {
         self.matches()?;
         let n = store.uses.sequence.next();
         store.layout.set_used(&self.path, n);
@@ -308,7 +334,7 @@ impl Staged {
         Ok(())
     }
 
-    fn put_in_place(&self, store: &Store) -> Result<(), StoreError> {
+    fn put_in_place(&self, store: &Store) -> Result<()> {
         let target = store.layout.blob(&self.digest);
         let moving = store.accounts.moving();
         let known = store.layout.blob_size(&self.digest);
@@ -342,7 +368,7 @@ impl Staged {
     }
 
     /// Hashes what an earlier writer left.
-    fn take_up(&mut self, size: Option<u64>) -> Result<(), StoreError> {
+    fn take_up(&mut self, size: Option<u64>) -> Result<()> {
         let failed = || StoreError::io(format!("cannot read {}", self.path.display()));
         let left = self.file.metadata().map_err(failed())?.len();
         if size.is_some_and(|size| left > size) {
@@ -364,7 +390,7 @@ impl Staged {
     }
 }
 
-fn open_staging(path: &std::path::Path, fresh: bool) -> Result<File, StoreError> {
+fn open_staging(path: &std::path::Path, fresh: bool) -> Result<File> {
     OpenOptions::new()
         .read(true)
         .write(true)

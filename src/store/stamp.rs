@@ -4,7 +4,7 @@
 //! to the folders of blobs and go: what a person removes by hand shows too. It is taken without waiting for the disk,
 //! for the folders are held open. Uses of blobs and notes are no changes.
 
-use super::error::StoreError;
+use super::error::{Result, StoreError};
 use super::layout::Layout;
 use crate::oci::Algorithm;
 use std::fs::File;
@@ -25,7 +25,7 @@ pub(super) struct Stamps {
 }
 
 impl Stamps {
-    pub(super) fn of(layout: &Layout) -> Result<Stamps, StoreError> {
+    pub(super) fn of(layout: &Layout) -> Result<Stamps> {
         let [first, second] = Algorithm::ALL.map(|algorithm| {
             let path = layout.blobs(algorithm);
             File::open(&path).map_err(StoreError::io(format!("cannot open {}", path.display())))

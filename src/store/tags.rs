@@ -4,7 +4,7 @@
 //! the event when it is reopened or rebuilt.
 
 use super::Store;
-use super::error::StoreError;
+use super::error::Result;
 use super::journal::{Event, LINKS_AT_A_TIME, What};
 use super::record::{ContentLink, LinkedManifest, Observation, Rollback, TagRecord, TagVersion};
 use crate::auth::AccessClass;
@@ -16,7 +16,7 @@ impl Store {
     ///
     /// # Errors
     /// There is no index to answer from.
-    pub fn tag(&self, repository: &Repository, tag: &Tag) -> Result<Option<TagRecord>, StoreError> {
+    pub fn tag(&self, repository: &Repository, tag: &Tag) -> Result<Option<TagRecord>> {
         self.index.ask(|index| index.tag(repository, tag))
     }
 
@@ -25,20 +25,15 @@ impl Store {
     ///
     /// # Errors
     /// It cannot be written down.
-    pub fn tag_seen(
-        &self,
-        repository: &Repository,
-        tag: &Tag,
-        observed: &Observation,
-    ) -> Result<(), StoreError> {
+    pub fn tag_seen(&self, repository: &Repository, tag: &Tag, observed: &Observation) -> Result<()> {
         let same = |seen: TagVersion| seen.digest == observed.digest && seen.source == observed.source;
         self.record(None, || {
             let record = self.tag(repository, tag)?.unwrap_or_default();
             if !record.has_later_offer() && record.seen.is_some_and(same) {
                 return Ok(Vec::new());
             }
-            let (repository, tag, observed) = (repository.clone(), tag.clone(), observed.clone());
-            Ok(vec![What::Seen { repository, tag, unix: clock::trusted_unix(), observed }])
+            let version = observed.version(clock::trusted_unix());
+            Ok(vec![What::Seen { repository: repository.clone(), tag: tag.clone(), version }])
         })
     }
 
@@ -46,22 +41,17 @@ impl Store {
     ///
     /// # Errors
     /// It cannot be written down.
-    pub fn tag_complete(
-        &self,
-        repository: &Repository,
-        tag: &Tag,
-        digest: &Digest,
-    ) -> Result<(), StoreError> {
+    pub fn tag_complete(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> Result<()> {
         self.record(None, || {
             let record = self.tag(repository, tag)?.unwrap_or_default();
             if record.complete.is_some_and(|known| known.digest == *digest && !known.is_from_peer()) {
                 return Ok(Vec::new());
             }
             // It is the version that was seen, and comes from where that came from.
-            let seen = record.seen.filter(|seen| seen.digest == *digest).map(TagVersion::observation);
-            let observed = seen.unwrap_or_else(|| Observation::upstream(digest.clone()));
-            let (repository, tag) = (repository.clone(), tag.clone());
-            Ok(vec![What::Complete { repository, tag, unix: clock::trusted_unix(), observed }])
+            let seen = record.seen.filter(|seen| seen.digest == *digest);
+            let version = seen.unwrap_or_else(|| Observation::upstream(digest.clone()).version(None));
+            let version = TagVersion { n: 0, unix: clock::trusted_unix(), ..version };
+            Ok(vec![What::Complete { repository: repository.clone(), tag: tag.clone(), version }])
         })
     }
 
@@ -76,15 +66,15 @@ impl Store {
         tag: &Tag,
         observed: &Observation,
         unix: Option<u64>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<()> {
         self.record(None, || {
             let known = self.tag(repository, tag)?.unwrap_or_default();
             let mut versions = known.seen.iter().chain(&known.complete);
             if versions.any(|version| version.digest == observed.digest) {
                 return Ok(Vec::new());
             }
-            let (repository, tag, observed) = (repository.clone(), tag.clone(), observed.clone());
-            Ok(vec![What::Complete { repository, tag, unix, observed }])
+            let version = observed.version(unix);
+            Ok(vec![What::Complete { repository: repository.clone(), tag: tag.clone(), version }])
         })
     }
 
@@ -92,12 +82,7 @@ impl Store {
     ///
     /// # Errors
     /// It cannot be written down.
-    pub fn tag_rollback(
-        &self,
-        repository: &Repository,
-        tag: &Tag,
-        rollback: Option<Rollback>,
-    ) -> Result<(), StoreError> {
+    pub fn tag_rollback(&self, repository: &Repository, tag: &Tag, rollback: Option<Rollback>) -> Result<()> {
         self.record_one(&What::Rollback { repository: repository.clone(), tag: tag.clone(), rollback })
     }
 
@@ -105,7 +90,7 @@ impl Store {
     ///
     /// # Errors
     /// It cannot be written down.
-    pub fn tag_pin(&self, repository: &Repository, tag: &Tag, pinned: bool) -> Result<(), StoreError> {
+    pub fn tag_pin(&self, repository: &Repository, tag: &Tag, pinned: bool) -> Result<()> {
         if self.tag(repository, tag)?.unwrap_or_default().pinned == pinned {
             return Ok(());
         }
@@ -116,7 +101,7 @@ impl Store {
     ///
     /// # Errors
     /// It cannot be written down.
-    pub fn tag_remove(&self, repository: &Repository, tag: &Tag) -> Result<(), StoreError> {
+    pub fn tag_remove(&self, repository: &Repository, tag: &Tag) -> Result<()> {
         self.record_one(&What::Removed { repository: repository.clone(), tag: tag.clone() })
     }
 
@@ -129,7 +114,7 @@ impl Store {
         repository: &Repository,
         last: Option<&str>,
         limit: usize,
-    ) -> Result<Vec<(Tag, TagRecord)>, StoreError> {
+    ) -> Result<Vec<(Tag, TagRecord)>> {
         self.index.ask(|index| index.tags(repository, last, limit))
     }
 
@@ -137,7 +122,7 @@ impl Store {
     ///
     /// # Errors
     /// There is no index to answer from.
-    pub fn repositories(&self, last: Option<&str>, limit: usize) -> Result<Vec<Repository>, StoreError> {
+    pub fn repositories(&self, last: Option<&str>, limit: usize) -> Result<Vec<Repository>> {
         self.index.ask(|index| index.repositories(last, limit))
     }
 
@@ -145,7 +130,7 @@ impl Store {
     ///
     /// # Errors
     /// There is no index to answer from.
-    pub fn repository_class(&self, repository: &Repository) -> Result<Option<AccessClass>, StoreError> {
+    pub fn repository_class(&self, repository: &Repository) -> Result<Option<AccessClass>> {
         self.index.ask(|index| index.class(repository))
     }
 
@@ -163,7 +148,7 @@ impl Store {
         media_type: &str,
         bytes: &[u8],
         class: AccessClass,
-    ) -> Result<(), StoreError> {
+    ) -> Result<()> {
         match self.open_blob(digest)? {
             Some(known) if known.private && class != AccessClass::Private => self.make_public(digest)?,
             Some(_) => {}
@@ -192,7 +177,7 @@ impl Store {
     ///
     /// # Errors
     /// There is no index to answer from.
-    pub fn link(&self, repository: &Repository, digest: &Digest) -> Result<Option<ContentLink>, StoreError> {
+    pub fn link(&self, repository: &Repository, digest: &Digest) -> Result<Option<ContentLink>> {
         self.index.ask(|index| index.link(repository, digest))
     }
 
@@ -200,7 +185,7 @@ impl Store {
     ///
     /// # Errors
     /// There is no index to answer from.
-    pub fn links_to(&self, digest: &Digest) -> Result<Vec<(Repository, ContentLink)>, StoreError> {
+    pub fn links_to(&self, digest: &Digest) -> Result<Vec<(Repository, ContentLink)>> {
         self.index.ask(|index| index.links_to(digest))
     }
 
@@ -208,7 +193,7 @@ impl Store {
     ///
     /// # Errors
     /// It cannot be written down.
-    pub fn hold(&self, repository: &Repository, digest: &Digest) -> Result<(), StoreError> {
+    pub fn hold(&self, repository: &Repository, digest: &Digest) -> Result<()> {
         if self.link(repository, digest)?.is_some_and(|link| link.held) {
             return Ok(());
         }
@@ -219,7 +204,7 @@ impl Store {
     ///
     /// # Errors
     /// There is no index to answer from.
-    pub fn manifests(&self, repository: &Repository) -> Result<Vec<LinkedManifest>, StoreError> {
+    pub fn manifests(&self, repository: &Repository) -> Result<Vec<LinkedManifest>> {
         self.index.ask(|index| index.manifests(repository))
     }
 
@@ -227,7 +212,7 @@ impl Store {
     ///
     /// # Errors
     /// There is no index to answer from.
-    pub fn referrers(&self, repository: &Repository, subject: &Digest) -> Result<Vec<Digest>, StoreError> {
+    pub fn referrers(&self, repository: &Repository, subject: &Digest) -> Result<Vec<Digest>> {
         self.index.ask(|index| index.referrers(repository, subject))
     }
 
@@ -245,7 +230,7 @@ impl Store {
         root: &Digest,
         links: &[Digest],
         parts: &[Digest],
-    ) -> Result<(), StoreError> {
+    ) -> Result<()> {
         let mut left = links;
         loop {
             let (now, later) = left.split_at(left.len().min(LINKS_AT_A_TIME));
@@ -263,23 +248,19 @@ impl Store {
     ///
     /// # Errors
     /// A blob cannot be removed.
-    pub fn remove_orphans(&self, digests: &[Digest]) -> Result<(), StoreError> {
+    pub fn remove_orphans(&self, digests: &[Digest]) -> Result<()> {
         self.remove_blobs(None, digests)
     }
 
     // -- Inside ----------------------------------------------------------------------------------------------
 
-    fn record_one(&self, what: &What) -> Result<(), StoreError> {
+    fn record_one(&self, what: &What) -> Result<()> {
         self.record(None, || Ok(vec![what.clone()]))
     }
 
     /// Writes events: the journal first, flushed; then the index. `news` says which, and is asked a second time when
     /// its turn has come: several may have found the same out at once. `manifest` is that of the event that has one.
-    fn record(
-        &self,
-        mut manifest: Option<Manifest>,
-        news: impl Fn() -> Result<Vec<What>, StoreError>,
-    ) -> Result<(), StoreError> {
+    fn record(&self, mut manifest: Option<Manifest>, news: impl Fn() -> Result<Vec<What>>) -> Result<()> {
         let index = self.index.get()?;
         if news()?.is_empty() {
             return Ok(());

@@ -447,10 +447,15 @@ fn where_a_version_and_a_class_come_from_survives_whatever_happens_to_the_index(
     let check = |store: &Store| {
         let record = |name| store.tag(&repository(), &tag(name)).unwrap().unwrap();
         let latest = record("latest");
-        assert_eq!(latest.seen.unwrap().observation(), observed);
-        assert_eq!(latest.complete.unwrap().observation(), observed, "it is the version that was seen");
+        let reported = |version: TagVersion| TagVersion { n: 0, unix: None, ..version };
+        assert_eq!(reported(latest.seen.unwrap()), observed.version(None));
+        assert_eq!(
+            reported(latest.complete.unwrap()),
+            observed.version(None),
+            "it is the version that was seen"
+        );
         let known = record("imported").complete.unwrap();
-        assert_eq!((known.unix, known.observation()), (Some(7), imported.clone()));
+        assert_eq!(TagVersion { n: 0, ..known }, imported.version(Some(7)));
         assert!(record("offered").complete.unwrap().is_from_peer());
         assert_eq!(store.repository_class(&repository()).unwrap(), Some(AccessClass::Public));
     };
@@ -490,7 +495,7 @@ fn staged_content_has_a_safe_name_for_each_registry_and_class() {
     let store = folder.open();
     let long = format!("{}a.example:65535", "a.".repeat(118));
     let digest = Digest::of(Algorithm::Sha512, b"layer");
-    let mut kept = Vec::new();
+    let (mut kept, mut writing) = (Vec::new(), Vec::new());
     for registry in ["docker.io", "127.0.0.1:5000", "[::1]:5000", &long] {
         for class in [AccessClass::Public, AccessClass::Private, AccessClass::Unproven] {
             let repository: Repository = format!("{registry}/lab/app").parse().unwrap();
@@ -498,9 +503,11 @@ fn staged_content_has_a_safe_name_for_each_registry_and_class() {
             let from = StagedFrom { repository, size: Some(5) };
             let mut staged = store.stage(&key, &from).unwrap();
             staged.append(b"la").unwrap();
+            writing.push(staged);
             kept.push((key, from, 2));
         }
     }
+    drop(writing);
     for entry in std::fs::read_dir(folder.0.join("staging")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         assert!(
@@ -510,6 +517,29 @@ fn staged_content_has_a_safe_name_for_each_registry_and_class() {
     }
     kept.sort();
     assert_eq!(store.unfinished(), kept);
+}
+
+#[test]
+fn what_one_registry_has_sent_is_asked_of_another_only_where_it_is_not_for_everybody() {
+    let folder = Folder::new();
+    let store = folder.open();
+    let digest = Digest::of(Algorithm::Sha256, b"layer");
+    let stage = |registry: &str, class| {
+        let repository: Repository = format!("{registry}/lab/app").parse().unwrap();
+        let key = ContentKey { registry: repository.registry.clone(), class, digest: digest.clone() };
+        store.stage(&key, &StagedFrom { repository, size: Some(5) }).unwrap()
+    };
+    let mut first = stage("first.example", AccessClass::Public);
+    first.append(b"la").unwrap();
+    assert_eq!(stage("third.example", AccessClass::Public).len(), 0, "the first is still written");
+    drop(first);
+    let mut private = stage("second.example", AccessClass::Private);
+    assert_eq!(private.len(), 0);
+    private.append(b"lay").unwrap();
+    drop(private);
+    assert_eq!(stage("second.example", AccessClass::Public).len(), 2);
+    assert_eq!(stage("first.example", AccessClass::Private).len(), 0);
+    assert_eq!(stage("second.example", AccessClass::Private).len(), 3);
 }
 
 #[test]

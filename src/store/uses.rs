@@ -5,7 +5,7 @@
 //! has not been verified since an unclean shutdown.
 
 use super::Store;
-use super::error::StoreError;
+use super::error::Result;
 use super::record::BlobInfo;
 use super::session::Session;
 use crate::budget;
@@ -74,7 +74,7 @@ impl Store {
     ///
     /// # Errors
     /// The index cannot take them; what is on the mtimes stays.
-    pub fn flush_touches(&self) -> Result<(), StoreError> {
+    pub fn flush_touches(&self) -> Result<()> {
         let touches = std::mem::take(&mut *self.uses.touches.lock());
         if touches.is_empty() {
             return Ok(());
@@ -94,7 +94,7 @@ impl Store {
     ///
     /// # Errors
     /// The session file cannot be written.
-    pub fn keep_counts(&self, age: Option<Duration>) -> Result<(), StoreError> {
+    pub fn keep_counts(&self, age: Option<Duration>) -> Result<()> {
         self.uses.session.keep_ahead(self.uses.sequence.last())?;
         match age {
             Some(age) => self.uses.session.mark(self.uses.sequence.last(), age / budget::USE_MARKS_EACH),

@@ -7,7 +7,7 @@
 //! bytes stay while there are few of them.
 
 use super::Store;
-use super::error::StoreError;
+use super::error::{Result, StoreError};
 use super::layout;
 use crate::budget;
 use crate::oci::{Digest, Hasher};
@@ -46,7 +46,7 @@ impl Store {
     ///
     /// # Errors
     /// The session file cannot be written.
-    pub fn save_session(&self) -> Result<(), StoreError> {
+    pub fn save_session(&self) -> Result<()> {
         self.uses.session.save(self.uses.sequence.last(), false)
     }
 
@@ -54,19 +54,15 @@ impl Store {
     ///
     /// # Errors
     /// It cannot be read, or does not hash to its name.
-    pub fn verify(&self, digest: &Digest) -> Result<(), StoreError> {
+    pub fn verify(&self, digest: &Digest) -> Result<()> {
         self.verify_along(digest, &mut |_| true).map(drop)
     }
 
-    /// The same, telling `go_on` how many bytes have been read, which says whether to go on; `Ok(false)`: it said no.
+    /// The same, telling `go_on` how many bytes have been read, which decides whether to go on; `Ok(false)`: it does not.
     ///
     /// # Errors
     /// As [`Store::verify`].
-    pub fn verify_along(
-        &self,
-        digest: &Digest,
-        go_on: &mut dyn FnMut(u64) -> bool,
-    ) -> Result<bool, StoreError> {
+    pub fn verify_along(&self, digest: &Digest, go_on: &mut dyn FnMut(u64) -> bool) -> Result<bool> {
         match self.open_blob(digest)? {
             Some(blob) => verify_file(blob.file, digest, go_on),
             None => Err(StoreError::io(format!("cannot open {digest}"))(ErrorKind::NotFound.into())),
@@ -74,15 +70,11 @@ impl Store {
     }
 
     /// The same past the page cache, from the medium itself as far as the kernel lets us. `go_on` is told how many bytes
-    /// have been read and says whether to; `Ok(false)`: it said no.
+    /// have been read and decides whether to go on; `Ok(false)`: it does not.
     ///
     /// # Errors
     /// As [`Store::verify`].
-    pub fn verify_cold(
-        &self,
-        digest: &Digest,
-        go_on: &mut dyn FnMut(u64) -> bool,
-    ) -> Result<bool, StoreError> {
+    pub fn verify_cold(&self, digest: &Digest, go_on: &mut dyn FnMut(u64) -> bool) -> Result<bool> {
         if let Some(blob) = self.open_blob(digest)? {
             let dropped = rustix::fs::fadvise(&blob.file, 0, None, rustix::fs::Advice::DontNeed);
             dropped.map_err(|e| StoreError::io(format!("cannot reread {digest}"))(e.into()))?;
@@ -94,7 +86,7 @@ impl Store {
     ///
     /// # Errors
     /// It is corrupt and the disk does not let it be moved away. It is not served all the same.
-    pub fn recheck(&self, digest: &Digest) -> Result<Recheck, StoreError> {
+    pub fn recheck(&self, digest: &Digest) -> Result<Recheck> {
         let problem = match self.verify_cold(digest, &mut |_| true) {
             Ok(_) => return Ok(Recheck::Verified),
             Err(_) if !self.contains(digest) => return Ok(Recheck::Gone),
@@ -109,7 +101,7 @@ impl Store {
     ///
     /// # Errors
     /// The disk does not let it be moved away. It is not served all the same.
-    pub fn quarantine(&self, digest: &Digest) -> Result<(), StoreError> {
+    pub fn quarantine(&self, digest: &Digest) -> Result<()> {
         let path = self.layout.blob(digest);
         self.quarantine.count();
         let moving = self.accounts.moving();
@@ -160,7 +152,7 @@ impl Store {
     ///
     /// # Errors
     /// The disk fails.
-    pub fn read_small(&self, digest: &Digest) -> Result<Option<Vec<u8>>, StoreError> {
+    pub fn read_small(&self, digest: &Digest) -> Result<Option<Vec<u8>>> {
         let Some(blob) = self.open_blob(digest)? else { return Ok(None) };
         if blob.size > budget::MANIFEST_BYTES_MAX {
             return Ok(None);
@@ -189,13 +181,9 @@ impl Store {
     }
 }
 
-/// Hashes a file from its start. `go_on` is told how many bytes have been read and says whether to; `Ok(false)`: it said
-/// no.
-fn verify_file(
-    mut file: File,
-    digest: &Digest,
-    go_on: &mut dyn FnMut(u64) -> bool,
-) -> Result<bool, StoreError> {
+/// Hashes a file from its start. `go_on` is told how many bytes have been read and decides whether to go on; `Ok(false)`: it
+/// does not.
+fn verify_file(mut file: File, digest: &Digest, go_on: &mut dyn FnMut(u64) -> bool) -> Result<bool> {
     let mut hasher = Hasher::new(digest.algorithm());
     let mut chunk = vec![0; budget::SCRUB_CHUNK_BYTES];
     let mut done = 0;

@@ -27,15 +27,14 @@ mod table;
 
 pub(super) use slot::IndexSlot;
 
-use super::error::StoreError;
+use super::error::{Result, StoreError};
 use crate::budget;
-use crate::sync::Mutex;
 use heed::types::Bytes;
-use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, WithoutTls};
+use heed::{CommitOrAbort, Env, EnvFlags, EnvOpenOptions, WithoutTls};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
-use table::{META, TALLY, Tally, failed};
+use table::{META, Records, TALLY, Tally, failed};
 
 /// The schema written. A larger number means a newer larder, whose index is refused and left alone.
 const SCHEMA: u32 = 3;
@@ -68,30 +67,28 @@ struct Stored {
 /// The open index.
 pub(in crate::store) struct Index {
     env: Env<WithoutTls>,
-    records: Database<'static, Bytes, Bytes>,
-    /// The schema that the file says; it rises with the first change.
+    records: Records,
+    /// The schema of the file; it rises with the first change.
     schema: AtomicU32,
-    /// The tally while a change is being made. There is one change at a time.
-    tally: Mutex<Tally>,
 }
 
 impl Index {
     /// Makes an empty index in an empty folder.
-    pub(in crate::store) fn create(folder: &Path) -> Result<Index, StoreError> {
+    pub(in crate::store) fn create(folder: &Path) -> Result<Index> {
         let index = Index::open_env(folder, false)?;
         index.write(|txn| {
-            index.put(txn, META, TALLY, &Tally::default())?;
-            index.put(txn, META, b"schema", &SCHEMA)?;
-            index.put(txn, META, b"mark", &Mark::default())?;
-            index.put(txn, META, b"stored", &Stored::default())
+            txn.put(META, TALLY, &Tally::default())?;
+            txn.put(META, b"schema", &SCHEMA)?;
+            txn.put(META, b"mark", &Mark::default())?;
+            txn.put(META, b"stored", &Stored::default())
         })?;
         Ok(index)
     }
 
     /// Opens an index, refusing one of a newer schema. On a file system that is `read_only` it can be read.
-    pub(in crate::store) fn open(folder: &Path, read_only: bool) -> Result<Index, StoreError> {
+    pub(in crate::store) fn open(folder: &Path, read_only: bool) -> Result<Index> {
         let index = Index::open_env(folder, read_only)?;
-        let schema = index.read(|txn| index.require::<u32>(txn, META, b"schema"))?;
+        let schema = index.read(|txn| txn.require::<u32>(META, b"schema"))?;
         index.schema.store(schema, Ordering::Relaxed);
         match schema {
             SCHEMA_READ_MIN..=SCHEMA => Ok(index),
@@ -101,7 +98,7 @@ impl Index {
     }
 
     #[allow(unsafe_code)]
-    fn open_env(folder: &Path, read_only: bool) -> Result<Index, StoreError> {
+    fn open_env(folder: &Path, read_only: bool) -> Result<Index> {
         let mut options = EnvOpenOptions::new().read_txn_without_tls();
         options.map_size(budget::INDEX_MAP_BYTES).max_readers(budget::INDEX_READERS);
         // A power cut may cost the last commit, and nothing else: the journal has what was in it.
@@ -129,7 +126,7 @@ impl Index {
             });
             created.map_err(failed("open the index"))?.unwrap_commit()
         };
-        Ok(Index { env, records, schema: AtomicU32::new(SCHEMA), tally: Mutex::default() })
+        Ok(Index { env, records, schema: AtomicU32::new(SCHEMA) })
     }
 
     /// Whether the file is still as an older larder wrote it. Before it is changed the journal must be of the new format:
@@ -138,26 +135,21 @@ impl Index {
         self.schema.load(Ordering::Relaxed) < SCHEMA
     }
 
-    pub(in crate::store) fn mark(&self) -> Result<Mark, StoreError> {
-        self.read(|txn| self.require(txn, META, b"mark"))
+    pub(in crate::store) fn mark(&self) -> Result<Mark> {
+        self.read(|txn| txn.require(META, b"mark"))
     }
 
-    pub(in crate::store) fn set_mark(
-        &self,
-        generation: u64,
-        offset: u64,
-        sequence: u64,
-    ) -> Result<(), StoreError> {
-        self.write(|txn| self.put(txn, META, b"mark", &Mark { generation, offset, sequence }))
+    pub(in crate::store) fn set_mark(&self, generation: u64, offset: u64, sequence: u64) -> Result<()> {
+        self.write(|txn| txn.put(META, b"mark", &Mark { generation, offset, sequence }))
     }
 
     #[cfg(test)]
-    pub(in crate::store) fn set_schema(&self, schema: u32) -> Result<(), StoreError> {
-        self.write(|txn| self.put(txn, META, b"schema", &schema))
+    pub(in crate::store) fn set_schema(&self, schema: u32) -> Result<()> {
+        self.write(|txn| txn.put(META, b"schema", &schema))
     }
 
-    pub(in crate::store) fn stored_bytes(&self) -> Result<u64, StoreError> {
-        self.read(|txn| Ok(self.require::<Stored>(txn, META, b"stored")?.bytes))
+    pub(in crate::store) fn stored_bytes(&self) -> Result<u64> {
+        self.read(|txn| Ok(txn.require::<Stored>(META, b"stored")?.bytes))
     }
 }
 
@@ -170,7 +162,7 @@ pub(in crate::store) fn close<I: std::borrow::Borrow<Index>>(index: I) {
 
 /// Has the blocks of LMDB's lock file allocated before it is mapped: a full disk must be an error, and not the end of the
 /// process that writes to the map. Where the file system cannot do that nothing is lost.
-fn reserve_lock(folder: &Path) -> Result<(), StoreError> {
+fn reserve_lock(folder: &Path) -> Result<()> {
     let path = folder.join("lock.mdb");
     let reserved =
         std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).and_then(
@@ -187,8 +179,8 @@ fn reserve_lock(folder: &Path) -> Result<(), StoreError> {
     reserved.map_err(StoreError::io(format!("cannot reserve {}", path.display())))
 }
 
-/// Refuses a file that is shorter than its own header says: to read beyond its end would kill the process.
-fn check_length(env: &Env<WithoutTls>) -> Result<(), StoreError> {
+/// Refuses a file that is shorter than its own header states: to read beyond its end would kill the process.
+fn check_length(env: &Env<WithoutTls>) -> Result<()> {
     let page = u64::from(env.unnamed_database_stat().page_size);
     let needed = (env.info().last_page_number as u64 + 1).saturating_mul(page);
     let length = env.real_disk_size().map_err(failed("look at the index"))?;

@@ -1,10 +1,10 @@
 //! The place of the index in the store, and the state that it is in.
 //!
-//! One enum says whether there is an index, whether it can be believed, and whether one can be built; so these cannot
+//! One enum holds whether there is an index, whether it is damaged, and whether one can be built; so these cannot
 //! contradict each other. A damaged index goes on answering what it can: a record that is corrupt is an error and never
 //! a wrong answer.
 
-use super::super::error::StoreError;
+use super::super::error::{Result, StoreError};
 use super::super::journal::Journal;
 use super::{Index, close};
 use crate::sync::{Mutex, RwLock};
@@ -46,15 +46,12 @@ impl IndexSlot {
         IndexSlot { state: RwLock::new(IndexState::Rebuilding), progress: AtomicU64::new(0) }
     }
 
-    pub(in crate::store) fn get(&self) -> Result<Arc<Index>, StoreError> {
+    pub(in crate::store) fn get(&self) -> Result<Arc<Index>> {
         self.state.read().index().cloned().ok_or(StoreError::Rebuilding)
     }
 
     /// Asks the index.
-    pub(in crate::store) fn ask<T>(
-        &self,
-        work: impl FnOnce(&Index) -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
+    pub(in crate::store) fn ask<T>(&self, work: impl FnOnce(&Index) -> Result<T>) -> Result<T> {
         let index = self.get()?;
         self.watch(&index, work(&index))
     }
@@ -63,8 +60,8 @@ impl IndexSlot {
     pub(in crate::store) fn change(
         &self,
         journal: &Mutex<Journal>,
-        work: impl FnOnce(&Index) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
+        work: impl FnOnce(&Index) -> Result<()>,
+    ) -> Result<()> {
         let index = self.get()?;
         if index.is_of_older_schema() {
             journal.lock().upgrade()?;
@@ -73,11 +70,7 @@ impl IndexSlot {
     }
 
     /// Takes the state from what `index` answered.
-    pub(in crate::store) fn watch<T>(
-        &self,
-        index: &Arc<Index>,
-        result: Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
+    pub(in crate::store) fn watch<T>(&self, index: &Arc<Index>, result: Result<T>) -> Result<T> {
         if let Err(problem @ (StoreError::Stuck(_) | StoreError::Damaged(_))) = &result {
             let mut state = self.state.write();
             if !state.index().is_some_and(|now| Arc::ptr_eq(now, index)) {

@@ -2,15 +2,19 @@
 //!
 //! The tally is kept with each change, so that a page that is gone is noticed by the records that went with it.
 
-use super::super::error::StoreError;
+use super::super::error::{Result, StoreError};
 use super::super::record::{is_sealed, seal, unseal};
 use super::{Index, SCHEMA};
-use crate::oci::Digest;
-use heed::{MdbError, RoTxn, RwTxn, WithoutTls};
+use crate::oci::{Digest, Repository};
+use heed::types::Bytes;
+use heed::{Database, MdbError, RoTxn, RwTxn, WithoutTls};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::ops::Bound;
 use std::sync::atomic::Ordering;
+
+/// All of the index is in one database.
+pub(super) type Records = Database<'static, Bytes, Bytes>;
 
 pub(super) const META: u8 = b'm';
 pub(super) const NOTE: u8 = b'n';
@@ -23,11 +27,6 @@ pub(super) const SUBJECT: u8 = b's';
 pub(super) const CLASS: u8 = b'a';
 
 pub(super) const TALLY: &[u8] = b"tally";
-
-/// A transaction that reads.
-pub(super) type Reading<'e> = RoTxn<'e, WithoutTls>;
-/// A transaction that changes something.
-pub(super) type Writing<'a, 'e> = &'a mut RwTxn<'e>;
 
 /// All records together, the tally itself left out: a page that is gone takes records with it, and what is not there has
 /// no checksum of its own.
@@ -56,10 +55,10 @@ fn sum_of(sealed: &[u8]) -> u64 {
 
 impl Index {
     /// Reads every record, and compares all of them with the tally.
-    pub(in crate::store) fn check(&self) -> Result<(), StoreError> {
+    pub(in crate::store) fn check(&self) -> Result<()> {
         self.read(|txn| {
             let mut tally = Tally::default();
-            for entry in self.records.iter(txn).map_err(failed("read the index"))? {
+            for entry in txn.records.iter(txn.txn).map_err(failed("read the index"))? {
                 let (key, sealed) = entry.map_err(failed("read the index"))?;
                 let Some((&table, rest)) = key.split_first() else {
                     return Err(StoreError::Damaged("a key is empty".into()));
@@ -69,7 +68,7 @@ impl Index {
                     tally.add(sealed);
                 }
             }
-            let expected: Tally = self.require(txn, META, TALLY)?;
+            let expected: Tally = txn.require(META, TALLY)?;
             if tally != expected {
                 let (found, expected) = (tally.records, expected.records);
                 return Err(StoreError::Damaged(format!(
@@ -80,29 +79,57 @@ impl Index {
         })
     }
 
+    pub(super) fn read<T>(&self, work: impl FnOnce(Reader<'_, '_>) -> Result<T>) -> Result<T> {
+        let txn = self.env.read_txn().map_err(failed("read the index"))?;
+        work(Reader { records: self.records, txn: &txn })
+    }
+
+    /// Changes the index, all or nothing.
+    pub(super) fn write(&self, work: impl FnOnce(&mut Writer<'_>) -> Result<()>) -> Result<()> {
+        let txn = self.env.write_txn().map_err(failed("write the index"))?;
+        let mut writer = Writer { records: self.records, txn, tally: Tally::default() };
+        writer.tally = writer.reader().fetch(META, TALLY)?.unwrap_or_default();
+        work(&mut writer)?;
+        if self.is_of_older_schema() {
+            writer.put(META, b"schema", &SCHEMA)?;
+        }
+        let tally = writer.tally;
+        writer.put(META, TALLY, &tally)?;
+        writer.txn.commit().map_err(failed("write the index"))?;
+        self.schema.store(SCHEMA, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// A transaction that reads, or the reading half of one that writes.
+#[derive(Clone, Copy)]
+pub(super) struct Reader<'t, 'e> {
+    pub(super) records: Records,
+    pub(super) txn: &'t RoTxn<'e, WithoutTls>,
+}
+
+impl Reader<'_, '_> {
     /// Opens every record of a table whose key begins with `prefix`.
     pub(super) fn each<T: DeserializeOwned>(
-        &self,
-        txn: &Reading<'_>,
+        self,
         table: u8,
         prefix: &[u8],
         mut visit: impl FnMut(&[u8], T),
-    ) -> Result<(), StoreError> {
-        self.scan(txn, table, prefix, None, |key, sealed| {
+    ) -> Result<()> {
+        self.scan(table, prefix, None, |key, sealed| {
             visit(key, unseal(table, key, sealed)?);
             Ok(true)
         })
     }
 
-    /// Walks the keys of a table that begin with `prefix`, from after `prefix` + `after`, until `visit` says false.
+    /// Walks the keys of a table that begin with `prefix`, from after `prefix` + `after`, until `visit` returns false.
     pub(super) fn scan(
-        &self,
-        txn: &Reading<'_>,
+        self,
         table: u8,
         prefix: &[u8],
         after: Option<&[u8]>,
-        mut visit: impl FnMut(&[u8], &[u8]) -> Result<bool, StoreError>,
-    ) -> Result<(), StoreError> {
+        mut visit: impl FnMut(&[u8], &[u8]) -> Result<bool>,
+    ) -> Result<()> {
         let start = [&[table], prefix].concat();
         let from = [&start[..], after.unwrap_or_default()].concat();
         // LMDB takes no longer key; nothing stored comes after it.
@@ -111,7 +138,7 @@ impl Index {
         }
         let lower = if after.is_some() { Bound::Excluded(&from[..]) } else { Bound::Included(&from[..]) };
         let range = (lower, Bound::Unbounded);
-        for entry in self.records.range(txn, &range).map_err(failed("read the index"))? {
+        for entry in self.records.range(self.txn, &range).map_err(failed("read the index"))? {
             let (key, sealed) = entry.map_err(failed("read the index"))?;
             if !key.starts_with(&start) || !visit(&key[1..], sealed)? {
                 break;
@@ -120,79 +147,53 @@ impl Index {
         Ok(())
     }
 
-    pub(super) fn require<T: DeserializeOwned>(
-        &self,
-        txn: &Reading<'_>,
-        table: u8,
-        key: &[u8],
-    ) -> Result<T, StoreError> {
-        self.fetch(txn, table, key)?.ok_or_else(|| {
-            StoreError::Damaged(format!("record {:?} is missing", String::from_utf8_lossy(key)))
-        })
+    pub(super) fn require<T: DeserializeOwned>(self, table: u8, key: &[u8]) -> Result<T> {
+        let missing = || format!("record {:?} is missing", String::from_utf8_lossy(key));
+        self.fetch(table, key)?.ok_or_else(|| StoreError::Damaged(missing()))
     }
 
-    pub(super) fn fetch<T: DeserializeOwned>(
-        &self,
-        txn: &Reading<'_>,
-        table: u8,
-        key: &[u8],
-    ) -> Result<Option<T>, StoreError> {
-        let found = self.records.get(txn, &[&[table], key].concat()).map_err(failed("read the index"))?;
+    pub(super) fn fetch<T: DeserializeOwned>(self, table: u8, key: &[u8]) -> Result<Option<T>> {
+        let found =
+            self.records.get(self.txn, &[&[table], key].concat()).map_err(failed("read the index"))?;
         found.map(|sealed| unseal(table, key, sealed)).transpose()
     }
 
-    pub(super) fn put<T: Serialize>(
-        &self,
-        txn: Writing<'_, '_>,
-        table: u8,
-        key: &[u8],
-        value: &T,
-    ) -> Result<(), StoreError> {
+    pub(super) fn number(self, repository: &Repository) -> Result<Option<u32>> {
+        self.fetch(REPOSITORY, repository.to_string().as_bytes())
+    }
+}
+
+/// A transaction that writes. It keeps the tally; there is one at a time.
+pub(super) struct Writer<'e> {
+    pub(super) records: Records,
+    pub(super) txn: RwTxn<'e>,
+    tally: Tally,
+}
+
+impl Writer<'_> {
+    pub(super) fn reader(&self) -> Reader<'_, '_> {
+        Reader { records: self.records, txn: &self.txn }
+    }
+
+    pub(super) fn put<T: Serialize>(&mut self, table: u8, key: &[u8], value: &T) -> Result<()> {
         let (name, sealed) = ([&[table], key].concat(), seal(table, key, value));
         if (table, key) != (META, TALLY) {
-            self.count(txn, &name, Some(&sealed))?;
+            self.count(&name, Some(&sealed))?;
         }
-        self.records.put(txn, &name, &sealed).map_err(failed("write the index"))
+        self.records.put(&mut self.txn, &name, &sealed).map_err(failed("write the index"))
+    }
+
+    pub(super) fn remove(&mut self, table: u8, key: &[u8]) -> Result<()> {
+        let name = [&[table], key].concat();
+        self.count(&name, None)?;
+        self.records.delete(&mut self.txn, &name).map(drop).map_err(failed("write the index"))
     }
 
     /// Keeps the tally: what stands under a key goes, and what is written in its place comes.
-    pub(super) fn count(&self, txn: &RwTxn<'_>, name: &[u8], after: Option<&[u8]>) -> Result<(), StoreError> {
-        let before = self.records.get(txn, name).map_err(failed("read the index"))?;
-        let mut tally = self.tally.lock();
-        before.into_iter().for_each(|sealed| tally.take(sealed));
-        after.into_iter().for_each(|sealed| tally.add(sealed));
-        Ok(())
-    }
-
-    pub(super) fn remove(&self, txn: Writing<'_, '_>, table: u8, key: &[u8]) -> Result<bool, StoreError> {
-        let name = [&[table], key].concat();
-        self.count(txn, &name, None)?;
-        self.records.delete(txn, &name).map_err(failed("write the index"))
-    }
-
-    pub(super) fn read<T>(
-        &self,
-        work: impl FnOnce(&Reading<'_>) -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
-        let txn = self.env.read_txn().map_err(failed("read the index"))?;
-        work(&txn)
-    }
-
-    pub(super) fn write(
-        &self,
-        work: impl FnOnce(Writing<'_, '_>) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
-        let mut txn = self.env.write_txn().map_err(failed("write the index"))?;
-        let tally = self.fetch(&txn, META, TALLY)?.unwrap_or_default();
-        *self.tally.lock() = tally;
-        work(&mut txn)?;
-        if self.is_of_older_schema() {
-            self.put(&mut txn, META, b"schema", &SCHEMA)?;
-        }
-        let tally = *self.tally.lock();
-        self.put(&mut txn, META, TALLY, &tally)?;
-        txn.commit().map_err(failed("write the index"))?;
-        self.schema.store(SCHEMA, Ordering::Relaxed);
+    fn count(&mut self, name: &[u8], after: Option<&[u8]>) -> Result<()> {
+        let before = self.records.get(&self.txn, name).map_err(failed("read the index"))?;
+        before.into_iter().for_each(|sealed| self.tally.take(sealed));
+        after.into_iter().for_each(|sealed| self.tally.add(sealed));
         Ok(())
     }
 }
