@@ -79,7 +79,7 @@ pub struct Mirror {
 impl Mirror {
     /// Starts the mirror: its threads, the probes of every upstream, and the fills that an earlier run left.
     ///
-    /// If `needs_rebuild`, the index is made again on a thread of its own, and only content is answered meanwhile.
+    /// `startup` is finished on a thread of its own; if the index is rebuilt there, only content is answered meanwhile.
     pub fn start(
         config: Arc<Config>,
         store: Arc<Store>,
@@ -282,7 +282,7 @@ fn keep_house(mirror: &Weak<Mirror>, startup: Startup) {
         match startup.finish(&mirror.store) {
             Ok(()) => {}
             Err(problem) if problem.is_without_index() => {}
-            Err(problem) => log::error!("the index could not be put into service: {problem}"),
+            Err(problem) => log::error!("the index could not be rebuilt: {problem}"),
         }
         mirror.fills.take_up_unfinished();
     }

@@ -35,15 +35,22 @@ impl Startup {
         self.needs_rebuild
     }
 
-    /// For a server: rebuilds the index if need be, and reads all of it. It takes as long as that takes.
+    /// For a server: rebuilds the index if need be, and reads all of it. It takes as long as that takes. On a disk that
+    /// takes no change the index that is there is good enough.
     ///
     /// # Errors
-    /// The index cannot be built or read; the store serves content all the same.
+    /// The index cannot be built, or is damaged; the store serves content all the same.
     pub fn finish(self, store: &Store) -> Result<()> {
         if self.needs_rebuild {
             store.rebuild()?;
         }
-        store.check_index()
+        match store.check_index() {
+            Err(problem) if problem.is_disk_failure() => {
+                log::warn!("the index could not be read through: {problem}");
+                Ok(())
+            }
+            checked => checked,
+        }
     }
 
     /// For a command, which ends soon: rebuilds the index if need be.
