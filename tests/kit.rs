@@ -351,7 +351,7 @@ fn private_content_is_not_shared() {
             fetch("blobs", &digest.to_string());
         }
     }
-    let kit = Kit::new(&config::Kit {
+    let kit = Kit::new(&config::KitSettings {
         secret_file: "/none".into(),
         secret: Secret::new(SECRET.as_bytes()).unwrap(),
         listen: any_port(),

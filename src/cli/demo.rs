@@ -6,7 +6,7 @@
 
 use super::print;
 use super::serve::{Running, runtime};
-use crate::config::{Config, Upstream as UpstreamConfig};
+use crate::config::{Config, EndpointSettings, UpstreamSettings};
 use crate::demo::client::{self, PullError, Pulled};
 use crate::demo::image::Image;
 use crate::demo::upstream::{Behaviour, Upstream};
@@ -72,13 +72,15 @@ impl Demo {
         let config = Config {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
             data_dir: folder.clone(),
-            upstreams: vec![UpstreamConfig {
+            upstreams: vec![UpstreamSettings {
                 name,
-                url: upstream.url(),
-                url_configured: true,
-                ca_file: None,
-                realm: None,
-                credentials: None,
+                endpoints: vec![EndpointSettings {
+                    url: upstream.url(),
+                    url_configured: true,
+                    ca_file: None,
+                    realm: None,
+                    credentials: None,
+                }],
             }],
             tls: None,
             htpasswd_file: None,

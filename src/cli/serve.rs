@@ -3,7 +3,7 @@
 use crate::budget;
 use crate::config::Config;
 use crate::control::{self, Desk};
-use crate::fetch::Link;
+use crate::fetch::LinkState;
 use crate::fetch::Upstreams;
 use crate::http::{Listener, Server};
 use crate::mirror::Mirror;
@@ -164,7 +164,7 @@ fn status(mirror: &Mirror, addresses: &[SocketAddr]) -> String {
         return format!("the index {how} rebuilt; content is answered by digest");
     }
     let addresses: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
-    let down = mirror.upstreams().iter().filter(|one| matches!(one.breaker().link(), Link::Down { .. }));
+    let down = mirror.upstreams().iter().filter(|one| matches!(one.link(), LinkState::Down { .. }));
     let down: Vec<&str> = down.map(|upstream| upstream.name().as_str()).collect();
     let rest = if down.is_empty() { String::new() } else { format!("; out of reach: {}", down.join(", ")) };
     format!("answers on {}{rest}", addresses.join(", "))

@@ -150,11 +150,11 @@ impl Mirror {
             }
         }
         let certificate = config.tls.as_ref().map(|tls| tls.cert_file.clone());
-        let origin = |upstream: &crate::config::Upstream| Origin {
+        let origin = |upstream: &crate::config::UpstreamSettings| Origin {
             name: upstream.name.clone(),
-            url: upstream.url.clone(),
-            url_configured: upstream.url_configured,
-            ca_file: upstream.ca_file.clone(),
+            url: upstream.endpoints[0].url.clone(),
+            url_configured: upstream.endpoints[0].url_configured,
+            ca_file: upstream.endpoints[0].ca_file.clone(),
         };
         Ok(Mirror {
             certificate: certificate.filter(|_| url.starts_with("https://")),

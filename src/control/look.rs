@@ -7,7 +7,7 @@ use super::{
 use crate::budget;
 use crate::clock;
 use crate::config::OnMissing;
-use crate::fetch::Link;
+use crate::fetch::LinkState;
 use crate::image::Catalogue;
 use crate::image::Otherwise;
 use crate::image::{Closure, closure};
@@ -110,19 +110,16 @@ impl Desk {
         for upstream in &self.config.upstreams {
             let live = self.mirror.as_ref().and_then(|mirror| mirror.upstreams().find(&upstream.name));
             let state = match live {
-                Some(live) => Some(match live.breaker().link() {
-                    Link::Up => "up".to_owned(),
-                    Link::Slow { .. } => "slow".to_owned(),
-                    Link::Down { .. } => outage_text(live),
+                Some(live) => Some(match live.link() {
+                    LinkState::NotAsked | LinkState::Up => "up".to_owned(),
+                    LinkState::Slow { .. } => "slow".to_owned(),
+                    LinkState::Down { .. } => outage_text(live),
                 }),
-                None => self
-                    .store
-                    .note(&format!("down/{}", upstream.name))?
-                    .map(|cause| format!("was down: {cause}")),
+                None => self.store.note(&upstream.outage_note(0))?.map(|cause| format!("was down: {cause}")),
             };
             upstreams.push(UpstreamStatus {
                 name: upstream.name.to_string(),
-                url: upstream.url.clone(),
+                url: upstream.endpoints[0].url.clone(),
                 state,
                 bytes: live.map_or(0, |live| live.bytes()),
             });
@@ -238,10 +235,10 @@ impl Desk {
         }
         let live = self.mirror.as_ref().and_then(|mirror| mirror.upstreams().find(registry));
         Ok(match live {
-            Some(live) => match live.breaker().link() {
-                Link::Up => format!("{registry} can be reached"),
-                Link::Slow { .. } => format!("{registry} is slow"),
-                Link::Down { .. } => outage_text(live),
+            Some(live) => match live.link() {
+                LinkState::NotAsked | LinkState::Up => format!("{registry} can be reached"),
+                LinkState::Slow { .. } => format!("{registry} is slow"),
+                LinkState::Down { .. } => outage_text(live),
             },
             None => match self.store.note(&format!("down/{registry}"))? {
                 Some(cause) => format!("{registry} could not be reached when the server ran last: {cause}"),

@@ -219,8 +219,7 @@ pub(super) struct UnderWay {
 /// Asks every upstream, each on a thread of its own.
 pub(super) fn begin_upstreams(config: &Config) -> UnderWay {
     let (send, answers) = mpsc::channel();
-    let asked =
-        config.upstreams.iter().map(|one| (one.name.to_string(), one.credentials.is_some())).collect();
+    let asked = config.upstreams.iter().map(|one| (one.name.to_string(), one.is_private())).collect();
     let mut under_way = UnderWay { began: Instant::now(), asked, answers, problem: None };
     let upstreams = match Upstreams::new(config) {
         Ok(upstreams) => std::sync::Arc::new(upstreams),
@@ -233,7 +232,7 @@ pub(super) fn begin_upstreams(config: &Config) -> UnderWay {
         // The last of these threads ends the probes of all.
         let (send, all) = (send.clone(), std::sync::Arc::clone(&upstreams));
         let ask = move || {
-            let _ = send.send((upstream.name().to_string(), upstream.examine()));
+            let _ = send.send((upstream.name().to_string(), upstream.endpoints()[0].examine()));
             drop(all);
         };
         if let Err(e) = thread::Builder::new()

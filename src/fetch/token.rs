@@ -1,7 +1,7 @@
 //! Logging in at an upstream: basic credentials and bearer tokens (distribution, "Token Authentication
 //! Specification").
 //!
-//! Credentials go to the upstream's own origin and to the realm it names, if that is its own domain or written in the
+//! LoginSettings go to the upstream's own origin and to the realm it names, if that is its own domain or written in the
 //! configuration, and never over plain http unless the upstream itself is plain http. What an upstream asked for last
 //! is remembered, so that the next repository costs no 401. Tokens expire by the monotonic clock, a little early.
 
@@ -10,7 +10,7 @@ use super::challenge::Challenge;
 use super::failure::{Cause, Failure};
 use super::wire::Deadline;
 use crate::budget::{TOKEN_AGE_MAX, TOKENS_MAX, UPSTREAM_TEXT_BYTES_MAX};
-use crate::config::Credentials;
+use crate::config::LoginSettings;
 use crate::oci::quoted;
 use crate::sync::{Condvar, Mutex};
 use base64::Engine;
@@ -64,7 +64,11 @@ struct Token {
 
 impl Login {
     /// `realm` is the configuration's. `Err` says what is wrong with it or the credentials.
-    pub fn new(own: Origin, credentials: Option<&Credentials>, realm: Option<&str>) -> Result<Self, String> {
+    pub fn new(
+        own: Origin,
+        credentials: Option<&LoginSettings>,
+        realm: Option<&str>,
+    ) -> Result<Self, String> {
         let realm = realm
             .map(|text| Address::parse(text).map(|address| address.origin))
             .transpose()
@@ -217,7 +221,7 @@ impl Drop for Asking<'_> {
     }
 }
 
-fn basic_header(credentials: &Credentials) -> Result<HeaderValue, String> {
+fn basic_header(credentials: &LoginSettings) -> Result<HeaderValue, String> {
     if credentials.username.contains(':') {
         return Err("its username holds a colon".to_owned());
     }
@@ -296,7 +300,7 @@ mod tests {
     use super::*;
 
     fn login(url: &str, with_credentials: bool, realm: Option<&str>) -> Login {
-        let credentials = Credentials {
+        let credentials = LoginSettings {
             username: "user".into(),
             password: "secret".into(),
             password_file: "/dev/null".into(),

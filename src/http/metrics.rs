@@ -1,7 +1,7 @@
 //! `/metrics`: the Prometheus text format, version 0.0.4.
 
 use super::answer::{self, Answer};
-use crate::fetch::Link;
+use crate::fetch::LinkState;
 use crate::mirror::{ByteSource, Mirror, Tier};
 use hyper::StatusCode;
 use std::fmt::Write;
@@ -36,7 +36,7 @@ fn render(mirror: &Mirror) -> String {
     }
     page.family("larder_upstream_up", "gauge", "Whether an upstream can be reached.");
     for upstream in mirror.upstreams().iter() {
-        let up = !matches!(upstream.breaker().link(), Link::Down { .. });
+        let up = !matches!(upstream.link(), LinkState::Down { .. });
         page.sample("larder_upstream_up", &format!("upstream=\"{}\"", upstream.name()), u64::from(up));
     }
     let peers = mirror.peers();

@@ -80,7 +80,7 @@ impl State {
 
 impl Kit {
     /// Gets ready to ask, without asking anybody.
-    pub fn new(settings: &config::Kit) -> Kit {
+    pub fn new(settings: &config::KitSettings) -> Kit {
         let peer = |address: &SocketAddr| {
             Arc::new(Peer {
                 address: *address,

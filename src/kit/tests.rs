@@ -221,7 +221,7 @@ fn open(shelf: &Arc<Stock>) -> Listening {
 }
 
 fn kit(peers: &[SocketAddr], text: &str) -> Kit {
-    Kit::new(&config::Kit {
+    Kit::new(&config::KitSettings {
         secret_file: "/none".into(),
         secret: secret(text),
         listen: ([127, 0, 0, 1], 0).into(),

@@ -133,7 +133,7 @@ impl Mirror {
             self.store.touch(digest);
             return Ok(served);
         }
-        if upstream.breaker().link().is_known_down() {
+        if upstream.link().is_known_down() {
             return match self.peers_for(&upstream) {
                 Some(_) => self.manifest_from_peers(&upstream, repository, digest).await,
                 None => Err(unavailable(&upstream, digest)),
@@ -209,7 +209,7 @@ impl Mirror {
                 return Ok(source);
             }
         }
-        if upstream.breaker().link().is_known_down() && self.peers_for(&upstream).is_none() {
+        if upstream.link().is_known_down() && self.peers_for(&upstream).is_none() {
             return Err(unavailable(&upstream, digest));
         }
         let stated = match self.store.link(repository, digest) {
@@ -257,7 +257,7 @@ impl Mirror {
         if let Some(total) = total.and_then(|fill| fill.follow().borrow().total) {
             return Ok((total, false));
         }
-        if upstream.breaker().link().is_known_down() {
+        if upstream.link().is_known_down() {
             return Err(unavailable(&upstream, digest));
         }
         let (name, wanted) = (repository.name.clone(), digest.clone());
@@ -392,7 +392,7 @@ impl Mirror {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Blob, Refusal> {
-        if upstream.breaker().link().is_known_down() {
+        if upstream.link().is_known_down() {
             return Err(unavailable(upstream, digest));
         }
         let (name, wanted) = (repository.name.clone(), digest.clone());

@@ -10,8 +10,8 @@ use super::lane::Lanes;
 use super::outage_text;
 use super::refusal::{Missing, Refusal};
 use crate::budget;
-use crate::config::Disk;
-use crate::fetch::{Failure, Link, Upstream, Upstreams};
+use crate::config::DiskSettings;
+use crate::fetch::{Failure, LinkState, Upstream, Upstreams};
 use crate::image::Otherwise;
 use crate::kit::Kit;
 use crate::oci::{Digest, Repository};
@@ -157,7 +157,7 @@ pub(super) struct Fills {
     store: Arc<Store>,
     upstreams: Arc<Upstreams>,
     kit: Option<Arc<Kit>>,
-    disk: Disk,
+    disk: DiskSettings,
     state: Mutex<State>,
     wake: Condvar,
     /// Called after a blob has been published.
@@ -186,7 +186,7 @@ impl Fills {
         upstreams: Arc<Upstreams>,
         kit: Option<Arc<Kit>>,
         threads: usize,
-        disk: Disk,
+        disk: DiskSettings,
     ) -> std::io::Result<Arc<Fills>> {
         let fills = Arc::new(Fills {
             store,
@@ -429,7 +429,7 @@ impl Fills {
             let up = self
                 .upstreams
                 .find(&fill.repository.registry)
-                .is_some_and(|upstream| matches!(upstream.breaker().link(), Link::Up));
+                .is_some_and(|upstream| upstream.link().is_up());
             if tried > budget::FILL_REVIVALS_MAX {
                 log::warn!("gave up on {} of {} until somebody asks for it", fill.digest, fill.repository);
                 state.by_digest.remove(&fill.digest);
@@ -593,7 +593,7 @@ impl Run<'_> {
         fill.set_phase(Phase::Running);
         self.publish(&staged, None);
         let kit = self.fills.kit.as_ref().filter(|_| !upstream.is_private());
-        let down = upstream.breaker().link().is_known_down();
+        let down = upstream.link().is_known_down();
         let taken = if down && kit.is_some() {
             Err(Ending::Parked(outage_text(upstream)))
         } else {
@@ -634,12 +634,10 @@ impl Run<'_> {
                     let read = |chunk: &mut [u8]| stream.read(chunk).map_err(|failure| failure.to_string());
                     match self.copy(total, read, staged)? {
                         Copied::ToTheEnd => return Ok(()),
-                        Copied::Cut(cause) => self.pause(upstream.breaker().link(), &cause)?,
+                        Copied::Cut(cause) => self.pause(upstream.link(), &cause)?,
                     }
                 }
-                Err(failure) if failure.is_outage() => {
-                    self.pause(upstream.breaker().link(), &failure.to_string())?
-                }
+                Err(failure) if failure.is_outage() => self.pause(upstream.link(), &failure.to_string())?,
                 Err(failure @ Failure::Wrong { .. }) => {
                     staged.discard(&self.fills.store);
                     return Err(Ending::Failed(Refusal::from_failure(&failure, Missing::Blob)));
@@ -798,9 +796,9 @@ impl Run<'_> {
     }
 
     /// Waits a little before the next attempt; parks the fill when there is no point in one.
-    fn pause(&mut self, link: Link, cause: &str) -> Result<(), Ending> {
+    fn pause(&mut self, link: LinkState, cause: &str) -> Result<(), Ending> {
         self.fruitless += 1;
-        if self.fruitless > budget::FILL_FRUITLESS_TRIES || matches!(link, Link::Down { .. }) {
+        if self.fruitless > budget::FILL_FRUITLESS_TRIES || matches!(link, LinkState::Down { .. }) {
             return Err(Ending::Parked(cause.to_owned()));
         }
         log::debug!("{} goes on after a cut: {cause}", self.fill.digest);

@@ -8,7 +8,6 @@
 
 use super::{Mirror, Source};
 use crate::budget;
-use crate::fetch::Link;
 use crate::image::closure;
 use crate::oci::{Digest, Repository};
 use crate::store::{Blob, BlobInfo, StoreError, Verdict};
@@ -118,7 +117,7 @@ impl Mirror {
             }
             let reachable = links.iter().find(|(repository, _)| {
                 let upstream = self.upstreams.find(&repository.registry);
-                upstream.is_some_and(|upstream| matches!(upstream.breaker().link(), Link::Up))
+                upstream.is_some_and(|upstream| upstream.link().is_up())
             });
             if let Some((repository, link)) = reachable {
                 self.fetch_again(repository, &digest, link);

@@ -178,7 +178,7 @@ impl Mirror {
     ) -> Result<Result<T, Failure>, Refusal> {
         let upstream = self.upstreams.find(registry).cloned();
         let upstream = upstream.ok_or_else(|| Refusal::UnknownRegistry(registry.clone()))?;
-        if upstream.breaker().link().is_known_down() {
+        if upstream.link().is_known_down() {
             return Ok(Err(outage(&upstream)));
         }
         self.ask(&upstream, question).await

@@ -31,7 +31,7 @@ pub use through::Pieces;
 
 use crate::budget;
 use crate::config::Config;
-use crate::fetch::{Cause, Failure, Link, Upstream, Upstreams};
+use crate::fetch::{Cause, Endpoint, Failure, LinkState, Upstream, Upstreams};
 use crate::kit::Kit;
 use crate::oci::{Digest, Repository, Tag};
 use crate::store::{Store, StoreError};
@@ -177,9 +177,7 @@ impl Mirror {
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
         self.fills.stop();
-        for upstream in self.upstreams.iter() {
-            upstream.breaker().shutdown();
-        }
+        self.upstreams.shutdown();
         // Here and not when the last thread lets go of the store: the process may have ended by then.
         self.store.wind_down();
     }
@@ -203,21 +201,26 @@ impl Mirror {
     /// parked fills up when one is back.
     fn watch_upstreams(self: &Arc<Self>) {
         for upstream in self.upstreams.iter() {
-            let note = note_of(upstream.name());
-            match self.store.note(&note) {
-                Ok(Some(cause)) => upstream.breaker().restore_down(&cause),
-                Ok(None) | Err(StoreError::Rebuilding) => {}
-                Err(problem) => log::warn!("the last state of {} is not known: {problem}", upstream.name()),
-            }
-            let mirror: Weak<Mirror> = Arc::downgrade(self);
-            upstream.breaker().on_change(Box::new(move |registry, link| {
-                if let Some(mirror) = mirror.upgrade() {
-                    mirror.upstream_changed(registry, link);
+            for endpoint in upstream.endpoints() {
+                match self.store.note(endpoint.note()) {
+                    Ok(Some(cause)) => endpoint.breaker().restore_down(&cause),
+                    Ok(None) | Err(StoreError::Rebuilding) => {}
+                    Err(problem) => {
+                        log::warn!("the last state of {} is not known: {problem}", upstream.name())
+                    }
                 }
-            }));
+            }
+        }
+        let mirror: Weak<Mirror> = Arc::downgrade(self);
+        self.upstreams.on_change(Box::new(move |registry, endpoint, link| {
+            if let Some(mirror) = mirror.upgrade() {
+                mirror.upstream_changed(registry, endpoint, link);
+            }
+        }));
+        for upstream in self.upstreams.iter() {
             // A registry that nothing was ever pulled from is none of our business until somebody asks for it.
             if self.has_pulled_from(upstream.name()) {
-                upstream.breaker().start_probe();
+                upstream.start_probe();
             }
         }
     }
@@ -227,24 +230,24 @@ impl Mirror {
         first.is_ok_and(|names| names.first().is_some_and(|name| name.registry == *registry))
     }
 
-    fn upstream_changed(&self, registry: &Registry, link: &Link) {
+    fn upstream_changed(&self, registry: &Registry, endpoint: &Endpoint, link: &LinkState) {
         let text = match link {
-            Link::Up => {
+            LinkState::NotAsked | LinkState::Up => {
                 log::info!("upstream {registry} answers");
                 self.fills.resume(registry);
                 self.retry_damaged();
                 None
             }
-            Link::Slow { .. } => {
+            LinkState::Slow { .. } => {
                 log::warn!("upstream {registry} is slow; cached tags are answered without waiting for it");
                 return;
             }
-            Link::Down { cause, .. } => {
+            LinkState::Down { cause, .. } => {
                 log::warn!("upstream {registry} cannot be reached: {cause}");
                 Some(cause.as_str())
             }
         };
-        match self.store.set_note(&note_of(registry), text) {
+        match self.store.set_note(endpoint.note(), text) {
             Ok(()) | Err(StoreError::Rebuilding) => {}
             Err(problem) => log::warn!("the state of {registry} was not written down: {problem}"),
         }
@@ -253,15 +256,17 @@ impl Mirror {
 
 /// Since when an upstream is down and why: `docker.io is unreachable for 12 s: connection refused`.
 pub fn outage_text(upstream: &Upstream) -> String {
-    match upstream.breaker().link() {
-        Link::Down { cause, restored: true, .. } => {
+    match upstream.link() {
+        LinkState::Down { cause, restored: true, .. } => {
             format!("{} is unreachable since before larder started: {cause}", upstream.name())
         }
-        Link::Down { since, cause, restored: false } => {
+        LinkState::Down { since, cause, restored: false } => {
             format!("{} is unreachable for {} s: {cause}", upstream.name(), since.elapsed().as_secs())
         }
-        Link::Slow { since } => format!("{} is slow for {} s", upstream.name(), since.elapsed().as_secs()),
-        Link::Up => format!("{} can be reached", upstream.name()),
+        LinkState::Slow { since } => {
+            format!("{} is slow for {} s", upstream.name(), since.elapsed().as_secs())
+        }
+        LinkState::NotAsked | LinkState::Up => format!("{} can be reached", upstream.name()),
     }
 }
 
@@ -272,10 +277,6 @@ fn outage(upstream: &Upstream) -> Failure {
 
 fn lanes_to(upstream: &Upstream) -> lane::Lanes {
     lane::Lanes::new(upstream.name().as_str(), budget::MANIFEST_LANES, budget::MANIFEST_QUEUE_MAX)
-}
-
-fn note_of(registry: &Registry) -> String {
-    format!("down/{registry}")
 }
 
 /// The keeper's life: rebuilds the index, writes uses, logs pulls, tries parked fills.

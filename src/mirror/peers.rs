@@ -9,7 +9,7 @@ use super::resolve::{Local, Verified};
 use super::{ByteSource, Mirror, outage_text};
 use crate::budget;
 use crate::clock;
-use crate::fetch::{Link, Upstream};
+use crate::fetch::{LinkState, Upstream};
 use crate::image::closure;
 use crate::kit::{self, Claim, Kit, PeerState};
 use crate::oci::{Digest, Manifest, Platform, Repository, Tag};
@@ -116,7 +116,7 @@ impl Mirror {
         };
         if let Some(known) = &known {
             // The owner's decision, a slow upstream and a clock that is not set leave peers nothing to say.
-            let slow = matches!(upstream.breaker().link(), Link::Slow { .. });
+            let slow = matches!(upstream.link(), LinkState::Slow { .. });
             if rolled_back || slow || known.unix.is_none() || clock::trusted_unix().is_none() {
                 return None;
             }

@@ -12,7 +12,7 @@ use super::{Mirror, Registry, outage_text};
 use crate::budget;
 use crate::clock;
 use crate::config::{OnMissing, TagPolicy};
-use crate::fetch::{Failure, Link, Upstream};
+use crate::fetch::{Failure, LinkState, Upstream};
 use crate::image::{Closure, closure};
 use crate::oci::{Digest, ManifestRef, Repository, Tag};
 use crate::store::{StoreError, TagRecord, Version};
@@ -105,7 +105,7 @@ impl Mirror {
         if let Some(version) = without_asking(policy, &local, verified) {
             return Ok(self.as_here(version, Tier::Fresh, None, &local));
         }
-        let Some(bound) = self.patience(&upstream.breaker().link(), local.complete.is_some()) else {
+        let Some(bound) = self.patience(&upstream.link(), local.complete.is_some()) else {
             let cause = outage_text(&upstream);
             self.check_beside(&upstream, repository, tag);
             return self.do_without(&upstream, repository, tag, cause, &local).await;
@@ -128,7 +128,7 @@ impl Mirror {
             Ok(Some(Err(failure))) => self.upstream_refused(repository, policy, &failure, &local).await,
             Ok(None) => Err(Refusal::Failed("the question to upstream failed; the log says how".into())),
             Err(_) => {
-                upstream.breaker().overdue();
+                upstream.overdue();
                 let cause = format!("{} did not answer within {bound:?}", repository.registry);
                 self.do_without(&upstream, repository, tag, cause, &local).await
             }
@@ -145,10 +145,11 @@ impl Mirror {
     }
 
     /// How long a request waits for upstream; `None`: not at all.
-    fn patience(&self, link: &Link, can_fall_back: bool) -> Option<Duration> {
+    fn patience(&self, link: &LinkState, can_fall_back: bool) -> Option<Duration> {
         match (link, can_fall_back) {
-            (Link::Down { restored: false, .. }, _) | (Link::Down { .. } | Link::Slow { .. }, true) => None,
-            (Link::Up, true) => Some(self.config.tags.resolve_deadline),
+            (LinkState::Down { restored: false, .. }, _)
+            | (LinkState::Down { .. } | LinkState::Slow { .. }, true) => None,
+            (LinkState::NotAsked | LinkState::Up, true) => Some(self.config.tags.resolve_deadline),
             (_, false) => Some(budget::MISS_WAIT_MAX),
         }
     }
