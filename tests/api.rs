@@ -7,8 +7,8 @@ mod common;
 
 use common::{Board, PLATFORM, image, layer_of, upstream_with};
 use larder::demo::client;
-use larder::demo::image::Image;
-use larder::demo::upstream::{Behaviour, Upstream};
+use larder::demo::image::SampleImage as Image;
+use larder::demo::upstream::{Behaviour, FaultyRegistry as Upstream};
 use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::TcpStream;

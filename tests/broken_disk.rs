@@ -12,8 +12,8 @@ mod common;
 
 use common::disk::{self, Change};
 use common::{Board, Folder, PLATFORM};
-use larder::demo::image::Image;
-use larder::demo::upstream::Upstream;
+use larder::demo::image::SampleImage as Image;
+use larder::demo::upstream::FaultyRegistry as Upstream;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -9,7 +9,7 @@ mod common;
 use common::{Folder, Random, from_environment};
 use larder::clients::files::{Root, undo, write};
 use larder::clients::routing;
-use larder::clients::{Client, Mirror, Profile};
+use larder::clients::{Client, MirrorAddress, Profile};
 use larder::config::{Config, Options};
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -53,11 +53,11 @@ impl Board {
         std::fs::read_to_string(self.root().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
     }
 
-    fn mirror(&self, config: &str) -> Mirror {
+    fn mirror(&self, config: &str) -> MirrorAddress {
         let file = self.folder.0.join("larder.toml");
         std::fs::write(&file, config).unwrap();
         let config = Config::load(&Options { file: Some(file), ..Options::default() }).unwrap();
-        Mirror::of(&config, None).unwrap()
+        MirrorAddress::of(&config, None).unwrap()
     }
 
     fn write(&self, client: Client, profile: Profile) -> Result<Vec<PathBuf>, String> {

@@ -8,9 +8,9 @@ mod common;
 
 use common::{Board, Folder, PATIENCE, image, tls_settings, upstream_with};
 use larder::clients::files::{Root, write};
-use larder::clients::{Client, Mirror, Profile};
+use larder::clients::{Client, MirrorAddress, Profile};
 use larder::config::{Config, Options};
-use larder::demo::upstream::{Behaviour, Login, Upstream};
+use larder::demo::upstream::{Behaviour, FaultyRegistry as Upstream, LoginDemand as Login};
 use larder::doctor::{Finding, Severity, System, examine};
 use larder::oci::{Algorithm, Digest};
 use std::net::TcpListener;
@@ -96,8 +96,8 @@ impl MadeUp {
         assert!(found.mend.as_deref().unwrap_or_default().contains(mend), "{found:?}");
     }
 
-    fn mirror(&self) -> Mirror {
-        Mirror::of(&self.config(), None).unwrap()
+    fn mirror(&self) -> MirrorAddress {
+        MirrorAddress::of(&self.config(), None).unwrap()
     }
 }
 

@@ -6,8 +6,8 @@
 mod common;
 
 use common::{Board, image, layer_of, upstream_with};
-use larder::demo::image::Image;
-use larder::demo::upstream::Upstream;
+use larder::demo::image::SampleImage as Image;
+use larder::demo::upstream::FaultyRegistry as Upstream;
 
 const TAGS: &str = "[tags]\nrevalidate = \"1h\"\nresolve_deadline = \"500ms\"\n";
 const FRESH: &str = "larder; hit; detail=fresh";

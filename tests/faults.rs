@@ -9,8 +9,8 @@ mod common;
 
 use common::{Board, DEADLINE, LEEWAY, image, layer_of, upstream_with};
 use larder::demo::client::PullError;
-use larder::demo::image::Image;
-use larder::demo::upstream::{Behaviour, Upstream};
+use larder::demo::image::SampleImage as Image;
+use larder::demo::upstream::{Behaviour, FaultyRegistry as Upstream};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

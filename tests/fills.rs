@@ -7,8 +7,8 @@ mod common;
 
 use common::{Board, PATIENCE, image, layer_of, needed, upstream_with};
 use larder::demo::client;
-use larder::demo::image::Image;
-use larder::demo::upstream::{Behaviour, Upstream};
+use larder::demo::image::SampleImage as Image;
+use larder::demo::upstream::{Behaviour, FaultyRegistry as Upstream};
 use std::io::Read;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -204,7 +204,7 @@ fn layers_never_delay_a_tag() {
         .map(|layer| {
             let path = blob_path(layer);
             std::thread::spawn(move || {
-                client::request(addr, "GET", &path, &[], PATIENCE).and_then(client::Answer::body)
+                client::request(addr, "GET", &path, &[], PATIENCE).and_then(client::ClientAnswer::body)
             })
         })
         .collect();

@@ -9,8 +9,8 @@ mod common;
 
 use common::{Board, PATIENCE, PLATFORM};
 use larder::demo::client;
-use larder::demo::image::Image;
-use larder::demo::upstream::Upstream;
+use larder::demo::image::SampleImage as Image;
+use larder::demo::upstream::FaultyRegistry as Upstream;
 use std::time::Duration;
 
 /// Room for three of the images.

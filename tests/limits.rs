@@ -6,7 +6,7 @@
 mod common;
 
 use common::{Board, PATIENCE, layer_of, upstream_with};
-use larder::demo::image::Image;
+use larder::demo::image::SampleImage as Image;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Instant;

@@ -9,8 +9,8 @@
 mod common;
 
 use common::{Board, Folder, Random, disk};
-use larder::demo::image::Image;
-use larder::demo::upstream::Upstream;
+use larder::demo::image::SampleImage as Image;
+use larder::demo::upstream::FaultyRegistry as Upstream;
 use larder::oci::Digest;
 use std::collections::BTreeMap;
 

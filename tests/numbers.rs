@@ -8,7 +8,7 @@
 mod common;
 
 use common::{Board, PATIENCE, image, layer_of, upstream_with};
-use larder::demo::image::Image;
+use larder::demo::image::SampleImage as Image;
 use larder::demo::upstream::Behaviour;
 use larder::oci::{Algorithm, Digest};
 use std::io::{Read, Write};

@@ -6,7 +6,7 @@
 mod common;
 
 use common::{Board, Folder, image, layer_of, tls_settings, upstream_with};
-use larder::demo::upstream::{Login, Upstream};
+use larder::demo::upstream::{FaultyRegistry as Upstream, LoginDemand as Login};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;

@@ -6,8 +6,8 @@
 mod common;
 
 use common::{Board, image, layer_of, upstream_with};
-use larder::demo::image::Image;
-use larder::demo::upstream::{Behaviour, Upstream};
+use larder::demo::image::SampleImage as Image;
+use larder::demo::upstream::{Behaviour, FaultyRegistry as Upstream};
 
 /// About a megabyte for each platform.
 fn megabyte(seed: u64) -> Image {

@@ -6,7 +6,7 @@
 mod common;
 
 use common::{Board, Folder, PATIENCE, image, upstream_with};
-use larder::demo::upstream::Upstream;
+use larder::demo::upstream::FaultyRegistry as Upstream;
 use larder::oci::{Algorithm, Digest};
 use std::fs::File;
 use std::io::{Read, Write};

@@ -6,8 +6,8 @@
 mod common;
 
 use common::{Board, DEADLINE, FETCH, LEEWAY, image, layer_of, needed, upstream_with};
-use larder::demo::image::Image;
-use larder::demo::upstream::{Behaviour, Upstream};
+use larder::demo::image::SampleImage as Image;
+use larder::demo::upstream::{Behaviour, FaultyRegistry as Upstream};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;

@@ -2,7 +2,7 @@
 
 use super::print;
 use crate::clients::files::{self, Root};
-use crate::clients::{self, Client, Mirror, Nothing, Profile};
+use crate::clients::{self, Client, MirrorAddress, Nothing, Profile};
 use crate::config::Config;
 use clap::Args;
 use std::path::PathBuf;
@@ -41,7 +41,7 @@ pub(super) fn run(config: &Config, client: Client, form: &Form) -> ExitCode {
 }
 
 fn show_or_write(config: &Config, client: Client, form: &Form) -> Result<String, String> {
-    let mirror = Mirror::of(config, form.address.as_deref())?;
+    let mirror = MirrorAddress::of(config, form.address.as_deref())?;
     let mut notes = clients::remarks(client, &mirror, form.profile);
     notes.push(client.takes_effect().to_owned());
     let text = if form.write {

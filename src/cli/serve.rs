@@ -40,7 +40,7 @@ fn serve(config: &Config) -> Result<(), String> {
         let _inside = runtime.enter();
         Signals::listen()?
     };
-    let running = Running::start(runtime, config.clone(), inherited, true)?;
+    let running = RunningServer::start(runtime, config.clone(), inherited, true)?;
     notify.ready(&running.status());
     running.tell(&notify);
     running.runtime.block_on(signals.come());
@@ -61,7 +61,7 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime, String> {
 }
 
 /// A server that runs: what `serve` and `demo` have in common, which is everything.
-pub(super) struct Running {
+pub(super) struct RunningServer {
     runtime: tokio::runtime::Runtime,
     server: Arc<Server>,
     mirror: Arc<Mirror>,
@@ -70,7 +70,7 @@ pub(super) struct Running {
     peers: Option<crate::kit::Listening>,
 }
 
-impl Running {
+impl RunningServer {
     /// Opens the store, binds the addresses and begins to serve.
     ///
     /// # Errors
@@ -80,7 +80,7 @@ impl Running {
         config: Config,
         inherited: Vec<TcpListener>,
         with_control: bool,
-    ) -> Result<Running, String> {
+    ) -> Result<RunningServer, String> {
         let upstreams = Upstreams::new(&config)?;
         let (store, found) = open_store(&config)?;
         let config = Arc::new(config);
@@ -89,7 +89,7 @@ impl Running {
             .map_err(|e| format!("cannot start a thread: {e}"))?;
         // A start that ends here is an orderly end for the store, or the next ones would take its index for damaged.
         let stop = Arc::clone(&mirror);
-        Running::open_doors(runtime, mirror, inherited, with_control).inspect_err(|_| stop.stop())
+        RunningServer::open_doors(runtime, mirror, inherited, with_control).inspect_err(|_| stop.stop())
     }
 
     fn open_doors(
@@ -97,7 +97,7 @@ impl Running {
         mirror: Arc<Mirror>,
         inherited: Vec<TcpListener>,
         with_control: bool,
-    ) -> Result<Running, String> {
+    ) -> Result<RunningServer, String> {
         let config = Arc::clone(mirror.config());
         let server = Arc::new(Server::new(Arc::clone(&mirror))?);
         let listeners = runtime.block_on(async {
@@ -127,7 +127,7 @@ impl Running {
                 log::error!("{problem}; commands cannot reach this server");
             }
         }
-        Ok(Running { runtime, server, mirror, addresses, peers })
+        Ok(RunningServer { runtime, server, mirror, addresses, peers })
     }
 
     /// Where it listens.

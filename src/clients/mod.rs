@@ -15,6 +15,8 @@ pub mod files;
 mod json_text;
 mod k3s;
 mod podman;
+mod record;
+mod root;
 pub mod routing;
 mod toml_text;
 mod yaml_text;
@@ -103,7 +105,7 @@ impl FromStr for Profile {
 
 /// Larder as its clients see it.
 #[derive(Clone, Debug)]
-pub struct Mirror {
+pub struct MirrorAddress {
     /// `http://127.0.0.1:5000`
     url: String,
     /// Other addresses at which this board reaches it.
@@ -125,13 +127,13 @@ struct Origin {
     ca_file: Option<PathBuf>,
 }
 
-impl Mirror {
+impl MirrorAddress {
     /// What `config` says of it. `address`, such as `http://10.0.0.2:5000`, is where clients reach it if that is
     /// elsewhere than on this board.
     ///
     /// # Errors
     /// A sentence that says why clients cannot be sent there.
-    pub fn of(config: &Config, address: Option<&str>) -> Result<Mirror, String> {
+    pub fn of(config: &Config, address: Option<&str>) -> Result<MirrorAddress, String> {
         let scheme = if config.tls.is_some() { "https" } else { "http" };
         let url = match address {
             Some(address) => checked_address(address)?,
@@ -156,7 +158,7 @@ impl Mirror {
             url_configured: upstream.endpoints[0].url_configured,
             ca_file: upstream.endpoints[0].ca_file.clone(),
         };
-        Ok(Mirror {
+        Ok(MirrorAddress {
             certificate: certificate.filter(|_| url.starts_with("https://")),
             url,
             also,
@@ -265,7 +267,7 @@ impl Present for Nothing {
 /// Sentences, one a line, that say which file cannot be merged, why, and what to do by hand.
 pub fn wanted(
     client: Client,
-    mirror: &Mirror,
+    mirror: &MirrorAddress,
     profile: Profile,
     present: &dyn Present,
 ) -> Result<Vec<Wanted>, String> {
@@ -278,7 +280,7 @@ pub fn wanted(
 }
 
 /// What the owner should know of a client's files beside what they say.
-pub fn remarks(client: Client, mirror: &Mirror, profile: Profile) -> Vec<String> {
+pub fn remarks(client: Client, mirror: &MirrorAddress, profile: Profile) -> Vec<String> {
     let mut remarks = Vec::new();
     match (client, profile) {
         (Client::K3s, Profile::Sealed) => remarks.push(

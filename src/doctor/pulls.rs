@@ -4,7 +4,7 @@ use super::{Finding, System};
 use crate::budget;
 use crate::clients::files::Root;
 use crate::clients::routing::{self, Routing};
-use crate::clients::{Client, Mirror, Nothing, Present};
+use crate::clients::{Client, MirrorAddress, Nothing, Present};
 use crate::config::Config;
 use crate::oci::{Algorithm, Digest, Kind, Manifest};
 use crate::text::bytes_text;
@@ -42,7 +42,7 @@ pub(super) fn has_k3s(system: &System) -> bool {
 }
 
 pub(super) fn clients(config: &Config, system: &System) -> Vec<Finding> {
-    let mirror = match Mirror::of(config, None) {
+    let mirror = match MirrorAddress::of(config, None) {
         Ok(mirror) => mirror,
         Err(problem) => return vec![Finding::note(CLIENT, problem)],
     };
@@ -66,7 +66,7 @@ pub(super) fn clients(config: &Config, system: &System) -> Vec<Finding> {
     there.iter().map(look).collect()
 }
 
-fn client_finding(client: Client, mirror: &Mirror, routing: Routing, minor: bool) -> Finding {
+fn client_finding(client: Client, mirror: &MirrorAddress, routing: Routing, minor: bool) -> Finding {
     let url = mirror.url();
     let mend = format!("larder config {client} --write");
     let restart = client.takes_effect();

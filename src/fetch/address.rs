@@ -14,14 +14,14 @@ use ureq::http::Uri;
 
 /// Scheme, host and port: where credentials may go.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Origin {
+pub(super) struct HttpOrigin {
     pub https: bool,
     /// In lower case, an IPv6 address without brackets.
     pub host: String,
     pub port: u16,
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for HttpOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (scheme, usual) = if self.https { ("https", 443) } else { ("http", 80) };
         let (open, close) = if self.host.contains(':') { ("[", "]") } else { ("", "") };
@@ -33,7 +33,7 @@ impl fmt::Display for Origin {
 /// An `http` or `https` address.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Address {
-    pub origin: Origin,
+    pub origin: HttpOrigin,
     /// Path and query, as sent.
     pub target: String,
 }
@@ -85,7 +85,7 @@ impl Address {
                 .ok_or_else(|| format!("its port {} is not a number from 1 to 65535", quoted(digits)))?,
         };
         let target = uri.path_and_query().map_or("/", |target| target.as_str()).to_owned();
-        Ok(Address { origin: Origin { https, host: bare, port }, target })
+        Ok(Address { origin: HttpOrigin { https, host: bare, port }, target })
     }
 
     /// The address that `location` means when this one answered with it (RFC 9110, 10.2.2).

@@ -4,14 +4,14 @@
 //! endpoint's own origin only. An outage, 429 and a redirect that cannot be followed are failures; every other status
 //! is an answer.
 
-use super::address::{Address, Origin};
+use super::address::{Address, HttpOrigin};
 use super::breaker::Attempt;
 use super::challenge::Challenge;
 use super::endpoint::Endpoint;
 use super::failure::{Cause, Failure};
-use super::reply::Reply;
-use super::token::Login;
-use super::wire::{Deadline, Lane, Request};
+use super::reply::EndpointReply;
+use super::token::EndpointLogin;
+use super::wire::{Deadline, Lane, WireRequest};
 use crate::budget::{GUEST_LOGINS_MAX, REDIRECTS_MAX, RETRY_AFTER_MAX, TOKEN_BYTES_MAX};
 use crate::oci::{RepositoryName, quoted};
 use crate::sync::Mutex;
@@ -23,7 +23,7 @@ use ureq::http::{HeaderValue, Method, header};
 impl Endpoint {
     /// Asks a question, logging in where that is asked for and following redirects to who answers it. An answer of
     /// any status but an outage's, 429 or a redirect's is `Ok`.
-    pub(super) fn ask(&self, question: &Question) -> Result<Reply, Failure> {
+    pub(super) fn ask(&self, question: &Question) -> Result<EndpointReply, Failure> {
         self.holds.check(question.class, &self.base.origin.host)?;
         let attempt = self.breaker.begin();
         let mut address = self.address(&question.target);
@@ -40,7 +40,12 @@ impl Endpoint {
 
     /// Asks at one address. The upstream's own origin gets the configured login; an origin that it redirects to gets
     /// an anonymous token of its own if it asks for one (`lscr.io` sends to `ghcr.io`), and never anything else.
-    fn ask_at(&self, address: &Address, question: &Question, attempt: Attempt) -> Result<Reply, Failure> {
+    fn ask_at(
+        &self,
+        address: &Address,
+        question: &Question,
+        attempt: Attempt,
+    ) -> Result<EndpointReply, Failure> {
         let deadline = question.deadline;
         let ask_realm = |realm: &Address, credentials: Option<&HeaderValue>| {
             self.ask_realm(question, realm, credentials, attempt)
@@ -90,7 +95,7 @@ impl Endpoint {
         question: &Question,
         authorization: Option<&HeaderValue>,
         attempt: Attempt,
-    ) -> Result<Reply, Failure> {
+    ) -> Result<EndpointReply, Failure> {
         let host = &address.origin.host;
         // What happens at other hosts says nothing about the link to this one, which has just answered.
         let own = address.origin == self.base.origin;
@@ -100,7 +105,7 @@ impl Endpoint {
             }
             failure
         };
-        let response = self.wire.send(&Request {
+        let response = self.wire.send(&WireRequest {
             lane: question.class.lane(),
             method: question.class.method(),
             address,
@@ -110,7 +115,7 @@ impl Endpoint {
             deadline: question.deadline,
             fresh: false,
         });
-        let reply = Reply::new(host.clone(), response.map_err(failed)?);
+        let reply = EndpointReply::new(host.clone(), response.map_err(failed)?);
         match reply.status() {
             429 => {
                 if own {
@@ -133,7 +138,7 @@ impl Endpoint {
         }
     }
 
-    fn redirected(&self, from: &Address, reply: &Reply) -> Result<Address, Failure> {
+    fn redirected(&self, from: &Address, reply: &EndpointReply) -> Result<Address, Failure> {
         let location = reply
             .header(header::LOCATION.as_str())
             .ok_or_else(|| reply.wrong("a redirect does not say where to"))?;
@@ -157,7 +162,7 @@ impl Endpoint {
         attempt: Attempt,
     ) -> Result<Vec<u8>, Failure> {
         let host = &address.origin.host;
-        let sent = self.wire.send(&Request {
+        let sent = self.wire.send(&WireRequest {
             lane: Lane::Manifests,
             method: Method::GET,
             address,
@@ -168,7 +173,7 @@ impl Endpoint {
             fresh: false,
         });
         let mut reply = match sent {
-            Ok(response) => Reply::new(host.clone(), response),
+            Ok(response) => EndpointReply::new(host.clone(), response),
             Err(failure) => {
                 self.breaker.failed(attempt, &failure);
                 return Err(failure);
@@ -283,16 +288,16 @@ impl Holds {
 
 /// Anonymous logins at the origins that an upstream redirects to.
 #[derive(Default)]
-pub(super) struct RedirectLogins(Mutex<Vec<(Origin, Arc<Login>)>>);
+pub(super) struct RedirectLogins(Mutex<Vec<(HttpOrigin, Arc<EndpointLogin>)>>);
 
 impl RedirectLogins {
-    fn find(&self, origin: &Origin) -> Option<Arc<Login>> {
+    fn find(&self, origin: &HttpOrigin) -> Option<Arc<EndpointLogin>> {
         let logins = self.0.lock();
         logins.iter().find(|(known, _)| known == origin).map(|(_, login)| login.clone())
     }
 
-    fn begin(&self, origin: &Origin) -> Arc<Login> {
-        let login = Arc::new(Login::anonymous(origin.clone()));
+    fn begin(&self, origin: &HttpOrigin) -> Arc<EndpointLogin> {
+        let login = Arc::new(EndpointLogin::anonymous(origin.clone()));
         let mut logins = self.0.lock();
         if logins.len() == GUEST_LOGINS_MAX {
             logins.remove(0);

@@ -11,8 +11,8 @@ use super::challenge;
 use super::failure::Failure;
 use super::pace::Pace;
 use super::reply::NameList;
-use super::token::Login;
-use super::wire::{Deadline, Lane, Request, Wire};
+use super::token::EndpointLogin;
+use super::wire::{Deadline, Lane, Wire, WireRequest};
 use crate::budget::{
     BLOB_BYTES_MAX, LIST_BYTES_MAX, MANIFEST_BYTES_MAX, PROBE_HEADER_TIME_MAX, QUESTION_TIME_MAX,
 };
@@ -29,7 +29,7 @@ pub struct Endpoint {
     pub(super) note: String,
     /// The origin and, as target, the path prefix before `/v2/`.
     pub(super) base: Address,
-    pub(super) login: Login,
+    pub(super) login: EndpointLogin,
     pub(super) redirect_logins: RedirectLogins,
     pub(super) wire: Wire,
     pub(super) breaker: Breaker,
@@ -375,7 +375,7 @@ impl Endpoint {
     pub(super) fn probe_quietly(&self) -> Result<(), Failure> {
         let times = self.wire.times();
         let address = self.address("");
-        let response = self.wire.send(&Request {
+        let response = self.wire.send(&WireRequest {
             lane: Lane::Manifests,
             method: Method::GET,
             address: &address,

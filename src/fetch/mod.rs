@@ -48,7 +48,7 @@ use rustls::{ClientConfig, RootCertStore};
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Weak};
-use token::Login;
+use token::EndpointLogin;
 use wire::{Times, Wire};
 
 /// What is called when the link to an endpoint changes. It may look at the breaker, and must not report to it. It runs
@@ -159,8 +159,11 @@ impl CommonParts {
         if base.target.contains('?') {
             return Err("its url holds a question mark".to_owned());
         }
-        let login =
-            Login::new(base.origin.clone(), settings.credentials.as_ref(), settings.realm.as_deref())?;
+        let login = EndpointLogin::new(
+            base.origin.clone(),
+            settings.credentials.as_ref(),
+            settings.realm.as_deref(),
+        )?;
         let mut trusted = self.proxies.hosts();
         if let Some(realm) = &settings.realm {
             trusted.extend(Address::parse(realm).map(|address| address.origin.host));

@@ -13,16 +13,16 @@ use ureq::http::{Response, header};
 use ureq::{Body, BodyReader};
 
 /// An answer, its body not yet read.
-pub(super) struct Reply {
+pub(super) struct EndpointReply {
     pub host: String,
     parts: ureq::http::response::Parts,
     pub body: BodyReader<'static>,
 }
 
-impl Reply {
+impl EndpointReply {
     pub fn new(host: String, response: Response<Body>) -> Self {
         let (parts, body) = response.into_parts();
-        Reply { host, parts, body: body.into_reader() }
+        EndpointReply { host, parts, body: body.into_reader() }
     }
 
     pub fn status(&self) -> u16 {
@@ -72,7 +72,7 @@ impl Reply {
     }
 
     /// The reply if it is one that has what was asked for.
-    pub fn found(mut self) -> Result<Reply, Failure> {
+    pub fn found(mut self) -> Result<EndpointReply, Failure> {
         let status = self.status();
         if matches!(status, 200 | 206) {
             return Ok(self);
@@ -99,7 +99,7 @@ impl Reply {
 
     /// The whole body, if it is no longer than `most`.
     pub fn read_whole(&mut self, most: u64, count: &AtomicU64) -> Result<Vec<u8>, Failure> {
-        let long = |reply: &Reply| reply.wrong(format!("the answer is larger than {most} bytes"));
+        let long = |reply: &EndpointReply| reply.wrong(format!("the answer is larger than {most} bytes"));
         let announced = self.content_length();
         if announced.is_some_and(|length| length > most) {
             return Err(long(self));

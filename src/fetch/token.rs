@@ -5,7 +5,7 @@
 //! configuration, and never over plain http unless the upstream itself is plain http. What an upstream asked for last
 //! is remembered, so that the next repository costs no 401. Tokens expire by the monotonic clock, a little early.
 
-use super::address::{Address, Origin, query_value, same_owner};
+use super::address::{Address, HttpOrigin, query_value, same_owner};
 use super::challenge::Challenge;
 use super::failure::{Cause, Failure};
 use super::wire::Deadline;
@@ -30,12 +30,12 @@ const TOKEN_EARLY: Duration = Duration::from_secs(10);
 pub(super) type AskRealm<'a> = &'a dyn Fn(&Address, Option<&HeaderValue>) -> Result<Vec<u8>, Failure>;
 
 /// How one upstream is logged in at.
-pub(super) struct Login {
-    own: Origin,
+pub(super) struct EndpointLogin {
+    own: HttpOrigin,
     /// `user:password`, ready to send.
     basic: Option<HeaderValue>,
     /// The configured realm.
-    realm: Option<Origin>,
+    realm: Option<HttpOrigin>,
     state: Mutex<State>,
     /// Signalled when somebody stops asking for a token.
     asked: Condvar,
@@ -62,10 +62,10 @@ struct Token {
     until: Instant,
 }
 
-impl Login {
+impl EndpointLogin {
     /// `realm` is the configuration's. `Err` says what is wrong with it or the credentials.
     pub fn new(
-        own: Origin,
+        own: HttpOrigin,
         credentials: Option<&LoginSettings>,
         realm: Option<&str>,
     ) -> Result<Self, String> {
@@ -74,12 +74,12 @@ impl Login {
             .transpose()
             .map_err(|why| format!("its realm is not usable: {why}"))?;
         let basic = credentials.map(basic_header).transpose()?;
-        Ok(Login { own, basic, realm, state: Mutex::default(), asked: Condvar::new() })
+        Ok(EndpointLogin { own, basic, realm, state: Mutex::default(), asked: Condvar::new() })
     }
 
     /// A login without credentials.
-    pub fn anonymous(own: Origin) -> Self {
-        Login { own, basic: None, realm: None, state: Mutex::default(), asked: Condvar::new() }
+    pub fn anonymous(own: HttpOrigin) -> Self {
+        EndpointLogin { own, basic: None, realm: None, state: Mutex::default(), asked: Condvar::new() }
     }
 
     /// Whether there is something to log in with.
@@ -210,7 +210,7 @@ impl Login {
 
 /// Stands for one thread that asks for a token; whatever becomes of it, the others go on.
 struct Asking<'a> {
-    login: &'a Login,
+    login: &'a EndpointLogin,
     key: &'a Key,
 }
 
@@ -299,14 +299,14 @@ fn make_room(tokens: &mut HashMap<Key, Token>, now: Instant) {
 mod tests {
     use super::*;
 
-    fn login(url: &str, with_credentials: bool, realm: Option<&str>) -> Login {
+    fn login(url: &str, with_credentials: bool, realm: Option<&str>) -> EndpointLogin {
         let credentials = LoginSettings {
             username: "user".into(),
             password: "secret".into(),
             password_file: "/dev/null".into(),
         };
         let own = Address::parse(url).unwrap().origin;
-        Login::new(own, with_credentials.then_some(&credentials), realm).unwrap()
+        EndpointLogin::new(own, with_credentials.then_some(&credentials), realm).unwrap()
     }
 
     #[test]

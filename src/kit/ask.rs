@@ -1,6 +1,6 @@
 //! Asking: every question within a bound, and no question to a peer that has just failed.
 
-use super::wire::{Broken, Role, Session};
+use super::wire::{Broken, PeerSession, Role};
 use super::{Answer, Question};
 use crate::budget;
 use crate::config::{self, Secret};
@@ -206,16 +206,16 @@ impl Peer {
         Ok(Some((media_type, bytes)))
     }
 
-    fn blob(&self, question: &Question) -> Result<Option<(Session, u64)>, Broken> {
+    fn blob(&self, question: &Question) -> Result<Option<(PeerSession, u64)>, Broken> {
         let (session, answer) = self.ask(question, Instant::now() + budget::PEER_CONTENT_TIME)?;
         let Answer::Blob { size } = answer else { return Ok(None) };
         Ok(Some((session, size)))
     }
 
-    fn ask(&self, question: &Question, until: Instant) -> Result<(Session, Answer), Broken> {
+    fn ask(&self, question: &Question, until: Instant) -> Result<(PeerSession, Answer), Broken> {
         let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         let socket = TcpStream::connect_timeout(&self.address, left)?;
-        let mut session = Session::shake(socket, self.secret.bytes(), Role::Asker, until)?;
+        let mut session = PeerSession::shake(socket, self.secret.bytes(), Role::Asker, until)?;
         session.send(question, until)?;
         let answer = session.receive(until)?;
         let answer = answer.ok_or_else(|| Broken::Io(std::io::ErrorKind::UnexpectedEof.into()))?;
@@ -293,7 +293,7 @@ impl Peer {
 #[derive(Debug)]
 pub struct PeerBlob {
     peer: Arc<Peer>,
-    session: Session,
+    session: PeerSession,
     total: u64,
     left: u64,
 }

@@ -6,7 +6,7 @@
 //! - content is believed by its hash alone
 //!
 //! A peer that fails is left out for a growing pause, in which it delays nothing. This room knows neither the store nor
-//! the upstreams: what it gives out is behind [`Shelf`].
+//! the upstreams: what it gives out is behind [`PeerContent`].
 
 mod ask;
 mod serve;
@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use std::fs::File;
 
 /// What a board gives to its peers.
-pub trait Shelf: Send + Sync {
+pub trait PeerContent: Send + Sync {
     /// The newest version of a tag that this board's own upstream named and that is complete here for one of the
     /// platforms; and when upstream said so last, in seconds since 1970, if the clock was to be trusted.
     fn tag(

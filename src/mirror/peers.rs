@@ -218,7 +218,7 @@ impl Shelf {
     }
 }
 
-impl kit::Shelf for Shelf {
+impl kit::PeerContent for Shelf {
     fn tag(
         &self,
         repository: &Repository,

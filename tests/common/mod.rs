@@ -6,9 +6,9 @@
 
 pub mod disk;
 
-use larder::demo::client::{self, Answer, PullError, Pulled};
-use larder::demo::image::Image;
-use larder::demo::upstream::Upstream;
+use larder::demo::client::{self, ClientAnswer as Answer, PullError, Pulled};
+use larder::demo::image::SampleImage as Image;
+use larder::demo::upstream::FaultyRegistry as Upstream;
 use larder::oci::{Digest, Hasher};
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
