@@ -603,13 +603,13 @@ fn links_are_refused_and_what_they_lead_to_stays() {
     // Neither a pipe nor a folder is waited for or replaced.
     let board = Board::new();
     std::fs::create_dir_all(board.root().join(DAEMON)).unwrap();
-    assert!(refusal(board.write(Client::Docker, Profile::Fallback)).contains("is no file"));
+    assert!(refusal(board.write(Client::Docker, Profile::Fallback)).contains("is not a file"));
     let board = Board::new();
     std::fs::create_dir_all(board.root().join("etc/docker")).unwrap();
     let mode = rustix::fs::Mode::from_raw_mode(0o600);
     rustix::fs::mknodat(rustix::fs::CWD, board.root().join(DAEMON), rustix::fs::FileType::Fifo, mode, 0)
         .unwrap();
-    assert!(refusal(board.write(Client::Docker, Profile::Fallback)).contains("is no file"));
+    assert!(refusal(board.write(Client::Docker, Profile::Fallback)).contains("is not a file"));
 }
 
 #[test]

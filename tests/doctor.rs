@@ -149,7 +149,7 @@ fn clocks() {
     board.put("run/systemd/timesync/synchronized", "");
     board.is("clock", "is set", Severity::Ok, "");
     std::fs::remove_dir_all(board.root().join("sys/class/rtc")).unwrap();
-    board.is("clock", "no clock that runs on", Severity::Note, "");
+    board.is("clock", "no battery-backed clock", Severity::Note, "");
     board.now = UNIX_EPOCH + Duration::from_secs(90);
     board.is("clock", "1970-01-01T00:01:30Z", Severity::Bad, "timedatectl set-ntp true");
 }
@@ -201,11 +201,11 @@ fn file_systems_and_their_options() {
     let board = MadeUp::new();
     for (kind, words, severity) in [
         ("ext4", "is on ext4", Severity::Ok),
-        ("overlay", "upper part may be memory", Severity::Bad),
+        ("overlay", "upper layer may be in memory", Severity::Bad),
         ("tmpfs", "which is memory", Severity::Bad),
         ("vfat", "no modes", Severity::Bad),
         ("nfs4", "over a network", Severity::Bad),
-        ("bcachefs", "was not tried", Severity::Note),
+        ("bcachefs", "was not tested", Severity::Note),
     ] {
         board.mounted(kind, "/dev/nvme0n1p2", "rw");
         board.is("disk", words, severity, if severity == Severity::Bad { "data_dir" } else { "" });
@@ -230,7 +230,7 @@ fn file_systems_and_their_options() {
     board.is("disk", "USB device", Severity::Note, "");
     board.mounted("overlay", "overlay", "rw");
     board.put(".dockerenv", "");
-    board.is("disk", "goes with the container", Severity::Bad, "mount a volume");
+    board.is("disk", "is deleted with the container", Severity::Bad, "mount a volume");
 }
 
 #[test]
@@ -244,7 +244,7 @@ fn room_and_speed() {
     board.config = config.replace("min_free", "max = \"900TiB\"\nmin_free");
     board.is("disk", "do not fit together", Severity::Warning, "disk.max = ");
     std::fs::remove_dir(board.data()).unwrap();
-    board.is("disk", "is not there yet", Severity::Note, "");
+    board.is("disk", "does not exist yet", Severity::Note, "");
 }
 
 #[test]
@@ -256,8 +256,8 @@ fn ports() {
     let config = board.config.clone();
     board.config = format!("listen = [\"{address}\", \"{free}\", \"203.0.113.7:5000\"]\n{config}");
     board.is("port", &format!("{free} is free"), Severity::Ok, "");
-    board.is("port", "no address of this board", Severity::Bad, "ip address");
-    board.is("port", &format!("{address} is held by another program"), Severity::Bad, "set listen");
+    board.is("port", "not an address of this board", Severity::Bad, "ip address");
+    board.is("port", &format!("{address} is in use by another program"), Severity::Bad, "set listen");
     // Where the boards of a kit ask.
     let secret = board.folder.0.join("secret");
     std::fs::write(&secret, "0123456789abcdef").unwrap();
@@ -266,7 +266,7 @@ fn ports() {
     let kit_port = TcpListener::bind("127.0.0.1:0").unwrap();
     let kit = kit_port.local_addr().unwrap();
     board.config += &format!("[kit]\nsecret_file = \"{}\"\nlisten = \"{kit}\"\n", secret.display());
-    board.is("port", &format!("{kit} is held by"), Severity::Bad, "set kit.listen");
+    board.is("port", &format!("{kit} is in use by"), Severity::Bad, "set kit.listen");
     // Whose it is, by the process that has the socket open.
     let line = format!("0: 0100007F:{:04X} 00000000:0000 0A 0:0 00:0 0 0 0 4711 1\n", address.port());
     board.put("proc/net/tcp", &format!("sl\n{line}"));
@@ -330,7 +330,7 @@ fn upstreams() {
             "check username and password_file in [upstream.\"docker.io\"]",
         );
         std::fs::write(&secret, "right").unwrap();
-        board.is("upstream", "docker.io answers, the login is taken", Severity::Ok, "");
+        board.is("upstream", "docker.io answers, the login is accepted", Severity::Ok, "");
     }
     // Not there; no such name; a name that is no registry's.
     board.config = config.replacen(&board.upstream.url(), "http://127.0.0.1:9", 1);
@@ -461,7 +461,7 @@ fn what_containerd_keeps_twice() {
         assert!(found.mend.unwrap().contains("discard_unpacked_layers = true"));
     }
     board.put("etc/containerd/config.toml", "version = 2\n[plugins.x]\n  discard_unpacked_layers = true\n");
-    board.is("duplicates", "it discards layers", Severity::Ok, "");
+    board.is("duplicates", "it discards unpacked layers", Severity::Ok, "");
 }
 
 /// Test content is text.
@@ -494,7 +494,7 @@ fn the_command_on_this_machine_with_the_server_running_and_stopped() {
         });
         assert!(found, "{area} {severity} {words:?}: {findings:#?}");
     };
-    has(&findings, "server", "ok", "the server has run for");
+    has(&findings, "server", "ok", "the server is running for");
     has(&findings, "port", "ok", &format!("larder listens on {address}"));
     has(&findings, "upstream", "ok", "docker.io answers");
     for area in ["clock", "disk", "memory", "client"] {

@@ -10,7 +10,7 @@ use larder::budget;
 use larder::config::{self, Secret};
 use larder::demo::image::SampleImage as Image;
 use larder::demo::upstream::{Behaviour, FaultyRegistry as Upstream, LoginDemand as Login};
-use larder::kit::{self, Kit, Listening, Shelf};
+use larder::kit::{self, Kit, Listening, PeerContent};
 use larder::oci::{Digest, Platform, Repository, Tag};
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -205,7 +205,7 @@ impl Liar {
     }
 }
 
-impl Shelf for Liar {
+impl PeerContent for Liar {
     fn tag(&self, _: &Repository, _: &Tag, _: &[Platform]) -> Option<(Digest, Option<u64>)> {
         Some((self.image.root.clone(), larder::clock::trusted_unix().map(|now| now + 60)))
     }
@@ -237,7 +237,7 @@ fn a_peer_that_lies_about_blobs_harms_nothing() {
     upstream.hang_up();
     // Whatever the client was given before the hash was known was cut short; nothing wrong was kept.
     let failed = board.pull("lab/app", "latest");
-    board.wait_for_log("is not believed and left out");
+    board.wait_for_log("sent wrong content and is left out");
     board.check_blobs();
     // The rest comes from the board that has it.
     if failed.is_err() {
@@ -256,7 +256,7 @@ fn after_a_lie_the_good_source_is_used() {
     let board = board(&upstream, &folder, &[liar.address()]);
     upstream.hang_up();
     assert!(board.pull("lab/app", "latest").is_err());
-    board.wait_for_log("is not believed and left out");
+    board.wait_for_log("sent wrong content and is left out");
     let layer = layer_of(&image(1));
     assert_eq!(board.get(&format!("/v2/lab/app/blobs/{layer}?ns=docker.io")).status, 502);
     upstream.come_back().unwrap();
@@ -277,7 +277,7 @@ fn a_claim_whose_manifest_is_wrong_is_not_answered_with() {
     assert_eq!(answer.header("docker-content-digest"), Some(first.root.to_string().as_str()));
     assert_eq!(answer.header("cache-status"), Some("larder; hit; detail=last-complete"));
     assert_eq!(board.pull("lab/app", "latest").unwrap().digest, first.root);
-    board.wait_for_log("is not believed and left out");
+    board.wait_for_log("sent wrong content and is left out");
     assert!(!board.has_blob(&second.root));
 }
 
@@ -312,7 +312,7 @@ fn a_board_with_another_secret_is_given_nothing() {
     upstream.hang_up();
     assert_eq!(far.get(TAG).status, 502);
     far.wait_for_log("its secret is another");
-    near.wait_for_log("does not know the secret of this kit");
+    near.wait_for_log("does not have the secret of this kit");
 }
 
 #[test]

@@ -47,12 +47,12 @@ fn show_or_write(config: &Config, client: Client, form: &Form) -> Result<String,
     let text = if form.write {
         let written = files::write(&Root::new(&form.root)?, client, &mirror, form.profile)?;
         if written.changed.is_empty() {
-            return Ok("nothing to do: every file is as it should be\n".to_owned());
+            return Ok("nothing to do: every file is up to date\n".to_owned());
         }
         let mut text: String =
             written.changed.iter().map(|path| format!("wrote {}\n", path.display())).collect();
         if let Some(backup) = written.backup {
-            text += &format!("what was there before is in {}; --undo puts it back\n", backup.display());
+            text += &format!("the previous files are in {}; --undo restores them\n", backup.display());
         }
         text
     } else {
@@ -62,7 +62,7 @@ fn show_or_write(config: &Config, client: Client, form: &Form) -> Result<String,
             let path = file.path.display();
             // JSON knows no comments, so its place is told beside it.
             if client == Client::Docker {
-                notes.insert(0, format!("belongs in {path}, or: larder config {client} --write"));
+                notes.insert(0, format!("put this into {path}, or run: larder config {client} --write"));
                 shown.push(file.text);
             } else {
                 shown.push(format!("# {path}\n{}", file.text));
@@ -71,7 +71,7 @@ fn show_or_write(config: &Config, client: Client, form: &Form) -> Result<String,
         if client != Client::Docker {
             notes.insert(
                 0,
-                format!("each part belongs in the file named above it, or: larder config {client} --write"),
+                format!("put each part into the file named above it, or run: larder config {client} --write"),
             );
         }
         shown.join("\n")
@@ -84,9 +84,11 @@ fn show_or_write(config: &Config, client: Client, form: &Form) -> Result<String,
 fn undo(client: Client, form: &Form) -> Result<String, String> {
     let undone = files::undo(&Root::new(&form.root)?, client)?;
     let mut text = String::new();
-    for (word, paths) in
-        [("restored", &undone.restored), ("removed", &undone.removed), ("not empty, so left:", &undone.left)]
-    {
+    for (word, paths) in [
+        ("restored", &undone.restored),
+        ("removed", &undone.removed),
+        ("left, because it is not empty:", &undone.left),
+    ] {
         paths.iter().for_each(|path| text += &format!("{word} {}\n", path.display()));
     }
     print::out(&text).map_err(|e| format!("cannot print: {e}"))?;

@@ -34,7 +34,7 @@ pub fn run(config: &Config) -> ExitCode {
     match Demo::start(config).and_then(Demo::play) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => {
-            log::error!("not every situation held");
+            log::error!("at least one situation did not meet its bound");
             ExitCode::from(1)
         }
         Err(problem) => {
@@ -226,7 +226,7 @@ impl Demo {
         let pulled = self.pull("latest").map_err(|e| e.to_string())?;
         let text = format!("{} in {}", bytes_text(pulled.bytes), ms(pulled.elapsed));
         self.row(
-            "  a whole pull by a new client",
+            "  a full pull by a new client",
             "every byte from the board",
             "no upstream",
             text,

@@ -20,6 +20,11 @@ pub fn run(config: &Config) -> ExitCode {
     for section in config.not_yet() {
         log::warn!("{section} in the configuration: read, but without effect in this version");
     }
+    if config.warm.is_some() {
+        log::warn!(
+            "[warm]: its images are protected from removal, but not yet fetched in advance; pull each of them once"
+        );
+    }
     match serve(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
@@ -124,7 +129,7 @@ impl RunningServer {
         if with_control {
             // A disk that takes no socket is no reason not to serve what is on it.
             if let Err(problem) = control::socket::serve(Desk::of(&mirror), &config.data_dir) {
-                log::error!("{problem}; commands cannot reach this server");
+                log::error!("{problem}; larder commands cannot reach this server");
             }
         }
         Ok(RunningServer { runtime, server, mirror, addresses, peers })

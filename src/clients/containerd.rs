@@ -66,8 +66,8 @@ fn plugin(table: &Table) -> Result<&'static str, String> {
     match (version, PLUGINS.iter().find(|(known, _)| Some(*known) == version)) {
         (_, Some((_, plugin))) => Ok(plugin),
         (None | Some(1), _) => Err(format!(
-            "{CONFIG} is of version 1, which larder does not change: begin it with version = 2 and write plugins by \
-             their whole names (containerd 2.x prints it so: containerd config migrate), and run this again"
+            "{CONFIG} is of version 1, which larder does not change: start it with version = 2 and write plugins by \
+             their full names (containerd 2.x prints it so: containerd config migrate), and run this again"
         )),
         (Some(version), _) => Err(format!(
             "{CONFIG} is of version {version}, which larder does not know: set config_path = \"{CERTS}\" in the \
@@ -83,7 +83,8 @@ fn section(plugin: &str) -> String {
 /// The configuration with a folder for registries, and that folder.
 fn merged_config(text: Option<&str>) -> Result<(String, PathBuf), String> {
     let text = text.unwrap_or_default();
-    let table = parse(text).map_err(|e| format!("{CONFIG} is not TOML ({e}): mend it and run this again"))?;
+    let table =
+        parse(text).map_err(|e| format!("{CONFIG} is not TOML ({e}): correct it and run this again"))?;
     let certs = PathBuf::from(CERTS);
     if table.is_empty() {
         let (version, plugin) = PLUGINS[0];
@@ -107,7 +108,7 @@ fn merged_config(text: Option<&str>) -> Result<(String, PathBuf), String> {
             Some("") | None => {
                 if let Some(key) = older {
                     return Err(format!(
-                        "{CONFIG} has registries in {}, which containerd takes only without config_path: move them \
+                        "{CONFIG} has registries in {}, which containerd accepts only without config_path: move them \
                          to {CERTS}/REGISTRY/hosts.toml, remove them there and run this again",
                         header.replace(']', &format!(".{key}]"))
                     ));
@@ -118,7 +119,9 @@ fn merged_config(text: Option<&str>) -> Result<(String, PathBuf), String> {
                 return if first.is_absolute() {
                     Ok((text.to_owned(), first))
                 } else {
-                    Err(format!("{CONFIG} names {path} as config_path, which is no absolute path: {by_hand}"))
+                    Err(format!(
+                        "{CONFIG} names {path} as config_path, which is not an absolute path: {by_hand}"
+                    ))
                 };
             }
         }
@@ -227,7 +230,8 @@ fn merged_hosts(
 ) -> Result<String, String> {
     let shown = path.display();
     let text = text.unwrap_or_default();
-    let table = parse(text).map_err(|e| format!("{shown} is not TOML ({e}): mend it and run this again"))?;
+    let table =
+        parse(text).map_err(|e| format!("{shown} is not TOML ({e}): correct it and run this again"))?;
     if table.is_empty() {
         return Ok(with_lines(text, text.len(), &fresh_hosts(mirror, profile, origin)));
     }
@@ -235,7 +239,7 @@ fn merged_hosts(
     let hosts = match table.get("host") {
         None => &empty,
         Some(hosts) => {
-            hosts.as_table().ok_or_else(|| format!("{shown} has a host that is no table: mend it"))?
+            hosts.as_table().ok_or_else(|| format!("{shown} has a host that is not a table: correct it"))?
         }
     };
     let ours = hosts.iter().find(|(url, _)| mirror.is_at(url));
@@ -265,7 +269,7 @@ fn merged_hosts(
     match ours {
         Some((url, host)) if !can_pull(host) => {
             return Err(format!(
-                "{shown} lets {url} do less than pull and resolve: set capabilities = [\"pull\", \"resolve\"] there"
+                "{shown} does not let {url} pull and resolve: set capabilities = [\"pull\", \"resolve\"] there"
             ));
         }
         Some(_) => {}

@@ -173,7 +173,7 @@ fn commit(
         root.remove_record(client, number);
         return Err(match back {
             Ok(()) => format!("{problem}; nothing was changed"),
-            Err(second) => format!("{problem}; and what was changed could not be put back: {second}"),
+            Err(second) => format!("{problem}; and the changes could not be undone: {second}"),
         });
     }
     if let Some(old) = replaces {
@@ -254,8 +254,8 @@ fn take_back(root: &Root, client: Client) -> Result<Option<Undone>, String> {
     let mut kept = Vec::new();
     for entry in &record.files {
         if root.state(entry)? == FileState::Changed {
-            let there = entry.before.as_ref().map_or("there was none before".to_owned(), |(name, _)| {
-                format!("what was there before is {}", root.backup(client, number, name).display())
+            let there = entry.before.as_ref().map_or("there was no file before".to_owned(), |(name, _)| {
+                format!("the previous file is {}", root.backup(client, number, name).display())
             });
             changed.push(format!(
                 "{} was changed since larder wrote it, and undoing would lose that: {there}",
@@ -266,7 +266,7 @@ fn take_back(root: &Root, client: Client) -> Result<Option<Undone>, String> {
     }
     if !changed.is_empty() {
         changed.push(format!(
-            "nothing was undone; put the files right by hand, and remove {}",
+            "nothing was undone; correct the files by hand, and remove {}",
             root.records_of(client).join(number.to_string()).display()
         ));
         return Err(changed.join("\n"));

@@ -96,7 +96,7 @@ impl FromStr for Profile {
             "fallback" => Ok(Profile::Fallback),
             "sealed" => Ok(Profile::Sealed),
             other => Err(format!(
-                "{} is no profile, expected fallback (the origin is asked after larder) or sealed (larder alone)",
+                "{} is not a profile, expected fallback (the origin is asked after larder) or sealed (larder alone)",
                 quoted(other)
             )),
         }

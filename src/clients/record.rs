@@ -87,7 +87,7 @@ impl Root {
             .mode(0o600)
             .open(self.at(&path))
             .map_err(failed)?;
-        let busy = || "another larder config --write or --undo is under way; try again".to_owned();
+        let busy = || "another larder config --write or --undo is running; try again".to_owned();
         flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| busy())?;
         // One that has just ended may have taken the file away between its opening here and the lock.
         let own = file.metadata().map_err(failed)?.ino();
@@ -116,7 +116,7 @@ impl Root {
         let Some(number) = names.max() else { return Ok(None) };
         let path = folder.join(number.to_string()).join(RECORD);
         let wrong = |why: String| format!("the record {} cannot be read: {why}", path.display());
-        let bytes = self.bytes(&path)?.ok_or_else(|| wrong("it is not there".into()))?;
+        let bytes = self.bytes(&path)?.ok_or_else(|| wrong("it does not exist".into()))?;
         let record: WriteRecord = serde_json::from_slice(&bytes).map_err(|e| wrong(e.to_string()))?;
         if record.format != FORMAT || record.client != client.name() {
             return Err(wrong(format!("it is of format {} for {}", record.format, record.client)));
@@ -138,9 +138,7 @@ impl Root {
         let path = self.backup(client, number, &before.0);
         match self.bytes(&path)? {
             Some(bytes) if hash(&bytes) == before.1 => Ok(bytes),
-            _ => {
-                Err(format!("the backup {} is gone or damaged, so that nothing was changed", path.display()))
-            }
+            _ => Err(format!("the backup {} is missing or corrupt; nothing was changed", path.display())),
         }
     }
 

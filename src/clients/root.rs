@@ -22,7 +22,10 @@ impl Root {
     pub fn new(path: &Path) -> Result<Root, String> {
         match fs::canonicalize(path) {
             Ok(path) if path.is_dir() => Ok(Root(path)),
-            Ok(_) => Err(format!("{} is no folder; --root is the folder that holds etc/", path.display())),
+            Ok(_) => Err(format!(
+                "{} is not a directory; --root is the directory that contains etc/",
+                path.display()
+            )),
             Err(e) => Err(format!("cannot use {} as the root: {e}", path.display())),
         }
     }
@@ -47,8 +50,8 @@ impl Root {
             if is_link && (last || self.0 != Path::new("/")) {
                 let to = fs::read_link(&so_far).unwrap_or_default();
                 return Err(format!(
-                    "{} is a symbolic link to {}, and larder would put a file in its place: replace the link by what \
-                     it leads to, or make the change there by hand",
+                    "{} is a symbolic link to {}, and larder would put a file in its place: replace the link with \
+                     its target, or change the target by hand",
                     so_far.display(),
                     to.display()
                 ));
@@ -72,13 +75,13 @@ impl Root {
             Err(e) => return Err(failed(e)),
         };
         if !file.metadata().map_err(failed)?.is_file() {
-            return Err(format!("{shown} is no file"));
+            return Err(format!("{shown} is not a file"));
         }
         let mut bytes = Vec::new();
         file.take(budget::CLIENT_FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
         if bytes.len() as u64 > budget::CLIENT_FILE_BYTES_MAX {
             let most = budget::CLIENT_FILE_BYTES_MAX;
-            return Err(format!("{shown} is larger than {most} bytes, which no such file should be"));
+            return Err(format!("{shown} is larger than {most} bytes, the limit for such a file"));
         }
         Ok(Some(bytes))
     }

@@ -264,13 +264,11 @@ impl std::fmt::Debug for EndpointSettings {
 }
 
 impl Config {
-    /// Sections that are read and checked but have no effect in this version.
+    /// Sections that are read and checked but have no effect in this version. `[warm]` has half of its effect: its images
+    /// are not evicted, and they are not fetched in advance.
     pub fn not_yet(&self) -> Vec<&'static str> {
-        let sections = [
-            (self.warm.is_some(), "[warm]"),
-            (self.kit.as_ref().is_some_and(|kit| kit.mdns), "kit.mdns"),
-            (self.alert.is_some(), "[alert]"),
-        ];
+        let sections =
+            [(self.kit.as_ref().is_some_and(|kit| kit.mdns), "kit.mdns"), (self.alert.is_some(), "[alert]")];
         sections.into_iter().filter(|(used, _)| *used).map(|(_, name)| name).collect()
     }
 

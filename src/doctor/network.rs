@@ -56,11 +56,11 @@ pub(super) fn server(config: &Config, system: &System, findings: &mut Vec<Findin
     let (finding, running) = match answer {
         Ok(Ok(Some(Reply::Status(status)))) => (up(&status, &verb), Running::Yes),
         Ok(Ok(Some(other))) => {
-            let what = format!("the server answers something else than was asked: {other:?}");
+            let what = format!("the server gave an unexpected answer: {other:?}");
             (Finding::warning(SERVER, what, verb("restart")), Running::Yes)
         }
         Ok(Ok(None)) if is_in_use(&config.data_dir) => {
-            let what = "a command has the store just now, or a server that starts: run this again";
+            let what = "another command or a starting server has locked the store: run this again";
             (Finding::note(SERVER, what), Running::Unknown)
         }
         Ok(Ok(None)) => {
@@ -86,10 +86,10 @@ fn up(status: &Status, verb: &dyn Fn(&str) -> String) -> Finding {
     let own = env!("CARGO_PKG_VERSION");
     let since = status.uptime_seconds.unwrap_or(0);
     if status.version != own {
-        let what = format!("the server that runs is version {}, this command {own}", status.version);
+        let what = format!("the running server is version {}, this command is {own}", status.version);
         return Finding::warning(SERVER, what, verb("restart"));
     }
-    Finding::ok(SERVER, format!("the server has run for {since} s, version {own}"))
+    Finding::ok(SERVER, format!("the server is running for {since} s, version {own}"))
 }
 
 pub(super) fn ports(config: &Config, system: &System, running: Running) -> Vec<Finding> {
@@ -122,7 +122,7 @@ fn port(
     match TcpListener::bind(address) {
         Ok(_) if running == Running::Yes => Finding::warning(
             PORT,
-            format!("the server runs and nobody listens on {address}: {key} was changed since it started"),
+            format!("the server runs, but nothing listens on {address}: {key} was changed since it started"),
             "systemctl restart larder",
         ),
         Ok(_) => Finding::ok(PORT, format!("{address} is free")),
@@ -134,13 +134,13 @@ fn port(
             let who_text = who.as_deref().unwrap_or("another program (run as root to see which)");
             Finding::bad(
                 PORT,
-                format!("{address} is held by {who_text}"),
-                format!("stop that, or set {key} to another port and run larder config CLIENT --write again"),
+                format!("{address} is in use by {who_text}"),
+                format!("stop it, or set {key} to another port and run larder config CLIENT --write again"),
             )
         }
         Err(e) if e.kind() == io::ErrorKind::AddrNotAvailable => Finding::bad(
             PORT,
-            format!("{} is no address of this board", address.ip()),
+            format!("{} is not an address of this board", address.ip()),
             format!("set {key}; ip address shows what there is"),
         ),
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
@@ -240,7 +240,7 @@ pub(super) fn begin_upstreams(config: &Config) -> UnderWay {
             .stack_size(budget::SMALL_STACK_BYTES)
             .spawn(ask)
         {
-            under_way.problem = Some(format!("no thread to ask with: {e}"));
+            under_way.problem = Some(format!("cannot start a thread to ask with: {e}"));
             break;
         }
     }
@@ -266,7 +266,7 @@ pub(super) fn upstreams(under_way: UnderWay) -> Vec<Finding> {
             None => Finding::warning(
                 UPSTREAM,
                 format!("{name} has not answered within {} s", budget::DOCTOR_UPSTREAMS_TIME.as_secs()),
-                "is the uplink slow? what is kept is served meanwhile",
+                "is the uplink slow? cached images are served meanwhile",
             ),
         };
     let all: Vec<Failure> = answers.iter().filter_map(|(_, outcome)| outcome.clone().err()).collect();
@@ -287,14 +287,14 @@ pub(super) fn uplink(asked: usize, answered: usize, failures: &[Failure]) -> Opt
     Some(Finding::warning(
         UPSTREAM,
         format!("none of the {asked} upstreams can be reached, such as {first}"),
-        "is the uplink there? ip route; cat /etc/resolv.conf; what is kept is served meanwhile",
+        "is the uplink there? ip route; cat /etc/resolv.conf; cached images are served meanwhile",
     ))
 }
 
 pub(super) fn upstream(name: &str, private: bool, outcome: &Result<Examined, Failure>) -> Finding {
     let failure = match outcome {
         Ok(examined) => {
-            let login = if private { ", the login is taken" } else { "" };
+            let login = if private { ", the login is accepted" } else { "" };
             let Some(limit) = examined.limit else {
                 return Finding::ok(UPSTREAM, format!("{name} answers{login}"));
             };
@@ -321,7 +321,7 @@ pub(super) fn upstream(name: &str, private: bool, outcome: &Result<Examined, Fai
             Cause::Refused | Cause::Timeout | Cause::Connection => Finding::warning(
                 UPSTREAM,
                 what,
-                "is the uplink there? ip route; what is kept is served meanwhile",
+                "is the uplink there? ip route; cached images are served meanwhile",
             ),
             Cause::Tls => Finding::bad(
                 UPSTREAM,

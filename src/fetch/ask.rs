@@ -141,7 +141,7 @@ impl Endpoint {
     fn redirected(&self, from: &Address, reply: &EndpointReply) -> Result<Address, Failure> {
         let location = reply
             .header(header::LOCATION.as_str())
-            .ok_or_else(|| reply.wrong("a redirect does not say where to"))?;
+            .ok_or_else(|| reply.wrong("a redirect has no Location"))?;
         let to = from
             .join(location)
             .map_err(|why| reply.wrong(format!("a redirect cannot be followed: {}", quoted(&why))))?;

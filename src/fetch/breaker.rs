@@ -214,7 +214,7 @@ impl Breaker {
             .spawn(move || shared.probe_until_up(first));
         if let Err(error) = spawned {
             // The next failure tries again.
-            log::warn!("no thread to probe {}: {error}", self.shared.name);
+            log::warn!("cannot start a thread to probe {}: {error}", self.shared.name);
             self.shared.state().probing = false;
         }
     }

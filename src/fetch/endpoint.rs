@@ -175,7 +175,7 @@ impl Endpoint {
             && wanted.algorithm() == told.algorithm()
             && wanted != told
         {
-            return Err(reply.wrong(format!("was asked for {wanted} and has {told}")));
+            return Err(reply.wrong(format!("was asked for {wanted} and answered {told}")));
         }
         let media_type = reply.header(header::CONTENT_TYPE.as_str()).map(media::essence);
         Ok(ManifestHead { digest, media_type, size: reply.content_length(), date, endpoint })
@@ -203,7 +203,7 @@ impl Endpoint {
         };
         let actual = Digest::of(digest.algorithm(), &bytes);
         if actual != digest {
-            return Err(reply.wrong(format!("the manifest should be {digest} and is {actual}")));
+            return Err(reply.wrong(format!("the manifest should be {digest} and hashes to {actual}")));
         }
         let manifest = Manifest::parse(&bytes, reply.header(header::CONTENT_TYPE.as_str()))
             .map_err(|why| reply.wrong(why))?;
@@ -236,13 +236,13 @@ impl Endpoint {
                 Some((start, _)) => {
                     return Err(reply.wrong(format!("was asked for byte {from} and begins at {start}")));
                 }
-                None => return Err(reply.wrong("a partial answer does not say which part it is")),
+                None => return Err(reply.wrong("a partial answer has no usable Content-Range")),
             }
         } else {
             (0, reply.content_length())
         };
         if let Some(total) = total.filter(|&total| total > BLOB_BYTES_MAX || total < from) {
-            return Err(reply.wrong(format!("a blob of {total} bytes is not what was asked for")));
+            return Err(reply.wrong(format!("announces {total} bytes, which the blob cannot have")));
         }
         Ok(BlobStream {
             total,
@@ -304,7 +304,7 @@ impl Endpoint {
         let more = reply.header(header::LINK.as_str()).is_some_and(challenge::has_next);
         let bytes = reply.read_whole(LIST_BYTES_MAX, &self.bytes)?;
         let list: NameList = serde_json::from_slice(&bytes)
-            .map_err(|error| reply.wrong(format!("the list is not understood: {error}")))?;
+            .map_err(|error| reply.wrong(format!("the list cannot be parsed: {error}")))?;
         let mut names = list.tags.or(list.repositories).unwrap_or_default().0;
         names.retain(|name| is_name(name));
         Ok(NamePage { names, more })

@@ -164,7 +164,7 @@ impl Failure {
                 CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
             ) => {
                 if !clock::is_plausible(now) {
-                    "the clock is not set, so that no certificate can be checked".to_owned()
+                    "the clock is not set, so that no certificate can be verified".to_owned()
                 } else {
                     "the certificate is not yet valid; is the clock right?".to_owned()
                 }
@@ -176,7 +176,7 @@ impl Failure {
                 "the certificate's issuer is not trusted (ca_file can name it)".to_owned()
             }
             signed_itself if trust::shows_an_authority(signed_itself) => {
-                "the certificate signed itself (ca_file can name it)".to_owned()
+                "the certificate is self-signed (ca_file can name it)".to_owned()
             }
             rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
@@ -250,7 +250,7 @@ mod tests {
         let unset = Failure::tls("a.example", &error, SystemTime::UNIX_EPOCH);
         assert_eq!(
             unset.to_string(),
-            "a.example: the clock is not set, so that no certificate can be checked"
+            "a.example: the clock is not set, so that no certificate can be verified"
         );
         let set = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(4_000_000_000);
         assert!(Failure::tls("a.example", &error, set).to_string().contains("not yet valid"));

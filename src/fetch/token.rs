@@ -134,7 +134,7 @@ impl EndpointLogin {
                     Ok(basic.clone())
                 }
                 Some(_) => Err(self.denied("the user name or password is not accepted")),
-                None => Err(self.denied("asks for a user name and password, and none are configured")),
+                None => Err(self.denied("asks for a user name and password, but none are configured")),
             },
             None => Err(self.denied("answered 401 without saying how to log in")),
         }
@@ -148,17 +148,19 @@ impl EndpointLogin {
     fn permitted(&self, realm: &str) -> Result<Address, Failure> {
         let wrong = |words: String| Failure::wrong(&self.own.host, words);
         let realm = Address::parse(realm)
-            .map_err(|why| wrong(format!("sends for a token to {}: {why}", quoted(realm))))?;
+            .map_err(|why| wrong(format!("names {} as its token server: {why}", quoted(realm))))?;
         let chosen = self.realm.as_ref() == Some(&realm.origin);
         if !chosen && !same_owner(&self.own.host, &realm.origin.host) {
             let origin = realm.origin.to_string();
             return Err(wrong(format!(
-                "sends for a token to {}, which is not its own domain; if that is right, set realm to it",
+                "names {} as its token server, which is not its own domain; if that is right, set realm to it",
                 quoted(&origin)
             )));
         }
         if self.basic.is_some() && self.own.https && !realm.origin.https {
-            return Err(wrong("sends for a token over plain http, where credentials do not go".to_owned()));
+            return Err(wrong(
+                "has its token server on plain http, where credentials are not sent".to_owned(),
+            ));
         }
         Ok(realm)
     }
@@ -264,7 +266,7 @@ struct TokenAnswer {
 /// The token as a header, and how long it is used.
 fn read_token(body: &[u8]) -> Result<(HeaderValue, Duration), &'static str> {
     let answer: TokenAnswer =
-        serde_json::from_slice(body).map_err(|_| "the token server's answer is not understood")?;
+        serde_json::from_slice(body).map_err(|_| "the token server's answer cannot be parsed")?;
     let some = |text: Option<String>| text.filter(|text| !text.is_empty());
     let token = some(answer.token).or(some(answer.access_token)).ok_or("the token server gave no token")?;
     if token.len() > UPSTREAM_TEXT_BYTES_MAX {

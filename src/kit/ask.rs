@@ -123,7 +123,7 @@ impl Kit {
                         drop(place);
                     });
                 if let Err(e) = begun {
-                    log::warn!("no thread to ask peer {}: {e}", peer.address);
+                    log::warn!("cannot start a thread to ask peer {}: {e}", peer.address);
                 }
             });
         }
@@ -262,7 +262,7 @@ impl Peer {
 
     /// Leaves it out for as long as any: it gave what it cannot have had.
     fn lied(&self, what: &str) {
-        log::warn!("peer {} is not believed and left out: {what}", self.address);
+        log::warn!("peer {} sent wrong content and is left out: {what}", self.address);
         let mut state = self.state();
         state.failures = state.failures.saturating_add(1);
         state.until = Some(Instant::now() + budget::PEER_PAUSE_MAX);

@@ -109,7 +109,7 @@ impl Door {
                             drop(place);
                         });
                     if let Err(e) = begun {
-                        log::warn!("no thread to answer peer {caller}: {e}");
+                        log::warn!("cannot start a thread to answer peer {caller}: {e}");
                     }
                 }
                 Err(e) => {
@@ -150,7 +150,7 @@ impl Door {
         let mut warned = self.warned.lock();
         if warned.is_none_or(|last| last.elapsed() >= budget::KIT_WARN_EVERY) {
             *warned = Some(Instant::now());
-            log::warn!("{caller} was turned away: it does not know the secret of this kit (kit.secret_file)");
+            log::warn!("refused peer {caller}: it does not have the secret of this kit (kit.secret_file)");
         }
     }
 

@@ -63,7 +63,7 @@ impl Notify {
 
     /// The end has begun.
     pub fn stopping(&self) {
-        self.send("STOPPING=1\nSTATUS=stopping; downloads go on at the next start");
+        self.send("STOPPING=1\nSTATUS=stopping; downloads continue at the next start");
     }
 
     fn send(&self, words: &str) {

@@ -34,7 +34,7 @@ impl Pulse {
                 before != Some(now)
             }
             Err(problem) => {
-                log::warn!("no sign of life for the watchdog: {problem}");
+                log::warn!("the watchdog is not notified, because the index cannot be read: {problem}");
                 false
             }
         }

@@ -79,7 +79,7 @@ class Upstreams(lab.Case):
         stranger = self.larder({"docker.io": {"url": registry.url}})
         status, _, _ = stranger.ask("/v2/lab/app/manifests/latest?ns=docker.io")
         self.assertEqual(status, 502)
-        self.assertIn("the certificate signed itself (ca_file can name it)", stranger.log())
+        self.assertIn("the certificate is self-signed (ca_file can name it)", stranger.log())
 
     def test_through_a_proxy(self):
         key, authority = lab.certificate(self.folder, "authority")
