@@ -555,8 +555,8 @@ fn one_writer_at_a_time() {
     board.write(Client::K3s, Profile::Fallback).unwrap();
     let lock = std::fs::File::open(board.root().join("etc/larder/clients/lock")).unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    assert!(refusal(board.write(Client::Podman, Profile::Fallback)).contains("under way"));
-    assert!(board.undo(Client::K3s).unwrap_err().contains("under way"));
+    assert!(refusal(board.write(Client::Podman, Profile::Fallback)).contains("is running"));
+    assert!(board.undo(Client::K3s).unwrap_err().contains("is running"));
     drop(lock);
     board.undo(Client::K3s).unwrap();
 }
@@ -684,7 +684,7 @@ fn a_damaged_record_or_backup_changes_nothing() {
     let backup = "etc/larder/clients/containerd/1/0";
     assert_eq!(board.text(backup), "version = 2\n");
     board.put(backup, b"version = 3\n");
-    assert!(board.undo(Client::Containerd).unwrap_err().contains("gone or damaged"));
+    assert!(board.undo(Client::Containerd).unwrap_err().contains("missing or corrupt"));
     board.put("etc/larder/clients/containerd/1/record", b"{}");
     assert!(board.undo(Client::Containerd).unwrap_err().contains("cannot be read"));
     assert!(refusal(board.write(Client::Containerd, Profile::Sealed)).contains("cannot be read"));

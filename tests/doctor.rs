@@ -134,7 +134,7 @@ fn a_board_on_which_all_is_well_but_that_no_server_runs() {
     assert_eq!(std::fs::read_dir(board.data()).unwrap().count(), 0, "something is left of the measurement");
     let lock = std::fs::File::create(board.data().join("lock")).unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    board.is("server", "has the store just now", Severity::Note, "");
+    board.is("server", "has locked the store", Severity::Note, "");
     for finding in &findings {
         assert!(!finding.what.ends_with('.') && finding.is_wrong() <= finding.mend.is_some(), "{finding:?}");
     }
@@ -159,7 +159,7 @@ fn memory() {
     let mut board = MadeUp::new();
     board.is("memory", "memory.max is", Severity::Ok, "");
     board.put("proc/meminfo", "MemTotal: 948304 kB\nMemAvailable: 50000 kB\n");
-    board.is("memory", "pushed out", Severity::Warning, "memory.max = \"24MiB\"");
+    board.is("memory", "run out of memory", Severity::Warning, "memory.max = \"24MiB\"");
     board.put("proc/meminfo", "MemTotal: 40000 kB\nMemAvailable: 30000 kB\n");
     board.is("memory", "does not have that much", Severity::Bad, "memory.max = \"19MiB\"");
     board.put("sys/fs/cgroup/system.slice/larder.service/memory.max", "max\n");
@@ -202,9 +202,9 @@ fn file_systems_and_their_options() {
     for (kind, words, severity) in [
         ("ext4", "is on ext4", Severity::Ok),
         ("overlay", "upper layer may be in memory", Severity::Bad),
-        ("tmpfs", "which is memory", Severity::Bad),
-        ("vfat", "no modes", Severity::Bad),
-        ("nfs4", "over a network", Severity::Bad),
+        ("tmpfs", "which is in memory", Severity::Bad),
+        ("vfat", "no file modes", Severity::Bad),
+        ("nfs4", "is a network file system", Severity::Bad),
         ("bcachefs", "was not tested", Severity::Note),
     ] {
         board.mounted(kind, "/dev/nvme0n1p2", "rw");
@@ -273,7 +273,7 @@ fn ports() {
     board.put("proc/321/comm", "docker-registry\n");
     std::fs::create_dir_all(board.root().join("proc/321/fd")).unwrap();
     symlink("socket:[4711]", board.root().join("proc/321/fd/3")).unwrap();
-    board.is("port", "held by docker-registry (process 321)", Severity::Bad, "set listen");
+    board.is("port", "in use by docker-registry (process 321)", Severity::Bad, "set listen");
 }
 
 #[test]

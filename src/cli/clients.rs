@@ -1,4 +1,4 @@
-//! `config k3s`, `containerd`, `podman`, `docker`: the files that send a client here, shown, written or taken back.
+//! `config k3s`, `containerd`, `podman`, `docker`: the files that make a client use larder: shown, written or undone.
 
 use super::print;
 use crate::clients::files::{self, Root};
@@ -11,10 +11,10 @@ use std::process::ExitCode;
 /// What to do with a client's files.
 #[derive(Args)]
 pub(super) struct Form {
-    /// Merge the files into what is there, and keep what was there before
+    /// Merge into the existing files, and keep a backup
     #[arg(long, conflicts_with = "undo")]
     write: bool,
-    /// Put back what was there before the last --write
+    /// Restore the files from before the last --write
     #[arg(long, conflicts_with_all = ["profile", "address"])]
     undo: bool,
     /// fallback: the origin is asked after larder; sealed: larder alone is asked
@@ -23,7 +23,7 @@ pub(super) struct Form {
     /// Where clients reach larder, if not on this board, such as http://10.0.0.2:5000
     #[arg(long, value_name = "URL")]
     address: Option<String>,
-    /// The folder that holds etc/, for a board's image that is being made
+    /// Directory that contains etc/, when building an image for a board
     #[arg(long, value_name = "DIR", default_value = "/")]
     root: PathBuf,
 }
@@ -60,7 +60,7 @@ fn show_or_write(config: &Config, client: Client, form: &Form) -> Result<String,
         let mut shown = Vec::new();
         for file in wanted {
             let path = file.path.display();
-            // JSON knows no comments, so its place is told beside it.
+            // JSON knows no comments, so its place is a note.
             if client == Client::Docker {
                 notes.insert(0, format!("put this into {path}, or run: larder config {client} --write"));
                 shown.push(file.text);

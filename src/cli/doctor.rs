@@ -6,7 +6,7 @@ use crate::doctor::{self, Finding, Severity, System};
 use std::path::Path;
 use std::process::ExitCode;
 
-/// Looks at the board and prints what was found. Exit status 1 if there is something to mend.
+/// Looks at the board and prints what was found. Exit status 1 if there is something to fix.
 pub(super) fn run(config: &Config, root: &Path, json: bool) -> ExitCode {
     let this = System::this();
     let system = if root == Path::new("/") { this } else { this.below(root) };

@@ -1,4 +1,4 @@
-//! `larder serve`: the store, the mirror, the doors, and a stop in good order.
+//! `larder serve`: the store, the mirror, the listeners, and a clean shutdown.
 
 use crate::budget;
 use crate::config::Config;
@@ -40,7 +40,7 @@ fn serve(config: &Config) -> Result<(), String> {
     // Before there is a second thread.
     work_as_owner(&config.data_dir).map_err(|e| e.to_string())?;
     let runtime = runtime()?;
-    // Before anything is touched, so that a stop in the middle of the start is an orderly one too.
+    // Before anything is touched, so that a stop during the start is a clean shutdown too.
     let signals = {
         let _inside = runtime.enter();
         Signals::listen()?
@@ -71,7 +71,7 @@ pub(super) struct RunningServer {
     server: Arc<Server>,
     mirror: Arc<Mirror>,
     addresses: Vec<SocketAddr>,
-    /// The door for peers, which closes when this is dropped.
+    /// The listener for peers, which closes when this is dropped.
     peers: Option<crate::kit::Listening>,
 }
 
@@ -92,7 +92,7 @@ impl RunningServer {
         let needs_rebuild = found == Found::NeedsRebuild;
         let mirror = Mirror::start(Arc::clone(&config), Arc::new(store), upstreams, needs_rebuild)
             .map_err(|e| format!("cannot start a thread: {e}"))?;
-        // A start that ends here is an orderly end for the store, or the next ones would take its index for damaged.
+        // A start that fails here is a clean shutdown for the store, or the next ones would take its index for corrupt.
         let stop = Arc::clone(&mirror);
         RunningServer::open_doors(runtime, mirror, inherited, with_control).inspect_err(|_| stop.stop())
     }

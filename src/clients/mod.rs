@@ -1,10 +1,10 @@
-//! The files by which clients are sent to larder: what they should hold, how they are merged into what is there, and
-//! whether a client is sent here by them.
+//! The files that make clients use larder: what they should contain, how they are merged into what is there, and
+//! whether they make a client use larder.
 //!
 //! - `containerd`, `k3s`, `podman`, `docker`: one client each, pure: text in, text out
 //! - `toml_text`, `yaml_text`, `json_text`: where in a text a key stands, so that everything else stays as it is
-//! - [`files`]: the only file that touches the disk: backups, crash-safe writes, undo
-//! - [`routing`]: is a client sent here
+//! - [`files`], `record`, `root`: the only files that touch the disk: backups, crash-safe writes, undo
+//! - [`routing`]: does a client use larder
 //!
 //! Nothing that a user wrote is lost: each merge is compared with what it should have led to, and one that cannot be
 //! made without touching something else is refused with what to do by hand.
@@ -58,7 +58,7 @@ impl Client {
         }
     }
 
-    /// How the client is told to read its files again.
+    /// How the client is made to read its files again.
     pub fn takes_effect(self) -> &'static str {
         match self {
             Client::Containerd => {
@@ -79,7 +79,7 @@ impl fmt::Display for Client {
     }
 }
 
-/// Who has the last word when larder does not answer.
+/// What a client asks when larder does not answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Profile {
     /// The origin is asked after larder.
@@ -279,7 +279,7 @@ pub fn wanted(
     }
 }
 
-/// What the owner should know of a client's files beside what they say.
+/// What the owner should know about a client's files besides their content.
 pub fn remarks(client: Client, mirror: &MirrorAddress, profile: Profile) -> Vec<String> {
     let mut remarks = Vec::new();
     match (client, profile) {

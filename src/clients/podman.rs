@@ -1,4 +1,4 @@
-//! podman, CRI-O, buildah and skopeo: a file of its own beside `registries.conf` (containers-registries.conf.d).
+//! podman, CRI-O, buildah and skopeo: a file of its own next to `registries.conf` (containers-registries.conf.d).
 //!
 //! The file names every registry that larder stands before. An entry there would take the place of one with the same
 //! prefix in the owner's files, so where there is one nothing is written.

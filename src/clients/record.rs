@@ -176,7 +176,7 @@ impl Root {
     }
 }
 
-/// Writes backups and record, and gives them their name when they are whole.
+/// Writes backups and record, and gives them their name when they are complete.
 pub(super) fn keep(
     root: &Root,
     client: Client,

@@ -69,7 +69,7 @@ fn k3s_leads(registry: &str, mirror: &MirrorAddress, present: &dyn Present) -> R
     Ok(k3s::endpoints(&text, registry)?.iter().any(|one| mirror.is_at(one)))
 }
 
-/// The file in which a client is told where to ask, for people.
+/// The file that sets a client's registries, for people.
 pub fn file_of(client: Client) -> &'static str {
     match client {
         Client::Containerd => containerd::CONFIG,

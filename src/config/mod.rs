@@ -23,11 +23,11 @@ use std::time::Duration;
 pub struct Config {
     /// Addresses the mirror listens on.
     pub listen: Vec<SocketAddr>,
-    /// Where everything is kept.
+    /// Directory for images and state.
     pub data_dir: PathBuf,
     /// The registry meant by a request that names none.
     pub default_registry: RegistryName,
-    /// The platforms whose images are wanted whole.
+    /// The platforms for which images are to be complete.
     pub platforms: Vec<Platform>,
     /// `[disk]`
     pub disk: DiskSettings,
@@ -174,9 +174,9 @@ pub struct TlsSettings {
 /// `[warm]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WarmSettings {
-    /// Images that are kept whole.
+    /// Images that are kept complete.
     pub images: Vec<Reference>,
-    /// How often they are fetched anew; `None`: never.
+    /// How often they are refetched; `None`: never.
     pub every: Option<Duration>,
 }
 

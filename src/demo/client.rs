@@ -31,7 +31,7 @@ impl ClientAnswer {
         header(&self.headers, name)
     }
 
-    /// The whole body.
+    /// The complete body.
     ///
     /// # Errors
     /// [`io::ErrorKind::UnexpectedEof`] if it is shorter than its Content-Length.

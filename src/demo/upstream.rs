@@ -58,7 +58,7 @@ pub enum Behaviour {
     },
     /// Sends the body chunked, without its length.
     NoContentLength,
-    /// Answers a request for a part with the whole.
+    /// Answers a request for a part with everything.
     IgnoreRange,
     /// Answers with something that is not HTTP.
     Garbage,

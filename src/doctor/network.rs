@@ -247,7 +247,7 @@ pub(super) fn begin_upstreams(config: &Config) -> UnderWay {
     under_way
 }
 
-/// What they said.
+/// Their answers.
 pub(super) fn upstreams(under_way: UnderWay) -> Vec<Finding> {
     if let Some(problem) = under_way.problem {
         return vec![Finding::bad(UPSTREAM, problem, "larder config check")];

@@ -45,7 +45,10 @@ impl fmt::Display for Address {
 }
 
 impl Address {
-    /// Reads an absolute address. `Err` says what is wrong with it, without quoting a password it may hold.
+    /// Reads an absolute address.
+    ///
+    /// # Errors
+    /// What is wrong with it, without quoting a password it may hold.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text.len() > UPSTREAM_TEXT_BYTES_MAX {
             return Err(format!("an address of {} bytes is too long", text.len()));
@@ -89,6 +92,9 @@ impl Address {
     }
 
     /// The address that `location` means when this one answered with it (RFC 9110, 10.2.2).
+    ///
+    /// # Errors
+    /// What is wrong with it, to follow "a redirect cannot be followed".
     pub fn join(&self, location: &str) -> Result<Self, String> {
         let location = location.split('#').next().unwrap_or("");
         if location.contains("://") && !location.starts_with(['/', '?', '.']) {
@@ -259,6 +265,9 @@ impl Policy {
     }
 
     /// The addresses of `host` that may be connected to; an error if that is none of them.
+    ///
+    /// # Errors
+    /// `Obstacle::Address`: why it is not connected to.
     pub fn allowed(&self, host: &str, addresses: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, Obstacle> {
         let own = self.configured && host == self.own_host;
         if own && addresses.iter().any(|a| reach(a.ip()) == Reach::Private) {
@@ -290,6 +299,9 @@ impl Policy {
     }
 
     /// Checks a host that a proxy will look up: only what is written as an address can be judged.
+    ///
+    /// # Errors
+    /// `Obstacle::Address`: why it is not connected to.
     pub fn allowed_by_name(&self, host: &str) -> Result<(), Obstacle> {
         if let Ok(address) = host.parse::<IpAddr>() {
             return self.allowed(host, vec![SocketAddr::new(address, 0)]).map(drop);

@@ -62,7 +62,7 @@ impl Endpoint {
                 self.login.answer(challenge, &question.scope, sent.as_ref(), deadline, &ask_realm)?;
             let reply = self.send(address, question, Some(&better), attempt)?;
             if reply.status() == 401 {
-                let words = self.login.refused_words();
+                let words = self.login.refused_message();
                 reply.drain();
                 return Err(Failure::Denied {
                     status: 401,
@@ -193,7 +193,7 @@ impl Endpoint {
                 Err(failure)
             }
             status @ 400.. => {
-                let words = reply.error_words();
+                let words = reply.error_message();
                 Err(Failure::Denied { status, detail: format!("{host}: refuses a token ({status}){words}") })
             }
             status => Err(Failure::wrong(host, format!("the token server answered {status}"))),

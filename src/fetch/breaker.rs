@@ -92,7 +92,7 @@ struct Shared {
 
 struct State {
     link: LinkState,
-    /// Counts successes, so that a failure can be told to be older than the last.
+    /// Counts successes, so that a failure can be seen to be older than the last.
     successes: u64,
     /// Counts changes of `link` that are announced.
     version: u64,
@@ -186,7 +186,7 @@ impl Breaker {
         self.probe_in_background(First::Now);
     }
 
-    /// Calls `callback` on every change from now on; changes that follow closely may be told as one.
+    /// Calls `callback` on every change from now on; changes that follow closely may be announced as one.
     pub(super) fn on_change(&self, callback: OnLinkChange) {
         let version = self.shared.state().version;
         let mut announcer = self.shared.announcer.lock();

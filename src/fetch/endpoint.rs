@@ -38,7 +38,7 @@ pub struct Endpoint {
     pub(super) holds: Holds,
 }
 
-/// What a HEAD of a manifest tells.
+/// The answer to a HEAD of a manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ManifestHead {
     /// The manifest's digest, if the upstream gives a valid one.
@@ -62,7 +62,7 @@ pub struct FetchedManifest {
     pub media_type: String,
     /// Its bytes, as they came.
     pub bytes: Vec<u8>,
-    /// What they say.
+    /// What the bytes mean.
     pub manifest: Manifest,
     /// When the registry answered, by its own clock, as Unix seconds.
     pub date: Option<u64>,
@@ -73,7 +73,7 @@ pub struct FetchedManifest {
 /// What [`Endpoint::examine`] found of an upstream that answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Examined {
-    /// Its rate limit, if it says so.
+    /// Its rate limit, if it reports one.
     pub limit: Option<RateLimit>,
 }
 
@@ -212,7 +212,7 @@ impl Endpoint {
         Ok(FetchedManifest { digest, media_type, bytes, manifest, date, endpoint })
     }
 
-    /// Opens a blob at byte `from`. An upstream that ignores the range costs the bytes before it once more.
+    /// Opens a blob at byte `from`. An upstream that ignores the range sends the bytes before it again.
     pub(super) fn open_blob(
         &self,
         repository: &RepositoryName,
@@ -337,6 +337,9 @@ impl Endpoint {
     }
 
     /// Asks whether it is there, on a new connection. Any status below 500 means that it is.
+    ///
+    /// # Errors
+    /// `Unreachable`: no connection, no answer in time, or a status from 500 on.
     pub fn probe(&self) -> Result<(), Failure> {
         let attempt = self.breaker.begin();
         let outcome = self.probe_quietly();
@@ -349,6 +352,9 @@ impl Endpoint {
 
     /// Asks what the owner should know: whether it answers and takes the login, and what it says of its rate limit.
     /// A question for a person who waits; no pull needs it.
+    ///
+    /// # Errors
+    /// Why it does not answer, or does not accept the login.
     pub fn examine(&self) -> Result<Examined, Failure> {
         let mut limit = None;
         match self.ask(&Question::new(String::new(), String::new(), Deadline::after(QUESTION_TIME_MAX))) {

@@ -1,7 +1,7 @@
 //! Why an upstream did not give what was asked, in the four kinds that the mirror treats differently.
 //!
 //! An outage (`Unreachable`) lets an older version answer; `Missing` and `Denied` are answers of the upstream and are
-//! passed on; `Wrong` is an answer that nobody should be given. Every text is one lower-case sentence that begins with
+//! passed on; `Wrong` is an answer that must not be served. Every text is one lower-case sentence that begins with
 //! the host, holds no secret, and has what came from outside escaped.
 
 use super::trust;
@@ -19,24 +19,24 @@ pub enum Failure {
     Unreachable {
         /// What kind of outage.
         cause: Cause,
-        /// The whole sentence, host first.
+        /// The message, host first.
         detail: String,
     },
     /// The upstream says that it does not exist (404, 410).
     Missing {
-        /// The whole sentence, host first.
+        /// The message, host first.
         detail: String,
     },
     /// The upstream or its token server refuses (401, 403).
     Denied {
         /// The status it answered with.
         status: u16,
-        /// The whole sentence, host first.
+        /// The message, host first.
         detail: String,
     },
     /// The upstream answered something that must not be used or followed.
     Wrong {
-        /// The whole sentence, host first.
+        /// The message, host first.
         detail: String,
     },
 }
@@ -61,7 +61,7 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// The cause in words for people.
+    /// The cause, for people.
     pub fn as_str(self) -> &'static str {
         match self {
             Cause::Refused => "connection refused",
@@ -101,7 +101,7 @@ impl Failure {
     pub(super) fn from_client(host: &str, error: ureq::Error) -> Self {
         let lost = |words: String| Failure::unreachable(host, Cause::Connection, words);
         match error {
-            ureq::Error::Timeout(phase) => Failure::unreachable(host, Cause::Timeout, phase_words(phase)),
+            ureq::Error::Timeout(phase) => Failure::unreachable(host, Cause::Timeout, phase_message(phase)),
             ureq::Error::HostNotFound => {
                 Failure::unreachable(host, Cause::Dns, "the name could not be resolved")
             }
@@ -187,7 +187,7 @@ impl Failure {
     }
 }
 
-fn phase_words(phase: ureq::Timeout) -> &'static str {
+fn phase_message(phase: ureq::Timeout) -> &'static str {
     match phase {
         ureq::Timeout::Resolve | ureq::Timeout::Connect => "no connection in time",
         ureq::Timeout::PerRead | ureq::Timeout::PerWrite => "the connection stalled",

@@ -27,6 +27,9 @@ enum Exception {
 
 impl Proxies {
     /// `configured`, else what the environment says. `Err` says which setting is wrong.
+    ///
+    /// # Errors
+    /// Which setting cannot be used, and why.
     pub fn new(
         configured: Option<&str>,
         environment: impl Fn(&str) -> Option<String>,

@@ -72,12 +72,15 @@ impl EndpointReply {
     }
 
     /// The reply if it is one that has what was asked for.
+    ///
+    /// # Errors
+    /// By its status: `Missing`, `Denied`, `Unreachable` or `Wrong`.
     pub fn found(mut self) -> Result<EndpointReply, Failure> {
         let status = self.status();
         if matches!(status, 200 | 206) {
             return Ok(self);
         }
-        let words = self.error_words();
+        let words = self.error_message();
         let detail = format!("{}: answered {status}{words}", self.host);
         Err(match status {
             404 | 410 | 405 | 501 => Failure::Missing { detail },
@@ -88,6 +91,9 @@ impl EndpointReply {
     }
 
     /// Refuses a body that is not the content itself: it was not asked to be compressed.
+    ///
+    /// # Errors
+    /// `Wrong`, if it is encoded.
     pub fn verbatim(&self) -> Result<(), Failure> {
         match self.header(header::CONTENT_ENCODING.as_str()) {
             Some(coding) if !coding.trim().eq_ignore_ascii_case("identity") => {
@@ -97,7 +103,10 @@ impl EndpointReply {
         }
     }
 
-    /// The whole body, if it is no longer than `most`.
+    /// The complete body, if it is no longer than `most`.
+    ///
+    /// # Errors
+    /// `Wrong` if it is longer, `Unreachable` if it is cut.
     pub fn read_whole(&mut self, most: u64, count: &AtomicU64) -> Result<Vec<u8>, Failure> {
         let long = |reply: &EndpointReply| reply.wrong(format!("the answer is larger than {most} bytes"));
         let announced = self.content_length();
@@ -118,7 +127,7 @@ impl EndpointReply {
     }
 
     /// `: "message"` from an error body (distribution-spec, "Error Codes"), or nothing.
-    pub fn error_words(&mut self) -> String {
+    pub fn error_message(&mut self) -> String {
         let mut bytes = Vec::new();
         if self.body.by_ref().take(ERROR_BODY_BYTES_MAX).read_to_end(&mut bytes).is_err() {
             return String::new();

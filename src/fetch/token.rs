@@ -23,7 +23,7 @@ use ureq::http::HeaderValue;
 
 /// What a token without `expires_in` is worth (the specification's default).
 const TOKEN_AGE_DEFAULT: Duration = Duration::from_secs(60);
-/// How much earlier than said a token is taken for expired, but never more than a quarter of its age.
+/// How much before its end a token counts as expired, but never more than a quarter of its age.
 const TOKEN_EARLY: Duration = Duration::from_secs(10);
 
 /// Asks a token server: address, `Authorization`. Gives the body of a 200.
@@ -63,7 +63,10 @@ struct Token {
 }
 
 impl EndpointLogin {
-    /// `realm` is the configuration's. `Err` says what is wrong with it or the credentials.
+    /// `realm` is the configuration's.
+    ///
+    /// # Errors
+    /// What is wrong with it or the credentials.
     pub fn new(
         own: HttpOrigin,
         credentials: Option<&LoginSettings>,
@@ -88,7 +91,7 @@ impl EndpointLogin {
     }
 
     /// What a second 401 means.
-    pub fn refused_words(&self) -> &'static str {
+    pub fn refused_message(&self) -> &'static str {
         if self.basic.is_some() {
             "answered 401: the user name or password is not accepted, or does not reach this repository"
         } else {
@@ -97,6 +100,9 @@ impl EndpointLogin {
     }
 
     /// What to send before being asked, by what the upstream asked for last.
+    ///
+    /// # Errors
+    /// The token server could not be asked, or refuses.
     pub fn ready(
         &self,
         scope: &str,
@@ -114,6 +120,9 @@ impl EndpointLogin {
     }
 
     /// What to send after a 401 with `challenge` to a request that carried `used`.
+    ///
+    /// # Errors
+    /// `Denied` if there is nothing to log in with; `Wrong` if the token server must not be asked.
     pub fn answer(
         &self,
         challenge: Option<Challenge>,

@@ -60,6 +60,9 @@ impl Upstream {
     }
 
     /// See [`Endpoint::head_manifest`].
+    ///
+    /// # Errors
+    /// As for all questions: `Unreachable` if every endpoint is, else what the first that can be reached says.
     pub fn head_manifest(
         &self,
         repository: &RepositoryName,
@@ -69,6 +72,9 @@ impl Upstream {
     }
 
     /// Fetches a manifest. Its bytes hash to the digest returned, and its media type is that of its body.
+    ///
+    /// # Errors
+    /// See [`Upstream::head_manifest`]; `Wrong` if the bytes do not hash to the digest, or are no manifest.
     pub fn fetch_manifest(
         &self,
         repository: &RepositoryName,
@@ -78,6 +84,9 @@ impl Upstream {
     }
 
     /// Opens a blob at byte `from`.
+    ///
+    /// # Errors
+    /// See [`Upstream::head_manifest`]; `Wrong` if the answer is not the part that was asked for.
     pub fn open_blob(
         &self,
         repository: &RepositoryName,
@@ -88,11 +97,17 @@ impl Upstream {
     }
 
     /// Asks whether a blob is there; its size in bytes, if the upstream says.
+    ///
+    /// # Errors
+    /// See [`Upstream::head_manifest`].
     pub fn head_blob(&self, repository: &RepositoryName, digest: &Digest) -> Result<Option<u64>, Failure> {
         self.ask(|endpoint, deadline| endpoint.head_blob(repository, digest, deadline))
     }
 
     /// A page of at most `n` tags after `last`.
+    ///
+    /// # Errors
+    /// See [`Upstream::head_manifest`]; `Wrong` if the list cannot be parsed.
     pub fn list_tags(
         &self,
         repository: &RepositoryName,
@@ -103,11 +118,17 @@ impl Upstream {
     }
 
     /// A page of at most `n` repositories after `last`.
+    ///
+    /// # Errors
+    /// See [`Upstream::list_tags`].
     pub fn catalog(&self, n: Option<usize>, last: Option<&str>) -> Result<NamePage, Failure> {
         self.ask(|endpoint, deadline| endpoint.catalog(n, last, deadline))
     }
 
     /// The manifests that refer to `digest`.
+    ///
+    /// # Errors
+    /// See [`Upstream::head_manifest`]; `Missing` where the upstream does not know the question.
     pub fn referrers(
         &self,
         repository: &RepositoryName,

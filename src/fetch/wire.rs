@@ -112,8 +112,11 @@ impl Wire {
         self.times
     }
 
-    /// Sends a request. A kept connection that the other side closed just then is no outage: the request, which
-    /// changes nothing there, is sent once more on a new one.
+    /// Sends a request. That the other side closed a kept connection just then is no outage: the request, which
+    /// changes nothing there, is retried on a new one.
+    ///
+    /// # Errors
+    /// Why there is no answer; the status of one is not looked at.
     pub fn send(&self, request: &WireRequest) -> Result<Response<Body>, Failure> {
         let host = &request.address.origin.host;
         let mut answer = self.send_once(request);

@@ -17,29 +17,29 @@ pub struct Kit {
     peers: Vec<Arc<Peer>>,
 }
 
-/// What a peer says of a tag.
+/// A peer's answer about a tag.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
-    /// Who says so.
+    /// The peer that claims it.
     pub peer: SocketAddr,
-    /// What its upstream said the tag is, which is complete there.
+    /// Its upstream's digest of the tag; the image is complete there.
     pub digest: Digest,
-    /// When its upstream said so, in seconds since 1970, if its clock was to be trusted.
+    /// When its upstream answered that, in seconds since 1970, if its clock could be trusted.
     pub unix: Option<u64>,
 }
 
 /// A manifest from a peer, with the digest that was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerManifest {
-    /// Who had it.
+    /// The peer that sent it.
     pub peer: SocketAddr,
-    /// What the peer says that it is.
+    /// Its media type, as the peer states it.
     pub media_type: String,
     /// Its bytes.
     pub bytes: Vec<u8>,
 }
 
-/// How it is with a peer.
+/// The state of a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerState {
     /// Its address.
@@ -98,7 +98,7 @@ impl Kit {
         self.peers.iter().any(|peer| peer.state().until.is_none_or(|until| until <= now))
     }
 
-    /// What the peers say of a tag. All are asked at once, and whoever has not answered within
+    /// The claims of the peers about a tag. All are asked at once, and a peer that has not answered within
     /// [`budget::PEER_DEADLINE`] is not waited for.
     pub async fn ask_tag(&self, repository: &Repository, tag: &Tag, platforms: &[Platform]) -> Vec<Claim> {
         let until = Instant::now() + budget::PEER_DEADLINE;
@@ -149,7 +149,7 @@ impl Kit {
         })
     }
 
-    /// A blob from byte `from` on, from the first peer that has it. Who takes it has to hash it. Blocks.
+    /// A blob from byte `from` on, from the first peer that has it. The caller has to hash it. Blocks.
     pub fn blob(&self, repository: &Repository, digest: &Digest, from: u64) -> Option<PeerBlob> {
         let question = Question::Blob { repository: repository.clone(), digest: digest.clone(), from };
         self.peers.iter().filter(|peer| peer.may_be_asked()).find_map(|peer| {
@@ -158,7 +158,7 @@ impl Kit {
         })
     }
 
-    /// How it is with each peer.
+    /// The state of each peer.
     pub fn peers(&self) -> Vec<PeerState> {
         self.peers.iter().map(|peer| peer.describe(Instant::now())).collect()
     }
@@ -299,12 +299,12 @@ pub struct PeerBlob {
 }
 
 impl PeerBlob {
-    /// Who sends it.
+    /// The peer that sends it.
     pub fn peer(&self) -> SocketAddr {
         self.peer.address
     }
 
-    /// The size that the peer states for the whole blob, in bytes.
+    /// The size of the blob in bytes, as the peer states it.
     pub fn total(&self) -> u64 {
         self.total
     }

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// A door for peers. Dropping it closes the door; conversations under way end by themselves.
+/// The listener for peers. Dropping it closes it; open connections end by themselves.
 #[derive(Debug)]
 pub struct Listening {
     address: SocketAddr,
@@ -83,7 +83,7 @@ struct Door {
     closed: Arc<AtomicBool>,
     /// Connections open from each address.
     callers: Mutex<HashMap<IpAddr, usize>>,
-    /// When the log last told of a caller without the secret.
+    /// When the log last reported a caller without the secret.
     warned: Mutex<Option<Instant>>,
 }
 
