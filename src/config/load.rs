@@ -225,28 +225,18 @@ fn docker_hub() -> RegistryName {
 
 fn fetch(raw: raw::RawFetch, check: &mut Check<'_>) -> FetchSettings {
     let seconds = Duration::from_secs;
-    let span = |value: Option<super::units::Span>, default| value.map_or(default, |span| span.0);
+    let mut timeout = |key: &str, value: Option<super::units::Span>, default, least, most| {
+        check.span(key, value.map_or(seconds(default), |span| span.0), least, seconds(most))
+    };
     let least = Duration::from_millis(100);
+    let connect_timeout = timeout("fetch.connect_timeout", raw.connect_timeout, 5, least, 20);
+    let header_timeout = timeout("fetch.header_timeout", raw.header_timeout, 10, least, 20);
+    let stall_timeout = timeout("fetch.stall_timeout", raw.stall_timeout, 20, seconds(1), 600);
     let fetch = FetchSettings {
         streams: check.within("fetch.streams", raw.streams.unwrap_or(4), 1, 64, |n| n.to_string()),
-        connect_timeout: check.span(
-            "fetch.connect_timeout",
-            span(raw.connect_timeout, seconds(5)),
-            least,
-            seconds(20),
-        ),
-        header_timeout: check.span(
-            "fetch.header_timeout",
-            span(raw.header_timeout, seconds(10)),
-            least,
-            seconds(20),
-        ),
-        stall_timeout: check.span(
-            "fetch.stall_timeout",
-            span(raw.stall_timeout, seconds(20)),
-            seconds(1),
-            seconds(600),
-        ),
+        connect_timeout,
+        header_timeout,
+        stall_timeout,
         bandwidth: raw.bandwidth.and_then(|bandwidth| bandwidth.0),
         proxy: raw.proxy,
     };

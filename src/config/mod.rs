@@ -13,6 +13,7 @@ pub use live::LiveConfig;
 pub use load::{ConfigError, DEFAULT_FILE, Options};
 
 use crate::oci::{Platform, Reference, RegistryName, Repository, Tag};
+use serde::Deserialize;
 use std::cell::LazyCell;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -106,7 +107,8 @@ pub struct TagPolicy {
 }
 
 /// `on_missing`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum OnMissing {
     /// The upstream's answer is passed on.
     Pass,

@@ -70,15 +70,8 @@ pub(super) struct RawRule {
     #[serde(rename = "match")]
     pub(super) pattern: String,
     pub(super) revalidate: Option<Span>,
-    pub(super) on_missing: Option<RawMissing>,
+    pub(super) on_missing: Option<OnMissing>,
     pub(super) frozen: Option<bool>,
-}
-
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum RawMissing {
-    Pass,
-    Serve,
 }
 
 impl From<RawRule> for TagRule {
@@ -86,10 +79,7 @@ impl From<RawRule> for TagRule {
         TagRule {
             pattern: rule.pattern,
             revalidate: rule.revalidate.map(|span| span.0),
-            on_missing: rule.on_missing.map(|missing| match missing {
-                RawMissing::Pass => OnMissing::Pass,
-                RawMissing::Serve => OnMissing::Serve,
-            }),
+            on_missing: rule.on_missing,
             frozen: rule.frozen,
         }
     }
