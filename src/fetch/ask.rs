@@ -62,11 +62,11 @@ impl Endpoint {
                 self.login.answer(challenge, &question.scope, sent.as_ref(), deadline, &ask_realm)?;
             let reply = self.send(address, question, Some(&better), attempt)?;
             if reply.status() == 401 {
-                let words = self.login.refused_message();
+                let message = self.login.refused_message();
                 reply.drain();
                 return Err(Failure::Denied {
                     status: 401,
-                    detail: format!("{}: {words}", self.base.origin.host),
+                    detail: format!("{}: {message}", self.base.origin.host),
                 });
             }
             return Ok(reply);
@@ -193,8 +193,11 @@ impl Endpoint {
                 Err(failure)
             }
             status @ 400.. => {
-                let words = reply.error_message();
-                Err(Failure::Denied { status, detail: format!("{host}: refuses a token ({status}){words}") })
+                let message = reply.error_message();
+                Err(Failure::Denied {
+                    status,
+                    detail: format!("{host}: refuses a token ({status}){message}"),
+                })
             }
             status => Err(Failure::wrong(host, format!("the token server answered {status}"))),
         }
@@ -272,8 +275,8 @@ impl Holds {
         match until.and_then(|until| until.checked_duration_since(Instant::now())) {
             Some(left) if !left.is_zero() => {
                 let seconds = left.as_secs() + 1;
-                let words = format!("limits the rate of requests (429) for {seconds} s more");
-                Err(Failure::unreachable(host, Cause::RateLimited, words))
+                let message = format!("limits the rate of requests (429) for {seconds} s more");
+                Err(Failure::unreachable(host, Cause::RateLimited, message))
             }
             _ => Ok(()),
         }

@@ -89,17 +89,17 @@ impl Failure {
         }
     }
 
-    pub(super) fn unreachable(host: &str, cause: Cause, words: impl fmt::Display) -> Self {
-        Failure::Unreachable { cause, detail: format!("{host}: {words}") }
+    pub(super) fn unreachable(host: &str, cause: Cause, message: impl fmt::Display) -> Self {
+        Failure::Unreachable { cause, detail: format!("{host}: {message}") }
     }
 
-    pub(super) fn wrong(host: &str, words: impl fmt::Display) -> Self {
-        Failure::Wrong { detail: format!("{host}: {words}") }
+    pub(super) fn wrong(host: &str, message: impl fmt::Display) -> Self {
+        Failure::Wrong { detail: format!("{host}: {message}") }
     }
 
     /// What an error of the HTTP client means. `host` is whom it was talking to.
     pub(super) fn from_client(host: &str, error: ureq::Error) -> Self {
-        let lost = |words: String| Failure::unreachable(host, Cause::Connection, words);
+        let lost = |message: String| Failure::unreachable(host, Cause::Connection, message);
         match error {
             ureq::Error::Timeout(phase) => Failure::unreachable(host, Cause::Timeout, phase_message(phase)),
             ureq::Error::HostNotFound => {
@@ -110,7 +110,9 @@ impl Failure {
             ureq::Error::Protocol(error) => {
                 lost(format!("the answer is not http ({})", quoted(&error.to_string())))
             }
-            ureq::Error::ConnectProxyFailed(words) => lost(format!("the proxy refuses: {}", quoted(&words))),
+            ureq::Error::ConnectProxyFailed(message) => {
+                lost(format!("the proxy refuses: {}", quoted(&message)))
+            }
             ureq::Error::LargeResponseHeader(..) => {
                 Failure::wrong(host, "the answer's header is larger than allowed")
             }
@@ -127,8 +129,8 @@ impl Failure {
 
     fn from_obstacle(host: &str, obstacle: Obstacle) -> Self {
         match obstacle {
-            Obstacle::Name(words) => Failure::unreachable(host, Cause::Dns, words),
-            Obstacle::Address(words) => Failure::wrong(host, words),
+            Obstacle::Name(message) => Failure::unreachable(host, Cause::Dns, message),
+            Obstacle::Address(message) => Failure::wrong(host, message),
             Obstacle::Tls(error) => Failure::tls(host, &error, SystemTime::now()),
         }
     }
@@ -137,7 +139,7 @@ impl Failure {
         if let Some(inner) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
             return Failure::tls(host, inner, SystemTime::now());
         }
-        let (cause, words) = match error.kind() {
+        let (cause, message) = match error.kind() {
             io::ErrorKind::ConnectionRefused => (Cause::Refused, "connection refused"),
             io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => (Cause::Timeout, "timed out"),
             io::ErrorKind::HostUnreachable => (Cause::Connection, "no route to the host"),
@@ -146,20 +148,20 @@ impl Failure {
             io::ErrorKind::ConnectionReset => (Cause::Connection, "the connection was reset"),
             io::ErrorKind::UnexpectedEof => (Cause::Connection, "the connection was cut"),
             _ => {
-                let words = quoted(&error.to_string());
+                let message = quoted(&error.to_string());
                 return Failure::unreachable(
                     host,
                     Cause::Connection,
-                    format!("the connection broke: {words}"),
+                    format!("the connection broke: {message}"),
                 );
             }
         };
-        Failure::unreachable(host, cause, words)
+        Failure::unreachable(host, cause, message)
     }
 
     /// A certificate that is "not yet valid" on a board without a clock says nothing about the certificate.
     fn tls(host: &str, error: &rustls::Error, now: SystemTime) -> Self {
-        let words = match error {
+        let message = match error {
             rustls::Error::InvalidCertificate(
                 CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
             ) => {
@@ -183,7 +185,7 @@ impl Failure {
             ) => "the certificate is for another name".to_owned(),
             other => format!("tls failed: {}", quoted(&other.to_string())),
         };
-        Failure::unreachable(host, Cause::Tls, words)
+        Failure::unreachable(host, Cause::Tls, message)
     }
 }
 
@@ -226,7 +228,7 @@ pub(super) enum Obstacle {
 impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Obstacle::Name(words) | Obstacle::Address(words) => f.write_str(words),
+            Obstacle::Name(message) | Obstacle::Address(message) => f.write_str(message),
             Obstacle::Tls(error) => write!(f, "{error}"),
         }
     }

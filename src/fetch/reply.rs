@@ -67,8 +67,8 @@ impl EndpointReply {
         date.duration_since(UNIX_EPOCH).ok()?.as_secs().checked_add(age)
     }
 
-    pub fn wrong(&self, words: impl std::fmt::Display) -> Failure {
-        Failure::wrong(&self.host, words)
+    pub fn wrong(&self, message: impl std::fmt::Display) -> Failure {
+        Failure::wrong(&self.host, message)
     }
 
     /// The reply if it is one that has what was asked for.
@@ -80,8 +80,8 @@ impl EndpointReply {
         if matches!(status, 200 | 206) {
             return Ok(self);
         }
-        let words = self.error_message();
-        let detail = format!("{}: answered {status}{words}", self.host);
+        let message = self.error_message();
+        let detail = format!("{}: answered {status}{message}", self.host);
         Err(match status {
             404 | 410 | 405 | 501 => Failure::Missing { detail },
             401 | 403 | 451 => Failure::Denied { status, detail },

@@ -149,13 +149,13 @@ impl EndpointLogin {
         }
     }
 
-    fn denied(&self, words: &str) -> Failure {
-        Failure::Denied { status: 401, detail: format!("{}: {words}", self.own.host) }
+    fn denied(&self, message: &str) -> Failure {
+        Failure::Denied { status: 401, detail: format!("{}: {message}", self.own.host) }
     }
 
     /// The realm as an address, if a token may be asked for there.
     fn permitted(&self, realm: &str) -> Result<Address, Failure> {
-        let wrong = |words: String| Failure::wrong(&self.own.host, words);
+        let wrong = |message: String| Failure::wrong(&self.own.host, message);
         let realm = Address::parse(realm)
             .map_err(|why| wrong(format!("names {} as its token server: {why}", quoted(realm))))?;
         let chosen = self.realm.as_ref() == Some(&realm.origin);
