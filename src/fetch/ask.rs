@@ -180,7 +180,7 @@ impl Endpoint {
             }
         };
         match reply.status() {
-            200..=299 => reply.read_whole(TOKEN_BYTES_MAX, &AtomicU64::new(0)),
+            200..=299 => reply.read_body(TOKEN_BYTES_MAX, &AtomicU64::new(0)),
             429 => {
                 self.holds.begin(question.class, reply.retry_after());
                 reply.drain();

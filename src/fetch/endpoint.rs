@@ -195,7 +195,7 @@ impl Endpoint {
         })?;
         let mut reply = reply.found()?;
         reply.verbatim()?;
-        let bytes = reply.read_whole(MANIFEST_BYTES_MAX, &self.bytes)?;
+        let bytes = reply.read_body(MANIFEST_BYTES_MAX, &self.bytes)?;
         let digest = match (reference, reply.digest()) {
             (ManifestRef::Digest(wanted), _) => wanted.clone(),
             (ManifestRef::Tag(_), Some(told)) => told,
@@ -302,7 +302,7 @@ impl Endpoint {
     fn page(&self, question: &Question, is_name: impl Fn(&str) -> bool) -> Result<NamePage, Failure> {
         let mut reply = self.ask(question)?.found()?;
         let more = reply.header(header::LINK.as_str()).is_some_and(challenge::has_next);
-        let bytes = reply.read_whole(LIST_BYTES_MAX, &self.bytes)?;
+        let bytes = reply.read_body(LIST_BYTES_MAX, &self.bytes)?;
         let list: NameList = serde_json::from_slice(&bytes)
             .map_err(|error| reply.wrong(format!("the list cannot be parsed: {error}")))?;
         let mut names = list.tags.or(list.repositories).unwrap_or_default().0;
@@ -324,7 +324,7 @@ impl Endpoint {
             ..Question::repository(repository, &format!("referrers/{digest}{filter}"), deadline)
         };
         let mut reply = self.ask(&question)?.found()?;
-        let bytes = reply.read_whole(LIST_BYTES_MAX, &self.bytes)?;
+        let bytes = reply.read_body(LIST_BYTES_MAX, &self.bytes)?;
         let index = Manifest::parse(&bytes, reply.header(header::CONTENT_TYPE.as_str()))
             .map_err(|why| reply.wrong(why))?;
         if index.kind != Kind::Index {

@@ -107,7 +107,7 @@ impl EndpointReply {
     ///
     /// # Errors
     /// `Wrong` if it is longer, `Unreachable` if it is cut.
-    pub fn read_whole(&mut self, most: u64, count: &AtomicU64) -> Result<Vec<u8>, Failure> {
+    pub fn read_body(&mut self, most: u64, count: &AtomicU64) -> Result<Vec<u8>, Failure> {
         let long = |reply: &EndpointReply| reply.wrong(format!("the answer is larger than {most} bytes"));
         let announced = self.content_length();
         if announced.is_some_and(|length| length > most) {
