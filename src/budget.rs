@@ -24,6 +24,8 @@ pub const HELD_BACK_BYTES: u64 = 4 * KIB;
 pub const INDEX_DEPTH_MAX: usize = 4;
 /// Most manifests looked at in one closure, so that a hostile index cannot keep the walk going.
 pub const CLOSURE_MANIFESTS_MAX: usize = 1_024;
+/// Manifests and their children that one walk over many images remembers, at about 300 bytes each.
+pub const NAMED_CHILDREN_MAX: usize = 2_048;
 
 // -- Upstreams -------------------------------------------------------------------------------------------------
 
