@@ -241,8 +241,12 @@ pub const LOCK_WAIT_MAX: Duration = Duration::from_secs(5);
 pub const LOCK_WAIT_STEP: Duration = Duration::from_millis(50);
 /// Control connections (the commands of the same binary) at a time.
 pub const CONTROL_CONNECTIONS_MAX: usize = 8;
-/// Largest control request and answer.
-pub const CONTROL_BYTES_MAX: u64 = 16 * MIB;
+/// Longest line of a control request or answer. An answer has as many as it needs: one for each image, for example.
+pub const CONTROL_BYTES_MAX: u64 = MIB;
+/// Images named in one line; more of them are told in more lines.
+pub const CONTROL_NAMES_MAX: usize = 1_024;
+/// Longest the look at every image is used again for a report; uses of images do not end it earlier.
+pub const IMAGE_REPORT_AGE_MAX: Duration = Duration::from_secs(5);
 
 /// How often a long command says how far it is.
 pub const CONTROL_PROGRESS_EVERY: Duration = Duration::from_millis(200);

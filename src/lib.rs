@@ -41,6 +41,7 @@ pub mod image;
 pub mod kit;
 pub mod mirror;
 pub mod oci;
+pub mod report;
 pub mod store;
 pub mod sync;
 pub mod text;

@@ -21,9 +21,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("image", &["auth", "oci", "budget", "config", "store", "text"]),
     ("fetch", &["sync", "oci", "budget", "clock", "config"]),
     ("kit", &["sync", "oci", "budget", "clock", "config"]),
+    ("report", &["sync", "oci", "budget", "clock", "config", "store", "fetch", "image"]),
     (
         "mirror",
-        &["auth", "image", "text", "sync", "oci", "budget", "clock", "config", "store", "fetch", "kit"],
+        &["auth", "image", "report", "text", "sync", "oci", "budget", "clock", "config", "store", "fetch", "kit"],
     ),
     ("http", &["auth", "sync", "oci", "budget", "config", "fetch", "mirror"]),
     ("clients", &["oci", "budget", "config"]),

@@ -132,6 +132,11 @@ impl Catalogue {
         })
     }
 
+    /// Blobs on the disk.
+    pub fn blobs(&self) -> u64 {
+        self.stocked as u64
+    }
+
     /// Bytes that would be free if these went together.
     pub fn frees(&self, images: &[&Stocked]) -> u64 {
         let mut going: BTreeMap<usize, u32> = BTreeMap::new();

@@ -11,6 +11,7 @@ mod fill;
 mod integrity;
 mod lane;
 mod lists;
+mod live;
 mod peers;
 mod pulls;
 mod refusal;

@@ -1,0 +1,186 @@
+//! How larder is doing: one snapshot that `larder status`, `/metrics`, `/readyz` and systemd's status line are drawn
+//! from, so that they agree.
+//!
+//! [`Snapshot`] is cheap: it asks memory alone while the server runs. [`ImageReport`] looks at every image; [`ImageCache`]
+//! keeps it while the store stays as it is. What only a running server knows comes by [`Live`], which is absent when a
+//! command works on the store of a stopped one. Failure is the store's.
+
+mod images;
+
+pub use images::{ImageCache, ImageReport};
+
+use crate::clock;
+use crate::config::Config;
+use crate::fetch::Link;
+use crate::image::Busy;
+use crate::oci::RegistryName;
+use crate::store::Store;
+
+/// What only a running server knows.
+pub trait Live: Send + Sync {
+    /// Its upstreams.
+    fn upstreams(&self) -> Vec<LiveUpstream>;
+    /// The other boards of the kit.
+    fn peers(&self) -> Vec<PeerReport>;
+    /// Its downloads.
+    fn fills(&self) -> FillReport;
+    /// What it has counted since it started.
+    fn counts(&self) -> CountReport;
+    /// What must not be removed just now.
+    fn busy(&self) -> Busy;
+}
+
+/// An upstream of a running server.
+#[derive(Debug, Clone)]
+pub struct LiveUpstream {
+    /// The registry.
+    pub name: RegistryName,
+    /// Whether it can be reached, and since when.
+    pub link: Link,
+    /// The same for people.
+    pub text: String,
+    /// Bytes taken from it since the start.
+    pub bytes: u64,
+}
+
+/// Downloads.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FillReport {
+    /// Under way or queued.
+    pub active: u64,
+    /// Waiting for their upstream.
+    pub parked: u64,
+}
+
+/// Counts since the start, each with its label.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CountReport {
+    /// Tags answered, by tier.
+    pub resolves: Vec<(&'static str, u64)>,
+    /// Content bytes given to clients, by where they came from.
+    pub served_bytes: Vec<(&'static str, u64)>,
+    /// Bytes removed to make room.
+    pub evicted_bytes: u64,
+}
+
+/// Whether tags can be answered from the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IndexReport {
+    /// They can.
+    Ready,
+    /// The index is being rebuilt.
+    Rebuilding,
+    /// The disk takes no new index.
+    CannotRebuild,
+}
+
+/// One upstream.
+#[derive(Debug, Clone)]
+pub struct UpstreamReport {
+    /// The registry.
+    pub name: RegistryName,
+    /// Its address.
+    pub url: String,
+    /// Whether it can be reached.
+    pub state: UpstreamState,
+    /// Bytes taken from it since the start.
+    pub bytes: u64,
+}
+
+/// Whether an upstream can be reached.
+#[derive(Debug, Clone)]
+pub enum UpstreamState {
+    /// The server runs: the link, and the same for people.
+    Live(Link, String),
+    /// The server is stopped; why the upstream could not be reached when it ran last.
+    WasDown(String),
+    /// The server is stopped, and nothing is remembered.
+    Unknown,
+}
+
+impl UpstreamReport {
+    /// Whether it is known to be out of reach now.
+    pub fn is_down(&self) -> bool {
+        matches!(self.state, UpstreamState::Live(Link::Down { .. }, _))
+    }
+}
+
+/// One peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerReport {
+    /// Its address.
+    pub address: String,
+    /// Whether it may be asked, and the same for people; `None` when the server is stopped.
+    pub state: Option<(bool, String)>,
+}
+
+/// How larder is doing: the cheap part.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// Whether tags can be answered from the disk.
+    pub index: IndexReport,
+    /// Bytes of verified blobs.
+    pub stored_bytes: u64,
+    /// `disk.max`, if it is set.
+    pub max_bytes: Option<u64>,
+    /// `memory.max`.
+    pub memory_max_bytes: u64,
+    /// Corrupt blobs found since the start.
+    pub corrupt_blobs: u64,
+    /// Downloads.
+    pub fills: FillReport,
+    /// Counts since the start.
+    pub counts: CountReport,
+    /// The upstreams, by name.
+    pub upstreams: Vec<UpstreamReport>,
+    /// The other boards of the kit.
+    pub peers: Vec<PeerReport>,
+    /// Whether the wall clock is believed.
+    pub clock_trusted: bool,
+}
+
+impl Snapshot {
+    /// Takes one. `live`: the server, if it runs.
+    pub fn take(config: &Config, store: &Store, live: Option<&dyn Live>) -> Snapshot {
+        let configured = config.kit.iter().flat_map(|kit| &kit.peers);
+        Snapshot {
+            index: match (store.has_index(), store.cannot_rebuild()) {
+                (true, _) => IndexReport::Ready,
+                (false, false) => IndexReport::Rebuilding,
+                (false, true) => IndexReport::CannotRebuild,
+            },
+            stored_bytes: store.stored_bytes(),
+            max_bytes: config.disk.max,
+            memory_max_bytes: config.memory_max,
+            corrupt_blobs: store.corrupt_blobs(),
+            fills: live.map(Live::fills).unwrap_or_default(),
+            counts: live.map(Live::counts).unwrap_or_default(),
+            upstreams: upstreams(config, store, live),
+            peers: live.map(Live::peers).unwrap_or_else(|| {
+                configured.map(|peer| PeerReport { address: peer.to_string(), state: None }).collect()
+            }),
+            clock_trusted: clock::trusted_unix().is_some(),
+        }
+    }
+}
+
+fn upstreams(config: &Config, store: &Store, live: Option<&dyn Live>) -> Vec<UpstreamReport> {
+    let running = live.map(Live::upstreams).unwrap_or_default();
+    let report = |settings: &crate::config::Upstream| {
+        let live = running.iter().find(|one| one.name == settings.name);
+        let state = match live {
+            Some(live) => UpstreamState::Live(live.link.clone(), live.text.clone()),
+            None => match store.note(&format!("down/{}", settings.name)) {
+                Ok(Some(cause)) => UpstreamState::WasDown(cause),
+                Ok(None) => UpstreamState::Unknown,
+                Err(problem) => {
+                    log::warn!("the last state of {} is not known: {problem}", settings.name);
+                    UpstreamState::Unknown
+                }
+            },
+        };
+        let bytes = live.map_or(0, |live| live.bytes);
+        UpstreamReport { name: settings.name.clone(), url: settings.url.clone(), state, bytes }
+    };
+    config.upstreams.iter().map(report).collect()
+}
