@@ -3,10 +3,10 @@
 use crate::budget;
 use crate::config::Config;
 use crate::control::{self, Desk};
-use crate::fetch::Link;
 use crate::fetch::Upstreams;
 use crate::http::{Listener, Server};
 use crate::mirror::Mirror;
+use crate::report::{IndexReport, Snapshot};
 use crate::store::{Found, Store, StoreError, work_as_owner};
 use crate::watch::{Notify, Pulse, inherited_listeners};
 use std::net::{SocketAddr, TcpListener};
@@ -137,14 +137,14 @@ impl Running {
 
     /// How it is doing, in a line for people.
     fn status(&self) -> String {
-        status(&self.mirror, &self.addresses)
+        status(&self.mirror.snapshot(), &self.addresses)
     }
 
     /// Tells the service manager how it is doing for as long as it runs.
     fn tell(&self, notify: &Arc<Notify>) {
         let (mirror, addresses) = (Arc::clone(&self.mirror), self.addresses.clone());
         let pulse = Pulse::of(Arc::clone(self.mirror.store()));
-        self.runtime.spawn(pulse.tell(Arc::clone(notify), move || status(&mirror, &addresses)));
+        self.runtime.spawn(pulse.tell(Arc::clone(notify), move || status(&mirror.snapshot(), &addresses)));
     }
 
     /// Stops within a few seconds; downloads that are under way can be resumed by the next start.
@@ -158,14 +158,16 @@ impl Running {
     }
 }
 
-fn status(mirror: &Mirror, addresses: &[SocketAddr]) -> String {
-    if !mirror.store().has_index() {
-        let how = if mirror.store().cannot_rebuild() { "cannot be" } else { "is being" };
-        return format!("the index {how} rebuilt; content is answered by digest");
+/// How it is doing, in a line for people.
+fn status(report: &Snapshot, addresses: &[SocketAddr]) -> String {
+    match report.index {
+        IndexReport::Ready => {}
+        IndexReport::Rebuilding => return "the index is being rebuilt; content is answered by digest".into(),
+        IndexReport::CannotRebuild => return "the index cannot be rebuilt; content is answered by digest".into(),
     }
     let addresses: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
-    let down = mirror.upstreams().iter().filter(|one| matches!(one.breaker().link(), Link::Down { .. }));
-    let down: Vec<&str> = down.map(|upstream| upstream.name().as_str()).collect();
+    let down = report.upstreams.iter().filter(|upstream| upstream.is_down());
+    let down: Vec<&str> = down.map(|upstream| upstream.name.as_str()).collect();
     let rest = if down.is_empty() { String::new() } else { format!("; out of reach: {}", down.join(", ")) };
     format!("answers on {}{rest}", addresses.join(", "))
 }

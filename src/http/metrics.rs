@@ -1,79 +1,91 @@
-//! `/metrics`: the Prometheus text format, version 0.0.4.
+//! `/metrics`: the Prometheus text format, version 0.0.4, of the report. Nothing in here waits or fails.
 
 use super::answer::{self, Answer};
-use crate::fetch::Link;
-use crate::mirror::{ByteSource, Mirror, Tier};
+use crate::mirror::Mirror;
+use crate::report::Snapshot;
 use hyper::StatusCode;
 use std::fmt::Write;
 
 pub(super) fn answer(mirror: &Mirror) -> Answer {
-    answer::full(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", render(mirror))
+    answer::full(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", render(&mirror.snapshot()))
 }
 
-fn render(mirror: &Mirror) -> String {
-    let counters = mirror.counters();
+fn render(report: &Snapshot) -> String {
     let mut page = Page(String::new());
-    page.family("larder_resolves_total", "counter", "Tags answered, by the tier that answered.");
-    for tier in Tier::ALL {
-        page.sample("larder_resolves_total", &format!("tier=\"{}\"", tier.as_str()), counters.resolves(tier));
-    }
-    page.family(
+    page.each(
+        "larder_resolves_total",
+        "counter",
+        "Tags answered, by the tier that answered.",
+        "tier",
+        report.counts.resolves.iter().copied(),
+    );
+    page.each(
         "larder_served_bytes_total",
         "counter",
         "Content bytes given to clients, by where they came from.",
+        "source",
+        report.counts.served_bytes.iter().copied(),
     );
-    for source in ByteSource::ALL {
-        let label = format!("source=\"{}\"", source.as_str());
-        page.sample("larder_served_bytes_total", &label, counters.served_bytes(source));
-    }
-    page.family("larder_upstream_bytes_total", "counter", "Bytes taken from an upstream.");
-    for upstream in mirror.upstreams().iter() {
-        page.sample(
-            "larder_upstream_bytes_total",
-            &format!("upstream=\"{}\"", upstream.name()),
-            upstream.bytes(),
-        );
-    }
-    page.family("larder_upstream_up", "gauge", "Whether an upstream can be reached.");
-    for upstream in mirror.upstreams().iter() {
-        let up = !matches!(upstream.breaker().link(), Link::Down { .. });
-        page.sample("larder_upstream_up", &format!("upstream=\"{}\"", upstream.name()), u64::from(up));
-    }
-    let peers = mirror.peers();
-    if !peers.is_empty() {
-        page.family(
+    page.each(
+        "larder_upstream_bytes_total",
+        "counter",
+        "Bytes taken from an upstream.",
+        "upstream",
+        report.upstreams.iter().map(|upstream| (upstream.name.as_str(), upstream.bytes)),
+    );
+    page.each(
+        "larder_upstream_up",
+        "gauge",
+        "Whether an upstream can be reached.",
+        "upstream",
+        report.upstreams.iter().map(|upstream| (upstream.name.as_str(), u64::from(!upstream.is_down()))),
+    );
+    if !report.peers.is_empty() {
+        let up = |state: &Option<(bool, String)>| u64::from(state.as_ref().is_some_and(|(up, _)| *up));
+        page.each(
             "larder_peer_up",
             "gauge",
             "Whether a peer may be asked, and is not left out for a failure.",
+            "peer",
+            report.peers.iter().map(|peer| (peer.address.as_str(), up(&peer.state))),
         );
     }
-    for peer in peers {
-        page.sample("larder_peer_up", &format!("peer=\"{}\"", peer.address), u64::from(peer.up));
+    page.one("larder_disk_used_bytes", "gauge", "Bytes of whole blobs.", report.stored_bytes);
+    if let Some(max) = report.max_bytes {
+        page.one("larder_disk_max_bytes", "gauge", "The configured disk.max.", max);
     }
-    page.family("larder_disk_used_bytes", "gauge", "Bytes of whole blobs.");
-    page.sample("larder_disk_used_bytes", "", mirror.store().stored_bytes());
-    if let Some(max) = mirror.config().disk.max {
-        page.family("larder_disk_max_bytes", "gauge", "The configured disk.max.");
-        page.sample("larder_disk_max_bytes", "", max);
-    }
-    page.family("larder_evicted_bytes_total", "counter", "Bytes removed to make room.");
-    page.sample("larder_evicted_bytes_total", "", counters.evicted_bytes());
-    page.family("larder_corrupt_blobs_total", "counter", "Blobs found not to hash to their name.");
-    page.sample("larder_corrupt_blobs_total", "", mirror.store().corrupt_blobs());
-    page.family("larder_memory_budget_bytes", "gauge", "The configured memory.max.");
-    page.sample("larder_memory_budget_bytes", "", mirror.config().memory_max);
+    let evicted = report.counts.evicted_bytes;
+    page.one("larder_evicted_bytes_total", "counter", "Bytes removed to make room.", evicted);
+    let corrupt = report.corrupt_blobs;
+    page.one("larder_corrupt_blobs_total", "counter", "Blobs found not to hash to their name.", corrupt);
+    let memory = report.memory_max_bytes;
+    page.one("larder_memory_budget_bytes", "gauge", "The configured memory.max.", memory);
     page.0
 }
 
 struct Page(String);
 
 impl Page {
-    fn family(&mut self, name: &str, kind: &str, help: &str) {
+    fn head(&mut self, name: &str, kind: &str, help: &str) {
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
-    fn sample(&mut self, name: &str, label: &str, value: u64) {
-        let label = if label.is_empty() { String::new() } else { format!("{{{label}}}") };
-        let _ = writeln!(self.0, "{name}{label} {value}");
+    fn one(&mut self, name: &str, kind: &str, help: &str, value: u64) {
+        self.head(name, kind, help);
+        let _ = writeln!(self.0, "{name} {value}");
+    }
+
+    fn each<'a>(
+        &mut self,
+        name: &str,
+        kind: &str,
+        help: &str,
+        label: &str,
+        values: impl Iterator<Item = (&'a str, u64)>,
+    ) {
+        self.head(name, kind, help);
+        for (of, value) in values {
+            let _ = writeln!(self.0, "{name}{{{label}=\"{of}\"}} {value}");
+        }
     }
 }
