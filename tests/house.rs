@@ -24,7 +24,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("report", &["sync", "oci", "budget", "clock", "config", "store", "fetch", "image"]),
     (
         "mirror",
-        &["auth", "image", "report", "text", "sync", "oci", "budget", "clock", "config", "store", "fetch", "kit"],
+        &[
+            "auth", "image", "report", "text", "sync", "oci", "budget", "clock", "config", "store", "fetch",
+            "kit",
+        ],
     ),
     ("http", &["auth", "sync", "oci", "budget", "config", "fetch", "mirror", "report"]),
     ("clients", &["oci", "budget", "config"]),
@@ -35,8 +38,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "text", "oci", "budget", "config", "store", "fetch", "mirror", "report", "http", "control", "demo", "kit",
-            "clients", "doctor", "watch",
+            "text", "oci", "budget", "config", "store", "fetch", "mirror", "report", "http", "control",
+            "demo", "kit", "clients", "doctor", "watch",
         ],
     ),
 ];

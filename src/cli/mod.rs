@@ -11,7 +11,7 @@ mod serve;
 
 use crate::clients::Client;
 use crate::config::{Config, Options};
-use crate::control::Request;
+use crate::control::AdminRequest;
 use crate::oci::{Digest, Reference};
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 use log::LevelFilter;
@@ -178,22 +178,22 @@ pub fn main() -> ExitCode {
 }
 
 fn run(command: &Command, config: &Config, options: &Options) -> ExitCode {
-    let look = |request: Request, form: &Form| look::run(config, &request, form.json);
-    let change = |request: Request| look::run(config, &request, false);
+    let look = |request: AdminRequest, form: &Form| look::run(config, &request, form.json);
+    let change = |request: AdminRequest| look::run(config, &request, false);
     match command {
         Command::Serve => serve::run(config),
         Command::Demo => demo::run(config),
-        Command::Ls { form } => look(Request::Ls, form),
-        Command::Why { image, form } => look(Request::Why { image: image.clone() }, form),
-        Command::History { image, form } => look(Request::History { image: image.clone() }, form),
-        Command::Status { form } => look(Request::Status, form),
+        Command::Ls { form } => look(AdminRequest::Ls, form),
+        Command::Why { image, form } => look(AdminRequest::Why { image: image.clone() }, form),
+        Command::History { image, form } => look(AdminRequest::History { image: image.clone() }, form),
+        Command::Status { form } => look(AdminRequest::Status, form),
         Command::Rollback { image, digest } => {
-            change(Request::Rollback { image: image.clone(), to: digest.clone() })
+            change(AdminRequest::Rollback { image: image.clone(), to: digest.clone() })
         }
-        Command::Pin { image } => change(Request::Pin { image: image.clone(), pinned: true }),
-        Command::Unpin { image } => change(Request::Pin { image: image.clone(), pinned: false }),
-        Command::Rm { image } => change(Request::Rm { image: image.clone() }),
-        Command::Verify { repair, form } => look(Request::Verify { repair: *repair }, form),
+        Command::Pin { image } => change(AdminRequest::Pin { image: image.clone(), pinned: true }),
+        Command::Unpin { image } => change(AdminRequest::Pin { image: image.clone(), pinned: false }),
+        Command::Rm { image } => change(AdminRequest::Rm { image: image.clone() }),
+        Command::Verify { repair, form } => look(AdminRequest::Verify { repair: *repair }, form),
         Command::Doctor { form, root } => doctor::run(config, root, form.json),
         Command::Config(ConfigCommand::Check) => {
             let file = options.file.clone().unwrap_or_else(|| crate::config::DEFAULT_FILE.into());

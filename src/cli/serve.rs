@@ -2,7 +2,7 @@
 
 use crate::budget;
 use crate::config::Config;
-use crate::control::{self, Desk};
+use crate::control::{self, Admin};
 use crate::fetch::Upstreams;
 use crate::http::{Listener, Server};
 use crate::mirror::Mirror;
@@ -123,7 +123,8 @@ impl Running {
         let peers = mirror.serve_peers()?;
         if with_control {
             // A disk that takes no socket is no reason not to serve what is on it.
-            if let Err(problem) = control::socket::serve(Desk::of(&mirror), &config.data_dir) {
+            let admin = Admin::of(&config, mirror.store(), Arc::clone(&mirror) as Arc<_>);
+            if let Err(problem) = control::socket::serve(admin, &config.data_dir) {
                 log::error!("{problem}; commands cannot reach this server");
             }
         }
@@ -163,7 +164,9 @@ fn status(report: &Snapshot, addresses: &[SocketAddr]) -> String {
     match report.index {
         IndexReport::Ready => {}
         IndexReport::Rebuilding => return "the index is being rebuilt; content is answered by digest".into(),
-        IndexReport::CannotRebuild => return "the index cannot be rebuilt; content is answered by digest".into(),
+        IndexReport::CannotRebuild => {
+            return "the index cannot be rebuilt; content is answered by digest".into();
+        }
     }
     let addresses: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
     let down = report.upstreams.iter().filter(|upstream| upstream.is_down());

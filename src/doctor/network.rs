@@ -4,7 +4,7 @@ use super::read::listener;
 use super::{Finding, System};
 use crate::budget;
 use crate::config::Config;
-use crate::control::{self, Reply, Request, Status};
+use crate::control::{self, AdminRecord, AdminRequest, StatusReport};
 use crate::fetch::{Cause, Examined, Failure, Upstreams};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -42,7 +42,9 @@ pub(super) fn server(config: &Config, system: &System, findings: &mut Vec<Findin
     let data_dir = config.data_dir.clone();
     // On a thread of its own: a server that hangs must not hang this.
     let asked = thread::Builder::new().name("ask-server".into()).spawn(move || {
-        let _ = send.send(control::socket::ask(&data_dir, &Request::Status, &mut |_, _| {}));
+        let mut last = None;
+        let asked = control::socket::ask(&data_dir, &AdminRequest::Status, &mut |record| last = Some(record));
+        let _ = send.send(asked.map(|runs| last.filter(|_| runs)));
     });
     let answer = match asked {
         Ok(_) => receive.recv_timeout(budget::DOCTOR_SERVER_TIME).map_err(|_| {
@@ -54,7 +56,7 @@ pub(super) fn server(config: &Config, system: &System, findings: &mut Vec<Findin
         Err(e) => Err(format!("it cannot be asked: {e}")),
     };
     let (finding, running) = match answer {
-        Ok(Ok(Some(Reply::Status(status)))) => (up(&status, &verb), Running::Yes),
+        Ok(Ok(Some(AdminRecord::Status(status)))) => (up(&status, &verb), Running::Yes),
         Ok(Ok(Some(other))) => {
             let what = format!("the server answers something else than was asked: {other:?}");
             (Finding::warning(SERVER, what, verb("restart")), Running::Yes)
@@ -82,7 +84,7 @@ fn is_in_use(data_dir: &Path) -> bool {
     matches!(flock(&lock, FlockOperation::NonBlockingLockShared), Err(Errno::WOULDBLOCK))
 }
 
-fn up(status: &Status, verb: &dyn Fn(&str) -> String) -> Finding {
+fn up(status: &StatusReport, verb: &dyn Fn(&str) -> String) -> Finding {
     let own = env!("CARGO_PKG_VERSION");
     let since = status.uptime_seconds.unwrap_or(0);
     if status.version != own {

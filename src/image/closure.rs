@@ -195,7 +195,9 @@ impl Walk<'_> {
 
     fn suits(&self, child: &Descriptor) -> Option<u8> {
         match &child.platform {
-            Some(offered) => self.closures.platforms.iter().filter_map(|wanted| wanted.preference(offered)).max(),
+            Some(offered) => {
+                self.closures.platforms.iter().filter_map(|wanted| wanted.preference(offered)).max()
+            }
             None => Some(0),
         }
     }

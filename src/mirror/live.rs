@@ -23,10 +23,9 @@ impl Live for Mirror {
     }
 
     fn peers(&self) -> Vec<PeerReport> {
-        let peers = Mirror::peers(self).into_iter().map(|peer| PeerReport {
-            address: peer.address.to_string(),
-            state: Some((peer.up, peer.text)),
-        });
+        let peers = Mirror::peers(self)
+            .into_iter()
+            .map(|peer| PeerReport { address: peer.address.to_string(), state: Some((peer.up, peer.text)) });
         peers.collect()
     }
 
