@@ -31,7 +31,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("http", &["auth", "sync", "oci", "budget", "config", "fetch", "mirror", "report"]),
     ("clients", &["oci", "budget", "config"]),
-    ("control", &["auth", "image", "text", "oci", "budget", "clock", "config", "store", "fetch", "mirror"]),
+    ("control", &["image", "report", "text", "oci", "budget", "clock", "config", "store", "fetch"]),
     ("doctor", &["text", "oci", "budget", "clock", "config", "fetch", "control", "clients"]),
     ("demo", &["sync", "oci", "budget"]),
     ("watch", &["sync", "oci", "budget", "store"]),

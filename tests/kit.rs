@@ -90,9 +90,9 @@ fn an_empty_board_pulls_latest_through_a_peer() {
     // What a peer said is not what upstream said.
     far.wait_for_log("is complete at");
     let history = far.said(&["history", "docker.io/lab/app"]);
-    assert!(history.contains("a peer's word") && !history.contains("upstream's last"), "{history}");
+    assert!(history.contains("named by a peer") && !history.contains("upstream's digest"), "{history}");
     let why = far.said(&["why", "docker.io/lab/app"]);
-    assert!(why.contains("upstream said last  nothing"), "{why}");
+    assert!(why.contains("upstream's digest   nothing"), "{why}");
     // The version is the board's own by now: it is answered without the peer, also after a restart.
     near.kill();
     let mut far = far;
@@ -113,7 +113,7 @@ fn an_empty_board_pulls_latest_through_a_peer() {
     // Upstream is back and is asked again.
     upstream.come_back().unwrap();
     far.wait_until_up("lab/app", "latest");
-    assert!(far.said(&["history", "docker.io/lab/app"]).contains("upstream's last"));
+    assert!(far.said(&["history", "docker.io/lab/app"]).contains("upstream's digest"));
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn a_newer_claim_beats_an_older_version_and_an_older_claim_does_not() {
     old.wait_for_log(&format!("is complete at {}", second.root));
     old.wait_for_log("answered from peer");
     let history = old.said(&["history", "docker.io/lab/app"]);
-    let seen = history.lines().find(|line| line.contains("upstream's last")).unwrap();
+    let seen = history.lines().find(|line| line.contains("upstream's digest")).unwrap();
     assert!(seen.contains(&first.root.to_string()), "the peer moved what upstream said: {history}");
     // It does not go back when the peer is gone.
     new.kill();

@@ -86,7 +86,7 @@ fn a_half_fetched_version_does_not_hide_the_complete_one() {
     board.get(&format!("/v2/lab/app/blobs/{}?ns=docker.io", wanted[0])).body().unwrap();
     upstream.hang_up();
     assert_eq!(board.pull("lab/app", "latest").unwrap().digest, first.root);
-    assert!(board.said(&["history", "docker.io/lab/app"]).contains("upstream's last"));
+    assert!(board.said(&["history", "docker.io/lab/app"]).contains("upstream's digest"));
     assert!(board.said(&["ls"]).contains("not complete here"));
 }
 
@@ -288,7 +288,7 @@ fn verify_finds_and_repairs_a_flipped_byte() {
     assert!(!board.has_blob(&layer));
     assert!(board.said(&["ls"]).contains("partial"));
     board.pull("lab/app", "latest").unwrap();
-    assert!(board.said(&["verify"]).contains(" 0 bad"));
+    assert!(board.said(&["verify"]).contains(" 0 corrupt"));
     board.check_blobs();
 }
 

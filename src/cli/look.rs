@@ -171,14 +171,14 @@ fn ls(images: &[ImageRow]) -> String {
 fn why(why: &WhyReport) -> String {
     let mut out = format!("{}\n", why.image);
     let digest = |digest: &Option<Digest>| digest.as_ref().map_or("nothing".to_owned(), ToString::to_string);
-    let _ = writeln!(out, "  upstream said last  {}", digest(&why.seen));
+    let _ = writeln!(out, "  upstream's digest   {}", digest(&why.seen));
     let _ = writeln!(out, "  newest complete     {}", digest(&why.complete));
     if let Some(to) = &why.rolled_back_to {
         let _ = writeln!(out, "  rolled back to      {to}");
     }
     let _ = match &why.offline {
-        Some((digest, tier)) => writeln!(out, "  uplink gone         {digest} ({tier})"),
-        None => writeln!(out, "  uplink gone         502: no version of it is complete"),
+        Some((digest, tier)) => writeln!(out, "  served offline      {digest} ({tier})"),
+        None => writeln!(out, "  served offline      502: no version of it is complete"),
     };
     let _ = writeln!(out, "  upstream            {}", why.upstream);
     let _ = writeln!(out, "  policy              {}", why.policy);
@@ -195,9 +195,9 @@ fn history(history: &HistoryReport) -> String {
     let mut rows = vec![["DIGEST", "NOTED", "STATE", "NOTE"].map(str::to_owned)];
     for version in &history.versions {
         let notes = [
-            (version.seen, "upstream's last"),
-            (version.peer, "a peer's word"),
-            (version.served_offline, "served with the uplink gone"),
+            (version.seen, "upstream's digest"),
+            (version.peer, "named by a peer"),
+            (version.served_offline, "served offline"),
         ];
         let notes: Vec<&str> = notes.iter().filter(|(holds, _)| *holds).map(|(_, note)| *note).collect();
         let noted = version.noted.clone().unwrap_or_else(|| "clock not set".into());
@@ -264,7 +264,7 @@ fn verified(verified: &VerifyReport) -> String {
         let _ = writeln!(text, "{}: {}{images}", bad.digest, bad.problem);
     }
     let (blobs, bytes, bad) = (verified.blobs, bytes_text(verified.bytes), verified.bad.len());
-    let _ = writeln!(text, "{blobs} blobs, {bytes}: {bad} bad");
+    let _ = writeln!(text, "{blobs} blobs, {bytes}: {bad} corrupt");
     text
 }
 
