@@ -19,3 +19,6 @@ pub use catalogue::{Busy, Catalogue, Gone, Stocked};
 pub use closure::{Closure, Closures, closure};
 pub use evict::Otherwise;
 pub use walk::{each_repository, each_tag, first_complete, served, served_version};
+
+#[cfg(test)]
+mod tests;
