@@ -115,33 +115,23 @@ impl GatheredAnswer {
 
     /// What is to be printed, and why the command failed.
     fn show(self, request: &AdminRequest, json: bool) -> (String, Option<String>) {
+        let corrupt = self.verified.as_ref().and_then(corrupt_text);
         let text = match (self.why, self.history, self.status, self.verified) {
-            _ if self.failed.is_some() => Ok(String::new()),
+            _ if self.failed.is_some() => String::new(),
             (Some(of), ..) => text_of(&of, json, |of| why(of)),
             (_, Some(of), ..) => text_of(&of, json, history),
             (_, _, Some(of), _) => text_of(&of, json, |of| status(of)),
-            (.., Some(of)) => {
-                let problem = corrupt_text(&of);
-                return match text_of(&of, json, verified) {
-                    Ok(text) => (text, problem),
-                    Err(e) => (String::new(), Some(e)),
-                };
-            }
+            (.., Some(of)) => text_of(&of, json, verified),
             _ if *request == AdminRequest::Ls => text_of(&self.images, json, |images| ls(images)),
-            _ => Ok(format!("{}\n", self.done)),
+            _ => format!("{}\n", self.done),
         };
-        match text {
-            Ok(text) => (text, self.failed),
-            Err(e) => (String::new(), Some(e)),
-        }
+        (text, self.failed.or(corrupt))
     }
 }
 
-fn text_of<T: Serialize>(value: &T, json: bool, text: impl FnOnce(&T) -> String) -> Result<String, String> {
-    if !json {
-        return Ok(text(value));
-    }
-    serde_json::to_string_pretty(value).map(|text| text + "\n").map_err(|e| e.to_string())
+fn text_of<T: Serialize>(value: &T, json: bool, text: impl FnOnce(&T) -> String) -> String {
+    // Records are plain data that came as JSON, or could have.
+    if json { serde_json::to_string_pretty(value).unwrap_or_default() + "\n" } else { text(value) }
 }
 
 fn ls(images: &[ImageRow]) -> String {
@@ -169,21 +159,18 @@ fn ls(images: &[ImageRow]) -> String {
 }
 
 fn why(why: &WhyReport) -> String {
-    let mut out = format!("{}\n", why.image);
     let digest = |digest: &Option<Digest>| digest.as_ref().map_or("nothing".to_owned(), ToString::to_string);
-    let _ = writeln!(out, "  upstream's digest   {}", digest(&why.seen));
-    let _ = writeln!(out, "  newest complete     {}", digest(&why.complete));
-    if let Some(to) = &why.rolled_back_to {
-        let _ = writeln!(out, "  rolled back to      {to}");
-    }
-    let _ = match &why.offline {
-        Some((digest, tier)) => writeln!(out, "  served offline      {digest} ({tier})"),
-        None => writeln!(out, "  served offline      502: no version of it is complete"),
-    };
-    let _ = writeln!(out, "  upstream            {}", why.upstream);
-    let _ = writeln!(out, "  policy              {}", why.policy);
+    let mut lines =
+        vec![("upstream's digest", digest(&why.seen)), ("newest complete", digest(&why.complete))];
+    lines.extend(why.rolled_back_to.iter().map(|to| ("rolled back to", to.to_string())));
+    let offline = why.offline.as_ref().map(|(digest, tier)| format!("{digest} ({tier})"));
+    lines.push(("served offline", offline.unwrap_or("502: no version of it is complete".into())));
+    lines.push(("upstream", why.upstream.clone()));
+    lines.push(("policy", why.policy.clone()));
     let platforms: Vec<String> = why.platforms.iter().map(ToString::to_string).collect();
-    let _ = writeln!(out, "  platforms           {}", platforms.join(", "));
+    lines.push(("platforms", platforms.join(", ")));
+    let mut out = format!("{}\n", why.image);
+    lines.iter().for_each(|(label, text)| out += &format!("  {label:<20}{text}\n"));
     for part in &why.parts {
         let here = if part.here { "here   " } else { "MISSING" };
         let _ = writeln!(out, "  {here} {:>10}  {}", bytes_text(part.bytes), part.digest);
@@ -212,47 +199,33 @@ fn history(history: &HistoryReport) -> String {
 }
 
 fn status(status: &StatusReport) -> String {
+    let running = status.uptime_seconds.map(|seconds| format!("running for {seconds} s"));
+    let (stored, free) = (bytes_text(status.stored_bytes), bytes_text(status.free_bytes));
+    let mut lines = vec![
+        ("server", running.unwrap_or("not running".into())),
+        ("store", status.data_dir.clone()),
+        ("disk", format!("{stored} in {} blobs, {free} free", status.blobs)),
+    ];
+    lines.extend(status.max_bytes.map(|max| ("disk.max", bytes_text(max))));
+    let next = status.next_to_go.as_ref();
+    lines.extend(next.map(|(what, bytes)| ("goes next", format!("{what}, {}", bytes_text(*bytes)))));
+    let (complete, partial) = (status.images_complete, status.images_partial);
+    lines.push(("images", format!("{complete} complete, {partial} partial")));
+    let (fills, parked) = (status.fills, status.fills_parked);
+    lines.push(("downloads", format!("{fills} under way, {parked} waiting for their upstream")));
+    lines.push(("clock", if status.clock_trusted { "set" } else { "not set" }.into()));
+    lines.extend(status.upstreams.iter().map(|upstream| {
+        let (state, bytes) = (upstream.state.as_deref().unwrap_or("-"), bytes_text(upstream.bytes));
+        ("upstream", format!("{} ({}): {state}, {bytes}", upstream.name, upstream.url))
+    }));
+    lines.extend(
+        status
+            .peers
+            .iter()
+            .map(|peer| ("peer", format!("{}: {}", peer.address, peer.state.as_deref().unwrap_or("-")))),
+    );
     let mut out = format!("larder {}\n", status.version);
-    let running = match status.uptime_seconds {
-        Some(seconds) => format!("running for {seconds} s"),
-        None => "not running".to_owned(),
-    };
-    let _ = writeln!(out, "server     {running}");
-    let _ = writeln!(out, "store      {}", status.data_dir);
-    let _ = writeln!(
-        out,
-        "disk       {} in {} blobs, {} free",
-        bytes_text(status.stored_bytes),
-        status.blobs,
-        bytes_text(status.free_bytes)
-    );
-    if let Some(max) = status.max_bytes {
-        let _ = writeln!(out, "disk.max   {}", bytes_text(max));
-    }
-    if let Some((what, bytes)) = &status.next_to_go {
-        let _ = writeln!(out, "goes next  {what}, {}", bytes_text(*bytes));
-    }
-    let _ =
-        writeln!(out, "images     {} complete, {} partial", status.images_complete, status.images_partial);
-    let _ = writeln!(
-        out,
-        "downloads  {} under way, {} waiting for their upstream",
-        status.fills, status.fills_parked
-    );
-    let _ = writeln!(out, "clock      {}", if status.clock_trusted { "set" } else { "not set" });
-    for upstream in &status.upstreams {
-        let state = upstream.state.as_deref().unwrap_or("-");
-        let _ = writeln!(
-            out,
-            "upstream   {} ({}): {state}, {}",
-            upstream.name,
-            upstream.url,
-            bytes_text(upstream.bytes)
-        );
-    }
-    for peer in &status.peers {
-        let _ = writeln!(out, "peer       {}: {}", peer.address, peer.state.as_deref().unwrap_or("-"));
-    }
+    lines.iter().for_each(|(label, text)| out += &format!("{label:<11}{text}\n"));
     out
 }
 

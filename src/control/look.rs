@@ -1,8 +1,8 @@
 //! `ls`, `why`, `history`, `status`: nothing is changed by looking. Failure is the store's.
 
 use super::{
-    Admin, AdminRecord, AnswerSink, Completeness, HistoryReport, ImageRow, PartRow, PeerRow, Problem,
-    StatusReport, UpstreamRow, VersionRow, WhyReport, unknown,
+    Admin, AdminRecord, AnswerSink, Completeness, HistoryReport, ImageRow, PartRow, Problem, StatusReport,
+    UpstreamRow, VersionRow, WhyReport, unknown,
 };
 use crate::clock;
 use crate::config::OnMissing;
@@ -103,10 +103,6 @@ impl Admin {
             url: upstream.url,
             bytes: upstream.bytes,
         });
-        let peers = report.peers.into_iter().map(|peer| {
-            let (up, state) = peer.state.unzip();
-            PeerRow { address: peer.address, up, state }
-        });
         Ok(StatusReport {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             running,
@@ -119,10 +115,10 @@ impl Admin {
             next_to_go: images.next_to_go,
             images_complete: images.complete,
             images_partial: images.partial,
-            fills: report.fills.active,
-            fills_parked: report.fills.parked,
+            fills: report.fills,
+            fills_parked: report.fills_parked,
             upstreams: upstreams.collect(),
-            peers: peers.collect(),
+            peers: report.peers,
             clock_trusted: report.clock_trusted,
         })
     }

@@ -11,8 +11,8 @@ pub mod socket;
 mod verify;
 
 pub use record::{
-    AdminRecord, AdminRequest, Completeness, CorruptBlob, HistoryReport, ImageRow, PartRow, PeerRow,
-    StatusReport, UpstreamRow, VerifyReport, VersionRow, WhyReport,
+    AdminRecord, AdminRequest, Completeness, CorruptBlob, HistoryReport, ImageRow, PartRow, StatusReport,
+    UpstreamRow, VerifyReport, VersionRow, WhyReport,
 };
 
 use crate::config::Config;

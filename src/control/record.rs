@@ -4,6 +4,7 @@
 //! nobody has to hold all of it. The names of fields are what `--json` prints. Nothing in here can fail.
 
 use crate::oci::{Digest, Platform, Reference};
+use crate::report::PeerReport;
 use serde::{Deserialize, Serialize};
 
 /// What the owner asks.
@@ -203,20 +204,9 @@ pub struct StatusReport {
     pub upstreams: Vec<UpstreamRow>,
     /// The other boards of the kit.
     #[serde(default)]
-    pub peers: Vec<PeerRow>,
+    pub peers: Vec<PeerReport>,
     /// Whether the wall clock is believed.
     pub clock_trusted: bool,
-}
-
-/// One peer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PeerRow {
-    /// Its address.
-    pub address: String,
-    /// Whether it may be asked, or is left out after a failure; `None` when the server does not run.
-    pub up: Option<bool>,
-    /// The same for people, with the cause.
-    pub state: Option<String>,
 }
 
 /// One upstream.

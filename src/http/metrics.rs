@@ -11,81 +11,59 @@ pub(super) fn answer(mirror: &Mirror) -> Answer {
 }
 
 fn render(report: &Snapshot) -> String {
-    let mut page = Page(String::new());
-    page.each(
-        "larder_resolves_total",
-        "counter",
-        "Tags answered, by the tier that answered.",
-        "tier",
-        report.counts.resolves.iter().copied(),
-    );
-    page.each(
-        "larder_served_bytes_total",
-        "counter",
-        "Content bytes given to clients, by where they came from.",
-        "source",
-        report.counts.served_bytes.iter().copied(),
-    );
-    page.each(
-        "larder_upstream_bytes_total",
-        "counter",
-        "Bytes taken from an upstream.",
-        "upstream",
-        report.upstreams.iter().map(|upstream| (upstream.name.as_str(), upstream.bytes)),
-    );
-    page.each(
-        "larder_upstream_up",
-        "gauge",
-        "Whether an upstream can be reached.",
-        "upstream",
-        report.upstreams.iter().map(|upstream| (upstream.name.as_str(), u64::from(!upstream.is_down()))),
-    );
+    let mut page = MetricsPage { text: String::new(), name: "" };
+    page.family("larder_resolves_total", "counter", "Tags answered, by the tier that answered.");
+    report.counts.resolves.iter().for_each(|(tier, count)| page.labelled("tier", tier, *count));
+    let help = "Content bytes given to clients, by where they came from.";
+    page.family("larder_served_bytes_total", "counter", help);
+    report.counts.served_bytes.iter().for_each(|(source, bytes)| page.labelled("source", source, *bytes));
+    page.family("larder_upstream_bytes_total", "counter", "Bytes taken from an upstream.");
+    for upstream in &report.upstreams {
+        page.labelled("upstream", upstream.name.as_str(), upstream.bytes);
+    }
+    page.family("larder_upstream_up", "gauge", "Whether an upstream can be reached.");
+    for upstream in &report.upstreams {
+        page.labelled("upstream", upstream.name.as_str(), u64::from(!upstream.is_down()));
+    }
     if !report.peers.is_empty() {
-        let up = |state: &Option<(bool, String)>| u64::from(state.as_ref().is_some_and(|(up, _)| *up));
-        page.each(
-            "larder_peer_up",
-            "gauge",
-            "Whether a peer may be asked, and is not left out for a failure.",
-            "peer",
-            report.peers.iter().map(|peer| (peer.address.as_str(), up(&peer.state))),
-        );
+        let help = "Whether a peer may be asked, and is not left out for a failure.";
+        page.family("larder_peer_up", "gauge", help);
     }
-    page.one("larder_disk_used_bytes", "gauge", "Bytes of whole blobs.", report.stored_bytes);
+    for peer in &report.peers {
+        page.labelled("peer", &peer.address, u64::from(peer.up == Some(true)));
+    }
+    page.family("larder_disk_used_bytes", "gauge", "Bytes of whole blobs.");
+    page.value(report.stored_bytes);
     if let Some(max) = report.max_bytes {
-        page.one("larder_disk_max_bytes", "gauge", "The configured disk.max.", max);
+        page.family("larder_disk_max_bytes", "gauge", "The configured disk.max.");
+        page.value(max);
     }
-    let evicted = report.counts.evicted_bytes;
-    page.one("larder_evicted_bytes_total", "counter", "Bytes removed to make room.", evicted);
-    let corrupt = report.corrupt_blobs;
-    page.one("larder_corrupt_blobs_total", "counter", "Blobs found not to hash to their name.", corrupt);
-    let memory = report.memory_max_bytes;
-    page.one("larder_memory_budget_bytes", "gauge", "The configured memory.max.", memory);
-    page.0
+    page.family("larder_evicted_bytes_total", "counter", "Bytes removed to make room.");
+    page.value(report.counts.evicted_bytes);
+    page.family("larder_corrupt_blobs_total", "counter", "Blobs found not to hash to their name.");
+    page.value(report.corrupt_blobs);
+    page.family("larder_memory_budget_bytes", "gauge", "The configured memory.max.");
+    page.value(report.memory_max_bytes);
+    page.text
 }
 
-struct Page(String);
+/// The text, and the family that values belong to.
+struct MetricsPage {
+    text: String,
+    name: &'static str,
+}
 
-impl Page {
-    fn head(&mut self, name: &str, kind: &str, help: &str) {
-        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+impl MetricsPage {
+    fn family(&mut self, name: &'static str, kind: &str, help: &str) {
+        self.name = name;
+        let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
-    fn one(&mut self, name: &str, kind: &str, help: &str, value: u64) {
-        self.head(name, kind, help);
-        let _ = writeln!(self.0, "{name} {value}");
+    fn value(&mut self, value: u64) {
+        let _ = writeln!(self.text, "{} {value}", self.name);
     }
 
-    fn each<'a>(
-        &mut self,
-        name: &str,
-        kind: &str,
-        help: &str,
-        label: &str,
-        values: impl Iterator<Item = (&'a str, u64)>,
-    ) {
-        self.head(name, kind, help);
-        for (of, value) in values {
-            let _ = writeln!(self.0, "{name}{{{label}=\"{of}\"}} {value}");
-        }
+    fn labelled(&mut self, label: &str, of: &str, value: u64) {
+        let _ = writeln!(self.text, "{}{{{label}=\"{of}\"}} {value}", self.name);
     }
 }

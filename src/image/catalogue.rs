@@ -244,7 +244,8 @@ fn images_of(
 ) -> Result<Vec<Found>, StoreError> {
     let mut children: BTreeMap<Digest, Vec<Digest>> = BTreeMap::new();
     for linked in closures.store.manifests(repository)? {
-        if let Some((Some(named), _)) = closures.named(&linked.digest, Some(&linked.media_type))? {
+        let named = closures.named(&linked.digest, Some(&linked.media_type))?;
+        if let Some(named) = named.filter(|named| named.kind.is_some()) {
             children.insert(linked.digest, named.children.iter().map(|child| child.digest.clone()).collect());
         }
     }

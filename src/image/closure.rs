@@ -74,7 +74,10 @@ pub fn closure(store: &Store, platforms: &[Platform], root: &Digest) -> Result<C
 
 /// What a manifest names.
 pub(super) struct Named {
-    kind: Kind,
+    /// Bytes of the manifest itself.
+    size: u64,
+    /// `None`: it cannot be parsed.
+    pub(super) kind: Option<Kind>,
     pub(super) children: Vec<Descriptor>,
 }
 
@@ -82,15 +85,8 @@ pub(super) struct Named {
 pub struct Closures<'a> {
     pub(super) store: &'a Store,
     platforms: &'a [Platform],
-    read: RefCell<Remembered>,
-}
-
-#[derive(Default)]
-struct Remembered {
-    /// `None`: it cannot be parsed.
-    named: HashMap<Digest, Option<Rc<Named>>>,
-    /// Manifests and children in `named`.
-    entries: usize,
+    /// What was read, and how many manifests and children that is.
+    read: RefCell<(HashMap<Digest, Rc<Named>>, usize)>,
 }
 
 impl<'a> Closures<'a> {
@@ -108,29 +104,28 @@ impl<'a> Closures<'a> {
         Walk { closures: self, manifests: 0 }.manifest(root, stated, 0)
     }
 
-    /// What a manifest names, and its size in bytes; `None` if it is not here. `media_type`: the one it came with.
+    /// What a manifest names; `None` if it is not here. `media_type`: the one it came with.
     pub(super) fn named(
         &self,
         digest: &Digest,
         media_type: Option<&str>,
-    ) -> Result<Option<(Option<Rc<Named>>, u64)>, StoreError> {
-        let known = self.read.borrow().named.get(digest).cloned();
-        if let Some(named) = known {
-            return Ok(self.store.blob_size(digest).map(|size| (named, size)));
+    ) -> Result<Option<Rc<Named>>, StoreError> {
+        let known = self.read.borrow().0.get(digest).cloned();
+        if known.is_some() {
+            return Ok(known.filter(|_| self.store.contains(digest)));
         }
         let Some(bytes) = self.store.read_small(digest)? else { return Ok(None) };
-        let named = Manifest::parse(&bytes, media_type).ok();
-        let named = named.map(|manifest| Rc::new(Named { kind: manifest.kind, children: manifest.children }));
-        let entries = 1 + named.as_ref().map_or(0, |named| named.children.len());
+        let manifest = Manifest::parse(&bytes, media_type).ok();
+        let (kind, children) = manifest.map(|manifest| (manifest.kind, manifest.children)).unzip();
+        let children = children.unwrap_or_default();
+        let named = Rc::new(Named { size: bytes.len() as u64, kind, children });
         let mut read = self.read.borrow_mut();
-        if read.entries + entries > budget::NAMED_CHILDREN_MAX {
-            *read = Remembered::default();
+        read.1 += 1 + named.children.len();
+        if read.1 > budget::NAMED_CHILDREN_MAX {
+            *read = (HashMap::new(), 1 + named.children.len());
         }
-        if entries <= budget::NAMED_CHILDREN_MAX {
-            read.entries += entries;
-            read.named.insert(digest.clone(), named.clone());
-        }
-        Ok(Some((named, bytes.len() as u64)))
+        read.0.insert(digest.clone(), Rc::clone(&named));
+        Ok(Some(named))
     }
 }
 
@@ -147,14 +142,14 @@ impl Walk<'_> {
             closure.unknown = true;
             return Ok(closure);
         }
-        let Some((named, size)) = self.closures.named(digest, None)? else {
+        let Some(named) = self.closures.named(digest, None)? else {
             closure.absent.insert(digest.clone(), stated);
             return Ok(closure);
         };
-        closure.present.insert(digest.clone(), size);
-        match named {
-            Some(named) if named.kind == Kind::Index => closure.add(self.index(&named, depth)?),
-            Some(named) => self.image(&named, &mut closure),
+        closure.present.insert(digest.clone(), named.size);
+        match named.kind {
+            Some(Kind::Index) => closure.add(self.index(&named, depth)?),
+            Some(Kind::Image) => self.image(&named, &mut closure),
             None => closure.unknown = true,
         }
         Ok(closure)

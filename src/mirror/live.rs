@@ -2,7 +2,8 @@
 
 use super::{ByteSource, Mirror, Tier, outage_text};
 use crate::image::Busy;
-use crate::report::{CountReport, FillReport, Live, LiveUpstream, PeerReport, Snapshot};
+use crate::oci::RegistryName;
+use crate::report::{CountReport, Live, PeerReport, Snapshot, UpstreamState};
 
 impl Mirror {
     /// How this server is doing.
@@ -12,26 +13,24 @@ impl Mirror {
 }
 
 impl Live for Mirror {
-    fn upstreams(&self) -> Vec<LiveUpstream> {
-        let upstreams = self.upstreams.iter().map(|upstream| LiveUpstream {
-            name: upstream.name().clone(),
-            link: upstream.breaker().link(),
-            text: outage_text(upstream),
-            bytes: upstream.bytes(),
-        });
-        upstreams.collect()
+    fn upstream(&self, name: &RegistryName) -> Option<(UpstreamState, u64)> {
+        let upstream = self.upstreams.find(name)?;
+        let state = UpstreamState::Live(upstream.breaker().link(), outage_text(upstream));
+        Some((state, upstream.bytes()))
     }
 
     fn peers(&self) -> Vec<PeerReport> {
-        let peers = Mirror::peers(self)
-            .into_iter()
-            .map(|peer| PeerReport { address: peer.address.to_string(), state: Some((peer.up, peer.text)) });
+        let peers = Mirror::peers(self).into_iter().map(|peer| PeerReport {
+            address: peer.address.to_string(),
+            up: Some(peer.up),
+            state: Some(peer.text),
+        });
         peers.collect()
     }
 
-    fn fills(&self) -> FillReport {
+    fn fills(&self) -> (u64, u64) {
         let (active, parked) = self.fill_counts();
-        FillReport { active: active as u64, parked: parked as u64 }
+        (active as u64, parked as u64)
     }
 
     fn counts(&self) -> CountReport {

@@ -10,46 +10,25 @@ mod images;
 pub use images::{ImageCache, ImageReport};
 
 use crate::clock;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::fetch::Link;
 use crate::image::Busy;
 use crate::oci::RegistryName;
 use crate::store::Store;
+use serde::{Deserialize, Serialize};
 
 /// What only a running server knows.
 pub trait Live: Send + Sync {
-    /// Its upstreams.
-    fn upstreams(&self) -> Vec<LiveUpstream>;
+    /// The state of an upstream, and the bytes taken from it since the start.
+    fn upstream(&self, name: &RegistryName) -> Option<(UpstreamState, u64)>;
     /// The other boards of the kit.
     fn peers(&self) -> Vec<PeerReport>;
-    /// Its downloads.
-    fn fills(&self) -> FillReport;
+    /// Downloads that are under way or queued, and those that wait for their upstream.
+    fn fills(&self) -> (u64, u64);
     /// What it has counted since it started.
     fn counts(&self) -> CountReport;
     /// What must not be removed just now.
     fn busy(&self) -> Busy;
-}
-
-/// An upstream of a running server.
-#[derive(Debug, Clone)]
-pub struct LiveUpstream {
-    /// The registry.
-    pub name: RegistryName,
-    /// Whether it can be reached, and since when.
-    pub link: Link,
-    /// The same for people.
-    pub text: String,
-    /// Bytes taken from it since the start.
-    pub bytes: u64,
-}
-
-/// Downloads.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct FillReport {
-    /// Under way or queued.
-    pub active: u64,
-    /// Waiting for their upstream.
-    pub parked: u64,
 }
 
 /// Counts since the start, each with its label.
@@ -105,13 +84,15 @@ impl UpstreamReport {
     }
 }
 
-/// One peer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One peer; `None` when the server is stopped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerReport {
     /// Its address.
     pub address: String,
-    /// Whether it may be asked, and the same for people; `None` when the server is stopped.
-    pub state: Option<(bool, String)>,
+    /// Whether it may be asked, or is left out after a failure.
+    pub up: Option<bool>,
+    /// The same for people, with the cause.
+    pub state: Option<String>,
 }
 
 /// How larder is doing: the cheap part.
@@ -127,8 +108,10 @@ pub struct Snapshot {
     pub memory_max_bytes: u64,
     /// Corrupt blobs found since the start.
     pub corrupt_blobs: u64,
-    /// Downloads.
-    pub fills: FillReport,
+    /// Downloads under way or queued.
+    pub fills: u64,
+    /// Downloads that wait for their upstream.
+    pub fills_parked: u64,
     /// Counts since the start.
     pub counts: CountReport,
     /// The upstreams, by name.
@@ -142,7 +125,8 @@ pub struct Snapshot {
 impl Snapshot {
     /// Takes one. `live`: the server, if it runs.
     pub fn take(config: &Config, store: &Store, live: Option<&dyn Live>) -> Snapshot {
-        let configured = config.kit.iter().flat_map(|kit| &kit.peers);
+        let peers = config.kit.iter().flat_map(|kit| &kit.peers).map(ToString::to_string);
+        let (fills, fills_parked) = live.map(Live::fills).unwrap_or_default();
         Snapshot {
             index: match (store.has_index(), store.cannot_rebuild()) {
                 (true, _) => IndexReport::Ready,
@@ -153,34 +137,29 @@ impl Snapshot {
             max_bytes: config.disk.max,
             memory_max_bytes: config.memory_max,
             corrupt_blobs: store.corrupt_blobs(),
-            fills: live.map(Live::fills).unwrap_or_default(),
+            fills,
+            fills_parked,
             counts: live.map(Live::counts).unwrap_or_default(),
-            upstreams: upstreams(config, store, live),
-            peers: live.map(Live::peers).unwrap_or_else(|| {
-                configured.map(|peer| PeerReport { address: peer.to_string(), state: None }).collect()
-            }),
+            upstreams: config.upstreams.iter().map(|settings| upstream(settings, store, live)).collect(),
+            peers: match live {
+                Some(live) => live.peers(),
+                None => peers.map(|address| PeerReport { address, up: None, state: None }).collect(),
+            },
             clock_trusted: clock::trusted_unix().is_some(),
         }
     }
 }
 
-fn upstreams(config: &Config, store: &Store, live: Option<&dyn Live>) -> Vec<UpstreamReport> {
-    let running = live.map(Live::upstreams).unwrap_or_default();
-    let report = |settings: &crate::config::Upstream| {
-        let live = running.iter().find(|one| one.name == settings.name);
-        let state = match live {
-            Some(live) => UpstreamState::Live(live.link.clone(), live.text.clone()),
-            None => match store.note(&format!("down/{}", settings.name)) {
-                Ok(Some(cause)) => UpstreamState::WasDown(cause),
-                Ok(None) => UpstreamState::Unknown,
-                Err(problem) => {
-                    log::warn!("the last state of {} is not known: {problem}", settings.name);
-                    UpstreamState::Unknown
-                }
-            },
-        };
-        let bytes = live.map_or(0, |live| live.bytes);
-        UpstreamReport { name: settings.name.clone(), url: settings.url.clone(), state, bytes }
+fn upstream(settings: &config::Upstream, store: &Store, live: Option<&dyn Live>) -> UpstreamReport {
+    let remembered = || match store.note(&format!("down/{}", settings.name)) {
+        Ok(Some(cause)) => UpstreamState::WasDown(cause),
+        Ok(None) => UpstreamState::Unknown,
+        Err(problem) => {
+            log::warn!("the last state of {} is not known: {problem}", settings.name);
+            UpstreamState::Unknown
+        }
     };
-    config.upstreams.iter().map(report).collect()
+    let (name, url) = (settings.name.clone(), settings.url.clone());
+    let (state, bytes) = live.and_then(|live| live.upstream(&name)).unwrap_or_else(|| (remembered(), 0));
+    UpstreamReport { name, url, state, bytes }
 }
