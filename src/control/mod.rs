@@ -128,3 +128,6 @@ impl From<io::Error> for Problem {
 fn unknown(image: &Reference) -> Problem {
     Problem(format!("{image} is not known here; larder ls shows what is"))
 }
+
+#[cfg(test)]
+mod tests;

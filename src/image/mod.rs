@@ -21,4 +21,4 @@ pub use evict::Otherwise;
 pub use walk::{each_repository, each_tag, first_complete, served, served_version};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

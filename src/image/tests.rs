@@ -6,13 +6,14 @@ use crate::config::{Config, Options};
 use crate::oci::{Algorithm, Digest, Repository, Tag, media};
 use crate::store::{Found, Origin, Rollback, Store, StoreError, TagRecord};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A store in a folder that goes with it.
-struct Board {
-    folder: PathBuf,
-    config: Config,
-    store: Store,
+pub(crate) struct Board {
+    pub(crate) folder: PathBuf,
+    pub(crate) config: Arc<Config>,
+    pub(crate) store: Arc<Store>,
 }
 
 impl Drop for Board {
@@ -22,7 +23,7 @@ impl Drop for Board {
 }
 
 impl Board {
-    fn new(settings: &str) -> Board {
+    pub(crate) fn new(settings: &str) -> Board {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
         let folder = std::env::temp_dir().join(format!("larder-image-{}-{n}", std::process::id()));
@@ -34,10 +35,10 @@ impl Board {
         let config = Config::load(&options).unwrap();
         let (store, found) = Store::open(&config.data_dir, 3).unwrap();
         assert_eq!(found, Found::Sound);
-        Board { folder, config, store }
+        Board { folder, config: Arc::new(config), store: Arc::new(store) }
     }
 
-    fn blob(&self, name: &str, size: usize) -> Digest {
+    pub(crate) fn blob(&self, name: &str, size: usize) -> Digest {
         let mut bytes = name.as_bytes().to_vec();
         bytes.resize(size, b' ');
         let digest = Digest::of(Algorithm::Sha256, &bytes);
@@ -63,7 +64,7 @@ impl Board {
         digest
     }
 
-    fn image(&self, of: &str, layers: &[&Digest]) -> Digest {
+    pub(crate) fn image(&self, of: &str, layers: &[&Digest]) -> Digest {
         self.manifest(of, "layers", media::OCI_MANIFEST, "layer", layers)
     }
 
@@ -72,7 +73,7 @@ impl Board {
     }
 
     /// Upstream names `root` for the tag, and it is complete if `complete`.
-    fn tag(&self, of: &str, name: &str, root: &Digest, complete: bool) {
+    pub(crate) fn tag(&self, of: &str, name: &str, root: &Digest, complete: bool) {
         self.store.tag_seen(&repository(of), &tag(name), root).unwrap();
         if complete {
             self.store.tag_complete(&repository(of), &tag(name), root).unwrap();
@@ -83,7 +84,7 @@ impl Board {
         self.store.tag(&repository(of), &tag(name)).unwrap().unwrap()
     }
 
-    fn remove_by_hand(&self, digest: &Digest) {
+    pub(crate) fn remove_by_hand(&self, digest: &Digest) {
         std::fs::remove_file(self.folder.join("data/blobs/sha256").join(digest.hex())).unwrap();
     }
 
@@ -102,11 +103,11 @@ impl Board {
     }
 }
 
-fn repository(name: &str) -> Repository {
+pub(crate) fn repository(name: &str) -> Repository {
     format!("docker.io/lab/{name}").parse().unwrap()
 }
 
-fn tag(name: &str) -> Tag {
+pub(crate) fn tag(name: &str) -> Tag {
     name.parse().unwrap()
 }
 

@@ -163,3 +163,6 @@ fn upstream(settings: &config::Upstream, store: &Store, live: Option<&dyn Live>)
     let (state, bytes) = live.and_then(|live| live.upstream(&name)).unwrap_or_else(|| (remembered(), 0));
     UpstreamReport { name, url, state, bytes }
 }
+
+#[cfg(test)]
+mod tests;
