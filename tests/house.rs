@@ -29,7 +29,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "kit",
         ],
     ),
-    ("http", &["auth", "sync", "oci", "budget", "config", "fetch", "mirror", "report"]),
+    ("http", &["auth", "sync", "oci", "budget", "config", "mirror", "report"]),
     ("clients", &["oci", "budget", "config"]),
     ("control", &["image", "report", "text", "oci", "budget", "clock", "config", "store", "fetch"]),
     ("doctor", &["text", "oci", "budget", "clock", "config", "fetch", "control", "clients"]),

@@ -62,7 +62,7 @@ impl Admin {
     /// Executes a command. Its answer has ended when this returns.
     pub fn execute(&self, request: &AdminRequest, answer: &mut AnswerSink<'_>) {
         if let Err(problem) = self.run(request, answer) {
-            // Who asked may be gone.
+            // The client may have left.
             let _ = answer(AdminRecord::Failed(problem.0));
         }
     }

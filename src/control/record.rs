@@ -106,7 +106,7 @@ pub struct ImageRow {
     pub newer: Option<Digest>,
     /// The owner wants it to stay.
     pub pinned: bool,
-    /// Bytes that would be free if it went: those that no other image has.
+    /// Bytes that would be free if it were removed: those that no other image has.
     pub frees: u64,
 }
 

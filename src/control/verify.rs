@@ -7,7 +7,7 @@ use crate::store::StoreError;
 
 impl Admin {
     pub(super) fn verify(&self, repair: bool, answer: &mut AnswerSink<'_>) -> Result<(), Problem> {
-        // The thread is this command's own. Where it may not step back it goes on as it is.
+        // The thread is this command's own. Where its priority cannot be lowered it continues as it is.
         let _ = rustix::process::nice(budget::SCRUB_NICE);
         let blobs: Vec<_> = self.store.blob_files()?.collect();
         let total = blobs.iter().map(|blob| blob.size).sum();
@@ -28,7 +28,7 @@ impl Admin {
             }
             verified.blobs += 1;
             verified.bytes += blob.size;
-            // Who asked may be gone; what was asked for goes on to its end.
+            // The client may have left; the command is executed to its end.
             let _ = answer(AdminRecord::Progress(verified.bytes, total));
         }
         self.name_images(&mut corrupt)?;

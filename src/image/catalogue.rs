@@ -1,7 +1,7 @@
-//! Making room: which images there are, which of them stay, and what goes with one (design rule 6).
+//! Making room: which images there are, which of them stay, and what is removed with one (design rule 6).
 //!
 //! The catalogue is taken from the disk when room is needed and thrown away after: what it costs is paid by those who
-//! need room, and it cannot be stale. Each manifest is read once; what goes with an image is known from that. The choice
+//! need room, and it cannot be stale. Each manifest is read once; what an image takes with it is known from that. The choice
 //! itself is [`evict::choose`]. Failure is the store's; what was removed before it stays removed.
 
 use super::closure::Closures;
@@ -137,7 +137,7 @@ impl Catalogue {
         self.stocked as u64
     }
 
-    /// Bytes that would be free if these went together.
+    /// Bytes that would be free if these were removed together.
     pub fn frees(&self, images: &[&Stocked]) -> u64 {
         let mut going: BTreeMap<usize, u32> = BTreeMap::new();
         for &part in images.iter().flat_map(|image| &image.candidate.parts) {
@@ -155,7 +155,7 @@ impl Catalogue {
         let (mut owners, mut links) = (self.owners.clone(), self.links_of(victims));
         let mut gone: Vec<Gone> = Vec::new();
         for victim in victims {
-            // What goes with this one is what none of those has that are left.
+            // What no other image has that is left is removed with this one.
             let (mut digests, mut unlinked, mut bytes) = (Vec::new(), Vec::new(), 0);
             for &part in &victim.candidate.parts {
                 owners[part] -= 1;
@@ -175,7 +175,7 @@ impl Catalogue {
                 Some((repository, root)) => store.evict(repository, root, &unlinked, &digests)?,
                 None => store.remove_orphans(&digests)?,
             }
-            gone.push(Gone { what: victim.words(), bytes });
+            gone.push(Gone { what: victim.description(), bytes });
         }
         Ok(gone)
     }
@@ -214,7 +214,7 @@ impl Catalogue {
 
 impl Stocked {
     /// The image and its tags, for people.
-    pub fn words(&self) -> String {
+    pub fn description(&self) -> String {
         let Some((repository, root)) = &self.image else { return "content that belongs to no image".into() };
         let tags: Vec<&str> = self.tags.iter().map(Tag::as_str).collect();
         let digest = format!("{}:{}", root.algorithm().name(), root.short());

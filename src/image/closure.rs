@@ -1,4 +1,4 @@
-//! Readiness: would this image start with the uplink gone?
+//! Readiness: would this image start with every link down?
 //!
 //! The closure of a manifest for the wanted platforms is walked on the disk as it is, not as it was: a version is
 //! called complete only if every manifest and blob of it is there now. [`Closures`] remembers what manifests name, which

@@ -7,8 +7,8 @@
 //! | [`evict`] | which images go when room is needed; pure |
 //! | [`walk`] | each repository and each tag, a step at a time; the version that is served with every link down |
 //!
-//! Nothing here is kept: every answer is read from the store when it is asked for, so it cannot be stale. Failure is
-//! the store's.
+//! Every answer is read from the store when it is asked for, so it cannot be stale; only what manifests name, which their
+//! digests fix, is remembered for the length of a command. Failure is the store's.
 
 mod catalogue;
 mod closure;

@@ -130,7 +130,7 @@ fn the_least_recently_used_image_goes_and_leaves_what_others_share() {
     let victims = catalogue.choose(400, Otherwise::Nothing);
     assert_eq!(roots(&victims), [Some(first.clone())]);
     assert_eq!(
-        (&victims[0].tags[..], victims[0].words().contains("lab/app:1 (sha256:")),
+        (&victims[0].tags[..], victims[0].description().contains("lab/app:1 (sha256:")),
         (&[tag("1")][..], true)
     );
     let root_bytes = board.store.blob_size(&first).unwrap();
@@ -258,7 +258,7 @@ fn content_that_nobody_names_goes_and_what_is_being_fetched_or_read_stays() {
     found.sort();
     assert_eq!(found, [None, Some(old)]);
     let orphan: Vec<&Stocked> = may_go.into_iter().filter(|stocked| stocked.image.is_none()).collect();
-    assert_eq!(orphan[0].words(), "content that belongs to no image");
+    assert_eq!(orphan[0].description(), "content that belongs to no image");
     assert_eq!(catalogue.remove(&board.store, &orphan).unwrap()[0].bytes, 100);
     assert!(!board.store.contains(&alone));
 }

@@ -72,7 +72,7 @@ impl ImageReport {
         })?;
         let catalogue = Catalogue::take(store, config, busy)?;
         let victims = catalogue.choose(1, Otherwise::Nothing);
-        let next_to_go = victims.first().map(|first| (first.words(), catalogue.frees(&victims)));
+        let next_to_go = victims.first().map(|first| (first.description(), catalogue.frees(&victims)));
         Ok(ImageReport { complete, partial, blobs: catalogue.blobs(), next_to_go })
     }
 }
