@@ -144,9 +144,9 @@ pub const CLIENTS_MIN: u64 = 8;
 /// How long a connection or a body waits for others to end before it is answered 503.
 pub const ADMISSION_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Connections that may wait for that, or be on their way out with a 503; one more waits in the kernel's backlog.
-pub const AT_THE_DOOR_MAX: usize = 64;
-/// Longest a connection that is turned away may take for its request and the 503.
-pub const TURNED_AWAY_TIME: Duration = Duration::from_secs(3);
+pub const CONNECTIONS_WAITING_MAX: usize = 64;
+/// Longest a rejected connection may take for its request and the 503.
+pub const REJECTION_TIME: Duration = Duration::from_secs(3);
 /// Longest a client may take to send a request's header, and longest a kept connection may idle.
 pub const REQUEST_HEADER_TIME: Duration = Duration::from_secs(30);
 /// A client that takes no byte for this long is cut; it can resume by Range.
@@ -161,7 +161,7 @@ pub const DIRECT_TURN_BYTES: usize = 4 * 1024 * 1024;
 pub const COPIED_BYTES_MAX: u64 = 16 * KIB;
 /// Of how many bytes one is looked at to see whether a file is in memory. A gap between two that is overlooked costs its
 /// thread one short read; a look costs as much as sending some 10 KiB does.
-pub const WARMTH_STEP_BYTES: usize = 1024 * 1024;
+pub const PAGE_CACHE_PROBE_STEP_BYTES: usize = 1024 * 1024;
 /// What is brought into memory at a time for a client where it was not: a card takes some milliseconds for it.
 pub const COLD_PIECE_BYTES: usize = 256 * 1024;
 /// Reads at a time that wait for the disk for clients: enough to keep a disk busy, and most of

@@ -48,7 +48,7 @@ const KEPT_TO: &[(&str, &[&str])] = &[
     ("sha2", &["oci"]),
     ("toml", &["config", "clients"]),
     ("clap", &["cli"]),
-    ("bcrypt", &["http"]),
+    ("bcrypt", &["auth"]),
     ("ring", &["kit"]),
 ];
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// A place that is given back when it is dropped.
-pub(super) type Place = OwnedSemaphorePermit;
+pub(super) type AdmissionPermit = OwnedSemaphorePermit;
 
 /// The places there are.
 pub(super) struct Admission {
@@ -40,7 +40,7 @@ impl Admission {
     }
 
     /// A place for a connection, if one is free before long.
-    pub(super) async fn connection(&self) -> Option<Place> {
+    pub(super) async fn connection(&self) -> Option<AdmissionPermit> {
         before_long(&self.connections).await
     }
 
@@ -48,7 +48,7 @@ impl Admission {
     ///
     /// # Errors
     /// [`Refusal::Busy`] if none is free before long.
-    pub(super) async fn body(&self) -> Result<Place, Refusal> {
+    pub(super) async fn body(&self) -> Result<AdmissionPermit, Refusal> {
         let busy = || {
             Refusal::Busy(format!("{} clients are being served, all that memory.max allows", self.bodies_max))
         };
@@ -61,7 +61,7 @@ impl Admission {
     }
 }
 
-async fn before_long(places: &Arc<Semaphore>) -> Option<Place> {
+async fn before_long(places: &Arc<Semaphore>) -> Option<AdmissionPermit> {
     let place = Arc::clone(places).acquire_owned();
     tokio::time::timeout(budget::ADMISSION_WAIT_MAX, place).await.ok()?.ok()
 }

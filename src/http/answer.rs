@@ -67,10 +67,12 @@ pub(super) fn read_only(method: &Method) -> Answer {
     answer
 }
 
-/// There is no place for this connection now.
-pub(super) fn no_place() -> Answer {
-    let message = "all connections that memory.max allows are taken";
-    let mut answer = refuse(&Refusal::Busy(message.into()));
+/// Why a connection is not served now.
+pub(super) const NO_CONNECTION: &str = "all connections that memory.max allows are in use";
+
+/// All connections are in use.
+pub(super) fn no_connection() -> Answer {
+    let mut answer = refuse(&Refusal::Busy(NO_CONNECTION.into()));
     answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     answer
 }

@@ -1,10 +1,10 @@
 //! `/v2/NAME/blobs/DIGEST` (distribution-spec, "Pulling blobs"), with ranges on hits and on fills.
 
-use super::Shared;
+use super::ServerShared;
 use super::answer::{self, Answer};
 use super::body::{Account, Body, Reader};
 use super::manifests::label;
-use super::request::{Range, Request};
+use super::request::{ByteRange, ClientRequest};
 use crate::mirror::{ByteSource, Refusal, Source};
 use crate::oci::{Digest, Repository};
 use hyper::StatusCode;
@@ -15,8 +15,8 @@ use std::sync::Arc;
 const BYTES: HeaderValue = HeaderValue::from_static("application/octet-stream");
 
 pub(super) async fn answer(
-    shared: &Arc<Shared>,
-    request: &Request,
+    shared: &Arc<ServerShared>,
+    request: &ClientRequest,
     repository: &Repository,
     digest: &Digest,
 ) -> Answer {
@@ -27,14 +27,14 @@ pub(super) async fn answer(
     };
     answered.unwrap_or_else(|refusal| {
         log::warn!("{repository} blob {digest} not answered: {refusal}");
-        shared.mirror.pulls().refused(request.client, repository);
+        shared.mirror.pulls().refused(request.identity.address, repository);
         answer::refuse(&refusal)
     })
 }
 
 async fn head(
-    shared: &Arc<Shared>,
-    request: &Request,
+    shared: &Arc<ServerShared>,
+    request: &ClientRequest,
     repository: &Repository,
     digest: &Digest,
 ) -> Result<Answer, Refusal> {
@@ -46,8 +46,8 @@ async fn head(
 }
 
 async fn body(
-    shared: &Arc<Shared>,
-    request: &Request,
+    shared: &Arc<ServerShared>,
+    request: &ClientRequest,
     repository: &Repository,
     digest: &Digest,
 ) -> Result<Answer, Refusal> {
@@ -61,9 +61,9 @@ async fn body(
         Source::Through { total, .. } => (*total, "larder; fwd=uri-miss; detail=not-stored"),
     };
     let (code, first, length) = match request.range(total) {
-        Range::Whole => (StatusCode::OK, 0, total),
-        Range::Part(first, last) => (StatusCode::PARTIAL_CONTENT, first, last - first + 1),
-        Range::Unsatisfiable => return Ok(unsatisfiable(total)),
+        ByteRange::Whole => (StatusCode::OK, 0, total),
+        ByteRange::Part(first, last) => (StatusCode::PARTIAL_CONTENT, first, last - first + 1),
+        ByteRange::Unsatisfiable => return Ok(unsatisfiable(total)),
     };
     let mut answer = answer::with_length(code, BYTES, length);
     let headers = answer.headers_mut();
@@ -73,18 +73,20 @@ async fn body(
         headers.insert(header::CONTENT_RANGE, answer::text(&format!("bytes {first}-{last}/{total}")));
     }
     let reader = match source {
-        Source::Hit(blob) => Reader::whole(
+        Source::Hit(blob) => Reader::complete(
             blob.file,
             first,
             digest,
-            Account::open(shared, request.client, repository, ByteSource::Cache).await?,
+            Account::open(shared, request.identity.address, repository, ByteSource::Cache).await?,
         ),
         Source::Through { pieces, .. } => {
-            let account = Account::open(shared, request.client, repository, ByteSource::Fill).await?;
-            Reader::through(pieces, first, mirror.stall_timeout(), account)
+            let account =
+                Account::open(shared, request.identity.address, repository, ByteSource::Fill).await?;
+            Reader::uncached(pieces, first, mirror.stall_timeout(), account)
         }
         Source::Fill { fill, .. } => {
-            let account = Account::open(shared, request.client, repository, ByteSource::Fill).await?;
+            let account =
+                Account::open(shared, request.identity.address, repository, ByteSource::Fill).await?;
             Reader::growing(fill, first, mirror.stall_timeout(), account)
         }
     };

@@ -1,18 +1,18 @@
 //! Bodies: a few bytes at hand, or a file and how much of it is there.
 //!
 //! Hits and fills are read by the same code. The file is the buffer: a slow client holds one piece in memory at the most
-//! and holds back nobody. Over plain HTTP not even that: a piece goes from the page cache to the socket ([`direct`]).
+//! and holds back nobody. Over plain HTTP not even that: a piece goes from the page cache to the socket ([`sendfile`]).
 //! Over TLS, and where the file system does not say what is in memory, it is read into a buffer of the [`pool`]. What the
 //! page cache does not have is waited for on a thread of its own, so that a cold card delays its readers alone.
 //!
 //! What cannot be read to its end is an error of the body, which cuts the connection: a body is never completed with
 //! wrong or missing bytes.
 
-use super::Shared;
-use super::admission::Place;
-use super::direct::{self, Doubt, Outlet, Warmth};
-use super::page_cache::{self, Lent};
+use super::ServerShared;
+use super::admission::AdmissionPermit;
+use super::page_cache::{self, PageCacheUse};
 use super::pool;
+use super::sendfile::{self, OnReadFailure, PageCacheProbe, SendfileQueue};
 use crate::budget;
 use crate::mirror::{ByteSource, Fill, Mirror, Phase, Pieces, Progress, Refusal};
 use crate::oci::{Digest, Repository};
@@ -37,15 +37,15 @@ pub(crate) struct Body(Inner);
 
 enum Inner {
     Full(Option<Bytes>),
-    Stream { left: u64, state: State },
+    Stream { left: u64, state: StreamState },
 }
 
 /// The reader, given back, and what it read.
-type Read = (Box<Reader>, io::Result<Bytes>);
+type ReadOutcome = (Box<Reader>, io::Result<Bytes>);
 
-enum State {
+enum StreamState {
     Idle(Box<Reader>),
-    Reading(Pin<Box<dyn Future<Output = Read> + Send>>),
+    Reading(Pin<Box<dyn Future<Output = ReadOutcome> + Send>>),
     Ended,
 }
 
@@ -60,13 +60,13 @@ impl Body {
 
     /// `length` bytes of what `reader` reads.
     pub(super) fn stream(reader: Reader, length: u64) -> Body {
-        Body(Inner::Stream { left: length, state: State::Idle(Box::new(reader)) })
+        Body(Inner::Stream { left: length, state: StreamState::Idle(Box::new(reader)) })
     }
 
-    /// Lets pieces of files go out by `outlet`, which must be that of the connection that the body is for.
-    pub(super) fn send_by(&mut self, outlet: &Outlet) {
-        if let Inner::Stream { state: State::Idle(reader), .. } = &mut self.0 {
-            reader.outlet = Some(outlet.clone());
+    /// Sends pieces of files by `queue`, which must be that of the connection that the body is for.
+    pub(super) fn send_by(&mut self, queue: SendfileQueue) {
+        if let Inner::Stream { state: StreamState::Idle(reader), .. } = &mut self.0 {
+            reader.queue = Some(queue);
         }
     }
 }
@@ -82,26 +82,26 @@ impl http_body::Body for Body {
             Inner::Stream { left, state } => (left, state),
         };
         loop {
-            let (reader, read) = match std::mem::replace(state, State::Ended) {
-                State::Idle(mut reader) => match reader.read_now(*left) {
+            let (reader, read) = match std::mem::replace(state, StreamState::Ended) {
+                StreamState::Idle(mut reader) => match reader.read_now(*left) {
                     Some(read) => reader.note(*left, Ok(read)),
                     None => {
-                        *state = State::Reading(Box::pin(reader.wait(*left)));
+                        *state = StreamState::Reading(Box::pin(reader.wait(*left)));
                         continue;
                     }
                 },
-                State::Reading(mut reading) => match reading.as_mut().poll(cx) {
+                StreamState::Reading(mut reading) => match reading.as_mut().poll(cx) {
                     Poll::Pending => {
-                        *state = State::Reading(reading);
+                        *state = StreamState::Reading(reading);
                         return Poll::Pending;
                     }
                     Poll::Ready(read) => read,
                 },
-                State::Ended => return Poll::Ready(None),
+                StreamState::Ended => return Poll::Ready(None),
             };
             return Poll::Ready(Some(read.map(|bytes| {
                 *left -= bytes.len() as u64;
-                *state = State::Idle(reader);
+                *state = StreamState::Idle(reader);
                 Frame::data(bytes)
             })));
         }
@@ -122,27 +122,27 @@ impl http_body::Body for Body {
     }
 }
 
-/// A file that is whole or grows, and a place in it.
+/// A file that is whole or grows, and a permit in it.
 pub(super) struct Reader {
-    from: From,
+    from: ReaderSource,
     offset: u64,
     /// By which pieces of files go out as they are, where they may.
-    outlet: Option<Outlet>,
+    queue: Option<SendfileQueue>,
     /// Held while the file is read, where page cache is scarce.
-    lent: Option<Lent>,
+    cache_use: Option<PageCacheUse>,
     /// Has a blob that cannot be read looked at once more.
-    doubt: Option<Doubt>,
+    on_failure: Option<OnReadFailure>,
     account: Account,
 }
 
-enum From {
-    Whole(Arc<File>),
+enum ReaderSource {
+    Complete(Arc<File>),
     Growing { fill: Arc<Fill>, follow: watch::Receiver<Progress>, stall: Duration },
-    Through(Through),
+    Uncached(UncachedStream),
 }
 
 /// What comes for one client alone.
-struct Through {
+struct UncachedStream {
     pieces: Pieces,
     /// Bytes that have come.
     come: u64,
@@ -154,35 +154,38 @@ struct Through {
 }
 
 impl Reader {
-    fn new(from: From, offset: u64, account: Account) -> Reader {
-        Reader { from, offset, outlet: None, lent: None, doubt: None, account }
+    fn new(from: ReaderSource, offset: u64, account: Account) -> Reader {
+        Reader { from, offset, queue: None, cache_use: None, on_failure: None, account }
     }
 
     /// Reads the blob `digest`; what cannot be read of it is looked at again.
-    pub(super) fn whole(file: File, offset: u64, digest: &Digest, account: Account) -> Reader {
+    pub(super) fn complete(file: File, offset: u64, digest: &Digest, account: Account) -> Reader {
         let (mirror, doubted) = (Arc::clone(&account.mirror), digest.clone());
-        let doubt: Doubt = Arc::new(move || mirror.doubt(&doubted));
-        Reader { doubt: Some(doubt), ..Reader::new(From::Whole(Arc::new(file)), offset, account) }
+        let on_failure: OnReadFailure = Arc::new(move || mirror.doubt(&doubted));
+        Reader {
+            on_failure: Some(on_failure),
+            ..Reader::new(ReaderSource::Complete(Arc::new(file)), offset, account)
+        }
     }
 
     /// Reads a fill as it grows; a wait of `stall` without a byte is an error.
     pub(super) fn growing(fill: Arc<Fill>, offset: u64, stall: Duration, account: Account) -> Reader {
         let follow = fill.follow();
-        Reader::new(From::Growing { fill, follow, stall }, offset, account)
+        Reader::new(ReaderSource::Growing { fill, follow, stall }, offset, account)
     }
 
     /// Passes on what comes for this client alone; a wait of `stall` without a byte is an error.
-    pub(super) fn through(pieces: Pieces, offset: u64, stall: Duration, account: Account) -> Reader {
-        let through = Through { pieces, come: 0, skip: offset, had: None, stall };
-        Reader::new(From::Through(through), offset, account)
+    pub(super) fn uncached(pieces: Pieces, offset: u64, stall: Duration, account: Account) -> Reader {
+        let stream = UncachedStream { pieces, come: 0, skip: offset, had: None, stall };
+        Reader::new(ReaderSource::Uncached(stream), offset, account)
     }
 
     /// The next bytes, if nothing has to be waited for.
     fn read_now(&mut self, left: u64) -> Option<Bytes> {
         let (file, there) = match &mut self.from {
-            From::Whole(file) => (Arc::clone(file), left),
-            From::Through(_) => return None,
-            From::Growing { fill, follow, .. } => {
+            ReaderSource::Complete(file) => (Arc::clone(file), left),
+            ReaderSource::Uncached(_) => return None,
+            ReaderSource::Growing { fill, follow, .. } => {
                 let there = follow.borrow_and_update().available.checked_sub(self.offset)?;
                 self.account.source = fill.source();
                 (fill.file()?, there.min(left))
@@ -196,33 +199,33 @@ impl Reader {
         if there == 0 {
             return None;
         }
-        if self.lent.is_none() {
-            self.lent = page_cache::lend(file);
+        if self.cache_use.is_none() {
+            self.cache_use = page_cache::track(file);
         }
         // What is small goes out in one packet with its header.
-        if let Some(outlet) = self.outlet.as_ref().filter(|_| there > budget::COPIED_BYTES_MAX) {
+        if let Some(queue) = self.queue.as_ref().filter(|_| there > budget::COPIED_BYTES_MAX) {
             let length = at_most(there, budget::DIRECT_PIECE_BYTES);
-            match direct::warmth(file, self.offset, length) {
-                Warmth::Warm(length) => {
-                    return Some(outlet.put(Arc::clone(file), self.offset, length, self.doubt.clone()));
+            match sendfile::probe_page_cache(file, self.offset, length) {
+                PageCacheProbe::Cached(length) => {
+                    return Some(queue.push(Arc::clone(file), self.offset, length, self.on_failure.clone()));
                 }
-                Warmth::Cold => return None,
-                Warmth::Unknown => self.outlet = None,
+                PageCacheProbe::NotCached => return None,
+                PageCacheProbe::Unknown => self.queue = None,
             }
         }
-        let (want, place) = (at_most(there, budget::SERVE_CHUNK_BYTES), Arc::clone(&self.account.place));
-        let read = pool::filled(want, place, |into| direct::read_now(file, into, self.offset));
+        let (want, permit) = (at_most(there, budget::SERVE_CHUNK_BYTES), Arc::clone(&self.account.permit));
+        let read = pool::filled(want, permit, |into| sendfile::read_cached(file, into, self.offset));
         read.ok().filter(|bytes| !bytes.is_empty())
     }
 
     /// The next bytes, however long they have to be waited for.
-    async fn wait(mut self: Box<Self>, left: u64) -> Read {
+    async fn wait(mut self: Box<Self>, left: u64) -> ReadOutcome {
         let read = self.read(left).await;
         self.note(left, read)
     }
 
     /// Enters what was read into the books.
-    fn note(mut self: Box<Self>, left: u64, read: io::Result<Bytes>) -> Read {
+    fn note(mut self: Box<Self>, left: u64, read: io::Result<Bytes>) -> ReadOutcome {
         match &read {
             Ok(bytes) => {
                 self.offset += bytes.len() as u64;
@@ -231,8 +234,8 @@ impl Reader {
             }
             Err(e) => {
                 log::warn!("a client's download was cut at byte {}: {e}", self.offset);
-                if let Some(doubt) = &self.doubt {
-                    doubt();
+                if let Some(on_failure) = &self.on_failure {
+                    on_failure();
                 }
             }
         }
@@ -242,9 +245,9 @@ impl Reader {
     async fn read(&mut self, left: u64) -> io::Result<Bytes> {
         // What is whole has just been looked at; a download may have brought what is in memory now.
         let (file, there, look) = match &mut self.from {
-            From::Whole(file) => (Arc::clone(file), left, false),
-            From::Through(through) => return through.next(left).await,
-            From::Growing { fill, follow, stall } => {
+            ReaderSource::Complete(file) => (Arc::clone(file), left, false),
+            ReaderSource::Uncached(stream) => return stream.next(left).await,
+            ReaderSource::Growing { fill, follow, stall } => {
                 let available = match bytes_after(follow, self.offset, *stall).await {
                     Ok(available) => available,
                     Err(e) => {
@@ -256,9 +259,9 @@ impl Reader {
                             mirror.go_on_through(&self.account.repository, fill, total, &cause).await;
                         let pieces = pieces.map_err(|refusal| io::Error::other(refusal.to_string()))?;
                         let (had, stall) = (fill.file(), *stall);
-                        let mut through = Through { pieces, come: 0, skip: self.offset, had, stall };
-                        let read = through.next(left).await;
-                        self.from = From::Through(through);
+                        let mut stream = UncachedStream { pieces, come: 0, skip: self.offset, had, stall };
+                        let read = stream.next(left).await;
+                        self.from = ReaderSource::Uncached(stream);
                         return read;
                     }
                 };
@@ -271,15 +274,15 @@ impl Reader {
             return Ok(bytes);
         }
         let turn = COLD_READS.acquire().await.map_err(io::Error::other)?;
-        let (from_disk, offset, place) = (Arc::clone(&file), self.offset, Arc::clone(&self.account.place));
-        let (outlet, doubt) = (self.outlet.clone(), self.doubt.clone());
-        let read = tokio::task::spawn_blocking(move || match outlet {
-            Some(outlet) if there > budget::COPIED_BYTES_MAX => {
+        let (from_disk, offset, permit) = (Arc::clone(&file), self.offset, Arc::clone(&self.account.permit));
+        let (queue, on_failure) = (self.queue.clone(), self.on_failure.clone());
+        let read = tokio::task::spawn_blocking(move || match queue {
+            Some(queue) if there > budget::COPIED_BYTES_MAX => {
                 let length = at_most(there, budget::COLD_PIECE_BYTES);
-                direct::warm(&from_disk, offset, length)?;
-                Ok(outlet.put(from_disk, offset, length, doubt))
+                sendfile::load(&from_disk, offset, length)?;
+                Ok(queue.push(from_disk, offset, length, on_failure))
             }
-            _ => pool::filled(at_most(there, budget::SERVE_CHUNK_BYTES), place, |into| {
+            _ => pool::filled(at_most(there, budget::SERVE_CHUNK_BYTES), permit, |into| {
                 pool::read_at(&from_disk, into, offset)
             }),
         });
@@ -293,7 +296,7 @@ fn at_most(bytes: u64, most: usize) -> usize {
     usize::try_from(bytes).map_or(most, |bytes| bytes.min(most))
 }
 
-impl Through {
+impl UncachedStream {
     /// The next bytes, at most `left`.
     async fn next(&mut self, left: u64) -> io::Result<Bytes> {
         loop {
@@ -367,7 +370,7 @@ async fn bytes_after(
 /// Keeps the books of one body: what was served to whom, when the body is dropped, read to its end or not.
 pub(super) struct Account {
     /// Held until the last byte that was read is written, too.
-    place: Arc<Place>,
+    permit: Arc<AdmissionPermit>,
     mirror: Arc<Mirror>,
     client: IpAddr,
     repository: Repository,
@@ -377,21 +380,21 @@ pub(super) struct Account {
 }
 
 impl Account {
-    /// Opens the books once there is a place for the body.
+    /// Opens the books once there is a permit for the body.
     ///
     /// # Errors
     /// [`Refusal::Busy`] if there is none.
     pub(super) async fn open(
-        shared: &Shared,
+        shared: &ServerShared,
         client: IpAddr,
         repository: &Repository,
         source: ByteSource,
     ) -> Result<Account, Refusal> {
-        let place = shared.admission.body().await?;
+        let permit = shared.admission.body().await?;
         let mirror = &shared.mirror;
         mirror.pulls().begin(client, repository);
         Ok(Account {
-            place: Arc::new(place),
+            permit: Arc::new(permit),
             mirror: Arc::clone(mirror),
             client,
             repository: repository.clone(),

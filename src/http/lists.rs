@@ -1,8 +1,8 @@
 //! `tags/list`, `_catalog` and `referrers` (distribution-spec, "Content Discovery").
 
-use super::Shared;
+use super::ServerShared;
 use super::answer::{self, Answer, CACHE_STATUS, FILTERS, NAMESPACE};
-use super::request::Request;
+use super::request::ClientRequest;
 use crate::mirror::{Page, Refusal};
 use crate::oci::{Digest, RegistryName, Repository, media};
 use hyper::StatusCode;
@@ -11,15 +11,19 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::json;
 use std::sync::Arc;
 
-pub(super) async fn tags(shared: &Arc<Shared>, request: &Request, repository: &Repository) -> Answer {
+pub(super) async fn tags(
+    shared: &Arc<ServerShared>,
+    request: &ClientRequest,
+    repository: &Repository,
+) -> Answer {
     let name = repository.name.clone();
     let page = shared.mirror.tags(repository, request.page.clone()).await;
     list(request, page, |names| json!({ "name": name, "tags": names }))
 }
 
 pub(super) async fn catalog(
-    shared: &Arc<Shared>,
-    request: &Request,
+    shared: &Arc<ServerShared>,
+    request: &ClientRequest,
     registry: Option<&RegistryName>,
 ) -> Answer {
     let page = shared.mirror.catalog(registry, request.page.clone()).await;
@@ -27,8 +31,8 @@ pub(super) async fn catalog(
 }
 
 pub(super) async fn referrers(
-    shared: &Arc<Shared>,
-    request: &Request,
+    shared: &Arc<ServerShared>,
+    request: &ClientRequest,
     repository: &Repository,
     digest: &Digest,
 ) -> Answer {
@@ -46,7 +50,7 @@ pub(super) async fn referrers(
 }
 
 fn list(
-    request: &Request,
+    request: &ClientRequest,
     page: Result<Page, Refusal>,
     body: impl FnOnce(&[String]) -> serde_json::Value,
 ) -> Answer {
@@ -63,14 +67,14 @@ fn list(
 }
 
 /// The link to the next page (RFC 8288).
-fn next(request: &Request, last: &str, names: usize) -> String {
+fn next(request: &ClientRequest, last: &str, names: usize) -> String {
     let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
     let n = request.page.n.unwrap_or(names);
     let ns = request.namespace.as_ref().map_or(String::new(), |ns| format!("&ns={}", encode(ns.as_str())));
     format!("<{}?n={n}&last={}{ns}>; rel=\"next\"", request.uri.path(), encode(last))
 }
 
-fn mark(answer: &mut Answer, request: &Request, stale: Option<&str>) {
+fn mark(answer: &mut Answer, request: &ClientRequest, stale: Option<&str>) {
     let status = if stale.is_some() { "larder; hit; detail=cached" } else { "larder; fwd=uri-miss" };
     answer.headers_mut().insert(CACHE_STATUS, HeaderValue::from_static(status));
     if let Some(cause) = stale {
@@ -81,7 +85,7 @@ fn mark(answer: &mut Answer, request: &Request, stale: Option<&str>) {
     }
 }
 
-fn refuse(request: &Request, refusal: &Refusal) -> Answer {
+fn refuse(request: &ClientRequest, refusal: &Refusal) -> Answer {
     log::warn!("{} not answered: {refusal}", request.uri.path());
     answer::refuse(refusal)
 }

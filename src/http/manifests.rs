@@ -3,10 +3,10 @@
 //! The bytes are upstream's, and so is the media type, whatever the client accepts: converting a manifest would change
 //! its digest.
 
-use super::Shared;
+use super::ServerShared;
 use super::answer::{self, Answer, CACHE_STATUS, CONTENT_DIGEST, NAMESPACE};
 use super::body::{Account, Body, Reader};
-use super::request::Request;
+use super::request::ClientRequest;
 use crate::mirror::{ByteSource, Content, Refusal, Resolved, Served, SmallManifest, Tier};
 use crate::oci::{Digest, ManifestRef, Repository, Tag};
 use bytes::Bytes;
@@ -15,8 +15,8 @@ use hyper::header::{self, HeaderValue};
 use std::sync::Arc;
 
 pub(super) async fn answer(
-    shared: &Arc<Shared>,
-    request: &Request,
+    shared: &Arc<ServerShared>,
+    request: &ClientRequest,
     repository: &Repository,
     reference: &ManifestRef,
 ) -> Answer {
@@ -27,39 +27,39 @@ pub(super) async fn answer(
     match answered {
         Ok(answer) => answer,
         Err(refusal) => {
-            shared.mirror.pulls().refused(request.client, repository);
+            shared.mirror.pulls().refused(request.identity.address, repository);
             answer::refuse(&refusal)
         }
     }
 }
 
 async fn by_digest(
-    shared: &Arc<Shared>,
-    request: &Request,
+    shared: &Arc<ServerShared>,
+    request: &ClientRequest,
     repository: &Repository,
     digest: &Digest,
 ) -> Result<Answer, Refusal> {
     if let Some(manifest) = shared.mirror.small_manifest(repository, digest).await {
-        shared.mirror.pulls().asked(request.client, repository, digest, None);
+        shared.mirror.pulls().asked(request.identity.address, repository, digest, None);
         return Ok(at_hand(shared, request, repository, manifest, "larder; hit"));
     }
     let served = shared.mirror.manifest(repository, digest).await.inspect_err(|refusal| {
         log::warn!("{repository}@{digest} not answered: {refusal}");
     })?;
-    shared.mirror.pulls().asked(request.client, repository, digest, None);
+    shared.mirror.pulls().asked(request.identity.address, repository, digest, None);
     let status = if served.source == ByteSource::Cache { "larder; hit" } else { "larder; fwd=uri-miss" };
     content(shared, request, repository, digest, served, status).await
 }
 
 async fn by_tag(
-    shared: &Arc<Shared>,
-    request: &Request,
+    shared: &Arc<ServerShared>,
+    request: &ClientRequest,
     repository: &Repository,
     tag: &Tag,
 ) -> Result<Answer, Refusal> {
     let mirror = &shared.mirror;
     let mut resolved = mirror.resolve(repository, tag).await?;
-    mirror.pulls().asked(request.client, repository, tag, Some(resolved.tier));
+    mirror.pulls().asked(request.identity.address, repository, tag, Some(resolved.tier));
     // What upstream stated is all that a HEAD needs; the client comes back for the bytes by digest.
     if request.head
         && let Some((media_type, size)) = &resolved.stated
@@ -123,8 +123,8 @@ fn cache_status(resolved: &Resolved, source: ByteSource) -> &'static str {
 
 /// A manifest whose bytes are in memory: they cost no place among the bodies, for all clients have the same.
 fn at_hand(
-    shared: &Arc<Shared>,
-    request: &Request,
+    shared: &Arc<ServerShared>,
+    request: &ClientRequest,
     repository: &Repository,
     manifest: SmallManifest,
     status: &'static str,
@@ -134,7 +134,7 @@ fn at_hand(
     if !request.head {
         let mirror = &shared.mirror;
         mirror.counters().count_served(ByteSource::Cache, size);
-        mirror.pulls().served(request.client, repository, ByteSource::Cache, size);
+        mirror.pulls().served(request.identity.address, repository, ByteSource::Cache, size);
         *answer.body_mut() = Body::full(manifest.bytes);
     }
     label(&mut answer, request, manifest.quoted, status);
@@ -142,8 +142,8 @@ fn at_hand(
 }
 
 async fn content(
-    shared: &Arc<Shared>,
-    request: &Request,
+    shared: &Arc<ServerShared>,
+    request: &ClientRequest,
     repository: &Repository,
     digest: &Digest,
     served: Served,
@@ -152,9 +152,9 @@ async fn content(
     let size = served.content.size();
     let mut answer = answer::with_length(StatusCode::OK, answer::text(&served.media_type), size);
     if !request.head {
-        let account = Account::open(shared, request.client, repository, served.source).await?;
+        let account = Account::open(shared, request.identity.address, repository, served.source).await?;
         *answer.body_mut() = match served.content {
-            Content::Whole(blob) => Body::stream(Reader::whole(blob.file, 0, digest, account), size),
+            Content::Whole(blob) => Body::stream(Reader::complete(blob.file, 0, digest, account), size),
             Content::Memory(bytes) => account.paid(bytes),
         };
     }
@@ -163,7 +163,12 @@ async fn content(
 }
 
 /// The headers that every answer with content has; `quoted` is its digest in quotation marks.
-pub(super) fn label(answer: &mut Answer, request: &Request, quoted: impl Into<Bytes>, status: &'static str) {
+pub(super) fn label(
+    answer: &mut Answer,
+    request: &ClientRequest,
+    quoted: impl Into<Bytes>,
+    status: &'static str,
+) {
     let (headers, quoted) = (answer.headers_mut(), quoted.into());
     headers.insert(CONTENT_DIGEST, answer::shared(quoted.slice(1..quoted.len() - 1)));
     headers.insert(header::ETAG, answer::shared(quoted));

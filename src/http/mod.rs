@@ -8,7 +8,7 @@
 //! | `/v2/NAME/tags/list`, `/v2/_catalog`, `/v2/NAME/referrers/DIGEST` | [`lists`] |
 //! | `/healthz`, `/readyz`, `/metrics` | [`health`], [`metrics`] |
 //!
-//! A request is parsed once into a typed [`request::Target`]; a handler turns it into an answer; [`answer`] maps every
+//! A request is parsed once into a typed [`request::RequestTarget`]; a handler turns it into an answer; [`answer`] maps every
 //! refusal to a status and an OCI error in one place. hyper speaks the protocol and is used in this room alone.
 
 mod admission;
@@ -17,7 +17,6 @@ mod auth;
 mod base;
 mod blobs;
 mod body;
-mod direct;
 mod health;
 mod io;
 mod listen;
@@ -27,31 +26,42 @@ mod metrics;
 mod page_cache;
 mod pool;
 mod request;
+mod sendfile;
 mod tls;
 
 pub use listen::{Listener, Server};
 
+use crate::auth::{AccessClass, Identity, may_read};
 use crate::mirror::Mirror;
 use admission::Admission;
 use answer::Answer;
-use auth::Door;
+use auth::Authenticator;
 use hyper::body::Incoming;
-use request::{Request, Target};
-use std::net::IpAddr;
+use request::{ClientRequest, RequestTarget};
 use std::sync::Arc;
+use tokio::sync::{Semaphore, watch};
 
-/// What every request needs.
-pub(crate) struct Shared {
-    pub(crate) mirror: Arc<Mirror>,
-    pub(crate) door: Door,
+/// What all connections of a server share.
+struct ServerShared {
+    mirror: Arc<Mirror>,
+    authenticator: Authenticator,
     admission: Admission,
+    tls: Option<tokio_rustls::TlsAcceptor>,
+    /// For connections that wait for their admission.
+    waiting: Arc<Semaphore>,
+    stop: watch::Sender<bool>,
 }
 
 /// Answers one request.
-async fn answer(shared: Arc<Shared>, client: IpAddr, incoming: hyper::Request<Incoming>) -> Answer {
+async fn answer(
+    shared: Arc<ServerShared>,
+    identity: Arc<Identity>,
+    incoming: hyper::Request<Incoming>,
+) -> Answer {
     let reported = log::log_enabled!(log::Level::Debug)
         .then(|| (std::time::Instant::now(), format!("{} {}", incoming.method(), incoming.uri())));
-    let answer = match Request::parse(incoming, client, shared.mirror.config()) {
+    let client = identity.address;
+    let answer = match ClientRequest::parse(incoming, identity, shared.mirror.config()) {
         Ok(request) => route(&shared, request).await,
         Err(answer) => *answer,
     };
@@ -66,23 +76,35 @@ async fn answer(shared: Arc<Shared>, client: IpAddr, incoming: hyper::Request<In
     answer
 }
 
-async fn route(shared: &Arc<Shared>, request: Request) -> Answer {
-    if let Some(registry) = request.private_registry(&shared.mirror)
-        && let Err(challenge) = shared.door.check(&request, registry).await
-    {
-        return challenge;
+/// Whether the client may see what it asks for. It is asked to log in only where that takes a login.
+///
+/// # Errors
+/// The answer that says why not.
+async fn access(shared: &ServerShared, request: &mut ClientRequest) -> Result<(), Answer> {
+    let Some(registry) = request.private_registry(&shared.mirror) else { return Ok(()) };
+    if !may_read(&request.identity, AccessClass::Private) {
+        request.identity = shared.authenticator.log_in(request, registry).await?;
+    }
+    Ok(())
+}
+
+async fn route(shared: &Arc<ServerShared>, mut request: ClientRequest) -> Answer {
+    if let Err(denied) = access(shared, &mut request).await {
+        return denied;
     }
     match &request.target {
-        Target::Base => base::answer(),
-        Target::Manifest(repository, reference) => {
+        RequestTarget::Base => base::answer(),
+        RequestTarget::Manifest(repository, reference) => {
             manifests::answer(shared, &request, repository, reference).await
         }
-        Target::Blob(repository, digest) => blobs::answer(shared, &request, repository, digest).await,
-        Target::Tags(repository) => lists::tags(shared, &request, repository).await,
-        Target::Catalog(registry) => lists::catalog(shared, &request, registry.as_ref()).await,
-        Target::Referrers(repository, digest) => lists::referrers(shared, &request, repository, digest).await,
-        Target::Healthz => health::alive(),
-        Target::Readyz => health::ready(&shared.mirror),
-        Target::Metrics => metrics::answer(&shared.mirror),
+        RequestTarget::Blob(repository, digest) => blobs::answer(shared, &request, repository, digest).await,
+        RequestTarget::Tags(repository) => lists::tags(shared, &request, repository).await,
+        RequestTarget::Catalog(registry) => lists::catalog(shared, &request, registry.as_ref()).await,
+        RequestTarget::Referrers(repository, digest) => {
+            lists::referrers(shared, &request, repository, digest).await
+        }
+        RequestTarget::Healthz => health::alive(),
+        RequestTarget::Readyz => health::ready(&shared.mirror),
+        RequestTarget::Metrics => metrics::answer(&shared.mirror),
     }
 }
