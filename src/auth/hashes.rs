@@ -8,38 +8,24 @@ use super::BasicCredentials;
 use crate::budget;
 use crate::oci::{Algorithm, Digest};
 use std::collections::{HashMap, HashSet};
-use std::fmt;
 
 /// The users and their bcrypt hashes.
 #[derive(Debug, Default)]
 pub struct Users(HashMap<String, String>);
 
-/// A line of a password file that is not understood.
-#[derive(Debug, PartialEq, Eq)]
-pub struct PasswordFileError {
-    line: usize,
-    problem: &'static str,
-}
-
-impl fmt::Display for PasswordFileError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.line, self.problem)
-    }
-}
-
 impl Users {
     /// Parses the text of a password file.
     ///
     /// # Errors
-    /// The first line that is not `USER:HASH` with a bcrypt hash; the text is the line's number and what is wrong.
-    pub fn parse(text: &str) -> Result<Users, PasswordFileError> {
+    /// The number of the first line that is not `USER:HASH` with a bcrypt hash, and what is wrong with it.
+    pub fn parse(text: &str) -> Result<Users, String> {
         let mut users = HashMap::new();
         for (number, line) in text.lines().map(str::trim).enumerate() {
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
-            let wrong = |problem| PasswordFileError { line: number + 1, problem };
-            let (user, hash) = line.split_once(':').ok_or(wrong("expected USER:HASH"))?;
+            let wrong = |problem| format!("{}: {problem}", number + 1);
+            let (user, hash) = line.split_once(':').ok_or_else(|| wrong("expected USER:HASH"))?;
             if !["$2y$", "$2a$", "$2b$"].iter().any(|prefix| hash.starts_with(prefix)) {
                 return Err(wrong("only bcrypt hashes are supported; make the line with htpasswd -nB USER"));
             }
@@ -108,7 +94,7 @@ mod tests {
         assert!(login(&users, "board", "carry").unwrap().verify());
         assert!(!login(&users, "board", "wrong").unwrap().verify());
         assert!(login(&users, "nobody", "carry").is_none());
-        let wrong = |text: &str| Users::parse(text).unwrap_err().to_string();
+        let wrong = |text: &str| Users::parse(text).unwrap_err();
         assert_eq!(wrong("board"), "1: expected USER:HASH");
         let crypt = wrong(&format!("board:{hash}\nold:$apr1$x"));
         assert_eq!(crypt, "2: only bcrypt hashes are supported; make the line with htpasswd -nB USER");

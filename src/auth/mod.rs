@@ -14,7 +14,7 @@ mod hashes;
 mod rules;
 
 pub use credentials::BasicCredentials;
-pub use hashes::{LoginAttempt, PasswordFileError, Users, VerifiedLogins};
+pub use hashes::{LoginAttempt, Users, VerifiedLogins};
 pub use rules::may_read;
 
 use serde::{Deserialize, Serialize};

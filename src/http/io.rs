@@ -1,8 +1,8 @@
-//! The seam between hyper and tokio: sockets as hyper reads and writes them, and hyper's clock.
+//! The adapter between hyper and tokio: connections as hyper reads and writes them, and hyper's timer.
 //!
-//! A piece of a file that the body has handed over ([`super::sendfile`]) is sent here by the kernel. hyper has no limit on a
-//! slow reader. Here a client that takes no byte for
-//! [`budget::CLIENT_STALL_TIME`](crate::budget::CLIENT_STALL_TIME) is cut.
+//! A [`Connection`] wraps any byte stream. The kernel sends the pieces of files that a body has queued
+//! ([`super::sendfile`]), if the stream is a TCP socket. hyper has no limit for a slow client: here a client that takes no
+//! byte for [`budget::CLIENT_STALL_TIME`](crate::budget::CLIENT_STALL_TIME) is cut.
 
 use super::sendfile::{FilePiece, NextWrite, SendfileQueue};
 use crate::budget;
@@ -43,7 +43,7 @@ fn send_piece(socket: &TcpStream, cx: &mut Context<'_>, piece: &FilePiece) -> Po
 }
 
 thread_local! {
-    /// What is read of a request before hyper has it.
+    /// Bytes of a request on their way to hyper.
     static READ: RefCell<[u8; 4096]> = const { RefCell::new([0; 4096]) };
 }
 
@@ -86,11 +86,11 @@ impl<S> Connection<S> {
         let Some(send_piece) = self.send_piece else {
             return Poll::Ready(Err(io::ErrorKind::Unsupported.into()));
         };
-        // A client that is faster than the page cache must not keep the thread from all the others.
+        // A client that is faster than the page cache must not keep the thread from all other clients.
         if self.in_turn >= budget::DIRECT_TURN_BYTES {
             self.in_turn = 0;
-            // It goes on when this thread has looked after all others, and on this thread: a waker that is called right
-            // away has another one take it over.
+            // It goes on when this thread has polled all others, and on this thread: a waker that is called at once moves
+            // the task to another thread.
             if pin!(tokio::task::yield_now()).poll(cx).is_pending() {
                 return Poll::Pending;
             }
@@ -113,7 +113,7 @@ impl<S> Connection<S> {
         self.bound(cx, sent)
     }
 
-    /// Lets a pending write run out of time.
+    /// Fails a write that is pending for too long.
     fn bound<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         let began = !std::mem::replace(&mut self.stalled, written.is_pending());
         if !self.stalled {
@@ -140,8 +140,8 @@ impl<S: AsyncRead + Unpin> Read for Connection<S> {
         cx: &mut Context<'_>,
         mut into: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        // hyper's cursor hands out its memory only to unsafe code, so bytes take the way over a small buffer of the
-        // thread. Requests are a few hundred bytes and have no bodies.
+        // hyper's cursor gives its memory only to unsafe code, so bytes are copied through a small buffer of the thread.
+        // Requests are a few hundred bytes and have no bodies.
         READ.with_borrow_mut(|bytes| {
             let room = into.remaining().min(bytes.len());
             let mut buffer = ReadBuf::new(&mut bytes[..room]);
@@ -158,7 +158,7 @@ impl<S: AsyncRead + Unpin> Read for Connection<S> {
 
 impl<S: AsyncWrite + Unpin> Write for Connection<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        // hyper never writes what it queues this way; if it did, a placeholder could be among it.
+        // hyper never writes frames this way; if it did, a placeholder could be among them.
         if let NextWrite::Piece(_) = self.queue.next_write(&[io::IoSlice::new(bytes)])? {
             return Poll::Ready(Err(io::ErrorKind::Unsupported.into()));
         }
@@ -195,7 +195,7 @@ impl<S: AsyncWrite + Unpin> Write for Connection<S> {
     }
 }
 
-/// Whether a failed write says that the client has gone, and nothing of the file.
+/// Whether a failed write means that the client is gone, and not that the file cannot be read.
 fn client_is_gone(e: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, TimedOut};
     matches!(e.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | TimedOut)

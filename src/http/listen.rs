@@ -68,6 +68,11 @@ impl Listener {
     }
 }
 
+/// A stream of bytes between a client and the server.
+pub trait ByteStream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> ByteStream for S {}
+
 /// The server: answers clients over any byte stream, within the connections that `memory.max` allows.
 pub struct Server(Arc<ServerShared>);
 
@@ -108,10 +113,7 @@ impl Server {
 
     /// Serves one client over a stream that another listener has accepted, until the client or [`Server::stop`] ends it.
     /// It is one of the connections that `memory.max` allows.
-    pub async fn serve_stream<S>(&self, stream: S, identity: Identity)
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    pub async fn serve_stream(&self, stream: impl ByteStream, identity: Identity) {
         if let Some(waiting) = self.wait().await {
             let open = std::future::ready(Ok(Connection::new(stream)));
             serve_client(Arc::clone(&self.0), open, identity, waiting).await;
@@ -147,44 +149,34 @@ impl Server {
 }
 
 /// Serves the client of the connection that `open` gives, or tells it that all connections are in use.
-async fn serve_client<S, O>(
+async fn serve_client<S: ByteStream>(
     shared: Arc<ServerShared>,
-    open: O,
+    open: impl Future<Output = io::Result<Connection<S>>>,
     identity: Identity,
     waiting: OwnedSemaphorePermit,
-) where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    O: Future<Output = io::Result<Connection<S>>>,
-{
+) {
     let client = identity.address;
-    let ended = match shared.admission.connection().await {
-        Some(permit) => {
-            drop(waiting);
-            let ended = speak(shared, open, identity, true).await;
-            drop(permit);
-            ended
-        }
-        None => {
-            log::warn!("{client} was rejected: {}", answer::NO_CONNECTION);
-            let rejected = speak(shared, open, identity, false);
-            let rejected = tokio::time::timeout(budget::REJECTION_TIME, rejected).await;
-            rejected.unwrap_or_else(|late| Err(late.into()))
-        }
+    let permit = shared.admission.connection().await;
+    let ended = if permit.is_some() {
+        drop(waiting);
+        speak(shared, open, identity, true).await
+    } else {
+        log::warn!("{client} was rejected: {}", answer::NO_CONNECTION);
+        let rejected = speak(shared, open, identity, false);
+        let rejected = tokio::time::timeout(budget::REJECTION_TIME, rejected).await;
+        rejected.unwrap_or_else(|late| Err(late.into()))
     };
     if let Err(problem) = ended {
         log::debug!("connection of {client} ended: {problem}");
     }
 }
 
-async fn speak<S>(
+async fn speak<S: ByteStream>(
     shared: Arc<ServerShared>,
     open: impl Future<Output = io::Result<Connection<S>>>,
     identity: Identity,
     admitted: bool,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let connection = open.await?;
     let (queue, identity) = (connection.queue(), Arc::new(identity));
     let mut stop = shared.stop.subscribe();

@@ -1,4 +1,4 @@
-//! The door for clients: the read-only OCI distribution API, over HTTP/1.1.
+//! The listener for clients: the read-only OCI distribution API, over HTTP/1.1.
 //!
 //! | path | file |
 //! |---|---|
@@ -9,7 +9,8 @@
 //! | `/healthz`, `/readyz`, `/metrics` | [`health`], [`metrics`] |
 //!
 //! A request is parsed once into a typed [`request::RequestTarget`]; a handler turns it into an answer; [`answer`] maps every
-//! refusal to a status and an OCI error in one place. hyper speaks the protocol and is used in this room alone.
+//! refusal to a status and an OCI error in one place. hyper speaks the protocol and is used in this room alone. A request
+//! carries the identity of its client, and [`access`] decides whether that may see what it asks for.
 
 mod admission;
 mod answer;
@@ -29,10 +30,11 @@ mod request;
 mod sendfile;
 mod tls;
 
-pub use listen::{Listener, Server};
+pub use listen::{ByteStream, Listener, Server};
 
 use crate::auth::{AccessClass, Identity, may_read};
-use crate::mirror::Mirror;
+use crate::mirror::{Mirror, Refusal};
+use crate::oci::ManifestRef;
 use admission::Admission;
 use answer::Answer;
 use auth::Authenticator;
@@ -40,6 +42,9 @@ use hyper::body::Incoming;
 use request::{ClientRequest, RequestTarget};
 use std::sync::Arc;
 use tokio::sync::{Semaphore, watch};
+
+/// The answer of a handler, or why there is none.
+type Answered = Result<Answer, Refusal>;
 
 /// What all connections of a server share.
 struct ServerShared {
@@ -88,23 +93,40 @@ async fn access(shared: &ServerShared, request: &mut ClientRequest) -> Result<()
     Ok(())
 }
 
-async fn route(shared: &Arc<ServerShared>, mut request: ClientRequest) -> Answer {
+async fn route(shared: &ServerShared, mut request: ClientRequest) -> Answer {
     if let Err(denied) = access(shared, &mut request).await {
         return denied;
     }
-    match &request.target {
-        RequestTarget::Base => base::answer(),
+    let answered = match &request.target {
+        RequestTarget::Base => Ok(base::answer()),
         RequestTarget::Manifest(repository, reference) => {
             manifests::answer(shared, &request, repository, reference).await
         }
         RequestTarget::Blob(repository, digest) => blobs::answer(shared, &request, repository, digest).await,
-        RequestTarget::Tags(repository) => lists::tags(shared, &request, repository).await,
-        RequestTarget::Catalog(registry) => lists::catalog(shared, &request, registry.as_ref()).await,
+        RequestTarget::Tags(repository) => lists::tags(&shared.mirror, &request, repository).await,
+        RequestTarget::Catalog(registry) => lists::catalog(&shared.mirror, &request, registry.as_ref()).await,
         RequestTarget::Referrers(repository, digest) => {
-            lists::referrers(shared, &request, repository, digest).await
+            lists::referrers(&shared.mirror, &request, repository, digest).await
         }
-        RequestTarget::Healthz => health::alive(),
-        RequestTarget::Readyz => health::ready(&shared.mirror),
-        RequestTarget::Metrics => metrics::answer(&shared.mirror),
+        RequestTarget::Healthz => Ok(health::alive()),
+        RequestTarget::Readyz => Ok(health::ready(&shared.mirror)),
+        RequestTarget::Metrics => Ok(metrics::answer(&shared.mirror)),
+    };
+    answered.unwrap_or_else(|refusal| refuse(shared, &request, &refusal))
+}
+
+/// Logs and counts a refusal, and answers with it.
+fn refuse(shared: &ServerShared, request: &ClientRequest, refusal: &Refusal) -> Answer {
+    let count = |repository| shared.mirror.pulls().refused(request.identity.address, repository);
+    match &request.target {
+        // The mirror has logged it.
+        RequestTarget::Manifest(repository, ManifestRef::Tag(_)) => count(repository),
+        RequestTarget::Manifest(repository, ManifestRef::Digest(digest))
+        | RequestTarget::Blob(repository, digest) => {
+            log::warn!("{repository}@{digest} not answered: {refusal}");
+            count(repository);
+        }
+        _ => log::warn!("{} not answered: {refusal}", request.uri.path()),
     }
+    answer::refuse(refusal)
 }

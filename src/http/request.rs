@@ -1,4 +1,5 @@
-//! A request, parsed once: which registry, which repository, what of it.
+//! A request, parsed once: the registry, the repository, and what the client wants of it. A request that is not valid
+//! becomes an answer here.
 
 use super::answer::{self, Answer};
 use crate::auth::Identity;
@@ -10,7 +11,10 @@ use hyper::{Method, StatusCode, Uri};
 use std::borrow::Cow;
 use std::sync::Arc;
 
-/// What is asked for.
+/// A part of a request, or the answer that says what is wrong with it.
+type Parsed<T> = Result<T, Box<Answer>>;
+
+/// What a request asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum RequestTarget {
     Base,
@@ -25,7 +29,7 @@ pub(super) enum RequestTarget {
     Metrics,
 }
 
-/// A request that makes sense.
+/// A valid request.
 pub(super) struct ClientRequest {
     /// Who asks: the identity of the connection, or the user who has logged in with this request.
     pub(super) identity: Arc<Identity>,
@@ -34,21 +38,24 @@ pub(super) struct ClientRequest {
     pub(super) target: RequestTarget,
     pub(super) page: PageRequest,
     pub(super) artifact_type: Option<String>,
-    /// `ns`, to be echoed.
+    /// `ns`, which the answer repeats.
     pub(super) namespace: Option<RegistryName>,
-    /// As it came, for links to the next page.
+    /// The URI as the client sent it, for links to the next page.
     pub(super) uri: Uri,
     pub(super) headers: HeaderMap,
     default_registry: RegistryName,
 }
 
 impl ClientRequest {
-    /// Parses a request; what is wrong with it is an answer already.
+    /// Parses a request of a client.
+    ///
+    /// # Errors
+    /// The answer that says what is wrong with it.
     pub(super) fn parse(
         incoming: hyper::Request<impl Sized>,
         identity: Arc<Identity>,
         config: &Config,
-    ) -> Result<ClientRequest, Box<Answer>> {
+    ) -> Parsed<ClientRequest> {
         let (parts, _) = incoming.into_parts();
         let (method, uri) = (parts.method, parts.uri);
         let query = Query::parse(&uri)?;
@@ -72,7 +79,7 @@ impl ClientRequest {
         })
     }
 
-    /// The registry that the request is about, if its content needs a login here.
+    /// The registry of the request, if its content needs a login here.
     pub(super) fn private_registry(&self, mirror: &Mirror) -> Option<&RegistryName> {
         let registry = match &self.target {
             RequestTarget::Manifest(repository, _)
@@ -80,14 +87,14 @@ impl ClientRequest {
             | RequestTarget::Tags(repository)
             | RequestTarget::Referrers(repository, _) => &repository.registry,
             RequestTarget::Catalog(registry) => registry.as_ref().unwrap_or(&self.default_registry),
-            // Clients that do not name a registry decide by this path whether to log in at all.
+            // Clients that name no registry decide by this path whether to log in at all.
             RequestTarget::Base => &self.default_registry,
             RequestTarget::Healthz | RequestTarget::Readyz | RequestTarget::Metrics => return None,
         };
         mirror.upstreams().find(registry).filter(|upstream| upstream.is_private()).map(|_| registry)
     }
 
-    /// The one range that is asked for, in a body of `total` bytes.
+    /// The range that the client wants of a body of `total` bytes.
     pub(super) fn range(&self, total: u64) -> ByteRange {
         match self.headers.get(header::RANGE).map(|value| value.to_str()) {
             Some(Ok(value)) => parse_range(value, total),
@@ -109,7 +116,7 @@ pub(super) enum ByteRange {
 
 fn parse_range(value: &str, total: u64) -> ByteRange {
     let Some(spec) = value.trim().strip_prefix("bytes=") else { return ByteRange::Whole };
-    // Several ranges may be answered with the whole (RFC 9110, section 14.2).
+    // Several ranges may be answered with the complete body (RFC 9110, section 14.2).
     if spec.contains(',') {
         return ByteRange::Whole;
     }
@@ -140,7 +147,7 @@ struct Query {
 }
 
 impl Query {
-    fn parse(uri: &Uri) -> Result<Query, Box<Answer>> {
+    fn parse(uri: &Uri) -> Parsed<Query> {
         let mut query = Query::default();
         for pair in uri.query().unwrap_or("").split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -162,7 +169,7 @@ impl Query {
     }
 
     /// The registry named by `ns`: it must be one that is configured, or nothing goes out.
-    fn namespace(&self, config: &Config) -> Result<Option<RegistryName>, Box<Answer>> {
+    fn namespace(&self, config: &Config) -> Parsed<Option<RegistryName>> {
         let Some(ns) = &self.ns else { return Ok(None) };
         let registry: RegistryName =
             ns.parse().map_err(|e: Invalid| invalid(ErrorCode::NameInvalid, &e.to_string()))?;
@@ -173,11 +180,7 @@ impl Query {
     }
 }
 
-fn parse_path(
-    path: &str,
-    namespace: Option<&RegistryName>,
-    config: &Config,
-) -> Result<RequestTarget, Box<Answer>> {
+fn parse_path(path: &str, namespace: Option<&RegistryName>, config: &Config) -> Parsed<RequestTarget> {
     match path {
         "/healthz" => return Ok(RequestTarget::Healthz),
         "/readyz" => return Ok(RequestTarget::Readyz),
@@ -212,11 +215,7 @@ fn parse_path(
 }
 
 /// The registry is `ns`; else the first component where that is a configured registry; else the default one.
-fn parse_name(
-    name: &str,
-    namespace: Option<&RegistryName>,
-    config: &Config,
-) -> Result<Repository, Box<Answer>> {
+fn parse_name(name: &str, namespace: Option<&RegistryName>, config: &Config) -> Parsed<Repository> {
     let in_path = || {
         let (first, rest) = name.split_once('/')?;
         let upstream = config.upstreams.iter().find(|upstream| upstream.name.as_str() == first)?;

@@ -40,7 +40,7 @@ fn overlaps_placeholder(slice: &[u8]) -> bool {
 pub(super) struct SendfileQueue(Arc<Mutex<VecDeque<FilePiece>>>);
 
 /// Is called when a file cannot be read.
-pub(super) type OnReadFailure = Arc<dyn Fn() + Send + Sync>;
+pub(super) type OnReadFailure = Option<Arc<dyn Fn() + Send + Sync>>;
 
 /// A piece of a file.
 #[derive(Clone)]
@@ -49,7 +49,7 @@ pub(super) struct FilePiece {
     pub(super) offset: u64,
     /// Bytes of it that are left to send.
     pub(super) left: usize,
-    pub(super) on_failure: Option<OnReadFailure>,
+    pub(super) on_failure: OnReadFailure,
 }
 
 /// What a write begins with.
@@ -67,7 +67,7 @@ impl SendfileQueue {
         file: Arc<File>,
         offset: u64,
         length: usize,
-        on_failure: Option<OnReadFailure>,
+        on_failure: OnReadFailure,
     ) -> Bytes {
         let placeholder = &placeholder()[..length];
         self.pieces().push_back(FilePiece { file, offset, left: length, on_failure });
@@ -250,13 +250,13 @@ mod tests {
                 slices.iter().map(|s| s.len()).collect::<Vec<_>>()
             );
         }
-        // A slice that nothing is noted for.
+        // A slice of the placeholder that is not in the queue.
         assert_eq!(next(&SendfileQueue::default(), &[&frames[0]]), Err(()));
     }
 
     #[test]
     fn bytes_that_were_read_are_cached_and_bytes_beyond_the_end_are_not() {
-        let folder = std::env::temp_dir().join(format!("larder-probe_page_cache-{}", std::process::id()));
+        let folder = std::env::temp_dir().join(format!("larder-page-cache-{}", std::process::id()));
         std::fs::write(&folder, vec![1; 300_000]).unwrap();
         let file = File::open(&folder).unwrap();
         std::fs::remove_file(&folder).unwrap();
