@@ -205,3 +205,59 @@ fn https_is_served() {
     let _ = plain.read_to_end(&mut said);
     assert!(!said.starts_with(b"HTTP"));
 }
+
+#[test]
+fn any_byte_stream_is_served_with_the_identity_of_its_client() {
+    use larder::auth::Identity;
+    use larder::config::{Config, Options};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let (mut board, _upstream, _folder) = private_board(Login::Basic(alice().0, alice().1));
+    board.stop();
+    let file = Some(board.folder().join("larder.toml"));
+    let config = Config::load(&Options { file, data_dir: Some(board.data()), ..Options::default() }).unwrap();
+    let upstreams = larder::fetch::Upstreams::new(&config).unwrap();
+    let (store, _) = larder::store::Store::open(&config.data_dir, 3).unwrap();
+    let mirror = larder::mirror::Mirror::start(Arc::new(config), Arc::new(store), upstreams, false).unwrap();
+    let server = Arc::new(larder::http::Server::new(Arc::clone(&mirror)).unwrap());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    // A stream that is no socket, and smaller than what goes over it.
+    let connect = |identity: &Identity| {
+        let (client, stream) = tokio::io::duplex(1_000);
+        let (server, identity) = (Arc::clone(&server), identity.clone());
+        (client, runtime.spawn(async move { server.serve_stream(stream, identity).await }))
+    };
+    let ask = |identity: &Identity, path: &str| {
+        let (mut client, served) = connect(identity);
+        let request = format!("GET {path} HTTP/1.1\r\nhost: board\r\nconnection: close\r\n\r\n");
+        let mut answer = Vec::new();
+        runtime.block_on(async {
+            client.write_all(request.as_bytes()).await.unwrap();
+            client.read_to_end(&mut answer).await.unwrap();
+            served.await.unwrap();
+        });
+        answer
+    };
+
+    let anonymous = Identity::anonymous([127, 0, 0, 1].into());
+    let user = Identity { user: Some("peer".into()), ..anonymous.clone() };
+    let layer = layer_of(&image(1));
+    let blob = format!("/v2/lab/app/blobs/{layer}?ns=docker.io");
+    // Twice: from upstream, and from the disk.
+    for _ in 0..2 {
+        for path in [TAG, &blob] {
+            assert!(ask(&anonymous, path).starts_with(b"HTTP/1.1 401 "), "{path}");
+            assert!(ask(&user, path).starts_with(b"HTTP/1.1 200 "), "{path}");
+        }
+        assert!(ask(&user, &blob).ends_with(&image(1).blobs[&layer]));
+    }
+
+    // A client that only waits does not keep the server from its end.
+    let (mut client, served) = connect(&user);
+    runtime.block_on(async {
+        server.stop(common::PATIENCE).await;
+        served.await.unwrap();
+        assert_eq!(client.read_to_end(&mut Vec::new()).await.unwrap(), 0);
+    });
+    mirror.stop();
+}
