@@ -62,7 +62,7 @@ fn one_connection_too_many_is_told_so_and_not_left_waiting() {
         if &start != b"HTTP/1.1 200" {
             let mut rest = Vec::new();
             stream.read_to_end(&mut rest).unwrap();
-            println!("turned away after {:.1?}", began.elapsed());
+            println!("rejected after {:.1?}", began.elapsed());
             break format!("{}{}", String::from_utf8_lossy(&start), String::from_utf8_lossy(&rest));
         }
         idle.push(stream);
@@ -71,7 +71,7 @@ fn one_connection_too_many_is_told_so_and_not_left_waiting() {
     assert_eq!(idle.len(), 42);
     assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
     assert!(answer.to_lowercase().contains("retry-after: 1") && answer.contains("memory.max"), "{answer}");
-    board.wait_for_log("was turned away");
+    board.wait_for_log("was rejected: all connections that memory.max allows are in use");
     idle.clear();
     board.wait_until("a free place", || board.get("/v2/").status == 200);
 }

@@ -32,7 +32,7 @@ pub(super) fn full(status: StatusCode, content_type: &str, body: impl Into<Bytes
 
 /// An answer whose body of `length` bytes is added later, or never for a HEAD.
 pub(super) fn with_length(status: StatusCode, content_type: HeaderValue, length: u64) -> Answer {
-    let mut answer = Response::new(Body::empty());
+    let mut answer = Response::new(Body::full(Bytes::new()));
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
     headers.insert(header::CONTENT_TYPE, content_type);

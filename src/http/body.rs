@@ -49,10 +49,6 @@ enum StreamState {
 }
 
 impl Body {
-    pub(super) fn empty() -> Body {
-        Body(Inner::Full(None))
-    }
-
     pub(super) fn full(bytes: Bytes) -> Body {
         Body(Inner::Full((!bytes.is_empty()).then_some(bytes)))
     }

@@ -4,6 +4,7 @@
 //! ([`super::sendfile`]), if the stream is a TCP socket. hyper has no limit for a slow client: here a client that takes no
 //! byte for [`budget::CLIENT_STALL_TIME`](crate::budget::CLIENT_STALL_TIME) is cut.
 
+use super::pool;
 use super::sendfile::{FilePiece, NextWrite, SendfileQueue};
 use crate::budget;
 use hyper::rt::{Read, ReadBufCursor, Sleep, Timer, Write};
@@ -11,7 +12,7 @@ use std::cell::RefCell;
 use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
@@ -21,20 +22,13 @@ type SendPiece<S> = fn(&S, &mut Context<'_>, &FilePiece) -> Poll<io::Result<usiz
 
 fn send_piece(socket: &TcpStream, cx: &mut Context<'_>, piece: &FilePiece) -> Poll<io::Result<usize>> {
     loop {
-        match socket.poll_write_ready(cx) {
-            Poll::Ready(Ok(())) => {}
-            Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
-            Poll::Pending => return Poll::Pending,
-        }
+        ready!(socket.poll_write_ready(cx))?;
         let sent = socket.try_io(Interest::WRITABLE, || {
             let mut offset = piece.offset;
             Ok(rustix::fs::sendfile(socket, &*piece.file, Some(&mut offset), piece.left)?)
         });
         match sent {
-            Ok(0) => {
-                let short = io::Error::new(io::ErrorKind::UnexpectedEof, "the file is shorter than it was");
-                return Poll::Ready(Err(short));
-            }
+            Ok(0) => return Poll::Ready(Err(pool::shorter())),
             // The readiness was stale, or a signal came.
             Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
             sent => return Poll::Ready(sent),
@@ -120,15 +114,10 @@ impl<S> Connection<S> {
             return written;
         }
         let until = || tokio::time::Instant::now() + budget::CLIENT_STALL_TIME;
-        let timer = match &mut self.stall_timer {
-            Some(timer) => {
-                if began {
-                    timer.as_mut().reset(until());
-                }
-                timer
-            }
-            none => none.insert(Box::pin(tokio::time::sleep_until(until()))),
-        };
+        let timer = self.stall_timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until())));
+        if began {
+            timer.as_mut().reset(until());
+        }
         let stalled = || io::Error::new(io::ErrorKind::TimedOut, "the client takes no bytes");
         timer.as_mut().poll(cx).map(|()| Err(stalled()))
     }
@@ -145,13 +134,9 @@ impl<S: AsyncRead + Unpin> Read for Connection<S> {
         READ.with_borrow_mut(|bytes| {
             let room = into.remaining().min(bytes.len());
             let mut buffer = ReadBuf::new(&mut bytes[..room]);
-            match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
-                Poll::Ready(Ok(())) => {
-                    into.put_slice(buffer.filled());
-                    Poll::Ready(Ok(()))
-                }
-                other => other,
-            }
+            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer))?;
+            into.put_slice(buffer.filled());
+            Poll::Ready(Ok(()))
         })
     }
 }

@@ -141,8 +141,9 @@ impl Server {
         };
         let open = async move {
             socket.set_nodelay(true)?;
-            let handshake = tokio::time::timeout(budget::REQUEST_HEADER_TIME, tls.accept(socket));
-            Ok(Connection::new(handshake.await??))
+            // A box, so that the connection's task does not keep the handshake's memory.
+            let handshake = Box::pin(tls.accept(socket));
+            Ok(Connection::new(tokio::time::timeout(budget::REQUEST_HEADER_TIME, handshake).await??))
         };
         tokio::spawn(serve_client(shared, open, identity, waiting));
     }

@@ -34,7 +34,7 @@ pub use listen::{ByteStream, Listener, Server};
 
 use crate::auth::{AccessClass, Identity, may_read};
 use crate::mirror::{Mirror, Refusal};
-use crate::oci::ManifestRef;
+use crate::oci::{ManifestRef, quoted};
 use admission::Admission;
 use answer::Answer;
 use auth::Authenticator;
@@ -71,12 +71,8 @@ async fn answer(
         Err(answer) => *answer,
     };
     if let Some((began, line)) = reported {
-        log::debug!(
-            "{client} {} {} in {:.1?}",
-            crate::oci::quoted(&line),
-            answer.status().as_u16(),
-            began.elapsed()
-        );
+        let (line, status) = (quoted(&line), answer.status().as_u16());
+        log::debug!("{client} {line} {status} in {:.1?}", began.elapsed());
     }
     answer
 }

@@ -69,9 +69,14 @@ pub(super) fn read_at(file: &std::fs::File, into: &mut [u8], offset: u64) -> io:
         }
     }
     if filled == 0 {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file is shorter than it was"));
+        return Err(shorter());
     }
     Ok(filled)
+}
+
+/// The error of a file that ends before the bytes that were announced.
+pub(super) fn shorter() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the file is shorter than it was")
 }
 
 #[cfg(test)]

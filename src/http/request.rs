@@ -96,10 +96,8 @@ impl ClientRequest {
 
     /// The range that the client wants of a body of `total` bytes.
     pub(super) fn range(&self, total: u64) -> ByteRange {
-        match self.headers.get(header::RANGE).map(|value| value.to_str()) {
-            Some(Ok(value)) => parse_range(value, total),
-            Some(Err(_)) | None => ByteRange::Whole,
-        }
+        let value = self.headers.get(header::RANGE).and_then(|value| value.to_str().ok());
+        value.map_or(ByteRange::Whole, |value| parse_range(value, total))
     }
 }
 
@@ -189,13 +187,8 @@ fn parse_path(path: &str, namespace: Option<&RegistryName>, config: &Config) -> 
         "/v2/_catalog" => return Ok(RequestTarget::Catalog(namespace.cloned())),
         _ => {}
     }
-    let unknown = || {
-        Box::new(answer::error(
-            StatusCode::NOT_FOUND,
-            ErrorCode::NameUnknown,
-            "there is nothing at this path",
-        ))
-    };
+    let message = "there is nothing at this path";
+    let unknown = || Box::new(answer::error(StatusCode::NOT_FOUND, ErrorCode::NameUnknown, message));
     let rest = path.strip_prefix("/v2/").ok_or_else(unknown)?;
     let (front, last) = rest.rsplit_once('/').ok_or_else(unknown)?;
     let (name, kind) = front.rsplit_once('/').ok_or_else(unknown)?;

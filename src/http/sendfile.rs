@@ -10,6 +10,7 @@
 //!
 //! Failure. A file that is shorter than before, or that the disk cannot read, ends the one connection.
 
+use super::pool;
 use crate::budget;
 use crate::sync::Mutex;
 use bytes::Bytes;
@@ -188,7 +189,7 @@ pub(super) fn load(file: &File, offset: u64, length: usize) -> io::Result<()> {
     let pages = (offset..end).step_by(budget::PAGE_BYTES_MIN).chain([end - 1]);
     for at in pages {
         file.read_exact_at(&mut [0], at).map_err(|e| match e.kind() {
-            io::ErrorKind::UnexpectedEof => io::Error::new(e.kind(), "the file is shorter than it was"),
+            io::ErrorKind::UnexpectedEof => pool::shorter(),
             _ => e,
         })?;
     }
