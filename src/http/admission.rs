@@ -50,12 +50,8 @@ impl Admission {
     /// # Errors
     /// [`Refusal::Busy`] if none is free before long.
     pub(super) async fn body(&self) -> Result<AdmissionPermit, Refusal> {
-        let busy = || {
-            Refusal::Busy(format!(
-                "memory.max allows {} downloads by clients at a time, and all are in use",
-                self.bodies_max
-            ))
-        };
+        let max = self.bodies_max;
+        let busy = || Refusal::Busy(format!("all {max} client downloads that memory.max allows are in use"));
         wait_briefly(&self.bodies).await.ok_or_else(busy)
     }
 

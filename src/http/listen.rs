@@ -160,10 +160,10 @@ async fn serve_client<S: ByteStream>(
     let permit = shared.admission.connection().await;
     let ended = if permit.is_some() {
         drop(waiting);
-        speak(shared, open, identity, true).await
+        serve_http(shared, open, identity, true).await
     } else {
         log::warn!("{client} was rejected: {}", answer::NO_CONNECTION);
-        let rejected = speak(shared, open, identity, false);
+        let rejected = serve_http(shared, open, identity, false);
         let rejected = tokio::time::timeout(budget::REJECTION_TIME, rejected).await;
         rejected.unwrap_or_else(|late| Err(late.into()))
     };
@@ -172,7 +172,7 @@ async fn serve_client<S: ByteStream>(
     }
 }
 
-async fn speak<S: ByteStream>(
+async fn serve_http<S: ByteStream>(
     shared: Arc<ServerShared>,
     open: impl Future<Output = io::Result<Connection<S>>>,
     identity: Identity,

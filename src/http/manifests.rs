@@ -54,12 +54,8 @@ async fn by_tag(
         && !mirror.store().contains(&resolved.digest)
     {
         let mut answer = answer::with_length(StatusCode::OK, answer::text(media_type), *size);
-        answer::label(
-            &mut answer,
-            request,
-            resolved.digest.quoted(),
-            "larder; fwd=uri-miss; detail=upstream",
-        );
+        let status = "larder; fwd=uri-miss; detail=upstream";
+        answer::label(&mut answer, request, resolved.digest.quoted(), status);
         return Ok(answer);
     }
     let manifest = match resolved.at_hand.take() {
