@@ -1,11 +1,6 @@
 //! Content that has gone bad on the disk: it is found out before it is believed, set aside, and fetched again.
 
-// Where a test cannot go on, it stops.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::{Board, Folder, PLATFORM, disk, layer_of, needed, upstream_with};
+use crate::board::{self, Board, Folder, PLATFORM, io_faults, layer_of, needed, upstream_with};
 use larder::config::{Config, Options};
 use larder::demo::client;
 use larder::demo::image::Image;
@@ -167,10 +162,10 @@ fn what_the_medium_does_not_give_is_set_aside_and_fetched_again() {
     let bad = folder.0.join("bad");
     std::fs::write(&bad, "").unwrap();
     let environment =
-        disk::environment(&folder.0.join("data"), &[("LARDER_DISK_BAD", bad.display().to_string())]);
+        io_faults::environment(&folder.0.join("data"), &[("LARDER_DISK_BAD", bad.display().to_string())]);
     let config = format!(
         "platforms = [\"{PLATFORM}\"]\n{}[disk]\nmin_free = \"1MiB\"\n[upstream.\"docker.io\"]\nurl = \"{}\"\n",
-        common::FETCH,
+        board::FETCH,
         upstream.url()
     );
     let board = Board::in_folder(folder, &config, environment);
@@ -180,7 +175,7 @@ fn what_the_medium_does_not_give_is_set_aside_and_fetched_again() {
         std::fs::write(&bad, part.hex()).unwrap();
         // The client is cut short, before the header or after it.
         let path = format!("/v2/lab/app/blobs/{part}?ns=docker.io");
-        let answer = client::request(board.addr, "GET", &path, &[], common::PATIENCE);
+        let answer = client::request(board.addr, "GET", &path, &[], board::PATIENCE);
         assert!(answer.is_err() || answer.is_ok_and(|answer| answer.body().is_err()));
         board.wait_for_log(&format!("{part} was damaged on the disk and is set aside"));
         std::fs::write(&bad, "").unwrap();
@@ -202,10 +197,10 @@ fn unused_images_expire_but_not_by_a_clock_that_is_not_set() {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     std::fs::write(&clock, format!("-{now}")).unwrap();
     let environment =
-        disk::environment(&folder.0.join("data"), &[("LARDER_CLOCK", clock.display().to_string())]);
+        io_faults::environment(&folder.0.join("data"), &[("LARDER_CLOCK", clock.display().to_string())]);
     let config = format!(
         "platforms = [\"{PLATFORM}\"]\n{}[disk]\nmin_free = \"1MiB\"\nexpire_unused = \"2s\"\n[upstream.\"docker.io\"]\nurl = \"{}\"\n",
-        common::FETCH,
+        board::FETCH,
         upstream.url()
     );
     let board = Board::in_folder(folder, &config, environment);
@@ -243,7 +238,7 @@ fn the_scrub_reads_everything_in_turn_and_goes_on_where_it_was() {
         };
         let config = Config::load(&options).unwrap();
         let upstreams = Upstreams::new(&config).unwrap();
-        let (store, found) = Store::open(&config.data_dir, 3).unwrap();
+        let (store, found) = board::without_spawning(|| Store::open(&config.data_dir, 3)).unwrap();
         assert_eq!(found, Found::Sound);
         Mirror::start(Arc::new(config), Arc::new(store), upstreams, false).unwrap()
     };
@@ -256,8 +251,8 @@ fn the_scrub_reads_everything_in_turn_and_goes_on_where_it_was() {
     mirror.stop();
     drop(mirror);
     // Its threads let go of the store within a moment.
-    let deadline = std::time::Instant::now() + common::PATIENCE;
-    while Store::open(&board.data(), 3).is_err() {
+    let deadline = std::time::Instant::now() + board::PATIENCE;
+    while board::without_spawning(|| Store::open(&board.data(), 3).is_err()) {
         assert!(std::time::Instant::now() < deadline, "the store is still held");
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
@@ -269,11 +264,11 @@ fn the_scrub_reads_everything_in_turn_and_goes_on_where_it_was() {
     assert_eq!(mirror.store().corrupt_blobs(), 1);
     let month = larder::budget::SCRUB_PASS;
     assert!(pauses >= month && pauses < month * 2, "{pauses:?}");
-    let deadline = std::time::Instant::now() + common::PATIENCE;
+    let deadline = std::time::Instant::now() + board::PATIENCE;
     while !mirror.store().contains(&layer) {
         assert!(std::time::Instant::now() < deadline, "it was not fetched again");
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
     mirror.stop();
-    common::check_blobs(&board.data());
+    board::check_blobs(&board.data());
 }

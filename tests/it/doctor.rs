@@ -1,12 +1,7 @@
 //! `larder doctor`: each finding shown by a board that has the fault, with the command that mends it; and the command
 //! itself on this machine, with the server running and stopped.
 
-// Where a test cannot go on, it stops.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::{Board, Folder, PATIENCE, image, tls_settings, upstream_with};
+use crate::board::{self, Board, Folder, PATIENCE, image, tls_settings, upstream_with};
 use larder::clients::files::{Root, write};
 use larder::clients::{Client, Mirror, Profile};
 use larder::config::{Config, Options};
@@ -15,6 +10,7 @@ use larder::doctor::{Finding, Severity, System, examine};
 use larder::oci::{Algorithm, Digest};
 use std::net::TcpListener;
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -398,7 +394,7 @@ fn clients_that_are_sent_here_and_that_are_not() {
             &mend,
         );
         assert!(board.find("client", &format!("{client} is not sent")).what.contains(why));
-        write(&root, client, &board.mirror(), Profile::Fallback).unwrap();
+        board::without_spawning(|| write(&root, client, &board.mirror(), Profile::Fallback)).unwrap();
         board.is(
             "client",
             &format!("{client} asks http://127.0.0.1:5999 for 9 registries"),
@@ -533,7 +529,8 @@ fn a_server_and_upstreams_that_hang_end_within_the_bound() {
         .nth(1)
         .map(|rest| format!("[upstream.\"ghcr.io\"]{rest}"));
     let board = Board::new(&upstream, &more.unwrap());
-    board.wait_until("the control socket", || board.data().join("control.sock").exists());
+    // It answers, which it may not yet do when its file appears.
+    board.wait_until("the control socket", || UnixStream::connect(board.data().join("control.sock")).is_ok());
     upstream.on(None, "/v2/", Behaviour::HangBeforeHeader);
     let id = rustix::process::Pid::from_raw(board.id() as i32).unwrap();
     rustix::process::kill_process(id, rustix::process::Signal::STOP).unwrap();

@@ -1,11 +1,6 @@
 //! The profiles beside the canonical configuration: each is right, and changes what it names and nothing else.
 
-// Where a test cannot go on, it stops.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::Folder;
+use crate::board::{self, Folder};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -33,7 +28,7 @@ fn profiles(folder: &Folder) -> Vec<(String, PathBuf)> {
 fn larder(config: &Path, command: &str) -> String {
     let mut larder = Command::new(env!("CARGO_BIN_EXE_larder"));
     larder.env_clear().arg("--config").arg(config).args(["config", command]);
-    let output = larder.output().unwrap();
+    let output = board::output(&mut larder);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{}: {said}", config.display());
     assert!(!said.contains("without effect"), "{}: {said}", config.display());

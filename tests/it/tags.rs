@@ -1,11 +1,6 @@
 //! How a tag is answered: the tiers, the rules, the pointers, the breaker.
 
-// Where a test cannot go on, it stops.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::{Board, DEADLINE, FETCH, LEEWAY, image, layer_of, needed, upstream_with};
+use crate::board::{self, Board, DEADLINE, FETCH, LEEWAY, image, layer_of, needed, upstream_with};
 use larder::demo::image::Image;
 use larder::demo::upstream::{Behaviour, Upstream};
 use std::io::{Read, Write};
@@ -126,7 +121,7 @@ fn simultaneous_requests_ask_upstream_once() {
             .write_all(format!("HEAD {TAG} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes())
             .unwrap();
     }
-    assert!(upstream.wait_for(before + 1, "HEAD", "/manifests/latest", common::PATIENCE));
+    assert!(upstream.wait_for(before + 1, "HEAD", "/manifests/latest", board::PATIENCE));
     // Every request is written before the one question is answered; the pause lets the board read the last of them.
     std::thread::sleep(Duration::from_millis(500));
     upstream.release();
@@ -330,7 +325,7 @@ fn one_upstream_that_hangs_does_not_hold_up_another() {
             std::thread::spawn(move || board.ask(&format!("lab/n{n}"), "latest").0)
         })
         .collect();
-    assert!(hung.wait_for(4, "HEAD", "/manifests/", common::PATIENCE));
+    assert!(hung.wait_for(4, "HEAD", "/manifests/", board::PATIENCE));
     let began = std::time::Instant::now();
     assert_eq!(board.head("/v2/lab/app/manifests/latest?ns=ghcr.io").status, 200);
     assert!(began.elapsed() < LEEWAY, "{:?}", began.elapsed());

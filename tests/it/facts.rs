@@ -1,11 +1,6 @@
 //! What is kept in memory about tags is never older than the disk: whatever changes there shows in the next answer.
 
-// Where a test cannot go on, it stops.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::{Board, image, layer_of, upstream_with};
+use crate::board::{Board, image, layer_of, upstream_with};
 use larder::demo::image::Image;
 use larder::demo::upstream::Upstream;
 

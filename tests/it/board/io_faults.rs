@@ -1,31 +1,36 @@
-//! A disk that remembers every change, for crashes to be made up of, and that fails on command: `tests/disk/shim.c`.
+//! A file system that records every change, so that power cuts can be made up from the recording, and that fails on
+//! command: a library below the server, [`SHIM_SOURCE`].
 
-use super::{Environment, Folder, Random};
+use super::{Environment, Folder, Random, output};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+/// The library's source, from the top of the repository.
+const SHIM_SOURCE: &str = "tests/disk/shim.c";
 /// The medium writes so many bytes at once or not at all.
 const SECTOR: usize = 512;
 
 /// The library that is put below the server; compiled once.
 pub fn shim() -> &'static Path {
-    static SHIM: OnceLock<(Folder, PathBuf)> = OnceLock::new();
-    let (_, path) = SHIM.get_or_init(|| {
+    static SHIM: OnceLock<PathBuf> = OnceLock::new();
+    SHIM.get_or_init(|| {
         let folder = Folder::new();
-        let path = folder.0.join("shim.so");
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/disk/shim.c");
-        let made = Command::new("cc")
-            .args(["-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-o"])
-            .args([&path, &source])
-            .arg("-ldl")
-            .output()
-            .expect("a C compiler is needed, as for the build itself: install gcc and libc6-dev");
+        let made_at = folder.0.join("shim.so");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(SHIM_SOURCE);
+        // A C compiler is needed, as for the build itself: gcc and libc6-dev.
+        let flags = ["-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-o"];
+        let made = output(Command::new("cc").args(flags).args([&made_at, &source]).arg("-ldl"));
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        (folder, path)
-    });
-    path
+        // Where it outlives this process, which has no end at which it would be removed; other binaries do the same.
+        let kept = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let (new, path) =
+            (kept.join(format!("io_faults.{}.so", std::process::id())), kept.join("io_faults.so"));
+        std::fs::copy(&made_at, &new).unwrap();
+        std::fs::rename(&new, &path).unwrap();
+        path
+    })
 }
 
 /// The environment of a server whose changes below `root` are seen. `more` says what is done about them.

@@ -2,12 +2,7 @@
 //!
 //! `LARDER_ROUNDS` says how often (25 times if it does not), `LARDER_SEED` repeats the points in time.
 
-// Where a test cannot go on, it stops.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::{Board, PATIENCE, PLATFORM};
+use crate::board::{self, Board, PATIENCE, PLATFORM};
 use larder::demo::client;
 use larder::demo::image::Image;
 use larder::demo::upstream::Upstream;
@@ -24,15 +19,15 @@ fn picture(seed: u64) -> Image {
 
 #[test]
 fn killed_in_the_middle_nothing_half_is_left() {
-    let rounds = common::from_environment("LARDER_ROUNDS", 25);
-    let mut random = common::Random::seeded();
+    let rounds = board::from_environment("LARDER_ROUNDS", 25);
+    let mut random = board::Random::seeded();
     let upstream = Upstream::start().unwrap();
     for seed in 0..IMAGES {
         upstream.push(&format!("lab/{seed}"), "latest", &picture(seed));
     }
     let mut board = Board::with_config(&format!(
         "platforms = [\"{PLATFORM}\"]\n{}[disk]\nmin_free = \"1MiB\"\nmax = \"{DISK_MAX}\"\n[upstream.\"docker.io\"]\nurl = \"{}\"\n",
-        common::FETCH,
+        board::FETCH,
         upstream.url()
     ));
     let mut blobs = 0;

@@ -1,11 +1,6 @@
 //! Boards that share: what a peer may change, and what not, with real boards and with one that lies.
 
-// Where a test cannot go on, it stops.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::{Board, FETCH, Folder, LEEWAY, image, layer_of, needed, upstream_with};
+use crate::board::{self, Board, FETCH, Folder, LEEWAY, image, io_faults, layer_of, needed, upstream_with};
 use larder::budget;
 use larder::config::{self, Secret};
 use larder::demo::image::Image;
@@ -17,14 +12,12 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 const SECRET: &str = "a secret that the boards of a test share";
 const TAG: &str = "/v2/lab/app/manifests/latest?ns=docker.io";
 /// The index and one manifest, which are pulled beside the blobs.
 const WITH_MANIFESTS: usize = 2;
-/// Claims are compared by the second.
-const A_SECOND: Duration = Duration::from_millis(1_100);
 
 /// A file that only its owner may read.
 fn private_file(folder: &Path, name: &str, text: &str) -> PathBuf {
@@ -49,9 +42,12 @@ fn any_port() -> SocketAddr {
     ([127, 0, 0, 1], 0).into()
 }
 
-/// A port that was free a moment ago, for boards that have to know each other before they run.
+/// A port that was free a moment ago, for boards that have to know each other before they run. It is of a loopback address
+/// where nothing else of the tests listens that takes any port.
 fn free_port() -> SocketAddr {
-    TcpListener::bind(any_port()).unwrap().local_addr().unwrap()
+    static COUNT: AtomicU8 = AtomicU8::new(2);
+    let host = COUNT.fetch_add(1, Ordering::Relaxed);
+    TcpListener::bind(SocketAddr::from(([127, 0, 0, host], 0))).unwrap().local_addr().unwrap()
 }
 
 fn board(upstream: &Upstream, folder: &Folder, peers: &[SocketAddr]) -> Board {
@@ -121,10 +117,21 @@ fn a_newer_claim_beats_an_older_version_and_an_older_claim_does_not() {
     let (first, second) = (image(1), image(2));
     let (upstream, folder) = (upstream_with(&first), Folder::new());
     let (old_port, new_port) = (free_port(), free_port());
-    let old = Board::new(&upstream, &section(&folder, SECRET, old_port, &[new_port]));
-    let mut new = Board::new(&upstream, &section(&folder, SECRET, new_port, &[old_port]));
+    // Claims are compared by the second, of a clock that both boards have from the test.
+    let clock = folder.0.join("clock");
+    let clock_is_off_by = |seconds: u64| {
+        std::fs::write(folder.0.join("clock.new"), seconds.to_string()).unwrap();
+        std::fs::rename(folder.0.join("clock.new"), &clock).unwrap();
+    };
+    clock_is_off_by(0);
+    let environment = || io_faults::environment(&folder.0, &[("LARDER_CLOCK", clock.display().to_string())]);
+    let start = |listen, peers: &[SocketAddr]| {
+        Board::with_environment(&upstream, &section(&folder, SECRET, listen, peers), environment())
+    };
+    let old = start(old_port, &[new_port]);
+    let mut new = start(new_port, &[old_port]);
     old.pull("lab/app", "latest").unwrap();
-    std::thread::sleep(A_SECOND);
+    clock_is_off_by(2);
     upstream.push("lab/app", "latest", &second);
     new.pull("lab/app", "latest").unwrap();
     upstream.hang_up();
@@ -147,17 +154,20 @@ fn a_newer_claim_beats_an_older_version_and_an_older_claim_does_not() {
     assert_eq!(tier, "larder; hit; detail=last-complete");
     assert_eq!(old.pull("lab/app", "latest").unwrap().digest, second.root);
     // Upstream says again what it said first. That counts more than what the peer heard before.
-    std::thread::sleep(A_SECOND);
+    clock_is_off_by(4);
     upstream.push("lab/app", "latest", &first);
     upstream.come_back().unwrap();
     old.wait_until_up("lab/app", "latest");
     assert_eq!(old.pull("lab/app", "latest").unwrap().digest, first.root);
     upstream.hang_up();
     new.start_again();
-    for _ in 0..2 {
+    // The first pull may pass the peer by, which was gone just now; one that asks it has the same answer.
+    let peer_up = format!("larder_peer_up{{peer=\"{new_port}\"}}");
+    old.wait_until("the peer's return", || {
         assert_eq!(old.pull("lab/app", "latest").unwrap().digest, first.root);
-        std::thread::sleep(A_SECOND);
-    }
+        metric(&old, &peer_up) == 1
+    });
+    assert_eq!(old.pull("lab/app", "latest").unwrap().digest, first.root);
 }
 
 #[test]
@@ -328,7 +338,7 @@ fn private_content_is_not_shared() {
         "platforms = [\"{}\"]\n{FETCH}[disk]\nmin_free = \"1MiB\"\n[auth]\nhtpasswd_file = \"{}\"\n\
          [upstream.\"docker.io\"]\nurl = \"{}\"\nusername = \"lab\"\npassword_file = \"{}\"\n\
          [upstream.\"open.example\"]\nurl = \"{}\"\n{}",
-        common::PLATFORM,
+        board::PLATFORM,
         logins.display(),
         guarded.url(),
         password.display(),
@@ -361,7 +371,7 @@ fn private_content_is_not_shared() {
     let repository = |registry: &str| -> Repository { format!("{registry}/lab/app").parse().unwrap() };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let claims = |registry: &str| {
-        let platforms = [common::PLATFORM.parse().unwrap()];
+        let platforms = [board::PLATFORM.parse().unwrap()];
         runtime.block_on(kit.ask_tag(&repository(registry), &"latest".parse().unwrap(), &platforms))
     };
     board.wait_until("the public image's completion", || claims("open.example").len() == 1);

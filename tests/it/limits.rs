@@ -1,11 +1,6 @@
 //! Limits: what one client more than there is memory for is told, and that it is told at once.
 
-// Where a test cannot go on, it stops.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::{Board, PATIENCE, layer_of, upstream_with};
+use crate::board::{Board, PATIENCE, layer_of, upstream_with};
 use larder::demo::image::Image;
 use std::io::{Read, Write};
 use std::net::TcpStream;

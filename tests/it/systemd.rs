@@ -1,12 +1,7 @@
 //! The service manager's side of the server: what it is told and when, and the sockets that it hands over. The tests
 //! stand in systemd's place by its protocols; with systemd itself the unit is tried by tests/packages.
 
-// Where a test cannot go on, it stops.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::{Folder, PATIENCE};
+use crate::board::{self, Folder, PATIENCE};
 use larder::demo::client;
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener};
@@ -31,7 +26,7 @@ impl Service {
         command.env_clear().env("PATH", "/usr/bin:/bin").envs(variables.iter().copied());
         command.args(["-c", shell, "sh", &program, "--listen", "127.0.0.1:0", "--config"]);
         command.arg(folder.0.join("larder.toml")).arg("--data-dir").arg(folder.0.join("data")).arg("serve");
-        let child = command.stdin(stdin).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let child = board::spawn(command.stdin(stdin).stdout(Stdio::null()).stderr(Stdio::piped()));
         Service { folder, child }
     }
 
@@ -160,7 +155,7 @@ fn a_start_that_fails_is_an_orderly_end_for_the_store() {
         let address = taken.local_addr().unwrap().to_string();
         let mut command = Command::new(&program);
         command.env_clear().arg("--listen").arg(address).arg("--data-dir").arg(&data).arg("serve");
-        let ran = command.output().unwrap();
+        let ran = board::output(&mut command);
         let log = String::from_utf8_lossy(&ran.stderr).into_owned();
         assert!(!ran.status.success() && log.contains("another program listens there"), "{log}");
         assert!(!log.contains("rebuilt"), "{log}");

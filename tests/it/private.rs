@@ -1,11 +1,6 @@
 //! Logins: at upstreams, and of clients here. What was fetched with credentials stays private.
 
-// Where a test cannot go on, it stops.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::{Board, Folder, image, layer_of, tls_settings, upstream_with};
+use crate::board::{self, Board, Folder, image, layer_of, tls_settings, upstream_with};
 use larder::demo::upstream::{Login, Upstream};
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -147,12 +142,8 @@ fn credentials_without_a_login_of_clients_are_refused() {
     let (credentials, _) = secrets(&folder);
     let config = folder.0.join("larder.toml");
     std::fs::write(&config, format!("[upstream.\"docker.io\"]\n{credentials}")).unwrap();
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_larder"))
-        .arg("--config")
-        .arg(&config)
-        .args(["config", "check"])
-        .output()
-        .unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_larder"));
+    let output = board::output(command.arg("--config").arg(&config).args(["config", "check"]));
     assert_eq!(output.status.code(), Some(2));
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("docker.io") && said.contains("[auth]"), "{said}");
@@ -186,7 +177,7 @@ fn https_is_served() {
     for _ in 0..2 {
         let session = rustls::ClientConnection::new(Arc::clone(&settings), name.clone()).unwrap();
         let socket = TcpStream::connect(board.addr).unwrap();
-        socket.set_read_timeout(Some(common::PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(board::PATIENCE)).unwrap();
         let mut stream = rustls::StreamOwned::new(session, socket);
         let request =
             format!("GET /v2/lab/app/blobs/{layer} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
@@ -199,7 +190,7 @@ fn https_is_served() {
     }
     // Who speaks plain HTTP to it is hung up on, and the next client is served.
     let mut plain = TcpStream::connect(board.addr).unwrap();
-    plain.set_read_timeout(Some(common::PATIENCE)).unwrap();
+    plain.set_read_timeout(Some(board::PATIENCE)).unwrap();
     plain.write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     let mut said = Vec::new();
     let _ = plain.read_to_end(&mut said);

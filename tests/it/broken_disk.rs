@@ -5,13 +5,8 @@
 //! `LARDER_FAULTS` says at how many places one change fails (10 if it does not, spread over the life), and a quarter of them
 //! at how many all do from there on; a large number means at every one.
 
-// Where a test cannot go on, it stops.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::disk::{self, Change};
-use common::{Board, Folder, PLATFORM};
+use crate::board::io_faults::{self, Change};
+use crate::board::{self, Board, Folder, PLATFORM};
 use larder::demo::image::Image;
 use larder::demo::upstream::Upstream;
 use std::collections::BTreeMap;
@@ -30,7 +25,7 @@ fn picture(version: u64) -> Image {
 fn config(url: &str) -> String {
     format!(
         "platforms = [\"{PLATFORM}\"]\n{}[tags]\nresolve_deadline = \"500ms\"\n[disk]\nmin_free = \"1MiB\"\n[upstream.\"docker.io\"]\nurl = \"{url}\"\n",
-        common::FETCH
+        board::FETCH
     )
 }
 
@@ -49,13 +44,13 @@ fn live(world: &World, fault: Option<String>) -> Vec<Change> {
     let log = folder.0.join("changes");
     let mut more = vec![("LARDER_DISK_LOG", log.display().to_string())];
     more.extend(fault.clone().map(|fault| ("LARDER_DISK_FAIL", fault)));
-    let environment = disk::environment(&folder.0.join("data"), &more);
+    let environment = io_faults::environment(&folder.0.join("data"), &more);
     let mut board = match Board::in_folder(folder, &config(&world.upstream.url()), environment) {
         Ok(board) => board,
         Err((said, folder)) => {
             // It could not begin, and says why.
             assert!(said.contains("ERROR") && !said.contains("panicked"), "{said}");
-            let changes = disk::changes(&log);
+            let changes = io_faults::changes(&log);
             let board = Board::in_folder(folder, &config(&world.upstream.url()), Vec::new());
             let board = board.unwrap_or_else(|(log, _)| panic!("a sound disk is not enough:\n{log}"));
             afterwards(world, board, &name, 1);
@@ -76,7 +71,7 @@ fn live(world: &World, fault: Option<String>) -> Vec<Change> {
     assert_eq!(board.get("/healthz").status, 200);
     board.check_blobs();
     board.stop();
-    let changes = disk::changes(&log);
+    let changes = io_faults::changes(&log);
     board.environment.clear();
     board.start_again();
     afterwards(world, board, &name, 2);
@@ -99,7 +94,7 @@ fn afterwards(world: &World, mut board: Board, name: &str, version: u64) {
 
 #[test]
 fn whatever_change_the_disk_refuses_clients_get_every_byte() {
-    let places = common::from_environment("LARDER_FAULTS", 10);
+    let places = board::from_environment("LARDER_FAULTS", 10);
     let upstream = Upstream::start().unwrap();
     let gone = Upstream::start().unwrap();
     gone.hang_up();

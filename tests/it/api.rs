@@ -1,11 +1,6 @@
 //! The read-only distribution API, endpoint by endpoint, online and with the uplink gone.
 
-// Where a test cannot go on, it stops.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::{Board, PLATFORM, image, layer_of, upstream_with};
+use crate::board::{self, Board, PLATFORM, image, layer_of, upstream_with};
 use larder::demo::client;
 use larder::demo::image::Image;
 use larder::demo::upstream::{Behaviour, Upstream};
@@ -203,7 +198,7 @@ fn several_accept_lines_and_keep_alive() {
     let upstream = upstream_with(&image);
     let board = Board::new(&upstream, "");
     let mut stream = TcpStream::connect(board.addr).unwrap();
-    stream.set_read_timeout(Some(common::PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(board::PATIENCE)).unwrap();
     // As podman asks: one line for each type, and no ns.
     let mut head = "GET /v2/lab/app/manifests/latest HTTP/1.1\r\nHost: x\r\n".to_owned();
     for kind in ["vnd.oci.image.manifest.v1", "vnd.docker.distribution.manifest.v2", "vnd.oci.image.index.v1"]
@@ -448,8 +443,7 @@ fn a_client_without_a_namespace_pulls_from_the_path() {
     let upstream = upstream_with(&image);
     let board = Board::new(&upstream, "");
     for repository in ["lab/app", "docker.io/lab/app"] {
-        let pulled =
-            client::pull(board.addr, None, repository, "latest", PLATFORM, common::PATIENCE).unwrap();
+        let pulled = client::pull(board.addr, None, repository, "latest", PLATFORM, board::PATIENCE).unwrap();
         assert_eq!(pulled.digest, image.root);
     }
 }

@@ -2,12 +2,7 @@
 //!
 //! Run with `--nocapture` for the table.
 
-// Where a test cannot go on, it stops.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::{Board, DEADLINE, LEEWAY, image, layer_of, upstream_with};
+use crate::board::{self, Board, DEADLINE, LEEWAY, image, layer_of, upstream_with};
 use larder::demo::client::PullError;
 use larder::demo::image::Image;
 use larder::demo::upstream::{Behaviour, Upstream};
@@ -149,7 +144,7 @@ impl TlsStranger {
     fn start() -> TlsStranger {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
-        let settings = Arc::new(common::tls_settings().0);
+        let settings = Arc::new(board::tls_settings().0);
         std::thread::spawn(move || {
             for mut stream in listener.incoming().map_while(Result::ok) {
                 let mut session = rustls::ServerConnection::new(Arc::clone(&settings)).unwrap();
@@ -274,9 +269,9 @@ fn ranges_that_are_ignored_are_skipped() {
     let addr = board.addr;
     let path = format!("/v2/lab/app/blobs/{layer}");
     let client = std::thread::spawn(move || {
-        larder::demo::client::request(addr, "GET", &path, &[], common::PATIENCE).unwrap().body()
+        larder::demo::client::request(addr, "GET", &path, &[], board::PATIENCE).unwrap().body()
     });
-    assert!(upstream.wait_for(1, "GET", "/blobs/", common::PATIENCE));
+    assert!(upstream.wait_for(1, "GET", "/blobs/", board::PATIENCE));
     upstream.clear();
     upstream.on(Some("GET"), "/blobs/", Behaviour::IgnoreRange);
     assert!(client.join().unwrap().unwrap() == *second.blobs[&layer]);

@@ -1,13 +1,8 @@
 //! Clients' files: written into boards of every kind, written again, taken back byte for byte, refused where a merge
 //! could lose something.
 
-// Where a test cannot go on, it stops.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::{Folder, Random, from_environment};
-use larder::clients::files::{Root, undo, write};
+use crate::board::{self, Folder, Random, from_environment};
+use larder::clients::files::{self, Root, Undone, Written};
 use larder::clients::routing;
 use larder::clients::{Client, Mirror, Profile};
 use larder::config::{Config, Options};
@@ -99,8 +94,17 @@ impl Board {
         }
         let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
         command.env_clear().arg("--config").arg(config).args(arguments);
-        command.output().unwrap()
+        board::output(&mut command)
     }
+}
+
+/// Both take a lock in this process.
+fn write(root: &Root, client: Client, mirror: &Mirror, profile: Profile) -> Result<Written, String> {
+    board::without_spawning(|| files::write(root, client, mirror, profile))
+}
+
+fn undo(root: &Root, client: Client) -> Result<Undone, String> {
+    board::without_spawning(|| files::undo(root, client))
 }
 
 fn refusal(outcome: Result<Vec<PathBuf>, String>) -> String {
@@ -557,7 +561,8 @@ fn one_writer_at_a_time() {
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
     assert!(refusal(board.write(Client::Podman, Profile::Fallback)).contains("under way"));
     assert!(board.undo(Client::K3s).unwrap_err().contains("under way"));
-    drop(lock);
+    // Said and not left to the closing of the descriptor, of which a process that begins may have a copy.
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::Unlock).unwrap();
     board.undo(Client::K3s).unwrap();
 }
 

@@ -2,12 +2,7 @@
 //!
 //! `LARDER_ROUNDS` says how often each kind of damage is done (12 times if it does not), `LARDER_SEED` repeats a run.
 
-// Where a test cannot go on, it stops.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::{Board, image, upstream_with};
+use crate::board::{self, Board, image, upstream_with};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -17,8 +12,8 @@ const STARTS_MAX: usize = 3;
 
 #[test]
 fn a_damaged_index_gives_no_wrong_answer_and_is_made_again() {
-    let rounds = common::from_environment("LARDER_ROUNDS", 12);
-    let mut random = common::Random::seeded();
+    let rounds = board::from_environment("LARDER_ROUNDS", 12);
+    let mut random = board::Random::seeded();
     let upstream = upstream_with(&image(0));
     for seed in 1..TAGS {
         upstream.push("lab/app", &format!("v{seed}"), &image(seed));
@@ -66,7 +61,7 @@ fn a_damaged_index_gives_no_wrong_answer_and_is_made_again() {
             *counts.entry("deaths").or_default() += 1;
             assert!(deaths < STARTS_MAX, "{kind}: the server does not stay up");
         }
-        assert!(began.elapsed() < common::PATIENCE, "{kind}: {:?}", began.elapsed());
+        assert!(began.elapsed() < board::PATIENCE, "{kind}: {:?}", began.elapsed());
         board.stop();
         // What was made again is sound: the next start has nothing to do.
         board.start_again();
@@ -86,7 +81,7 @@ fn serves(board: &mut Board, expected: &BTreeMap<String, String>) -> bool {
     }
     let began = Instant::now();
     loop {
-        assert!(began.elapsed() < common::PATIENCE, "not back in service:\n{}", board.log());
+        assert!(began.elapsed() < board::PATIENCE, "not back in service:\n{}", board.log());
         let mut answered = 0;
         for (tag, digest) in expected {
             let Some(answer) = board.try_head(&format!("/v2/lab/app/manifests/{tag}?ns=docker.io")) else {

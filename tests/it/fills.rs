@@ -1,11 +1,6 @@
 //! Fills: one download for everybody, resumed, outliving its clients, never completed wrong.
 
-// Where a test cannot go on, it stops.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::{Board, PATIENCE, image, layer_of, needed, upstream_with};
+use crate::board::{self, Board, PATIENCE, image, layer_of, needed, upstream_with};
 use larder::demo::client;
 use larder::demo::image::Image;
 use larder::demo::upstream::{Behaviour, Upstream};
@@ -57,7 +52,7 @@ fn the_first_byte_follows_the_upstreams() {
         "first byte at the client {:.1} ms after the upstream was asked (goal 50 ms)",
         lag.as_secs_f64() * 1e3
     );
-    assert!(lag < common::LEEWAY, "{lag:?}");
+    assert!(lag < board::LEEWAY, "{lag:?}");
     upstream.release();
     assert_eq!(answer.body().unwrap().len(), image.blobs[&layer].len() - 1);
 }
@@ -211,7 +206,7 @@ fn layers_never_delay_a_tag() {
     // Four downloads run, as many as there may be, and none makes progress.
     assert!(upstream.wait_for(4, "GET", "/blobs/", PATIENCE));
     let (status, tier, took) = board.ask("lab/app", "latest");
-    assert!(status == 200 && tier.contains("upstream") && took < common::LEEWAY, "{status} {tier} {took:?}");
+    assert!(status == 200 && tier.contains("upstream") && took < board::LEEWAY, "{status} {tier} {took:?}");
     upstream.clear();
     while clients.iter().any(|client| !client.is_finished()) {
         upstream.release();

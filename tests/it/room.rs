@@ -1,11 +1,6 @@
 //! Room: what goes when the disk has no more of it, what stays, and that both limits hold.
 
-// Where a test cannot go on, it stops.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::{Board, image, layer_of, upstream_with};
+use crate::board::{self, Board, image, layer_of, upstream_with};
 use larder::demo::image::Image;
 use larder::demo::upstream::{Behaviour, Upstream};
 
@@ -26,8 +21,8 @@ fn upstream(images: u64) -> Upstream {
 fn board(upstream: &Upstream, max: &str) -> Board {
     Board::with_config(&format!(
         "platforms = [\"{}\"]\n{}[tags]\nresolve_deadline = \"500ms\"\n[disk]\nmin_free = \"1MiB\"\nmax = \"{max}\"\n[upstream.\"docker.io\"]\nurl = \"{}\"\n",
-        common::PLATFORM,
-        common::FETCH,
+        board::PLATFORM,
+        board::FETCH,
         upstream.url()
     ))
 }

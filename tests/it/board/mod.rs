@@ -1,13 +1,18 @@
 //! A board for tests: the real binary on a real socket, in front of an upstream that fails on command.
 
-// Each test file uses its own part of this.
-#![allow(dead_code)]
-#![allow(clippy::print_stderr)]
+// Each test binary uses its own part of this.
+#![allow(dead_code, unused_imports)]
+// Where a test cannot go on, it stops.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
-pub mod disk;
+pub mod io_faults;
+mod random;
+mod upstream;
+
+pub use random::{Random, from_environment};
+pub use upstream::{image, layer_of, needed, tls_settings, upstream_with};
 
 use larder::demo::client::{self, Answer, PullError, Pulled};
-use larder::demo::image::Image;
 use larder::demo::upstream::Upstream;
 use larder::oci::{Digest, Hasher};
 use std::io::{BufRead, BufReader, Read};
@@ -15,7 +20,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 /// Generous: the machine may be busy. A test that needs this long has found a hang.
@@ -70,11 +75,21 @@ impl Board {
     }
 
     pub fn with_url(url: &str, more: &str) -> Board {
+        Board::with_config(&Board::config(url, more))
+    }
+
+    /// As [`Board::new`], and `environment` is the server's.
+    pub fn with_environment(upstream: &Upstream, more: &str, environment: Environment) -> Board {
+        Board::in_folder(Folder::new(), &Board::config(&upstream.url(), more), environment)
+            .unwrap_or_else(|(log, _)| panic!("the server did not start:\n{log}"))
+    }
+
+    fn config(url: &str, more: &str) -> String {
         let tags = if more.contains("[tags]") { "" } else { "[tags]\nresolve_deadline = \"500ms\"\n" };
         let fetch = if more.contains("[fetch]") { "" } else { FETCH };
-        Board::with_config(&format!(
+        format!(
             "platforms = [\"{PLATFORM}\"]\n{tags}{fetch}[disk]\nmin_free = \"1MiB\"\n[upstream.\"docker.io\"]\nurl = \"{url}\"\n{more}"
-        ))
+        )
     }
 
     pub fn with_config(config: &str) -> Board {
@@ -166,7 +181,7 @@ impl Board {
     /// Runs another command of the binary on this board's store.
     pub fn command(&self, arguments: &[&str]) -> Output {
         let mut command = binary(&self.folder);
-        command.args(arguments).output().unwrap()
+        output(command.args(arguments))
     }
 
     /// The same, which must succeed; its standard output.
@@ -245,6 +260,29 @@ impl Drop for Board {
     }
 }
 
+/// Held for writing while a process begins, for reading by who must not share its descriptors.
+static SPAWNING: RwLock<()> = RwLock::new(());
+
+/// Begins a process. All tests begin theirs here, see [`without_spawning`].
+pub fn spawn(command: &mut Command) -> Child {
+    let _alone = SPAWNING.write().unwrap();
+    command.spawn().unwrap()
+}
+
+/// Begins a process and waits for its end and all that it prints.
+pub fn output(command: &mut Command) -> Output {
+    spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))
+        .wait_with_output()
+        .unwrap()
+}
+
+/// Does `work` while no process begins. Between fork and exec a new process has a copy of every descriptor of this one, so
+/// that a flock(2) that this one lets go of is still held: what takes such a lock in the tests' own process does it here.
+pub fn without_spawning<T>(work: impl FnOnce() -> T) -> T {
+    let _nobody = SPAWNING.read().unwrap();
+    work()
+}
+
 fn binary(folder: &Folder) -> Command {
     // Another build of the same program, such as a static one, can be put to the same tests.
     let program = std::env::var_os("LARDER").unwrap_or_else(|| env!("CARGO_BIN_EXE_larder").into());
@@ -261,7 +299,7 @@ fn start(folder: &Folder, environment: &Environment) -> Result<(Child, Log, Sock
     let mut command = binary(folder);
     command.envs(environment.iter().map(|(name, value)| (name, value)));
     command.args(["--listen", "127.0.0.1:0", "-v", "serve"]).stderr(Stdio::piped()).stdout(Stdio::null());
-    let mut child = command.spawn().unwrap();
+    let mut child = spawn(&mut command);
     let log: Log = Arc::default();
     let (stderr, lines) = (child.stderr.take().unwrap(), Arc::clone(&log));
     std::thread::spawn(move || {
@@ -312,77 +350,4 @@ pub fn check_blobs(data: &Path) -> usize {
         }
     }
     count
-}
-
-/// An upstream with one image as `lab/app:latest`.
-pub fn upstream_with(image: &Image) -> Upstream {
-    let upstream = Upstream::start().unwrap();
-    upstream.push("lab/app", "latest", image);
-    upstream
-}
-
-/// A small image; different seeds, different digests.
-pub fn image(seed: u64) -> Image {
-    Image::multi_arch(seed, &[300_000, 20_000])
-}
-
-/// The largest blob of an image that the tests' platform pulls: a layer.
-pub fn layer_of(image: &Image) -> Digest {
-    let pulled = needed(image);
-    pulled.into_iter().max_by_key(|digest| image.blobs[digest].len()).unwrap()
-}
-
-/// Config and layers for the tests' platform.
-pub fn needed(image: &Image) -> Vec<Digest> {
-    let index = larder::oci::Manifest::parse(&image.manifests[&image.root].1, None).unwrap();
-    let wanted: larder::oci::Platform = PLATFORM.parse().unwrap();
-    let child = index.children.iter().find(|child| child.platform.as_ref() == Some(&wanted)).unwrap();
-    let manifest = larder::oci::Manifest::parse(&image.manifests[&child.digest].1, None).unwrap();
-    manifest.children.into_iter().map(|child| child.digest).collect()
-}
-
-/// A TLS server's settings with a certificate for 127.0.0.1 that it signed itself, and certificate and key as PEM.
-pub fn tls_settings() -> (rustls::ServerConfig, String, String) {
-    let key = rcgen::KeyPair::generate().unwrap();
-    let certificate =
-        rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().self_signed(&key).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let settings = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(
-            vec![certificate.der().clone()],
-            rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
-        )
-        .unwrap();
-    (settings, certificate.pem(), key.serialize_pem())
-}
-
-/// A number from the environment, such as how many rounds a test makes.
-pub fn from_environment(name: &str, otherwise: u64) -> u64 {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
-}
-
-/// Random numbers that `LARDER_SEED` repeats.
-pub struct Random(u64);
-
-impl Random {
-    /// Prints the seed, so that a failure can be had again.
-    pub fn seeded() -> Random {
-        let seed = from_environment("LARDER_SEED", u64::from(std::process::id()));
-        println!("LARDER_SEED={seed}");
-        Random(seed)
-    }
-
-    /// Other dice, the same for the same number.
-    pub fn fork(&self, number: u64) -> Random {
-        Random(self.0 ^ number.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15))
-    }
-
-    /// A number from 0 to `limit`, which is not among them.
-    pub fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((self.0 >> 33) % limit as u64) as usize
-    }
 }
