@@ -131,6 +131,7 @@ fn a_newer_claim_beats_an_older_version_and_an_older_claim_does_not() {
     let old = start(old_port, &[new_port]);
     let mut new = start(new_port, &[old_port]);
     old.pull("lab/app", "latest").unwrap();
+    old.wait_for_log(&format!("is complete at {}", first.root));
     clock_is_off_by(2);
     upstream.push("lab/app", "latest", &second);
     new.pull("lab/app", "latest").unwrap();
