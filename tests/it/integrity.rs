@@ -100,7 +100,10 @@ fn offline_a_damaged_version_gives_way_to_the_one_before_and_comes_back_with_the
     let mut board = Board::new(&upstream, "");
     board.pull("lab/app", "latest").unwrap();
     upstream.push("lab/app", "latest", &new);
+    // A version is one to go back to from when its completion is noted.
+    board.wait_for_log(&format!("is complete at {}", old.root));
     board.pull("lab/app", "latest").unwrap();
+    board.wait_for_log(&format!("is complete at {}", new.root));
     board.kill();
     upstream.hang_up();
     let part = small_part(&new);

@@ -1,6 +1,6 @@
 //! Boards that share: what a peer may change, and what not, with real boards and with one that lies.
 
-use crate::board::{self, Board, FETCH, Folder, LEEWAY, image, io_faults, layer_of, needed, upstream_with};
+use crate::board::{self, Board, FETCH, Folder, LEEWAY, image, layer_of, needed, upstream_with};
 use larder::budget;
 use larder::config::{self, Secret};
 use larder::demo::image::Image;
@@ -13,11 +13,16 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 
 const SECRET: &str = "a secret that the boards of a test share";
 const TAG: &str = "/v2/lab/app/manifests/latest?ns=docker.io";
 /// The index and one manifest, which are pulled beside the blobs.
 const WITH_MANIFESTS: usize = 2;
+
+/// Claims are compared by the second. A jump of the wall clock is no second: how long ago upstream was heard is measured
+/// by a clock that does not jump.
+const A_SECOND: Duration = Duration::from_millis(1_100);
 
 /// A file that only its owner may read.
 fn private_file(folder: &Path, name: &str, text: &str) -> PathBuf {
@@ -117,22 +122,11 @@ fn a_newer_claim_beats_an_older_version_and_an_older_claim_does_not() {
     let (first, second) = (image(1), image(2));
     let (upstream, folder) = (upstream_with(&first), Folder::new());
     let (old_port, new_port) = (free_port(), free_port());
-    // Claims are compared by the second, of a clock that both boards have from the test.
-    let clock = folder.0.join("clock");
-    let clock_is_off_by = |seconds: u64| {
-        std::fs::write(folder.0.join("clock.new"), seconds.to_string()).unwrap();
-        std::fs::rename(folder.0.join("clock.new"), &clock).unwrap();
-    };
-    clock_is_off_by(0);
-    let environment = || io_faults::environment(&folder.0, &[("LARDER_CLOCK", clock.display().to_string())]);
-    let start = |listen, peers: &[SocketAddr]| {
-        Board::with_environment(&upstream, &section(&folder, SECRET, listen, peers), environment())
-    };
-    let old = start(old_port, &[new_port]);
-    let mut new = start(new_port, &[old_port]);
+    let old = Board::new(&upstream, &section(&folder, SECRET, old_port, &[new_port]));
+    let mut new = Board::new(&upstream, &section(&folder, SECRET, new_port, &[old_port]));
     old.pull("lab/app", "latest").unwrap();
     old.wait_for_log(&format!("is complete at {}", first.root));
-    clock_is_off_by(2);
+    std::thread::sleep(A_SECOND);
     upstream.push("lab/app", "latest", &second);
     new.pull("lab/app", "latest").unwrap();
     upstream.hang_up();
@@ -155,7 +149,7 @@ fn a_newer_claim_beats_an_older_version_and_an_older_claim_does_not() {
     assert_eq!(tier, "larder; hit; detail=last-complete");
     assert_eq!(old.pull("lab/app", "latest").unwrap().digest, second.root);
     // Upstream says again what it said first. That counts more than what the peer heard before.
-    clock_is_off_by(4);
+    std::thread::sleep(A_SECOND);
     upstream.push("lab/app", "latest", &first);
     upstream.come_back().unwrap();
     old.wait_until_up("lab/app", "latest");

@@ -78,12 +78,6 @@ impl Board {
         Board::with_config(&Board::config(url, more))
     }
 
-    /// As [`Board::new`], and `environment` is the server's.
-    pub fn with_environment(upstream: &Upstream, more: &str, environment: Environment) -> Board {
-        Board::in_folder(Folder::new(), &Board::config(&upstream.url(), more), environment)
-            .unwrap_or_else(|(log, _)| panic!("the server did not start:\n{log}"))
-    }
-
     fn config(url: &str, more: &str) -> String {
         let tags = if more.contains("[tags]") { "" } else { "[tags]\nresolve_deadline = \"500ms\"\n" };
         let fetch = if more.contains("[fetch]") { "" } else { FETCH };
