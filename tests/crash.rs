@@ -350,7 +350,7 @@ fn cut_often(
         }
     };
     std::thread::scope(|scope| {
-        for _ in 0..2 {
+        for _ in 0..4 {
             scope.spawn(work);
         }
     });

@@ -11,9 +11,10 @@
 #[path = "house/scan.rs"]
 mod scan;
 
-use scan::{Function, code_of, exported_types, functions, lines_with, mentions, named_behind, without_tests};
+use scan::{Function, Words, code_of, exported_types, functions, mentions, named_behind, without_tests};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// Every room, and the rooms that it may use. An arrow that is not here is a decision, to be taken here.
 const ARROWS: &[(&str, &[&str])] = &[
@@ -248,7 +249,7 @@ const WORDS_NOT_YET: &[&str] = &[
     "src/store/tests.rs",
 ];
 
-/// Words that do not come back, and what is said in their place: see [`lines_with`].
+/// Words that do not come back, and what is said in their place: see [`Words::lines_with`].
 const WORDS: &[(&str, &str)] = &[
     ("set aside", "quarantine"),
     ("sets aside", "quarantine"),
@@ -499,8 +500,9 @@ fn words_that_do_not_come_back() {
     }
     let mut wrong = BTreeMap::<String, Vec<String>>::new();
     for (name, text) in &texts {
+        let words = Words::of(text);
         for (phrase, instead) in WORDS {
-            for line in lines_with(text, phrase) {
+            for line in words.lines_with(phrase) {
                 let what = format!("{name}:{line}: not \"{phrase}\" but {instead}");
                 wrong.entry(name.clone()).or_default().push(what);
             }
@@ -562,6 +564,7 @@ fn root() -> PathBuf {
 }
 
 /// A file of the source.
+#[derive(Clone)]
 struct SourceFile {
     /// From the top of the repository.
     name: String,
@@ -578,7 +581,13 @@ fn source() -> Vec<SourceFile> {
     files
 }
 
+/// Read once for all tests.
 fn all_source() -> Vec<SourceFile> {
+    static FILES: OnceLock<Vec<SourceFile>> = OnceLock::new();
+    FILES.get_or_init(read_source).clone()
+}
+
+fn read_source() -> Vec<SourceFile> {
     let mut paths = Vec::new();
     collect(&root().join("src"), &mut paths);
     let read = |path: PathBuf| {

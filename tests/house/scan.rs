@@ -296,27 +296,50 @@ pub fn without_errors_section(text: &str) -> Vec<usize> {
         .collect()
 }
 
-/// The lines, from 1 on, on which a phrase begins. Case, underscores and line breaks are nothing; a star at the end of a
-/// word stands for any ending. A phrase with a capital is a name, and is met only as it is written.
-pub fn lines_with(text: &str, phrase: &str) -> Vec<usize> {
-    let is_name = phrase.chars().any(char::is_uppercase);
-    let wanted: Vec<&str> = phrase.split(' ').collect();
-    let mut words = Vec::new();
-    for (number, line) in text.lines().enumerate() {
-        let parts = line.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
-        words.extend(
-            parts.map(|word| (number + 1, if is_name { word.to_owned() } else { word.to_lowercase() })),
-        );
+/// The words of a text, for phrases to be looked for among them.
+pub struct Words(Vec<Word>);
+
+struct Word {
+    line: usize,
+    as_written: String,
+    lower: String,
+}
+
+impl Words {
+    pub fn of(text: &str) -> Words {
+        let mut words = Vec::new();
+        for (number, line) in text.lines().enumerate() {
+            let parts = line.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
+            words.extend(parts.map(|word| Word {
+                line: number + 1,
+                as_written: word.to_owned(),
+                lower: word.to_lowercase(),
+            }));
+        }
+        Words(words)
     }
-    let is = |word: &str, wanted: &str| match wanted.strip_suffix('*') {
-        Some(start) => word.starts_with(start),
-        None => word == wanted,
-    };
-    words
-        .windows(wanted.len())
-        .filter(|part| part.iter().zip(&wanted).all(|((_, word), wanted)| is(word, wanted)))
-        .map(|part| part[0].0)
-        .collect()
+
+    /// The lines, from 1 on, on which a phrase begins. Case, underscores and line breaks are nothing; a star at the end of
+    /// a word stands for any ending. A phrase with a capital is a name, and is met only as it is written.
+    pub fn lines_with(&self, phrase: &str) -> Vec<usize> {
+        let is_name = phrase.chars().any(char::is_uppercase);
+        let wanted: Vec<&str> = phrase.split(' ').collect();
+        let is = |word: &Word, wanted: &str| {
+            let word = if is_name { &word.as_written } else { &word.lower };
+            match wanted.strip_suffix('*') {
+                Some(start) => word.starts_with(start),
+                None => word == wanted,
+            }
+        };
+        let first = self.0.iter().enumerate().filter(|(_, word)| is(word, wanted[0]));
+        first
+            .filter(|(at, _)| {
+                let rest = self.0.get(*at..at + wanted.len());
+                rest.is_some_and(|rest| rest.iter().zip(&wanted).all(|(word, wanted)| is(word, wanted)))
+            })
+            .map(|(_, word)| word.line)
+            .collect()
+    }
 }
 
 #[test]
@@ -409,9 +432,10 @@ pub fn sure(f: impl Fn() -> Result<(), ()>) -> Vec<Result<(), ()>> { vec![f()] }
 #[test]
 fn phrases_are_found_whatever_is_between_their_words() {
     let text = "it is set\n    /// aside; SET_ASIDE and setaside\nCondemned, once  more, more";
-    assert_eq!(lines_with(text, "set aside"), [1, 2]);
-    assert_eq!(lines_with(text, "condemn*"), [3]);
-    assert_eq!(lines_with(text, "condemn"), [] as [usize; 0]);
-    assert_eq!(lines_with(text, "once more"), [3]);
-    assert_eq!(lines_with("a Desk, a desk, a DeskTop", "Desk"), [1]);
+    let lines_with = |phrase| Words::of(text).lines_with(phrase);
+    assert_eq!(lines_with("set aside"), [1, 2]);
+    assert_eq!(lines_with("condemn*"), [3]);
+    assert_eq!(lines_with("condemn"), [] as [usize; 0]);
+    assert_eq!(lines_with("once more"), [3]);
+    assert_eq!(Words::of("a Desk, a desk, a DeskTop").lines_with("Desk"), [1]);
 }
