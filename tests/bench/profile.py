@@ -13,7 +13,9 @@ import time
 
 import load
 import rows
-from peers import Image
+
+from lib import larder as under_test
+from lib.random_image import Image
 
 # The first line whose pattern is in a frame of the stack, looked at from the innermost one; kernel first.
 KERNEL = [
@@ -50,7 +52,7 @@ def main():
         larder = lab.servers()[0]
         many = [Image(f"lab/cold{number}", [32 << 20]) for number in range(24)]
         for image in many:
-            lab.registry().push(image)
+            lab.registry().upload(image)
             image.blobs = {digest: b"" for digest in image.blobs}
         # What was written just now must not be on its way to the disk while something else is looked at.
         os.sync()
@@ -85,7 +87,7 @@ def profiled(server, file, do):
             continue
         place = place_of(frames)
         places[place] += 1
-        if frames[0][1].endswith("/" + pathlib.Path(os.environ["LARDER"]).name):
+        if frames[0][1].endswith("/" + under_test.PROGRAM.name):
             functions[frames[0][0]] += 1
     if places.total() < 500:
         raise AssertionError(f"only {places.total()} samples were taken")

@@ -1,4 +1,4 @@
-//! A disk that remembers every change, for crashes to be made up of, and that fails on command: `tests/disk/shim.c`.
+//! A disk that remembers every change, for crashes to be made up of, and that fails on command: `tests/io_faults/shim.c`.
 
 use super::{Environment, Folder, Random};
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +15,7 @@ pub fn shim() -> &'static Path {
     let (_, path) = SHIM.get_or_init(|| {
         let folder = Folder::new();
         let path = folder.0.join("shim.so");
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/disk/shim.c");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/io_faults/shim.c");
         let made = Command::new("cc")
             .args(["-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-o"])
             .args([&path, &source])

@@ -1,7 +1,7 @@
 """Real multi-arch images, built from Debian packages into OCI layouts. The same packages, the same digests."""
 
+import functools
 import gzip
-import hashlib
 import io
 import json
 import os
@@ -10,9 +10,8 @@ import shutil
 import tarfile
 import tempfile
 
-import debian
+from lib import debian, oci, scratch
 
-SUITE = "bookworm"
 # Debian's names for architectures, and the platforms of images.
 PLATFORMS = {
     "amd64": {"architecture": "amd64"},
@@ -22,11 +21,6 @@ PLATFORMS = {
 HERE = "amd64"
 TIME = 1_700_000_000
 APPLETS = ("sh", "cat", "echo", "ls", "sleep", "true", "uname")
-
-MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-INDEX = "application/vnd.oci.image.index.v1+json"
-CONFIG = "application/vnd.oci.image.config.v1+json"
-LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 
 
 class Layout:
@@ -40,9 +34,9 @@ class Layout:
 
     def put(self, content, media_type):
         """Stores content and returns its descriptor."""
-        digest = hashlib.sha256(content).hexdigest()
-        (self.path / "blobs/sha256" / digest).write_bytes(content)
-        return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": len(content)}
+        digest = oci.digest_of(content)
+        self._file(digest).write_bytes(content)
+        return {"mediaType": media_type, "digest": digest, "size": len(content)}
 
     def put_json(self, value, media_type):
         return self.put(json.dumps(value, sort_keys=True).encode(), media_type)
@@ -59,13 +53,13 @@ class Layout:
             }
             manifest = {
                 "schemaVersion": 2,
-                "mediaType": MANIFEST,
-                "config": self.put_json(config, CONFIG),
-                "layers": [self.put(blob, LAYER) for blob, _ in parts],
+                "mediaType": oci.MANIFEST,
+                "config": self.put_json(config, oci.CONFIG),
+                "layers": [self.put(blob, oci.LAYER_GZIP) for blob, _ in parts],
             }
-            manifests.append({**self.put_json(manifest, MANIFEST), "platform": platform})
-        index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}
-        self.roots[name] = self.put_json(index, INDEX)
+            manifests.append({**self.put_json(manifest, oci.MANIFEST), "platform": platform})
+        index = {"schemaVersion": 2, "mediaType": oci.INDEX, "manifests": manifests}
+        self.roots[name] = self.put_json(index, oci.INDEX)
         (self.path / "index.json").write_text(
             json.dumps(
                 {
@@ -91,22 +85,25 @@ class Layout:
         return self.roots[tag]["size"] + child["size"] + sum(part["size"] for part in parts)
 
     def read(self, digest):
-        return json.loads((self.path / "blobs/sha256" / digest.split(":")[1]).read_bytes())
+        return json.loads(self._file(digest).read_bytes())
+
+    def _file(self, digest):
+        return self.path / "blobs/sha256" / digest.removeprefix("sha256:")
 
 
-def build(folder):
+@functools.cache
+def built():
     """Two images: `app`, a busybox of which there are two versions, and `big`, with layers of many megabytes."""
-    folder = pathlib.Path(folder)
+    folder = scratch.FOLDER
     app, big = Layout(folder / "app"), Layout(folder / "big")
     base, first, second, large = {}, {}, {}, {}
     for architecture in PLATFORMS:
-        (busybox,) = debian.packages(folder, SUITE, architecture, ["busybox-static"])
+        (busybox,) = debian.packages(architecture, "busybox-static")
         base[architecture] = layer(folder, [busybox], links={f"bin/{name}": "busybox" for name in APPLETS})
         first[architecture] = [base[architecture], layer(folder, [], {"etc/version": b"1.0\n"})]
         second[architecture] = [base[architecture], layer(folder, [], {"etc/version": b"1.1\n"})]
     for architecture in ("amd64", "arm64"):
-        names = ["libicu72", "libpython3.11-stdlib", "perl-modules-5.36"]
-        debs = debian.packages(folder, SUITE, architecture, names)
+        debs = debian.packages(architecture, "libicu72", "libpython3.11-stdlib", "perl-modules-5.36")
         large[architecture] = first[architecture] + [layer(folder, [deb]) for deb in debs]
     app.tag("1.0", first)
     app.tag("1.1", second)
@@ -129,7 +126,7 @@ def layer(folder, debs, files=None, links=None):
             if not os.path.lexists(tree / path):
                 (tree / path).symlink_to(target)
         plain = _tar(tree)
-    diff_id = f"sha256:{hashlib.sha256(plain).hexdigest()}"
+    diff_id = oci.digest_of(plain)
     return gzip.compress(plain, compresslevel=6, mtime=0), diff_id
 
 

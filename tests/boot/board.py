@@ -14,11 +14,12 @@ import stat
 import subprocess
 import time
 
-import debian
-import lab
-from disk import Disk
+from power_cut_disk import PowerCutDisk
 
-SUITE = "bookworm"
+from lib import debian
+from lib.network import free_port
+from lib.process import run
+
 # The smaller of Debian's kernels for this kind of machine.
 KERNEL = "linux-image-cloud-arm64"
 PACKAGES = "systemd-sysv,base-files,base-passwd,busybox-static"
@@ -98,10 +99,7 @@ def build(folder, package, config, store):
     """Makes kernel, first file system and disk image. `store` is a data directory that the board finds filled."""
     kernel, first = _kernel(folder)
     root = folder / "root"
-    lab.run(
-        *("mmdebstrap", "--quiet", "--variant=extract", "--architectures=arm64", f"--include={PACKAGES}"),
-        *(SUITE, root, debian.mirror()),
-    )
+    debian.make_root(root, "extract", PACKAGES, "--architectures=arm64")
     debian.unpack(package, root)
     for name in ("passwd", "group"):
         shutil.copy(root / f"usr/share/base-passwd/{name}.master", root / f"etc/{name}")
@@ -115,15 +113,15 @@ def build(folder, package, config, store):
     for applet in ("sh", "cat", "date", "wget", "sha256sum", "dmesg", "find", "ls", "sync", "stat", "sed"):
         with contextlib.suppress(FileExistsError):
             (root / "usr/bin" / applet).symlink_to("/bin/busybox")
-    lab.run("systemctl", f"--root={root}", "enable", "clock.service", "owner.service", "larder.service")
-    lab.run("systemctl", f"--root={root}", "mask", *NOT_STARTED)
+    run("systemctl", f"--root={root}", "enable", "clock.service", "owner.service", "larder.service")
+    run("systemctl", f"--root={root}", "mask", *NOT_STARTED)
     shutil.rmtree(root / "lib/systemd/system-generators")
     # It belongs to root there; systemd gives a service the folder of its state.
     shutil.copytree(store, root / "var/lib/larder")
     image = folder / "disk"
     with image.open("wb") as file:
         file.truncate(DISK_BYTES)
-    lab.run("mke2fs", "-q", "-t", "ext4", "-L", "board", "-d", root, image)
+    run("mke2fs", "-q", "-t", "ext4", "-L", "board", "-d", root, image)
     shutil.rmtree(root)
     return Files(kernel, first, image)
 
@@ -137,9 +135,9 @@ class Files:
 
 def _kernel(folder):
     # The package that always depends on the newest kernel.
-    meta, busybox = debian.packages(folder, SUITE, "arm64", [KERNEL, "busybox-static"])
-    depends = lab.run("dpkg-deb", "--field", meta, "Depends").stdout.split()[0]
-    (deb,) = debian.packages(folder, SUITE, "arm64", [depends])
+    meta, busybox = debian.packages("arm64", KERNEL, "busybox-static")
+    depends = run("dpkg-deb", "--field", meta, "Depends").stdout.split()[0]
+    (deb,) = debian.packages("arm64", depends)
     tree = folder / "kernel"
     debian.unpack(deb, tree)
     debian.unpack(busybox, tree)
@@ -170,7 +168,7 @@ def _cpio(entries):
     return bytes(out)
 
 
-class Machine:
+class Board:
     """A board that is switched on. Its shell answers once the root is up."""
 
     name = "board"
@@ -178,14 +176,14 @@ class Machine:
 
     def __init__(self, folder, files, network):
         self.folder, self.began = folder, time.monotonic()
-        number = next(Machine.count)
+        number = next(Board.count)
         self.console = folder / f"console-{number}"
-        self.disk = Disk(files.image, folder / f"disk-{number}.sock")
+        self.disk = PowerCutDisk(files.image, folder / f"disk-{number}.sock")
         shell = socket.socket(socket.AF_UNIX)
         shell.bind(str(folder / f"shell-{number}.sock"))
         shell.listen()
         shell.settimeout(QEMU_PATIENCE)
-        self.port = lab.free_port() if network else None
+        self.port = free_port() if network else None
         command = ["qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a53", "-smp", CORES, "-m", MEMORY]
         command += ["-accel", "tcg,thread=multi", "-display", "none", "-no-reboot", "-nodefaults"]
         command += ["-rtc", "base=1970-01-01T00:00:00", "-serial", f"file:{self.console}"]

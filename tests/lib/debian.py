@@ -1,20 +1,24 @@
-"""Debian packages without installing them: of another architecture, or of another suite.
+"""Debian packages without installing them, of another architecture or suite too, and small Debian systems.
 
 Each pair of suite and architecture gets an apt of its own in the scratch folder. The mirror is the one that this
 machine's apt is configured with.
 """
 
 import os
-import pathlib
 import subprocess
 
+from lib import scratch
+from lib.process import run
+
+SUITE = "bookworm"
 # Ends waits for a mirror that does not answer.
 APT_SECONDS_MAX = 300
+ROOT_SECONDS_MAX = 900
 
 
-def packages(folder, suite, architecture, names):
+def packages(architecture, *names, suite=SUITE):
     """Downloads packages and returns the paths of their files, in the order of the names."""
-    apt = pathlib.Path(folder) / f"apt-{suite}-{architecture}"
+    apt = scratch.FOLDER / f"apt-{suite}-{architecture}"
     config = apt / "apt.conf"
     environment = {**os.environ, "APT_CONFIG": str(config)}
     if not config.exists():
@@ -28,7 +32,24 @@ def packages(folder, suite, architecture, names):
 
 def unpack(deb, folder):
     """Unpacks a package into a folder."""
-    subprocess.run(["dpkg-deb", "--extract", str(deb), str(folder)], check=True)
+    run("dpkg-deb", "--extract", deb, folder)
+
+
+def unpacked(package, suite=SUITE):
+    """A folder with a package's files, for one that has no business on the machine of whoever runs the tests."""
+    folder = scratch.FOLDER / f"{package}-{suite}"
+    if not folder.exists():
+        (deb,) = packages("amd64", package, suite=suite)
+        unpack(deb, folder)
+    return folder
+
+
+def make_root(root, variant, include, *options):
+    """Makes a Debian system in a folder by mmdebstrap."""
+    run(
+        *("mmdebstrap", "--quiet", f"--variant={variant}", f"--include={include}", *options, SUITE, root, mirror()),
+        timeout=ROOT_SECONDS_MAX,
+    )
 
 
 def _make(apt, config, suite, architecture):
@@ -61,12 +82,7 @@ def _apt(environment, folder, *arguments):
 
 def mirror():
     """The address of this machine's Debian mirror: of its sources the one with the shortest suite."""
-    listed = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split("\n")
+    listed = run("apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages").stdout.splitlines()
     sources = [line.split() for line in listed if line.strip()]
     plain = [uri for uri, release in sources if "-" not in release and "/" not in release]
     if not plain:

@@ -1,6 +1,6 @@
 //! Writes the manual pages and the shells' completions into a folder, from the command line as it is.
 //!
-//! usage: cargo run --example pages -- DIR
+//! usage: cargo run --example manual -- DIR
 //!
 //! What packages hold is made by this and not kept beside the source, so that it cannot be of another version.
 
@@ -24,7 +24,7 @@ names it.
 "#;
 
 fn main() -> io::Result<()> {
-    let folder = std::env::args_os().nth(1).ok_or_else(|| Error::other("usage: pages DIR"))?;
+    let folder = std::env::args_os().nth(1).ok_or_else(|| Error::other("usage: manual DIR"))?;
     let folder = Path::new(&folder);
     fs::create_dir_all(folder)?;
     let command = larder::cli::command();

@@ -26,7 +26,7 @@ FUA = 1
 EINVAL = 22
 
 
-class Disk:
+class PowerCutDisk:
     """Serves a file of raw sectors at a Unix socket, to one board at a time."""
 
     def __init__(self, image, address):
