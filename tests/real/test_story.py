@@ -53,7 +53,7 @@ class Story(lab.Case):
             self.addCleanup(run, "iptables", "-D", *drop, check=False)
 
         ways = {
-            "killed": (lambda: registry.stop(signal.SIGKILL), registry.restart),
+            "killed": (lambda: registry.stop(signal.SIGKILL), registry.start),
             "held": (lambda: registry.send(signal.SIGSTOP), lambda: registry.send(signal.SIGCONT)),
             "dropped": (cut, lambda: run("iptables", "-D", *drop)),
         }
