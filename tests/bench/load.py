@@ -8,12 +8,11 @@ import re
 import select
 import socket
 import ssl
-import subprocess
 import time
 
 from lib import network
 from lib.oci import MANIFEST
-from lib.process import HANG_SECONDS
+from lib.process import HANG_SECONDS, run
 
 AWAY = bytearray(1 << 20)
 
@@ -184,12 +183,8 @@ def heads(server, path, clients, seconds):
 def gets(server, path, clients, seconds):
     """The same with GET, by wrk."""
     before = server.cpu()
-    said = subprocess.run(
-        ["wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "-H", f"Accept: {MANIFEST}", f"http://{server.address}:{server.port}{path}"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    url = f"http://{server.address}:{server.port}{path}"
+    said = run("wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "-H", f"Accept: {MANIFEST}", url).stdout
     cpu = server.cpu() - before
     if "Non-2xx" in said or "Socket errors" in said:
         raise AssertionError(f"{server.name} GET {path}:\n{said}")
@@ -224,8 +219,8 @@ class Namespace:
 
     def __init__(self, name):
         self.name = name
-        subprocess.run(["ip", "netns", "add", name], check=True)
-        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
+        run("ip", "netns", "add", name)
+        run("ip", "-n", name, "link", "set", "lo", "up")
 
     def inside(self):
         return network.inside(f"/run/netns/{self.name}")
@@ -234,4 +229,4 @@ class Namespace:
         return ["ip", "netns", "exec", self.name]
 
     def remove(self):
-        subprocess.run(["ip", "netns", "del", self.name], check=False)
+        run("ip", "netns", "del", self.name, check=False)

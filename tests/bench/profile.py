@@ -15,6 +15,7 @@ import load
 import rows
 
 from lib import larder as under_test
+from lib.process import run
 from lib.random_image import Image
 
 # The first line whose pattern is in a frame of the stack, looked at from the innermost one; kernel first.
@@ -78,7 +79,7 @@ def profiled(server, file, do):
     do()
     perf.send_signal(signal.SIGINT)
     perf.communicate()
-    said = subprocess.run(["perf", "script", "-i", file, "-F", "ip,sym,dso"], capture_output=True, text=True, check=True).stdout
+    said = run("perf", "script", "-i", file, "-F", "ip,sym,dso").stdout
     places, functions = collections.Counter(), collections.Counter()
     for sample in said.strip().split("\n\n"):
         frames = [re.match(r"\s*[0-9a-f]+ (.*) \((.*)\)$", line) for line in sample.splitlines() if line.strip()]

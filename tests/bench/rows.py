@@ -21,7 +21,7 @@ from servers import Larder, Nginx, Registry
 from lib import certificate, scratch
 from lib.loop_disk import LoopDisk
 from lib.network import free_port
-from lib.process import wait_until
+from lib.process import run, wait_until
 from lib.random_image import Image
 
 MIB = 1 << 20
@@ -141,7 +141,7 @@ def instructions(lab):
         load.pull_image(larder, lab.middle)
         work(20)
         for switch in ["on", "off"]:
-            subprocess.run(["callgrind_control", "-i", switch, str(larder.child.pid)], check=True, capture_output=True)
+            run("callgrind_control", "-i", switch, str(larder.child.pid))
             if switch == "on":
                 work(count)
         larder.stop()
@@ -250,19 +250,19 @@ def one_uplink(lab):
     registry = Registry(lab.folder("uplink-upstream"), address=link.far, prefix=link.prefix())
     lab.keep(registry)
     registry.upload(image)
-    subprocess.run(["ip", "link", "add", "lardbr", "type", "bridge"], check=True)
-    lab.at_end(lambda: subprocess.run(["ip", "link", "del", "lardbr"], check=False))
-    subprocess.run(["ip", "addr", "add", "10.214.0.1/24", "dev", "lardbr"], check=True)
-    subprocess.run(["ip", "link", "set", "lardbr", "up"], check=True)
+    run("ip", "link", "add", "lardbr", "type", "bridge")
+    lab.at_end(lambda: run("ip", "link", "del", "lardbr", check=False))
+    run("ip", "addr", "add", "10.214.0.1/24", "dev", "lardbr")
+    run("ip", "link", "set", "lardbr", "up")
     spaces = []
     for number in range(boards):
         space = load.Namespace(f"lard-b{number}")
         lab.at_end(space.remove)
         outer = f"lardb{number}"
-        subprocess.run(["ip", "link", "add", outer, "type", "veth", "peer", "name", "eth0", "netns", space.name], check=True)
-        subprocess.run(["ip", "link", "set", outer, "master", "lardbr", "up"], check=True)
-        subprocess.run(["ip", "-n", space.name, "addr", "add", f"10.214.0.{number + 10}/24", "dev", "eth0"], check=True)
-        subprocess.run(["ip", "-n", space.name, "link", "set", "eth0", "up"], check=True)
+        run("ip", "link", "add", outer, "type", "veth", "peer", "name", "eth0", "netns", space.name)
+        run("ip", "link", "set", outer, "master", "lardbr", "up")
+        run("ip", "-n", space.name, "addr", "add", f"10.214.0.{number + 10}/24", "dev", "eth0")
+        run("ip", "-n", space.name, "link", "set", "eth0", "up")
         spaces.append(space)
     larder = Larder(lab.folder("uplink"), f"http://{link.far}:{registry.port}", address="10.214.0.1")
     lab.keep(larder)
@@ -484,13 +484,13 @@ class Link:
         lab.end_link()
         self.space = load.Namespace("lard-up")
         lab.link_end = self.remove
-        subprocess.run(["ip", "link", "add", "lardup", "type", "veth", "peer", "name", "eth0", "netns", "lard-up"], check=True)
-        subprocess.run(["ip", "addr", "add", f"{self.near}/24", "dev", "lardup"], check=True)
-        subprocess.run(["ip", "link", "set", "lardup", "up"], check=True)
+        run("ip", "link", "add", "lardup", "type", "veth", "peer", "name", "eth0", "netns", "lard-up")
+        run("ip", "addr", "add", f"{self.near}/24", "dev", "lardup")
+        run("ip", "link", "set", "lardup", "up")
         for words in [["addr", "add", f"{self.far}/24", "dev", "eth0"], ["link", "set", "eth0", "up"]]:
-            subprocess.run(["ip", "-n", "lard-up", *words], check=True)
+            run("ip", "-n", "lard-up", *words)
         shape = ["tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "64kb", "latency", "100ms"]
-        subprocess.run(["ip", "netns", "exec", "lard-up", *shape], check=True)
+        run("ip", "netns", "exec", "lard-up", *shape)
 
     def prefix(self):
         return self.space.prefix()
@@ -500,7 +500,7 @@ class Link:
 
     def remove(self):
         self.space.remove()
-        subprocess.run(["ip", "link", "del", "lardup"], check=False, capture_output=True)
+        run("ip", "link", "del", "lardup", check=False)
 
 
 class Lab:
