@@ -98,7 +98,7 @@ missing_of_own_tools() {
         }
     done
     if is_32_bit; then
-        # The standard library that rustup hands out dates files with 32 bits: it is compiled anew.
+        # The standard library that rustup hands out dates files with 32 bits: it is built from source.
         [ -d "$(rustc --print sysroot)/lib/rustlib/src/rust/library/std" ] || {
             echo "rust-src component"
             return 1
