@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by build.sh and check: how a Debian machine gets what is missing. The mirrors are those of apt's own configuration.
+# Sourced by the scripts of cross/ and tests/: how a Debian machine gets what is missing. The mirrors are those of apt's own configuration.
 
 # Says why the script cannot go on, and ends it.
 die() {
@@ -24,5 +24,26 @@ apt_get() {
         as_root apt-get update -q >&2
         apt_is_fresh=yes
     fi
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get -y -q --no-install-recommends "$@" >&2
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -y -q --no-install-recommends -o DPkg::Lock::Timeout=300 "$@" >&2
 }
+
+# Takes PACKAGE:WITNESS pairs and installs each package whose witness, a command or a file, is not there. Services that
+# come with a package are not started.
+install_absent() {
+    local pair absent=()
+    for pair in "$@"; do
+        command -v "${pair#*:}" >/dev/null || [ -e "${pair#*:}" ] || absent+=("${pair%%:*}")
+    done
+    [ ${#absent[@]} -eq 0 ] || without_services apt_get install "${absent[@]}"
+}
+
+# Runs a command in a shell of its own, while no service can be started by an installation.
+without_services() (
+    policy=/usr/sbin/policy-rc.d
+    if [ ! -e "$policy" ]; then
+        trap 'as_root rm -f "$policy"' EXIT
+        printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+        as_root chmod +x "$policy"
+    fi
+    "$@"
+)

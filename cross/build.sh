@@ -98,7 +98,7 @@ missing_of_own_tools() {
         }
     done
     if is_32_bit; then
-        # The standard library that rustup hands out dates files with 32 bits: it is compiled anew.
+        # The standard library that rustup hands out dates files with 32 bits: it is built from source.
         [ -d "$(rustc --print sysroot)/lib/rustlib/src/rust/library/std" ] || {
             echo "rust-src component"
             return 1
@@ -121,21 +121,12 @@ install_debian_tools() {
     exec {lock}>"$root/lock"
     flock "$lock"
     # These can vanish without the folder: a machine may keep its disk and lose its packages.
-    install_packages gcc:gcc libc6-dev:/usr/include/stdio.h python3:python3
+    install_absent gcc:gcc libc6-dev:/usr/include/stdio.h python3:python3
     if [ ! -d "$debian_tools" ]; then
         fill_debian_tools "$debian_tools.new"
         mv "$debian_tools.new" "$debian_tools"
     fi
     exec {lock}>&-
-}
-
-# Takes PACKAGE:WITNESS pairs and installs each package whose witness, a command or a file, is not there.
-install_packages() {
-    local pair absent=()
-    for pair in "$@"; do
-        command -v "${pair#*:}" >/dev/null || [ -e "${pair#*:}" ] || absent+=("${pair%%:*}")
-    done
-    [ ${#absent[@]} -eq 0 ] || apt_get install "${absent[@]}"
 }
 
 fill_debian_tools() {

@@ -98,8 +98,8 @@ date_of_commit() {
 
 # Puts every file where it belongs, below the folder $1.
 stage() {
-    local root=$1 pages=$scratch/pages documents=$1/usr/share/doc/larder file
-    cargo run --quiet --locked --manifest-path "$top/Cargo.toml" --example pages -- "$pages" >&2
+    local root=$1 manual=$scratch/manual documents=$1/usr/share/doc/larder file
+    cargo run --quiet --locked --manifest-path "$top/Cargo.toml" --example manual -- "$manual" >&2
 
     put 755 "$binary" "$root/usr/bin/larder"
     put 644 "$top/firmware-config/larder.toml" "$root/etc/larder/larder.toml"
@@ -110,13 +110,13 @@ stage() {
     for file in "$top"/systemd/drop-ins/*.conf; do
         put 644 "$file" "$root/usr/share/larder/drop-ins/${file##*/}"
     done
-    for file in "$pages"/*.1; do
+    for file in "$manual"/*.1; do
         put 644 "$file" "$root/usr/share/man/man1/${file##*/}"
         gzip -9n "$root/usr/share/man/man1/${file##*/}"
     done
-    put 644 "$pages/larder.bash" "$root/usr/share/bash-completion/completions/larder"
-    put 644 "$pages/_larder" "$root/usr/share/zsh/vendor-completions/_larder"
-    put 644 "$pages/larder.fish" "$root/usr/share/fish/vendor_completions.d/larder.fish"
+    put 644 "$manual/larder.bash" "$root/usr/share/bash-completion/completions/larder"
+    put 644 "$manual/_larder" "$root/usr/share/zsh/vendor-completions/_larder"
+    put 644 "$manual/larder.fish" "$root/usr/share/fish/vendor_completions.d/larder.fish"
 
     put 644 "$top/README.md" "$documents/README.md"
     put 644 "$top/CHANGELOG.md" "$documents/changelog"

@@ -24,6 +24,8 @@ pub const HELD_BACK_BYTES: u64 = 4 * KIB;
 pub const INDEX_DEPTH_MAX: usize = 4;
 /// Most manifests looked at in one closure, so that a hostile index cannot keep the walk going.
 pub const CLOSURE_MANIFESTS_MAX: usize = 1_024;
+/// Manifests and their children that one walk over many images remembers, at about 300 bytes each.
+pub const NAMED_CHILDREN_MAX: usize = 2_048;
 
 // -- Upstreams -------------------------------------------------------------------------------------------------
 
@@ -103,21 +105,21 @@ pub const TORN_BYTES: u64 = 64 * KIB;
 pub const FILL_REVIVAL_PAUSE: Duration = Duration::from_secs(15);
 /// Times a parked fill is tried again by itself; after that it waits for a client or a restart.
 pub const FILL_REVIVALS_MAX: u32 = 12;
-/// Tags whose last verification is remembered for `revalidate`; more than these are asked for again.
-pub const VERIFIED_TAGS_MAX: usize = 16_384;
-
-/// What may be kept in memory of tags and small manifests; part of [`MEMORY_BASE_BYTES`].
-pub const FACTS_BYTES_MAX: usize = 1024 * 1024;
-/// What such a fact costs without its content: names, digests, the table it is in.
-pub const FACT_BYTES: usize = 512;
+/// What may be kept in memory of tags: what the store says of them, when upstream was asked, what was logged, what peers
+/// claim. Beyond that the half that was not used for the longest is forgotten. Part of [`MEMORY_BASE_BYTES`].
+pub const TAG_TABLE_BYTES_MAX: usize = 3 * 1024 * 1024;
+/// What an entry costs without what the store says: its names, two digests, the table it is in.
+pub const TAG_ENTRY_COST_BYTES: usize = 512;
 /// What each version costs that a tag has.
-pub const FACT_VERSION_BYTES: usize = 128;
+pub const TAG_VERSION_COST_BYTES: usize = 128;
+/// What may be kept in memory of small manifests; beyond that all are read again. Part of [`MEMORY_BASE_BYTES`].
+pub const SMALL_MANIFESTS_BYTES_MAX: usize = 1024 * 1024;
+/// What one costs beside its bytes: names, digest, the table it is in.
+pub const SMALL_MANIFEST_COST_BYTES: usize = 512;
 /// Largest manifest whose bytes are kept: a real one has 1 to 10 KiB.
 pub const SMALL_MANIFEST_BYTES_MAX: u64 = 16 * KIB;
 /// How often the log says of one tag that it is answered from something old, while nothing changes.
 pub const STALE_REPORT_EVERY: Duration = Duration::from_secs(1);
-/// Tags for which that is remembered; when there are more it may be said again early.
-pub const STALE_REPORTS_MAX: usize = 256;
 
 /// Least memory.max: what the process needs with one client and one download.
 pub const MEMORY_MIN: u64 = 16 * MIB;
@@ -144,9 +146,9 @@ pub const CLIENTS_MIN: u64 = 8;
 /// How long a connection or a body waits for others to end before it is answered 503.
 pub const ADMISSION_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Connections that may wait for that, or be on their way out with a 503; one more waits in the kernel's backlog.
-pub const AT_THE_DOOR_MAX: usize = 64;
-/// Longest a connection that is turned away may take for its request and the 503.
-pub const TURNED_AWAY_TIME: Duration = Duration::from_secs(3);
+pub const CONNECTIONS_WAITING_MAX: usize = 64;
+/// Longest a rejected connection may take for its request and the 503.
+pub const REJECTION_TIME: Duration = Duration::from_secs(3);
 /// Longest a client may take to send a request's header, and longest a kept connection may idle.
 pub const REQUEST_HEADER_TIME: Duration = Duration::from_secs(30);
 /// A client that takes no byte for this long is cut; it can resume by Range.
@@ -161,7 +163,7 @@ pub const DIRECT_TURN_BYTES: usize = 4 * 1024 * 1024;
 pub const COPIED_BYTES_MAX: u64 = 16 * KIB;
 /// Of how many bytes one is looked at to see whether a file is in memory. A gap between two that is overlooked costs its
 /// thread one short read; a look costs as much as sending some 10 KiB does.
-pub const WARMTH_STEP_BYTES: usize = 1024 * 1024;
+pub const PAGE_CACHE_PROBE_STEP_BYTES: usize = 1024 * 1024;
 /// What is brought into memory at a time for a client where it was not: a card takes some milliseconds for it.
 pub const COLD_PIECE_BYTES: usize = 256 * 1024;
 /// Reads at a time that wait for the disk for clients: enough to keep a disk busy, and most of
@@ -188,6 +190,8 @@ pub const LOGIN_WAIT_MAX: Duration = Duration::from_secs(10);
 pub const QUARANTINE_BYTES_MAX: u64 = 64 * MIB;
 /// Names of damaged content that are remembered to be fetched again.
 pub const QUARANTINE_FILES_MAX: usize = 1_024;
+/// How often the quickest chores of maintenance are looked at, all of them in one wake.
+pub const MAINTENANCE_TICK: Duration = Duration::from_millis(500);
 /// Pause between attempts to fetch again what was damaged.
 pub const REFETCH_PAUSE: Duration = Duration::from_secs(15);
 /// Threads that hash content which is served for the first time after a stop that was not an orderly one.
@@ -239,8 +243,12 @@ pub const LOCK_WAIT_MAX: Duration = Duration::from_secs(5);
 pub const LOCK_WAIT_STEP: Duration = Duration::from_millis(50);
 /// Control connections (the commands of the same binary) at a time.
 pub const CONTROL_CONNECTIONS_MAX: usize = 8;
-/// Largest control request and answer.
-pub const CONTROL_BYTES_MAX: u64 = 16 * MIB;
+/// Longest line of a control request or answer. An answer has as many as it needs: one for each image, for example.
+pub const CONTROL_BYTES_MAX: u64 = MIB;
+/// Images named in one line; more of them are told in more lines.
+pub const CONTROL_NAMES_MAX: usize = 1_024;
+/// Longest the look at every image is used again for a report; uses of images do not end it earlier.
+pub const IMAGE_REPORT_AGE_MAX: Duration = Duration::from_secs(5);
 
 /// How often a long command says how far it is.
 pub const CONTROL_PROGRESS_EVERY: Duration = Duration::from_millis(200);
@@ -278,8 +286,6 @@ pub const PEER_PAUSE_MAX: Duration = Duration::from_secs(60);
 pub const PEER_TAGS_MAX: usize = 8;
 /// How far in the future of a clock that is set a peer's claim may be: what boards' clocks differ, and no more.
 pub const CLAIM_AHEAD_MAX: Duration = Duration::from_secs(600);
-/// Claims whose content is watched until it is complete here; the claim of one more tag is not remembered.
-pub const CLAIMS_MAX: usize = 1_024;
 /// Shortest secret of a kit, in bytes: it can be guessed at without asking a board again.
 pub const KIT_SECRET_BYTES_MIN: usize = 16;
 /// Largest question or answer between peers, content apart: the longest names and 16 platforms fit.

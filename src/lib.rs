@@ -17,7 +17,8 @@
 //!
 //! The owner of the board comes in at another door, [`control`]: the same commands over a Unix socket while the server
 //! runs and on the store itself while it does not. [`cli`] is what they type, and [`demo`] shows the main job with
-//! nothing else installed. [`watch`] tells the service manager how the server is doing.
+//! nothing else installed. [`image`] knows which images are on the disk and what would be removed first; [`report`] says
+//! how larder is doing, to commands, to metrics and, by [`watch`], to the service manager.
 //!
 //! [`clients`] are the files by which containerd, K3s, podman and Docker are sent here, and [`doctor`] says what is wrong
 //! with a board.
@@ -33,6 +34,7 @@ pub mod clients;
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod decide;
 pub mod demo;
 pub mod doctor;
 pub mod fetch;
@@ -41,6 +43,7 @@ pub mod image;
 pub mod kit;
 pub mod mirror;
 pub mod oci;
+pub mod report;
 pub mod store;
 pub mod sync;
 pub mod text;

@@ -9,13 +9,14 @@
 // Where a test cannot go on, it stops.
 #![allow(clippy::unwrap_used)]
 
-mod common;
+#[path = "it/board/mod.rs"]
+mod board;
 
-use common::disk::{self, Change, Cut};
-use common::{Board, Folder, PATIENCE, PLATFORM, Random};
+use board::io_faults::{self, Change, Cut};
+use board::{Board, Folder, PATIENCE, PLATFORM, Random};
 use larder::demo::client;
-use larder::demo::image::Image;
-use larder::demo::upstream::Upstream;
+use larder::demo::image::SampleImage as Image;
+use larder::demo::upstream::FaultyRegistry as Upstream;
 use larder::oci::Digest;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -85,7 +86,7 @@ impl Session {
             };
             (at, told)
         });
-        Session::new(disk::changes(&folder.join("changes")), told.collect())
+        Session::new(io_faults::changes(&folder.join("changes")), told.collect())
     }
 }
 
@@ -116,7 +117,7 @@ impl Recorder<'_> {
         let pulled = self.board.pull(&format!("lab/{repository}"), "latest").unwrap();
         assert_eq!(pulled.digest, picture(repository, version).root);
         // Kept: what is passed through for want of room is no promise.
-        if common::needed(&picture(repository, version)).iter().all(|part| self.board.has_blob(part)) {
+        if board::needed(&picture(repository, version)).iter().all(|part| self.board.has_blob(part)) {
             self.note(Told::Pulled(repository, version));
         }
     }
@@ -140,7 +141,7 @@ fn record(upstream: &Upstream, recording: &Path) -> Session {
     let folder = Folder::new();
     let log = recording.join("changes");
     let root = folder.0.join("data");
-    let environment = disk::environment(&root, &[("LARDER_DISK_LOG", log.display().to_string())]);
+    let environment = io_faults::environment(&root, &[("LARDER_DISK_LOG", log.display().to_string())]);
     let board = Board::in_folder(folder, &config(&upstream.url()), environment);
     let board = board.unwrap_or_else(|(log, _)| panic!("the server does not start:\n{log}"));
     let mut life = Recorder { board, upstream, log: log.clone(), told: Vec::new() };
@@ -180,7 +181,7 @@ fn record(upstream: &Upstream, recording: &Path) -> Session {
 fn config(url: &str) -> String {
     format!(
         "platforms = [\"{PLATFORM}\"]\n{}[tags]\nresolve_deadline = \"500ms\"\n[disk]\nmin_free = \"1MiB\"\nmax = \"{DISK_MAX}\"\n[upstream.\"docker.io\"]\nurl = \"{url}\"\n",
-        common::FETCH
+        board::FETCH
     )
 }
 
@@ -234,7 +235,7 @@ fn promises(session: &Session, upto: usize) -> BTreeMap<u64, Promise> {
 /// Starts on what a cut left and looks whether every promise is kept; what was found, in a word for each repository.
 fn check(session: &Session, upto: usize, folder: Folder, url: &str, versions: &BTreeMap<Digest, (u64, u64)>) {
     let data = folder.0.join("data");
-    common::check_blobs(&data);
+    board::check_blobs(&data);
     let mut board = Board::in_folder(folder, &config(url), Vec::new())
         .unwrap_or_else(|(log, _)| panic!("the server does not start:\n{log}"));
     board.wait_until("the index", || board.get("/readyz").status == 200);
@@ -264,7 +265,7 @@ fn check(session: &Session, upto: usize, folder: Folder, url: &str, versions: &B
 
 #[test]
 fn whatever_a_power_cut_leaves_every_promise_is_kept() {
-    let crashes = common::from_environment("LARDER_CRASHES", 150);
+    let crashes = board::from_environment("LARDER_CRASHES", 150);
     let seed = Random::seeded();
     let upstream = Upstream::start().unwrap();
     let recording = Folder::new();
@@ -330,7 +331,7 @@ fn cut_often(
             let mut random = seed.fork(number);
             let upto = random.below(session.changes.len() + 1);
             let cut = if random.below(2) == 0 { Cut::Ordered } else { Cut::Loose };
-            let crash = disk::after_a_cut(&session.changes, upto, cut, &mut random);
+            let crash = io_faults::after_a_cut(&session.changes, upto, cut, &mut random);
             lost.fetch_add(crash.lost_sectors, Ordering::Relaxed);
             let folder = Folder::new();
             crash.write(&folder.0.join("data"));
@@ -349,7 +350,7 @@ fn cut_often(
         }
     };
     std::thread::scope(|scope| {
-        for _ in 0..2 {
+        for _ in 0..4 {
             scope.spawn(work);
         }
     });

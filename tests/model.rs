@@ -6,11 +6,12 @@
 // Where a test cannot go on, it stops.
 #![allow(clippy::unwrap_used)]
 
-mod common;
+#[path = "it/board/mod.rs"]
+mod board;
 
-use common::{Board, Folder, Random, disk};
-use larder::demo::image::Image;
-use larder::demo::upstream::Upstream;
+use board::{Board, Folder, Random, io_faults};
+use larder::demo::image::SampleImage as Image;
+use larder::demo::upstream::FaultyRegistry as Upstream;
 use larder::oci::Digest;
 use std::collections::BTreeMap;
 
@@ -52,13 +53,13 @@ impl Run {
         }
         let folder = Folder::new();
         let environment = vec![
-            ("LD_PRELOAD", disk::shim().display().to_string()),
+            ("LD_PRELOAD", io_faults::shim().display().to_string()),
             ("LARDER_CLOCK", folder.0.join("clock").display().to_string()),
         ];
         let config = format!(
             "platforms = [\"{}\"]\n{}[tags]\nresolve_deadline = \"500ms\"\n[disk]\nmin_free = \"1MiB\"\nmax = \"{DISK_MAX}\"\nexpire_unused = \"1d\"\n[upstream.\"docker.io\"]\nurl = \"{}\"\n",
-            common::PLATFORM,
-            common::FETCH,
+            board::PLATFORM,
+            board::FETCH,
             upstream.url()
         );
         let board = Board::in_folder(folder, &config, environment);
@@ -98,7 +99,7 @@ impl Run {
             match answer {
                 Ok(pulled) => {
                     assert_eq!(pulled.digest, root(known.upstream), "online the newest is served");
-                    let parts = common::needed(&picture(repository, known.upstream));
+                    let parts = board::needed(&picture(repository, known.upstream));
                     let kept = parts.iter().all(|part| self.board.has_blob(part));
                     let (version, known) = (known.upstream, self.known.get_mut(&repository).unwrap());
                     known.pulled.retain(|earlier| *earlier != version);
@@ -186,7 +187,7 @@ impl Run {
             while !self.board.get("/metrics").body().is_ok_and(|text| {
                 String::from_utf8_lossy(&text).contains("larder_upstream_up{upstream=\"docker.io\"} 1")
             }) {
-                assert!(began.elapsed() < common::PATIENCE, "the upstream's return went unnoticed");
+                assert!(began.elapsed() < board::PATIENCE, "the upstream's return went unnoticed");
                 std::thread::sleep(std::time::Duration::from_millis(5));
             }
         }
@@ -221,7 +222,7 @@ impl Run {
 
 #[test]
 fn random_lives_keep_every_promise() {
-    let steps = common::from_environment("LARDER_STEPS", 1_000);
+    let steps = board::from_environment("LARDER_STEPS", 1_000);
     let mut run = Run::new(Random::seeded());
     for step in 0..steps {
         run.step();

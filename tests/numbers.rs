@@ -5,10 +5,11 @@
 // Where a test cannot go on, it stops.
 #![allow(clippy::unwrap_used)]
 
-mod common;
+#[path = "it/board/mod.rs"]
+mod board;
 
-use common::{Board, PATIENCE, image, layer_of, upstream_with};
-use larder::demo::image::Image;
+use board::{Board, PATIENCE, image, layer_of, upstream_with};
+use larder::demo::image::SampleImage as Image;
 use larder::demo::upstream::Behaviour;
 use larder::oci::{Algorithm, Digest};
 use std::io::{Read, Write};

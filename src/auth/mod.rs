@@ -1,7 +1,21 @@
-//! Who asks, and what content may be shown to whom. Pure: nothing in here reads a file or asks an upstream.
+//! Who asks, and who may read what. Pure: nothing in here reads a file, waits or asks an upstream.
 //!
-//! [`Identity`] is what a door knows of its client; [`AccessClass`] is what a repository's content is. Which identity may
-//! see which digest is decided by the mirror, in one place.
+//! | file | what it owns |
+//! |---|---|
+//! | `credentials` | the user name and password of a request |
+//! | `hashes` | the users of a password file, their bcrypt hashes, logins that were verified before |
+//! | `rules` | which identity may read which class of content |
+//!
+//! [`Identity`] is what a listener knows of its client; [`AccessClass`] is the class of a repository's content. A login
+//! that cannot be verified is refused: failure never means access.
+
+mod credentials;
+mod hashes;
+mod rules;
+
+pub use credentials::BasicCredentials;
+pub use hashes::{LoginAttempt, Users, VerifiedLogins};
+pub use rules::may_read;
 
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -34,7 +48,7 @@ impl AccessClass {
     }
 }
 
-/// The client of a connection, as far as a door knows it.
+/// The client of a connection, as far as the listener knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// Where the connection comes from.

@@ -1,8 +1,8 @@
-//! `config k3s`, `containerd`, `podman`, `docker`: the files that send a client here, shown, written or taken back.
+//! `config k3s`, `containerd`, `podman`, `docker`: the files that make a client use larder: shown, written or undone.
 
 use super::print;
 use crate::clients::files::{self, Root};
-use crate::clients::{self, Client, Mirror, Nothing, Profile};
+use crate::clients::{self, Client, MirrorAddress, Nothing, Profile};
 use crate::config::Config;
 use clap::Args;
 use std::path::PathBuf;
@@ -11,10 +11,10 @@ use std::process::ExitCode;
 /// What to do with a client's files.
 #[derive(Args)]
 pub(super) struct Form {
-    /// Merge the files into what is there, and keep what was there before
+    /// Merge into the existing files, and keep a backup
     #[arg(long, conflicts_with = "undo")]
     write: bool,
-    /// Put back what was there before the last --write
+    /// Restore the files from before the last --write
     #[arg(long, conflicts_with_all = ["profile", "address"])]
     undo: bool,
     /// fallback: the origin is asked after larder; sealed: larder alone is asked
@@ -23,7 +23,7 @@ pub(super) struct Form {
     /// Where clients reach larder, if not on this board, such as http://10.0.0.2:5000
     #[arg(long, value_name = "URL")]
     address: Option<String>,
-    /// The folder that holds etc/, for a board's image that is being made
+    /// Directory that contains etc/, when building an image for a board
     #[arg(long, value_name = "DIR", default_value = "/")]
     root: PathBuf,
 }
@@ -41,18 +41,18 @@ pub(super) fn run(config: &Config, client: Client, form: &Form) -> ExitCode {
 }
 
 fn show_or_write(config: &Config, client: Client, form: &Form) -> Result<String, String> {
-    let mirror = Mirror::of(config, form.address.as_deref())?;
+    let mirror = MirrorAddress::of(config, form.address.as_deref())?;
     let mut notes = clients::remarks(client, &mirror, form.profile);
     notes.push(client.takes_effect().to_owned());
     let text = if form.write {
         let written = files::write(&Root::new(&form.root)?, client, &mirror, form.profile)?;
         if written.changed.is_empty() {
-            return Ok("nothing to do: every file is as it should be\n".to_owned());
+            return Ok("nothing to do: every file is up to date\n".to_owned());
         }
         let mut text: String =
             written.changed.iter().map(|path| format!("wrote {}\n", path.display())).collect();
         if let Some(backup) = written.backup {
-            text += &format!("what was there before is in {}; --undo puts it back\n", backup.display());
+            text += &format!("the previous files are in {}; --undo restores them\n", backup.display());
         }
         text
     } else {
@@ -60,9 +60,9 @@ fn show_or_write(config: &Config, client: Client, form: &Form) -> Result<String,
         let mut shown = Vec::new();
         for file in wanted {
             let path = file.path.display();
-            // JSON knows no comments, so its place is told beside it.
+            // JSON knows no comments, so its place is a note.
             if client == Client::Docker {
-                notes.insert(0, format!("belongs in {path}, or: larder config {client} --write"));
+                notes.insert(0, format!("put this into {path}, or run: larder config {client} --write"));
                 shown.push(file.text);
             } else {
                 shown.push(format!("# {path}\n{}", file.text));
@@ -71,7 +71,7 @@ fn show_or_write(config: &Config, client: Client, form: &Form) -> Result<String,
         if client != Client::Docker {
             notes.insert(
                 0,
-                format!("each part belongs in the file named above it, or: larder config {client} --write"),
+                format!("put each part into the file named above it, or run: larder config {client} --write"),
             );
         }
         shown.join("\n")
@@ -84,9 +84,11 @@ fn show_or_write(config: &Config, client: Client, form: &Form) -> Result<String,
 fn undo(client: Client, form: &Form) -> Result<String, String> {
     let undone = files::undo(&Root::new(&form.root)?, client)?;
     let mut text = String::new();
-    for (word, paths) in
-        [("restored", &undone.restored), ("removed", &undone.removed), ("not empty, so left:", &undone.left)]
-    {
+    for (word, paths) in [
+        ("restored", &undone.restored),
+        ("removed", &undone.removed),
+        ("left, because it is not empty:", &undone.left),
+    ] {
         paths.iter().for_each(|path| text += &format!("{word} {}\n", path.display()));
     }
     print::out(&text).map_err(|e| format!("cannot print: {e}"))?;

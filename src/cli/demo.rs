@@ -5,11 +5,11 @@
 //! does not hold is a failure, with exit status 1.
 
 use super::print;
-use super::serve::{Running, runtime};
-use crate::config::{Config, Upstream as UpstreamConfig};
+use super::serve::{RunningServer, runtime};
+use crate::config::{Config, EndpointSettings, UpstreamSettings};
 use crate::demo::client::{self, PullError, Pulled};
-use crate::demo::image::Image;
-use crate::demo::upstream::{Behaviour, Upstream};
+use crate::demo::image::SampleImage;
+use crate::demo::upstream::{Behaviour, FaultyRegistry};
 use crate::text::bytes_text;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -34,7 +34,7 @@ pub fn run(config: &Config) -> ExitCode {
     match Demo::start(config).and_then(Demo::play) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => {
-            log::error!("not every situation held");
+            log::error!("at least one situation did not meet its bound");
             ExitCode::from(1)
         }
         Err(problem) => {
@@ -46,8 +46,8 @@ pub fn run(config: &Config) -> ExitCode {
 
 struct Demo {
     folder: PathBuf,
-    upstream: Upstream,
-    running: Option<Running>,
+    upstream: FaultyRegistry,
+    running: Option<RunningServer>,
     address: SocketAddr,
     platform: String,
     deadline: Duration,
@@ -67,18 +67,20 @@ struct Row {
 impl Demo {
     fn start(config: &Config) -> Result<Demo, String> {
         let folder = std::env::temp_dir().join(format!("larder-demo-{}", std::process::id()));
-        let upstream = Upstream::start().map_err(|e| format!("cannot start an upstream: {e}"))?;
+        let upstream = FaultyRegistry::start().map_err(|e| format!("cannot start an upstream: {e}"))?;
         let name = REGISTRY.parse().map_err(|e: crate::oci::Invalid| e.to_string())?;
         let config = Config {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
             data_dir: folder.clone(),
-            upstreams: vec![UpstreamConfig {
+            upstreams: vec![UpstreamSettings {
                 name,
-                url: upstream.url(),
-                url_configured: true,
-                ca_file: None,
-                realm: None,
-                credentials: None,
+                endpoints: vec![EndpointSettings {
+                    url: upstream.url(),
+                    url_configured: true,
+                    ca_file: None,
+                    realm: None,
+                    credentials: None,
+                }],
             }],
             tls: None,
             htpasswd_file: None,
@@ -87,15 +89,15 @@ impl Demo {
         };
         let platform = config.platforms.first().map_or_else(String::new, ToString::to_string);
         let (deadline, header_timeout) = (config.tags.resolve_deadline, config.fetch.header_timeout);
-        let running = Running::start(runtime()?, config, Vec::new(), false)?;
+        let running = RunningServer::start(runtime()?, config, Vec::new(), false)?;
         let address = *running.addresses().first().ok_or("it listens nowhere")?;
         let running = Some(running);
         Ok(Demo { folder, upstream, running, address, platform, deadline, header_timeout, rows: Vec::new() })
     }
 
     fn play(mut self) -> Result<bool, String> {
-        let first = Image::multi_arch(1, &LAYERS);
-        let second = Image::multi_arch(2, &LAYERS);
+        let first = SampleImage::multi_arch(1, &LAYERS);
+        let second = SampleImage::multi_arch(2, &LAYERS);
         self.upstream.push(REPOSITORY, "latest", &first);
         print_line(&format!(
             "larder on {} in front of an upstream on {}; image {REPOSITORY}:latest for {}\n",
@@ -115,7 +117,7 @@ impl Demo {
         Ok(held)
     }
 
-    fn online(&mut self, image: &Image) -> Result<(), String> {
+    fn online(&mut self, image: &SampleImage) -> Result<(), String> {
         let pulled = self.pull("latest").map_err(|e| e.to_string())?;
         let right = pulled.digest == image.root;
         let took = format!(
@@ -139,7 +141,7 @@ impl Demo {
         Ok(())
     }
 
-    fn moved(&mut self, image: &Image) -> Result<(), String> {
+    fn moved(&mut self, image: &SampleImage) -> Result<(), String> {
         self.upstream.push(REPOSITORY, "latest", image);
         let pulled = self.pull("latest").map_err(|e| e.to_string())?;
         let held = pulled.digest == image.root && pulled.tag_status.contains("upstream");
@@ -159,7 +161,7 @@ impl Demo {
     }
 
     fn cut_body(&mut self) -> Result<(), String> {
-        let image = Image::multi_arch(3, &LAYERS);
+        let image = SampleImage::multi_arch(3, &LAYERS);
         self.upstream.push("lab/cut", "latest", &image);
         self.upstream.on(Some("GET"), "/blobs/", Behaviour::CutBodyAfter(1_000_000));
         let sent = self.upstream.blob_bytes_sent();
@@ -200,7 +202,7 @@ impl Demo {
         Ok(())
     }
 
-    fn refused(&mut self, newest: &Image) -> Result<(), String> {
+    fn refused(&mut self, newest: &SampleImage) -> Result<(), String> {
         self.wait_until_back()?;
         self.upstream.hang_up();
         let (status, took, tier) = self.ask_tag("latest")?;
@@ -224,7 +226,7 @@ impl Demo {
         let pulled = self.pull("latest").map_err(|e| e.to_string())?;
         let text = format!("{} in {}", bytes_text(pulled.bytes), ms(pulled.elapsed));
         self.row(
-            "  a whole pull by a new client",
+            "  a full pull by a new client",
             "every byte from the board",
             "no upstream",
             text,

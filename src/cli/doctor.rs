@@ -6,7 +6,7 @@ use crate::doctor::{self, Finding, Severity, System};
 use std::path::Path;
 use std::process::ExitCode;
 
-/// Looks at the board and prints what was found. Exit status 1 if there is something to mend.
+/// Looks at the board and prints what was found. Exit status 1 if there is something to fix.
 pub(super) fn run(config: &Config, root: &Path, json: bool) -> ExitCode {
     let this = System::this();
     let system = if root == Path::new("/") { this } else { this.below(root) };
@@ -43,8 +43,8 @@ fn for_people(findings: &[Finding]) -> String {
     let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
     let (bad, warnings) = (count(Severity::Bad), count(Severity::Warning));
     out += &match bad + warnings {
-        0 => "all is well\n".to_owned(),
-        _ => format!("{bad} bad, {warnings} warnings; what mends each stands after its arrow\n"),
+        0 => "no problem found\n".to_owned(),
+        _ => format!("{bad} bad, {warnings} warnings; the arrow shows how to fix each\n"),
     };
     out
 }

@@ -1,119 +1,149 @@
-//! `ls`, `why`, `history`, `status`, `rollback`, `verify`: one request to the desk, printed for people or as JSON.
+//! `ls`, `why`, `history`, `status`, `rollback`, `verify`: one command, its records gathered and printed for people or as
+//! JSON. Failure is exit status 1 and a sentence.
+//!
+//! Nothing is printed before the answer is complete: columns are as wide as their widest cell, and a pager that stands
+//! still must not have the server wait.
 
 use super::print;
 use crate::budget;
 use crate::config::Config;
-use crate::control::{self, Desk, History, Image, Reply, Request, State, Status, Verified, Why};
+use crate::control::{
+    self, Admin, AdminRecord, AdminRequest, Completeness, CorruptBlob, HistoryReport, ImageRow, StatusReport,
+    VerifyReport, WhyReport,
+};
 use crate::oci::Digest;
 use crate::store::{StoreError, work_as_owner};
 use crate::text::bytes_text;
+use serde::Serialize;
 use std::fmt::Write;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Instant;
 
 /// Asks the running server, or the store itself if none runs, and prints the answer.
-pub fn run(config: &Config, request: &Request, json: bool) -> ExitCode {
-    match ask(config, request) {
-        Ok(reply) => show(&reply, json),
-        Err(problem) => Outcome::failed(problem),
-    }
-    .end()
-}
-
-/// What is to be printed, and the exit status.
-struct Outcome {
-    text: String,
-    problem: Option<String>,
-}
-
-impl Outcome {
-    fn done(text: String) -> Outcome {
-        Outcome { text, problem: None }
-    }
-
-    fn failed(problem: String) -> Outcome {
-        Outcome { text: String::new(), problem: Some(problem) }
-    }
-
-    fn end(self) -> ExitCode {
-        let printed = print::out(&self.text);
-        match (self.problem, printed) {
-            (None, Ok(())) => ExitCode::SUCCESS,
-            (Some(problem), _) => {
-                log::error!("{problem}");
-                ExitCode::from(1)
-            }
-            (None, Err(e)) => {
-                log::error!("cannot print: {e}");
-                ExitCode::from(1)
-            }
-        }
-    }
-}
-
-fn ask(config: &Config, request: &Request) -> Result<Reply, String> {
-    let terminal = std::io::stderr().is_terminal();
-    let mut progress = |done: u64, total: u64| {
-        if terminal {
-            let percent = (done * 100).checked_div(total).unwrap_or(100);
-            print::note(&format!("\r{} of {} ({percent} %) ", bytes_text(done), bytes_text(total)));
-        }
+pub fn run(config: &Config, request: &AdminRequest, json: bool) -> ExitCode {
+    let mut answer =
+        GatheredAnswer { terminal: std::io::stderr().is_terminal(), ..GatheredAnswer::default() };
+    let (text, problem) = match ask(config, request, &mut answer) {
+        Ok(()) => answer.show(request, json),
+        Err(problem) => (String::new(), Some(problem)),
     };
+    let printed = print::out(&text).map_err(|e| format!("cannot print: {e}"));
+    match problem.map_or(printed, Err) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            log::error!("{problem}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn ask(config: &Config, request: &AdminRequest, answer: &mut GatheredAnswer) -> Result<(), String> {
     let began = Instant::now();
-    let reply = loop {
-        if let Some(reply) = control::socket::ask(&config.data_dir, request, &mut progress)? {
-            break reply;
+    loop {
+        if control::socket::ask(&config.data_dir, request, &mut |record| answer.take(record))? {
+            return Ok(());
         }
         if !config.data_dir.exists() {
             return Err(format!("there is no store at {}; is data_dir right?", config.data_dir.display()));
         }
         // What root writes into a store of larder's must stay larder's.
         work_as_owner(&config.data_dir).map_err(|e| e.to_string())?;
-        match Desk::open(config) {
-            Ok(desk) => break desk.execute(request, &mut progress),
+        match Admin::open(config) {
+            Ok(admin) => {
+                admin.execute(request, &mut |record| {
+                    answer.take(record);
+                    Ok(())
+                });
+                return Ok(());
+            }
             // A server that starts or ends, or another command: both are soon over.
             Err(StoreError::Locked(_)) if began.elapsed() < budget::LOCK_WAIT_MAX => {
                 std::thread::sleep(budget::LOCK_WAIT_STEP);
             }
             Err(problem) => return Err(problem.to_string()),
         }
-    };
-    if terminal && matches!(reply, Reply::Verify(_)) {
-        print::note("\r\x1b[K");
-    }
-    Ok(reply)
-}
-
-fn show(reply: &Reply, json: bool) -> Outcome {
-    let as_json = |value: serde_json::Result<String>| match value {
-        Ok(text) => Outcome::done(text + "\n"),
-        Err(e) => Outcome::failed(e.to_string()),
-    };
-    match reply {
-        Reply::Ls(images) if json => as_json(serde_json::to_string_pretty(images)),
-        Reply::Why(why) if json => as_json(serde_json::to_string_pretty(why)),
-        Reply::History(history) if json => as_json(serde_json::to_string_pretty(history)),
-        Reply::Status(status) if json => as_json(serde_json::to_string_pretty(status)),
-        Reply::Ls(images) => Outcome::done(ls(images)),
-        Reply::Why(why) => Outcome::done(self::why(why)),
-        Reply::History(history) => Outcome::done(self::history(history)),
-        Reply::Status(status) => Outcome::done(self::status(status)),
-        Reply::Done(message) => Outcome::done(format!("{message}\n")),
-        Reply::Verify(verified) => self::verified(verified, json),
-        Reply::Progress(..) => Outcome::failed("the server answered out of turn".into()),
-        Reply::Failed(problem) => Outcome::failed(problem.clone()),
     }
 }
 
-fn ls(images: &[Image]) -> String {
+/// The records of an answer, put together.
+#[derive(Default)]
+struct GatheredAnswer {
+    /// Progress can be shown.
+    terminal: bool,
+    images: Vec<ImageRow>,
+    why: Option<Box<WhyReport>>,
+    history: Option<HistoryReport>,
+    status: Option<Box<StatusReport>>,
+    corrupt: Vec<CorruptBlob>,
+    verified: Option<VerifyReport>,
+    done: String,
+    failed: Option<String>,
+}
+
+impl GatheredAnswer {
+    fn take(&mut self, record: AdminRecord) {
+        match record {
+            AdminRecord::Image(row) => self.images.push(row),
+            AdminRecord::Why(why) => self.why = Some(why),
+            AdminRecord::Part(row) => self.why.iter_mut().for_each(|why| why.parts.push(row.clone())),
+            AdminRecord::History(history) => self.history = Some(history),
+            AdminRecord::Version(row) => self.history.iter_mut().for_each(|of| of.versions.push(row.clone())),
+            AdminRecord::Status(status) => self.status = Some(status),
+            AdminRecord::Done(message) => self.done = message,
+            AdminRecord::Corrupt(more) => match self.corrupt.last_mut() {
+                Some(blob) if blob.digest == more.digest => blob.images.extend(more.images),
+                _ => self.corrupt.push(more),
+            },
+            AdminRecord::Verified(verified) => {
+                self.note("\r\x1b[K");
+                self.verified = Some(VerifyReport { bad: std::mem::take(&mut self.corrupt), ..verified });
+            }
+            AdminRecord::Progress(done, total) => {
+                let percent = (done * 100).checked_div(total).unwrap_or(100);
+                self.note(&format!("\r{} of {} ({percent} %) ", bytes_text(done), bytes_text(total)));
+            }
+            AdminRecord::Failed(problem) => self.failed = Some(problem),
+        }
+    }
+
+    fn note(&self, text: &str) {
+        if self.terminal {
+            print::note(text);
+        }
+    }
+
+    /// What is to be printed, and why the command failed.
+    fn show(self, request: &AdminRequest, json: bool) -> (String, Option<String>) {
+        let corrupt = self.verified.as_ref().and_then(corrupt_text);
+        let text = match (self.why, self.history, self.status, self.verified) {
+            _ if self.failed.is_some() => String::new(),
+            (Some(of), ..) => text_of(&of, json, |of| why(of)),
+            (_, Some(of), ..) => text_of(&of, json, history),
+            (_, _, Some(of), _) => text_of(&of, json, |of| status(of)),
+            (.., Some(of)) => text_of(&of, json, verified),
+            _ if *request == AdminRequest::Ls => text_of(&self.images, json, |images| ls(images)),
+            _ => format!("{}\n", self.done),
+        };
+        (text, self.failed.or(corrupt))
+    }
+}
+
+fn text_of<T: Serialize>(value: &T, json: bool, text: impl FnOnce(&T) -> String) -> String {
+    // Records are plain data that came as JSON, or could have.
+    if json { serde_json::to_string_pretty(value).unwrap_or_default() + "\n" } else { text(value) }
+}
+
+fn ls(images: &[ImageRow]) -> String {
     let mut rows = vec![["IMAGE", "STATE", "SIZE", "DIGEST", "NOTE"].map(str::to_owned)];
     for image in images {
         let mut notes = Vec::new();
         match (&image.newer, image.state) {
             (Some(newer), _) => notes.push(format!("upstream has {}, not complete here", newer.short())),
-            (None, State::Partial) => notes.push(format!("{} missing", bytes_text(image.missing_bytes))),
-            (None, State::Complete) => {}
+            (None, Completeness::Partial) => {
+                notes.push(format!("{} missing", bytes_text(image.missing_bytes)))
+            }
+            (None, Completeness::Complete) => {}
         }
         if image.pinned {
             notes.push("pinned".into());
@@ -128,22 +158,19 @@ fn ls(images: &[Image]) -> String {
     table(&rows)
 }
 
-fn why(why: &Why) -> String {
-    let mut out = format!("{}\n", why.image);
+fn why(why: &WhyReport) -> String {
     let digest = |digest: &Option<Digest>| digest.as_ref().map_or("nothing".to_owned(), ToString::to_string);
-    let _ = writeln!(out, "  upstream said last  {}", digest(&why.seen));
-    let _ = writeln!(out, "  newest complete     {}", digest(&why.complete));
-    if let Some(to) = &why.rolled_back_to {
-        let _ = writeln!(out, "  rolled back to      {to}");
-    }
-    let _ = match &why.offline {
-        Some((digest, tier)) => writeln!(out, "  uplink gone         {digest} ({tier})"),
-        None => writeln!(out, "  uplink gone         502: no version of it is complete"),
-    };
-    let _ = writeln!(out, "  upstream            {}", why.upstream);
-    let _ = writeln!(out, "  policy              {}", why.policy);
+    let mut lines =
+        vec![("upstream's digest", digest(&why.seen)), ("newest complete", digest(&why.complete))];
+    lines.extend(why.rolled_back_to.iter().map(|to| ("rolled back to", to.to_string())));
+    let offline = why.offline.as_ref().map(|(digest, tier)| format!("{digest} ({tier})"));
+    lines.push(("served offline", offline.unwrap_or("502: no version of it is complete".into())));
+    lines.push(("upstream", why.upstream.clone()));
+    lines.push(("policy", why.policy.clone()));
     let platforms: Vec<String> = why.platforms.iter().map(ToString::to_string).collect();
-    let _ = writeln!(out, "  platforms           {}", platforms.join(", "));
+    lines.push(("platforms", platforms.join(", ")));
+    let mut out = format!("{}\n", why.image);
+    lines.iter().for_each(|(label, text)| out += &format!("  {label:<20}{text}\n"));
     for part in &why.parts {
         let here = if part.here { "here   " } else { "MISSING" };
         let _ = writeln!(out, "  {here} {:>10}  {}", bytes_text(part.bytes), part.digest);
@@ -151,13 +178,13 @@ fn why(why: &Why) -> String {
     out
 }
 
-fn history(history: &History) -> String {
+fn history(history: &HistoryReport) -> String {
     let mut rows = vec![["DIGEST", "NOTED", "STATE", "NOTE"].map(str::to_owned)];
     for version in &history.versions {
         let notes = [
-            (version.seen, "upstream's last"),
-            (version.peer, "a peer's word"),
-            (version.served_offline, "served with the uplink gone"),
+            (version.seen, "upstream's digest"),
+            (version.peer, "named by a peer"),
+            (version.served_offline, "served offline"),
         ];
         let notes: Vec<&str> = notes.iter().filter(|(holds, _)| *holds).map(|(_, note)| *note).collect();
         let noted = version.noted.clone().unwrap_or_else(|| "clock not set".into());
@@ -171,89 +198,62 @@ fn history(history: &History) -> String {
     table(&rows)
 }
 
-fn status(status: &Status) -> String {
+fn status(status: &StatusReport) -> String {
+    let running = status.uptime_seconds.map(|seconds| format!("running for {seconds} s"));
+    let (stored, free) = (bytes_text(status.stored_bytes), bytes_text(status.free_bytes));
+    let mut lines = vec![
+        ("server", running.unwrap_or("not running".into())),
+        ("store", status.data_dir.clone()),
+        ("disk", format!("{stored} in {} blobs, {free} free", status.blobs)),
+    ];
+    lines.extend(status.max_bytes.map(|max| ("disk.max", bytes_text(max))));
+    let next = status.next_to_go.as_ref();
+    lines.extend(next.map(|(what, bytes)| ("goes next", format!("{what}, {}", bytes_text(*bytes)))));
+    let (complete, partial) = (status.images_complete, status.images_partial);
+    lines.push(("images", format!("{complete} complete, {partial} partial")));
+    let (fills, parked) = (status.fills, status.fills_parked);
+    lines.push(("downloads", format!("{fills} under way, {parked} waiting for their upstream")));
+    lines.push(("clock", if status.clock_trusted { "set" } else { "not set" }.into()));
+    lines.extend(status.upstreams.iter().map(|upstream| {
+        let (state, bytes) = (upstream.state.as_deref().unwrap_or("-"), bytes_text(upstream.bytes));
+        ("upstream", format!("{} ({}): {state}, {bytes}", upstream.name, upstream.url))
+    }));
+    lines.extend(
+        status
+            .peers
+            .iter()
+            .map(|peer| ("peer", format!("{}: {}", peer.address, peer.state.as_deref().unwrap_or("-")))),
+    );
     let mut out = format!("larder {}\n", status.version);
-    let running = match status.uptime_seconds {
-        Some(seconds) => format!("running for {seconds} s"),
-        None => "not running".to_owned(),
-    };
-    let _ = writeln!(out, "server     {running}");
-    let _ = writeln!(out, "store      {}", status.data_dir);
-    let _ = writeln!(
-        out,
-        "disk       {} in {} blobs, {} free",
-        bytes_text(status.stored_bytes),
-        status.blobs,
-        bytes_text(status.free_bytes)
-    );
-    if let Some(max) = status.max_bytes {
-        let _ = writeln!(out, "disk.max   {}", bytes_text(max));
-    }
-    if let Some((what, bytes)) = &status.next_to_go {
-        let _ = writeln!(out, "goes next  {what}, {}", bytes_text(*bytes));
-    }
-    let _ =
-        writeln!(out, "images     {} complete, {} partial", status.images_complete, status.images_partial);
-    let _ = writeln!(
-        out,
-        "downloads  {} under way, {} waiting for their upstream",
-        status.fills, status.fills_parked
-    );
-    let _ = writeln!(out, "clock      {}", if status.clock_trusted { "set" } else { "not set" });
-    for upstream in &status.upstreams {
-        let state = upstream.state.as_deref().unwrap_or("-");
-        let _ = writeln!(
-            out,
-            "upstream   {} ({}): {state}, {}",
-            upstream.name,
-            upstream.url,
-            bytes_text(upstream.bytes)
-        );
-    }
-    for peer in &status.peers {
-        let _ = writeln!(out, "peer       {}: {}", peer.address, peer.state.as_deref().unwrap_or("-"));
-    }
+    lines.iter().for_each(|(label, text)| out += &format!("{label:<11}{text}\n"));
     out
 }
 
-fn verified(verified: &Verified, json: bool) -> Outcome {
+fn verified(verified: &VerifyReport) -> String {
     let mut text = String::new();
-    if json {
-        text = serde_json::to_string_pretty(verified).unwrap_or_default() + "\n";
-    } else {
-        for bad in &verified.bad {
-            let images = if bad.images.is_empty() {
-                String::new()
-            } else {
-                format!(" (of {})", bad.images.join(", "))
-            };
-            let _ = writeln!(text, "{}: {}{images}", bad.digest, bad.problem);
-        }
-        let _ = writeln!(
-            text,
-            "{} blobs, {}: {} bad",
-            verified.blobs,
-            bytes_text(verified.bytes),
-            verified.bad.len()
-        );
+    for bad in &verified.bad {
+        let images =
+            if bad.images.is_empty() { String::new() } else { format!(" (of {})", bad.images.join(", ")) };
+        let _ = writeln!(text, "{}: {}{images}", bad.digest, bad.problem);
     }
-    let problem = match (verified.bad.is_empty(), verified.repaired) {
-        (true, _) => None,
-        (false, true) => Some(
-            "bad blobs were set aside; they are fetched again as soon as their upstream can be reached"
-                .to_owned(),
-        ),
-        (false, false) => {
-            Some("run larder verify --repair to set bad blobs aside and have them fetched again".into())
-        }
-    };
-    Outcome { text, problem }
+    let (blobs, bytes, bad) = (verified.blobs, bytes_text(verified.bytes), verified.bad.len());
+    let _ = writeln!(text, "{blobs} blobs, {bytes}: {bad} corrupt");
+    text
 }
 
-fn state_word(state: State) -> &'static str {
+/// What becomes of corrupt blobs, if there are any.
+fn corrupt_text(verified: &VerifyReport) -> Option<String> {
+    let text = match verified.repaired {
+        true => "corrupt blobs were quarantined; they are refetched as soon as their upstream can be reached",
+        false => "run larder verify --repair to quarantine corrupt blobs and have them refetched",
+    };
+    (!verified.bad.is_empty()).then(|| text.to_owned())
+}
+
+fn state_word(state: Completeness) -> &'static str {
     match state {
-        State::Complete => "complete",
-        State::Partial => "partial",
+        Completeness::Complete => "complete",
+        Completeness::Partial => "partial",
     }
 }
 

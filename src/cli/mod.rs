@@ -11,7 +11,7 @@ mod serve;
 
 use crate::clients::Client;
 use crate::config::{Config, Options};
-use crate::control::Request;
+use crate::control::AdminRequest;
 use crate::oci::{Digest, Reference};
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 use log::LevelFilter;
@@ -21,7 +21,7 @@ use std::process::ExitCode;
 
 /// A container image mirror for boards whose uplink comes and goes.
 #[derive(Parser)]
-#[command(name = "larder", version, about, max_term_width = 100)]
+#[command(name = "larder", version, about, max_term_width = 80)]
 struct Arguments {
     #[command(flatten)]
     global: Global,
@@ -34,16 +34,16 @@ struct Global {
     /// The configuration file [default: /etc/larder/larder.toml if it exists]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where everything is kept
+    /// Directory for images and state
     #[arg(long, global = true, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Address to listen on, such as 127.0.0.1:5000; may be given several times
+    /// Address to listen on, such as 127.0.0.1:5000; may be repeated
     #[arg(long, global = true, value_name = "ADDRESS")]
     listen: Vec<SocketAddr>,
-    /// Say more; twice: everything
+    /// More verbose (repeatable)
     #[arg(short, long, global = true, action = ArgAction::Count)]
     verbose: u8,
-    /// Say less; twice: errors only
+    /// Less verbose (repeatable; twice: errors only)
     #[arg(short, long, global = true, action = ArgAction::Count)]
     quiet: u8,
 }
@@ -52,14 +52,14 @@ struct Global {
 enum Command {
     /// Run the mirror
     Serve,
-    /// Show the main job, with an upstream of its own: pull, cut the uplink, pull again
+    /// Show how larder works, with an upstream of its own: pull, cut the uplink, pull again
     Demo,
-    /// List the images that are kept
+    /// List the cached images
     Ls {
         #[command(flatten)]
         form: Form,
     },
-    /// Explain what an image would be answered with, and why
+    /// Explain which version of an image is served, and why
     Why {
         /// The image, such as nginx:latest or ghcr.io/owner/app:v1
         image: Reference,
@@ -78,63 +78,63 @@ enum Command {
         #[command(flatten)]
         form: Form,
     },
-    /// Serve an earlier version of a tag until upstream moves on
+    /// Serve an earlier version of a tag until the upstream has a new one
     Rollback {
         /// The image
         image: Reference,
-        /// The version to go back to [default: the one before the present one]
+        /// The version to go back to [default: the previous version]
         digest: Option<Digest>,
     },
-    /// Keep an image, whatever room is needed
+    /// Keep an image, even when the disk is full
     Pin {
         /// The image
         image: Reference,
     },
-    /// Let an image go again when room is needed
+    /// Undo pin: the image may be removed when the disk is full
     Unpin {
         /// The image
         image: Reference,
     },
-    /// Forget a tag and remove what only it had
+    /// Remove a tag and the content that only it uses
     Rm {
         /// The image
         image: Reference,
     },
-    /// Hash everything on the disk
+    /// Check the hash of every blob on the disk
     Verify {
-        /// Set bad blobs aside, so that they are fetched again
+        /// Quarantine corrupt blobs, so that they are fetched again
         #[arg(long)]
         repair: bool,
         #[command(flatten)]
         form: Form,
     },
-    /// Say what is wrong with this board - clock, disk, memory, upstreams, clients - and what mends it
+    /// Check this board (clock, disk, memory, upstreams, clients) and say how to fix what is wrong
     Doctor {
         #[command(flatten)]
         form: Form,
-        /// Where the board's / is, for a board that is made up
+        /// Root directory of the board to check
         #[arg(long, hide = true, value_name = "DIR", default_value = "/")]
         root: PathBuf,
     },
-    /// Check or print the configuration, or send containerd, K3s, podman or Docker here
+    /// Check or print the configuration, or set up containerd, K3s, podman or Docker to use larder
     #[command(subcommand)]
     Config(ConfigCommand),
 }
 
 #[derive(Subcommand)]
 enum ConfigCommand {
-    /// Say whether the configuration is right
+    /// Check the configuration
     Check,
-    /// Print the configuration with every default
+    /// Print the configuration with all defaults
     Print,
-    /// The files that send containerd here: config.toml and a hosts.toml for each registry
+    /// Set up containerd: config.toml and a hosts.toml for each registry
     Containerd(clients::Form),
-    /// The file that sends K3s here: registries.yaml
+    /// Set up K3s: registries.yaml
     K3s(clients::Form),
-    /// The file that sends podman, CRI-O, buildah and skopeo here: a part of registries.conf
+    /// Set up podman, CRI-O, buildah and skopeo: a part of registries.conf
     #[command(visible_alias = "crio")]
     Podman(clients::Form),
-    /// The file that sends Docker here for docker.io: daemon.json
+    /// Set up Docker, for docker.io only: daemon.json
     Docker(clients::Form),
 }
 
@@ -178,22 +178,22 @@ pub fn main() -> ExitCode {
 }
 
 fn run(command: &Command, config: &Config, options: &Options) -> ExitCode {
-    let look = |request: Request, form: &Form| look::run(config, &request, form.json);
-    let change = |request: Request| look::run(config, &request, false);
+    let look = |request: AdminRequest, form: &Form| look::run(config, &request, form.json);
+    let change = |request: AdminRequest| look::run(config, &request, false);
     match command {
         Command::Serve => serve::run(config),
         Command::Demo => demo::run(config),
-        Command::Ls { form } => look(Request::Ls, form),
-        Command::Why { image, form } => look(Request::Why { image: image.clone() }, form),
-        Command::History { image, form } => look(Request::History { image: image.clone() }, form),
-        Command::Status { form } => look(Request::Status, form),
+        Command::Ls { form } => look(AdminRequest::Ls, form),
+        Command::Why { image, form } => look(AdminRequest::Why { image: image.clone() }, form),
+        Command::History { image, form } => look(AdminRequest::History { image: image.clone() }, form),
+        Command::Status { form } => look(AdminRequest::Status, form),
         Command::Rollback { image, digest } => {
-            change(Request::Rollback { image: image.clone(), to: digest.clone() })
+            change(AdminRequest::Rollback { image: image.clone(), to: digest.clone() })
         }
-        Command::Pin { image } => change(Request::Pin { image: image.clone(), pinned: true }),
-        Command::Unpin { image } => change(Request::Pin { image: image.clone(), pinned: false }),
-        Command::Rm { image } => change(Request::Rm { image: image.clone() }),
-        Command::Verify { repair, form } => look(Request::Verify { repair: *repair }, form),
+        Command::Pin { image } => change(AdminRequest::Pin { image: image.clone(), pinned: true }),
+        Command::Unpin { image } => change(AdminRequest::Pin { image: image.clone(), pinned: false }),
+        Command::Rm { image } => change(AdminRequest::Rm { image: image.clone() }),
+        Command::Verify { repair, form } => look(AdminRequest::Verify { repair: *repair }, form),
         Command::Doctor { form, root } => doctor::run(config, root, form.json),
         Command::Config(ConfigCommand::Check) => {
             let file = options.file.clone().unwrap_or_else(|| crate::config::DEFAULT_FILE.into());

@@ -1,8 +1,11 @@
-//! Printing that survives a closed pipe: `larder ls | head` is no failure.
+//! Printing that survives a closed pipe: `larder ls | head` is no failure. Any other failure to write is.
 
 use std::io::{self, Write};
 
 /// Writes to standard output. A reader that has gone is no error.
+///
+/// # Errors
+/// Standard output cannot be written for another reason.
 pub fn out(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {

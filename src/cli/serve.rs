@@ -1,13 +1,13 @@
-//! `larder serve`: the store, the mirror, the doors, and a stop in good order.
+//! `larder serve`: the store, the mirror, the listeners, and a clean shutdown.
 
 use crate::budget;
 use crate::config::Config;
-use crate::control::{self, Desk};
-use crate::fetch::Link;
+use crate::control::{self, Admin};
 use crate::fetch::Upstreams;
 use crate::http::{Listener, Server};
 use crate::mirror::Mirror;
-use crate::store::{Found, Store, StoreError, work_as_owner};
+use crate::report::{IndexReport, Snapshot};
+use crate::store::{Startup, Store, StoreError, work_as_owner};
 use crate::watch::{Notify, Pulse, inherited_listeners};
 use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
@@ -19,6 +19,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 pub fn run(config: &Config) -> ExitCode {
     for section in config.not_yet() {
         log::warn!("{section} in the configuration: read, but without effect in this version");
+    }
+    if config.warm.is_some() {
+        log::warn!(
+            "[warm]: its images are protected from removal, but not yet fetched in advance; pull each of them once"
+        );
     }
     match serve(config) {
         Ok(()) => ExitCode::SUCCESS,
@@ -35,12 +40,12 @@ fn serve(config: &Config) -> Result<(), String> {
     // Before there is a second thread.
     work_as_owner(&config.data_dir).map_err(|e| e.to_string())?;
     let runtime = runtime()?;
-    // Before anything is touched, so that a stop in the middle of the start is an orderly one too.
+    // Before anything is touched, so that a stop during the start is a clean shutdown too.
     let signals = {
         let _inside = runtime.enter();
         Signals::listen()?
     };
-    let running = Running::start(runtime, config.clone(), inherited, true)?;
+    let running = RunningServer::start(runtime, config.clone(), inherited, true)?;
     notify.ready(&running.status());
     running.tell(&notify);
     running.runtime.block_on(signals.come());
@@ -61,16 +66,16 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime, String> {
 }
 
 /// A server that runs: what `serve` and `demo` have in common, which is everything.
-pub(super) struct Running {
+pub(super) struct RunningServer {
     runtime: tokio::runtime::Runtime,
     server: Arc<Server>,
     mirror: Arc<Mirror>,
     addresses: Vec<SocketAddr>,
-    /// The door for peers, which closes when this is dropped.
+    /// The listener for peers, which closes when this is dropped.
     peers: Option<crate::kit::Listening>,
 }
 
-impl Running {
+impl RunningServer {
     /// Opens the store, binds the addresses and begins to serve.
     ///
     /// # Errors
@@ -80,16 +85,15 @@ impl Running {
         config: Config,
         inherited: Vec<TcpListener>,
         with_control: bool,
-    ) -> Result<Running, String> {
+    ) -> Result<RunningServer, String> {
         let upstreams = Upstreams::new(&config)?;
-        let (store, found) = open_store(&config)?;
+        let (store, startup) = open_store(&config)?;
         let config = Arc::new(config);
-        let needs_rebuild = found == Found::NeedsRebuild;
-        let mirror = Mirror::start(Arc::clone(&config), Arc::new(store), upstreams, needs_rebuild)
+        let mirror = Mirror::start(Arc::clone(&config), Arc::new(store), upstreams, startup)
             .map_err(|e| format!("cannot start a thread: {e}"))?;
-        // A start that ends here is an orderly end for the store, or the next ones would take its index for damaged.
+        // A start that fails here is a clean shutdown for the store, or the next ones would take its index for corrupt.
         let stop = Arc::clone(&mirror);
-        Running::open_doors(runtime, mirror, inherited, with_control).inspect_err(|_| stop.stop())
+        RunningServer::open_doors(runtime, mirror, inherited, with_control).inspect_err(|_| stop.stop())
     }
 
     fn open_doors(
@@ -97,8 +101,8 @@ impl Running {
         mirror: Arc<Mirror>,
         inherited: Vec<TcpListener>,
         with_control: bool,
-    ) -> Result<Running, String> {
-        let config = Arc::clone(mirror.config());
+    ) -> Result<RunningServer, String> {
+        let config = mirror.config();
         let server = Arc::new(Server::new(Arc::clone(&mirror))?);
         let listeners = runtime.block_on(async {
             // What a socket unit says stands in place of our own settings: it has those addresses already.
@@ -123,11 +127,12 @@ impl Running {
         let peers = mirror.serve_peers()?;
         if with_control {
             // A disk that takes no socket is no reason not to serve what is on it.
-            if let Err(problem) = control::socket::serve(Desk::of(&mirror), &config.data_dir) {
-                log::error!("{problem}; commands cannot reach this server");
+            let admin = Admin::of(&config, mirror.store(), Arc::clone(&mirror) as Arc<_>);
+            if let Err(problem) = control::socket::serve(admin, &config.data_dir) {
+                log::error!("{problem}; larder commands cannot reach this server");
             }
         }
-        Ok(Running { runtime, server, mirror, addresses, peers })
+        Ok(RunningServer { runtime, server, mirror, addresses, peers })
     }
 
     /// Where it listens.
@@ -137,14 +142,14 @@ impl Running {
 
     /// How it is doing, in a line for people.
     fn status(&self) -> String {
-        status(&self.mirror, &self.addresses)
+        status(&self.mirror.snapshot(), &self.addresses)
     }
 
     /// Tells the service manager how it is doing for as long as it runs.
     fn tell(&self, notify: &Arc<Notify>) {
         let (mirror, addresses) = (Arc::clone(&self.mirror), self.addresses.clone());
         let pulse = Pulse::of(Arc::clone(self.mirror.store()));
-        self.runtime.spawn(pulse.tell(Arc::clone(notify), move || status(&mirror, &addresses)));
+        self.runtime.spawn(pulse.tell(Arc::clone(notify), move || status(&mirror.snapshot(), &addresses)));
     }
 
     /// Stops within a few seconds; downloads that are under way can be resumed by the next start.
@@ -158,20 +163,24 @@ impl Running {
     }
 }
 
-fn status(mirror: &Mirror, addresses: &[SocketAddr]) -> String {
-    if !mirror.store().has_index() {
-        let how = if mirror.store().cannot_rebuild() { "cannot be" } else { "is being" };
-        return format!("the index {how} rebuilt; content is answered by digest");
+/// How it is doing, in a line for people.
+fn status(report: &Snapshot, addresses: &[SocketAddr]) -> String {
+    match report.index {
+        IndexReport::Ready => {}
+        IndexReport::Rebuilding => return "the index is being rebuilt; content is answered by digest".into(),
+        IndexReport::CannotRebuild => {
+            return "the index cannot be rebuilt; content is answered by digest".into();
+        }
     }
     let addresses: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
-    let down = mirror.upstreams().iter().filter(|one| matches!(one.breaker().link(), Link::Down { .. }));
-    let down: Vec<&str> = down.map(|upstream| upstream.name().as_str()).collect();
+    let down = report.upstreams.iter().filter(|upstream| upstream.is_down());
+    let down: Vec<&str> = down.map(|upstream| upstream.name.as_str()).collect();
     let rest = if down.is_empty() { String::new() } else { format!("; out of reach: {}", down.join(", ")) };
     format!("answers on {}{rest}", addresses.join(", "))
 }
 
 /// Opens the store; waits for a command that has it just now.
-fn open_store(config: &Config) -> Result<(Store, Found), String> {
+fn open_store(config: &Config) -> Result<(Store, Startup), String> {
     let began = Instant::now();
     loop {
         match Store::open(&config.data_dir, config.tags.history) {

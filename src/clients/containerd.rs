@@ -5,8 +5,8 @@
 //! folder that the file names already is used as it is. Hosts are asked in the order of the file, so larder's comes
 //! first; what a user put there stays behind it.
 
-use super::toml_text::{self, Kind, parse, quoted, statements, table_at, value_at};
-use super::{Mirror, Origin, Present, Profile, Wanted, with_lines};
+use super::toml_text::{self, StatementKind, parse, quoted, statements, table_at, value_at};
+use super::{MirrorAddress, Origin, Present, Profile, Wanted, with_lines};
 use crate::budget;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
@@ -21,7 +21,7 @@ const DEFAULT: &str = "_default";
 const PLUGINS: [(i64, &str); 2] = [(2, "io.containerd.grpc.v1.cri"), (3, "io.containerd.cri.v1.images")];
 
 pub(super) fn wanted(
-    mirror: &Mirror,
+    mirror: &MirrorAddress,
     profile: Profile,
     present: &dyn Present,
 ) -> Result<Vec<Wanted>, String> {
@@ -66,8 +66,8 @@ fn plugin(table: &Table) -> Result<&'static str, String> {
     match (version, PLUGINS.iter().find(|(known, _)| Some(*known) == version)) {
         (_, Some((_, plugin))) => Ok(plugin),
         (None | Some(1), _) => Err(format!(
-            "{CONFIG} is of version 1, which larder does not change: begin it with version = 2 and write plugins by \
-             their whole names (containerd 2.x prints it so: containerd config migrate), and run this again"
+            "{CONFIG} is of version 1, which larder does not change: start it with version = 2 and write plugins by \
+             their full names (containerd 2.x prints it so: containerd config migrate), and run this again"
         )),
         (Some(version), _) => Err(format!(
             "{CONFIG} is of version {version}, which larder does not know: set config_path = \"{CERTS}\" in the \
@@ -83,7 +83,8 @@ fn section(plugin: &str) -> String {
 /// The configuration with a folder for registries, and that folder.
 fn merged_config(text: Option<&str>) -> Result<(String, PathBuf), String> {
     let text = text.unwrap_or_default();
-    let table = parse(text).map_err(|e| format!("{CONFIG} is not TOML ({e}): mend it and run this again"))?;
+    let table =
+        parse(text).map_err(|e| format!("{CONFIG} is not TOML ({e}): correct it and run this again"))?;
     let certs = PathBuf::from(CERTS);
     if table.is_empty() {
         let (version, plugin) = PLUGINS[0];
@@ -107,7 +108,7 @@ fn merged_config(text: Option<&str>) -> Result<(String, PathBuf), String> {
             Some("") | None => {
                 if let Some(key) = older {
                     return Err(format!(
-                        "{CONFIG} has registries in {}, which containerd takes only without config_path: move them \
+                        "{CONFIG} has registries in {}, which containerd accepts only without config_path: move them \
                          to {CERTS}/REGISTRY/hosts.toml, remove them there and run this again",
                         header.replace(']', &format!(".{key}]"))
                     ));
@@ -118,7 +119,9 @@ fn merged_config(text: Option<&str>) -> Result<(String, PathBuf), String> {
                 return if first.is_absolute() {
                     Ok((text.to_owned(), first))
                 } else {
-                    Err(format!("{CONFIG} names {path} as config_path, which is no absolute path: {by_hand}"))
+                    Err(format!(
+                        "{CONFIG} names {path} as config_path, which is not an absolute path: {by_hand}"
+                    ))
                 };
             }
         }
@@ -139,7 +142,7 @@ fn with_config_path(text: &str, plugin: &str) -> String {
     let mut inside = false;
     for statement in &statements {
         match &statement.kind {
-            Kind::Table(name) => {
+            StatementKind::Table(name) => {
                 inside = *name == path;
                 if inside && value_at_is_unset(text, plugin) {
                     let indent = indent_of(text, statement.start);
@@ -150,11 +153,11 @@ fn with_config_path(text: &str, plugin: &str) -> String {
                     );
                 }
             }
-            Kind::Array => inside = false,
-            Kind::Pair(key, value) if inside && *key == ["config_path"] => {
+            StatementKind::Array => inside = false,
+            StatementKind::Pair(key, value) if inside && *key == ["config_path"] => {
                 return format!("{}{}{}", &text[..value.start], quoted(CERTS), &text[value.end..]);
             }
-            Kind::Pair(..) => {}
+            StatementKind::Pair(..) => {}
         }
     }
     let lines = format!("\n{}\n  config_path = {}\n", section(plugin), quoted(CERTS));
@@ -171,7 +174,7 @@ fn indent_of(text: &str, line: usize) -> &str {
 }
 
 /// The block that sends a registry's pulls to larder.
-fn host_block(mirror: &Mirror) -> String {
+fn host_block(mirror: &MirrorAddress) -> String {
     let mut block = format!(
         "[host.{}]\n  capabilities = [\"pull\", \"resolve\"]\n  dial_timeout = \"{}s\"\n",
         quoted(&mirror.url),
@@ -184,14 +187,14 @@ fn host_block(mirror: &Mirror) -> String {
 }
 
 /// What the block says.
-fn host_table(mirror: &Mirror) -> Table {
+fn host_table(mirror: &MirrorAddress) -> Table {
     let block = parse(&host_block(mirror)).unwrap_or_default();
     let table = value_at(&block, &["host", &mirror.url]).and_then(Value::as_table).cloned();
     table.unwrap_or_default()
 }
 
 /// A `hosts.toml` of a board that has none.
-fn fresh_hosts(mirror: &Mirror, profile: Profile, origin: Option<&Origin>) -> String {
+fn fresh_hosts(mirror: &MirrorAddress, profile: Profile, origin: Option<&Origin>) -> String {
     let block = host_block(mirror);
     match (profile, origin) {
         (Profile::Fallback, Some(origin)) => {
@@ -213,7 +216,7 @@ fn fresh_hosts(mirror: &Mirror, profile: Profile, origin: Option<&Origin>) -> St
 }
 
 /// The certificate for the `server` line where that is larder.
-fn server_ca(mirror: &Mirror) -> String {
+fn server_ca(mirror: &MirrorAddress) -> String {
     let certificate = mirror.certificate.as_ref();
     certificate.map_or(String::new(), |file| format!("ca = {}\n", quoted(&file.display().to_string())))
 }
@@ -221,13 +224,14 @@ fn server_ca(mirror: &Mirror) -> String {
 fn merged_hosts(
     path: &Path,
     text: Option<&str>,
-    mirror: &Mirror,
+    mirror: &MirrorAddress,
     profile: Profile,
     origin: Option<&Origin>,
 ) -> Result<String, String> {
     let shown = path.display();
     let text = text.unwrap_or_default();
-    let table = parse(text).map_err(|e| format!("{shown} is not TOML ({e}): mend it and run this again"))?;
+    let table =
+        parse(text).map_err(|e| format!("{shown} is not TOML ({e}): correct it and run this again"))?;
     if table.is_empty() {
         return Ok(with_lines(text, text.len(), &fresh_hosts(mirror, profile, origin)));
     }
@@ -235,7 +239,7 @@ fn merged_hosts(
     let hosts = match table.get("host") {
         None => &empty,
         Some(hosts) => {
-            hosts.as_table().ok_or_else(|| format!("{shown} has a host that is no table: mend it"))?
+            hosts.as_table().ok_or_else(|| format!("{shown} has a host that is not a table: correct it"))?
         }
     };
     let ours = hosts.iter().find(|(url, _)| mirror.is_at(url));
@@ -252,22 +256,8 @@ fn merged_hosts(
         }
         Profile::Fallback => {}
         Profile::Sealed => {
-            if let Some((other, _)) = hosts.iter().find(|(url, _)| !mirror.is_at(url)) {
-                return Err(format!(
-                    "{shown} names {other} too, which would be asked beside larder: remove it, or use --profile fallback"
-                ));
-            }
-            if let Some(key) = table.keys().find(|key| !["server", "host", "ca"].contains(&key.as_str())) {
-                return Err(format!(
-                    "{shown} sets {key} for its server, which larder would get: remove it, or use --profile fallback"
-                ));
-            }
+            may_be_sealed(path, &table, hosts, mirror)?;
             if server.is_none_or(|server| !mirror.is_at(server)) {
-                if table.contains_key("ca") {
-                    return Err(format!(
-                        "{shown} sets ca for its server, which is to be larder: remove it, or use --profile fallback"
-                    ));
-                }
                 changed = with_server(text, mirror);
                 expected.insert("server".into(), mirror.url.as_str().into());
                 if let Some(certificate) = &mirror.certificate {
@@ -277,16 +267,12 @@ fn merged_hosts(
         }
     }
     match ours {
-        Some((url, host)) => {
-            let allowed = host.get("capabilities").and_then(Value::as_array);
-            let can =
-                |what: &str| allowed.is_none_or(|list| list.iter().any(|one| one.as_str() == Some(what)));
-            if !can("pull") || !can("resolve") {
-                return Err(format!(
-                    "{shown} lets {url} do less than pull and resolve: set capabilities = [\"pull\", \"resolve\"] there"
-                ));
-            }
+        Some((url, host)) if !can_pull(host) => {
+            return Err(format!(
+                "{shown} does not let {url} pull and resolve: set capabilities = [\"pull\", \"resolve\"] there"
+            ));
         }
+        Some(_) => {}
         None => {
             let at = toml_text::end_of_root(&changed, &statements(&changed));
             let gap = if at == changed.len() { "\n" } else { "" };
@@ -302,19 +288,47 @@ fn merged_hosts(
     Ok(changed)
 }
 
+/// `Err` says what in a `hosts.toml` would not hold where larder alone is asked.
+fn may_be_sealed(path: &Path, table: &Table, hosts: &Table, mirror: &MirrorAddress) -> Result<(), String> {
+    let shown = path.display();
+    if let Some((other, _)) = hosts.iter().find(|(url, _)| !mirror.is_at(url)) {
+        return Err(format!(
+            "{shown} names {other} too, which would be asked besides larder: remove it, or use --profile fallback"
+        ));
+    }
+    if let Some(key) = table.keys().find(|key| !["server", "host", "ca"].contains(&key.as_str())) {
+        return Err(format!(
+            "{shown} sets {key} for its server, which larder would get: remove it, or use --profile fallback"
+        ));
+    }
+    let server = table.get("server").and_then(Value::as_str);
+    if server.is_none_or(|server| !mirror.is_at(server)) && table.contains_key("ca") {
+        return Err(format!(
+            "{shown} sets ca for its server, which is to be larder: remove it, or use --profile fallback"
+        ));
+    }
+    Ok(())
+}
+
+fn can_pull(host: &Value) -> bool {
+    let allowed = host.get("capabilities").and_then(Value::as_array);
+    let can = |what: &str| allowed.is_none_or(|list| list.iter().any(|one| one.as_str() == Some(what)));
+    can("pull") && can("resolve")
+}
+
 /// The text with larder as its server.
-fn with_server(text: &str, mirror: &Mirror) -> String {
+fn with_server(text: &str, mirror: &MirrorAddress) -> String {
     let statements = statements(text);
     let ca = server_ca(mirror);
     for statement in &statements {
         match &statement.kind {
-            Kind::Pair(key, value) if *key == ["server"] => {
+            StatementKind::Pair(key, value) if *key == ["server"] => {
                 let with = format!("{}{}{}", &text[..value.start], quoted(&mirror.url), &text[value.end..]);
                 let end = statement.end + with.len() - text.len();
                 return with_lines(&with, end, &ca);
             }
-            Kind::Pair(..) => {}
-            Kind::Table(_) | Kind::Array => break,
+            StatementKind::Pair(..) => {}
+            StatementKind::Table(_) | StatementKind::Array => break,
         }
     }
     let at = toml_text::end_of_root(text, &statements);
@@ -354,7 +368,7 @@ impl Routes {
     pub(super) fn leads(
         &self,
         registry: &str,
-        mirror: &Mirror,
+        mirror: &MirrorAddress,
         present: &dyn Present,
     ) -> Result<bool, String> {
         for folder in [registry, DEFAULT] {

@@ -1,7 +1,7 @@
 //! Docker: `registry-mirrors` in `daemon.json`, which holds for docker.io alone and is always followed by the origin.
 
 use super::json_text;
-use super::{BOM, Mirror, Present, Profile, Wanted, line_end};
+use super::{BOM, MirrorAddress, Present, Profile, Wanted, line_end};
 use serde_json::{Map, Value};
 use std::path::Path;
 
@@ -13,7 +13,7 @@ const MIRRORS: &str = "registry-mirrors";
 const INSECURE: &str = "insecure-registries";
 
 pub(super) fn wanted(
-    mirror: &Mirror,
+    mirror: &MirrorAddress,
     profile: Profile,
     present: &dyn Present,
 ) -> Result<Vec<Wanted>, String> {
@@ -85,7 +85,7 @@ fn with_entry(text: &str, key: &str, entry: &str, is_it: impl Fn(&str) -> bool) 
 }
 
 /// Whether pulls of docker.io are sent to the mirror.
-pub(super) fn leads(mirror: &Mirror, present: &dyn Present) -> Result<bool, String> {
+pub(super) fn leads(mirror: &MirrorAddress, present: &dyn Present) -> Result<bool, String> {
     let Some(text) = present.read(Path::new(CONFIG))? else { return Ok(false) };
     let mirrors = object(&text)?;
     let mirrors = mirrors.get(MIRRORS).and_then(Value::as_array);

@@ -4,8 +4,8 @@
 //! Registries are named one by one: the wildcard `"*"` has broken the fallback in some versions. Sealed needs a
 //! setting of K3s itself too, in a file of its own, so that the owner's `config.yaml` stays as it is.
 
-use super::yaml_text::{Content, Line, child, child_indent, children_end, lines, list, said};
-use super::{Mirror, Present, Profile, Wanted, with_lines};
+use super::yaml_text::{Line, YamlContent, child, child_indent, children_end, lines, list, said};
+use super::{MirrorAddress, Present, Profile, Wanted, with_lines};
 use std::path::Path;
 
 /// Where endpoints are listed.
@@ -16,7 +16,7 @@ const PART: &str = "/etc/rancher/k3s/config.yaml.d/larder.yaml";
 const SEAL: &str = "disable-default-registry-endpoint";
 
 pub(super) fn wanted(
-    mirror: &Mirror,
+    mirror: &MirrorAddress,
     profile: Profile,
     present: &dyn Present,
 ) -> Result<Vec<Wanted>, String> {
@@ -36,7 +36,7 @@ fn sealed_part(text: &str) -> Result<String, String> {
     let found = lines(text).map_err(|e| format!("{PART}: {e}: {by_hand}"))?;
     match child(&found, None, SEAL).map(|n| &found[n].content) {
         None => Ok(with_lines(text, text.len(), &format!("# Larder has the last word.\n{SEAL}: true\n"))),
-        Some(Content::Pair { value, .. }) if value == "true" => Ok(text.to_owned()),
+        Some(YamlContent::Pair { value, .. }) if value == "true" => Ok(text.to_owned()),
         Some(_) => Err(format!("{PART} sets {SEAL} to something else: {by_hand}, or use --profile fallback")),
     }
 }
@@ -44,11 +44,11 @@ fn sealed_part(text: &str) -> Result<String, String> {
 /// A text with something put in, and what it says more than before.
 struct Merge<'a> {
     text: String,
-    mirror: &'a Mirror,
+    mirror: &'a MirrorAddress,
     added: Vec<(Vec<String>, String)>,
 }
 
-fn merged(text: &str, mirror: &Mirror, profile: Profile) -> Result<String, String> {
+fn merged(text: &str, mirror: &MirrorAddress, profile: Profile) -> Result<String, String> {
     let before = lines(text).map_err(|e| {
         format!("{REGISTRIES}: {e}; larder changes no such file: add these lines by hand\n{}", fresh(mirror))
     })?;
@@ -83,7 +83,7 @@ fn merged(text: &str, mirror: &Mirror, profile: Profile) -> Result<String, Strin
 }
 
 /// What a board without the file gets.
-fn fresh(mirror: &Mirror) -> String {
+fn fresh(mirror: &MirrorAddress) -> String {
     let each =
         |origin: &super::Origin| format!("  {}:\n    endpoint:\n      - \"{}\"\n", origin.name, mirror.url);
     format!("mirrors:\n{}", mirror.origins.iter().map(each).collect::<String>())
@@ -138,7 +138,7 @@ impl Merge<'_> {
         if listed.iter().any(|one| self.mirror.is_at(one)) {
             return Ok(());
         }
-        let Content::Pair { value, at, .. } = &found[endpoints].content else { return Ok(()) };
+        let YamlContent::Pair { value, at, .. } = &found[endpoints].content else { return Ok(()) };
         if value.is_empty() {
             let indent = child_indent(&found, endpoints).unwrap_or(found[endpoints].indent + 2);
             let after = children_end(&found, endpoints);
@@ -187,7 +187,7 @@ impl Merge<'_> {
         let section = child(&found, None, key).filter(|&n| is_open(&found[n]));
         let list = section
             .and_then(|n| found.get(n + 1))
-            .is_some_and(|line| matches!(line.content, Content::Item { .. }));
+            .is_some_and(|line| matches!(line.content, YamlContent::Item { .. }));
         match section {
             Some(section) if !list => Ok((found, section)),
             _ => Err(format!(
@@ -206,7 +206,7 @@ fn indents(found: &[Line], parent: usize) -> [String; 3] {
 }
 
 fn is_open(line: &Line) -> bool {
-    matches!(&line.content, Content::Pair { value, .. } if value.is_empty())
+    matches!(&line.content, YamlContent::Pair { value, .. } if value.is_empty())
 }
 
 /// The endpoints of a registry, `"*"` included where it has none of its own.

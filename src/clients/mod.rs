@@ -1,10 +1,10 @@
-//! The files by which clients are sent to larder: what they should hold, how they are merged into what is there, and
-//! whether a client is sent here by them.
+//! The files that make clients use larder: what they should contain, how they are merged into what is there, and
+//! whether they make a client use larder.
 //!
 //! - `containerd`, `k3s`, `podman`, `docker`: one client each, pure: text in, text out
 //! - `toml_text`, `yaml_text`, `json_text`: where in a text a key stands, so that everything else stays as it is
-//! - [`files`]: the only file that touches the disk: backups, crash-safe writes, undo
-//! - [`routing`]: is a client sent here
+//! - [`files`], `record`, `root`: the only files that touch the disk: backups, crash-safe writes, undo
+//! - [`routing`]: does a client use larder
 //!
 //! Nothing that a user wrote is lost: each merge is compared with what it should have led to, and one that cannot be
 //! made without touching something else is refused with what to do by hand.
@@ -15,6 +15,8 @@ pub mod files;
 mod json_text;
 mod k3s;
 mod podman;
+mod record;
+mod root;
 pub mod routing;
 mod toml_text;
 mod yaml_text;
@@ -56,7 +58,7 @@ impl Client {
         }
     }
 
-    /// How the client is told to read its files again.
+    /// How the client is made to read its files again.
     pub fn takes_effect(self) -> &'static str {
         match self {
             Client::Containerd => {
@@ -77,7 +79,7 @@ impl fmt::Display for Client {
     }
 }
 
-/// Who has the last word when larder does not answer.
+/// What a client asks when larder does not answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Profile {
     /// The origin is asked after larder.
@@ -94,7 +96,7 @@ impl FromStr for Profile {
             "fallback" => Ok(Profile::Fallback),
             "sealed" => Ok(Profile::Sealed),
             other => Err(format!(
-                "{} is no profile, expected fallback (the origin is asked after larder) or sealed (larder alone)",
+                "{} is not a profile, expected fallback (the origin is asked after larder) or sealed (larder alone)",
                 quoted(other)
             )),
         }
@@ -103,7 +105,7 @@ impl FromStr for Profile {
 
 /// Larder as its clients see it.
 #[derive(Clone, Debug)]
-pub struct Mirror {
+pub struct MirrorAddress {
     /// `http://127.0.0.1:5000`
     url: String,
     /// Other addresses at which this board reaches it.
@@ -125,13 +127,13 @@ struct Origin {
     ca_file: Option<PathBuf>,
 }
 
-impl Mirror {
+impl MirrorAddress {
     /// What `config` says of it. `address`, such as `http://10.0.0.2:5000`, is where clients reach it if that is
     /// elsewhere than on this board.
     ///
     /// # Errors
     /// A sentence that says why clients cannot be sent there.
-    pub fn of(config: &Config, address: Option<&str>) -> Result<Mirror, String> {
+    pub fn of(config: &Config, address: Option<&str>) -> Result<MirrorAddress, String> {
         let scheme = if config.tls.is_some() { "https" } else { "http" };
         let url = match address {
             Some(address) => checked_address(address)?,
@@ -150,13 +152,13 @@ impl Mirror {
             }
         }
         let certificate = config.tls.as_ref().map(|tls| tls.cert_file.clone());
-        let origin = |upstream: &crate::config::Upstream| Origin {
+        let origin = |upstream: &crate::config::UpstreamSettings| Origin {
             name: upstream.name.clone(),
-            url: upstream.url.clone(),
-            url_configured: upstream.url_configured,
-            ca_file: upstream.ca_file.clone(),
+            url: upstream.endpoints[0].url.clone(),
+            url_configured: upstream.endpoints[0].url_configured,
+            ca_file: upstream.endpoints[0].ca_file.clone(),
         };
-        Ok(Mirror {
+        Ok(MirrorAddress {
             certificate: certificate.filter(|_| url.starts_with("https://")),
             url,
             also,
@@ -265,7 +267,7 @@ impl Present for Nothing {
 /// Sentences, one a line, that say which file cannot be merged, why, and what to do by hand.
 pub fn wanted(
     client: Client,
-    mirror: &Mirror,
+    mirror: &MirrorAddress,
     profile: Profile,
     present: &dyn Present,
 ) -> Result<Vec<Wanted>, String> {
@@ -277,8 +279,8 @@ pub fn wanted(
     }
 }
 
-/// What the owner should know of a client's files beside what they say.
-pub fn remarks(client: Client, mirror: &Mirror, profile: Profile) -> Vec<String> {
+/// What the owner should know about a client's files besides their content.
+pub fn remarks(client: Client, mirror: &MirrorAddress, profile: Profile) -> Vec<String> {
     let mut remarks = Vec::new();
     match (client, profile) {
         (Client::K3s, Profile::Sealed) => remarks.push(

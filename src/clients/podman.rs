@@ -1,10 +1,10 @@
-//! podman, CRI-O, buildah and skopeo: a file of its own beside `registries.conf` (containers-registries.conf.d).
+//! podman, CRI-O, buildah and skopeo: a file of its own next to `registries.conf` (containers-registries.conf.d).
 //!
 //! The file names every registry that larder stands before. An entry there would take the place of one with the same
 //! prefix in the owner's files, so where there is one nothing is written.
 
 use super::toml_text::{parse, quoted};
-use super::{Mirror, Origin, Present, Profile, Wanted};
+use super::{MirrorAddress, Origin, Present, Profile, Wanted};
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
@@ -16,7 +16,7 @@ const PARTS: &str = "/etc/containers/registries.conf.d";
 pub(super) const OURS: &str = "/etc/containers/registries.conf.d/50-larder.conf";
 
 pub(super) fn wanted(
-    mirror: &Mirror,
+    mirror: &MirrorAddress,
     profile: Profile,
     present: &dyn Present,
 ) -> Result<Vec<Wanted>, String> {
@@ -48,7 +48,7 @@ pub(super) fn wanted(
     }
 }
 
-fn fresh(mirror: &Mirror, profile: Profile) -> String {
+fn fresh(mirror: &MirrorAddress, profile: Profile) -> String {
     let mut text = match profile {
         Profile::Fallback => "# Larder is asked first, the origin when larder cannot answer.\n".to_owned(),
         Profile::Sealed => "# Larder alone is asked.\n".to_owned(),
@@ -66,12 +66,12 @@ fn fresh(mirror: &Mirror, profile: Profile) -> String {
     text
 }
 
-fn mirror_block(mirror: &Mirror, registry: &str) -> String {
+fn mirror_block(mirror: &MirrorAddress, registry: &str) -> String {
     format!("[[registry.mirror]]\n{}", place(mirror, registry))
 }
 
 /// Clients of this kind name the registry in the path.
-fn place(mirror: &Mirror, registry: &str) -> String {
+fn place(mirror: &MirrorAddress, registry: &str) -> String {
     location(&format!("{}/{registry}", mirror.authority()), mirror.is_https())
 }
 
@@ -115,7 +115,7 @@ fn entries(present: &dyn Present) -> Result<Vec<(PathBuf, Vec<Table>)>, String> 
 }
 
 /// Whether pulls of `registry` are sent to the mirror.
-pub(super) fn leads(registry: &str, mirror: &Mirror, present: &dyn Present) -> Result<bool, String> {
+pub(super) fn leads(registry: &str, mirror: &MirrorAddress, present: &dyn Present) -> Result<bool, String> {
     // A later file takes the place of an earlier one.
     let all: Vec<Table> = entries(present)?.into_iter().flat_map(|(_, entries)| entries).collect();
     let Some(entry) = all.iter().rev().find(|entry| prefix_of(entry) == registry) else { return Ok(false) };

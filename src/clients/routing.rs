@@ -1,6 +1,6 @@
 //! Is a client of this board sent to larder, and for which registries.
 
-use super::{Client, Mirror, Present, containerd, docker, k3s, podman};
+use super::{Client, MirrorAddress, Present, containerd, docker, k3s, podman};
 use std::path::{Path, PathBuf};
 
 /// What K3s makes of `registries.yaml` when it starts.
@@ -20,7 +20,7 @@ pub struct Routing {
 }
 
 /// Looks at the files of a client.
-pub fn look(client: Client, mirror: &Mirror, present: &dyn Present) -> Routing {
+pub fn look(client: Client, mirror: &MirrorAddress, present: &dyn Present) -> Routing {
     let mut routing = Routing::default();
     let names = mirror.origins.iter().map(|origin| origin.name.to_string());
     let names: Vec<String> = match client {
@@ -64,12 +64,12 @@ pub fn look(client: Client, mirror: &Mirror, present: &dyn Present) -> Routing {
     routing
 }
 
-fn k3s_leads(registry: &str, mirror: &Mirror, present: &dyn Present) -> Result<bool, String> {
+fn k3s_leads(registry: &str, mirror: &MirrorAddress, present: &dyn Present) -> Result<bool, String> {
     let Some(text) = present.read(Path::new(k3s::REGISTRIES))? else { return Ok(false) };
     Ok(k3s::endpoints(&text, registry)?.iter().any(|one| mirror.is_at(one)))
 }
 
-/// The file in which a client is told where to ask, for people.
+/// The file that sets a client's registries, for people.
 pub fn file_of(client: Client) -> &'static str {
     match client {
         Client::Containerd => containerd::CONFIG,

@@ -1,7 +1,7 @@
 //! The readers of texts: where statements stand in TOML, JSON and YAML, and what of YAML is not read.
 
 use super::json_text;
-use super::toml_text::{Kind, end_of_root, parse, statements};
+use super::toml_text::{StatementKind, end_of_root, parse, statements};
 use super::yaml_text::{child, lines, list, said};
 
 #[test]
@@ -12,9 +12,11 @@ fn toml_statements_are_found_where_they_stand() {
     let found: Vec<String> = statements(text)
         .iter()
         .map(|statement| match &statement.kind {
-            Kind::Table(name) => format!("table {name:?}"),
-            Kind::Array => "array".to_owned(),
-            Kind::Pair(key, value) => format!("{key:?} is {}", &text[value.clone()].replace('\n', "$")),
+            StatementKind::Table(name) => format!("table {name:?}"),
+            StatementKind::Array => "array".to_owned(),
+            StatementKind::Pair(key, value) => {
+                format!("{key:?} is {}", &text[value.clone()].replace('\n', "$"))
+            }
         })
         .collect();
     assert_eq!(

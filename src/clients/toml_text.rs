@@ -14,11 +14,11 @@ pub(super) struct Statement {
     pub start: usize,
     /// The byte after its last line's end.
     pub end: usize,
-    pub kind: Kind,
+    pub kind: StatementKind,
 }
 
 #[derive(Debug)]
-pub(super) enum Kind {
+pub(super) enum StatementKind {
     /// `[a.b]`
     Table(Vec<String>),
     /// `[[a.b]]`
@@ -51,7 +51,7 @@ pub(super) fn statements(text: &str) -> Vec<Statement> {
 
 /// Where lines for the root table may be put in after its own keys: before the first header and the comment above it.
 pub(super) fn end_of_root(text: &str, statements: &[Statement]) -> usize {
-    let first = statements.iter().find(|s| !matches!(s.kind, Kind::Pair(..)));
+    let first = statements.iter().find(|s| !matches!(s.kind, StatementKind::Pair(..)));
     let Some(first) = first else { return text.len() };
     let lowest = if text.starts_with(BOM) { BOM.len() } else { 0 };
     let mut at = first.start;
@@ -134,10 +134,10 @@ impl Cursor<'_> {
         let start = self.text[..self.at].rfind('\n').map_or(0, |n| n + 1);
         let start = if start == 0 && self.text.starts_with(BOM) { BOM.len() } else { start };
         let kind = if self.looking_at("[[") {
-            Kind::Array
+            StatementKind::Array
         } else if self.peek() == Some(b'[') {
             self.at += 1;
-            Kind::Table(self.key(b']'))
+            StatementKind::Table(self.key(b']'))
         } else {
             let key = self.key(b'=');
             self.at = (self.at + 1).min(self.text.len());
@@ -145,7 +145,7 @@ impl Cursor<'_> {
             let from = self.at;
             self.skip_value();
             let value = self.text[from..self.at].trim_end();
-            Kind::Pair(key, from..from + value.len())
+            StatementKind::Pair(key, from..from + value.len())
         };
         self.skip_line();
         Some(Statement { start, end: self.at, kind })

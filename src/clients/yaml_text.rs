@@ -15,11 +15,11 @@ pub(super) struct Line {
     pub end: usize,
     /// Spaces before its first character.
     pub indent: usize,
-    pub content: Content,
+    pub content: YamlContent,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Content {
+pub(super) enum YamlContent {
     /// `key: value`, the value's text (without comment) and where it stands.
     Pair { key: String, value: String, at: usize },
     /// `- value`
@@ -70,7 +70,7 @@ pub(super) fn lines(text: &str) -> Result<Vec<Line>, String> {
 }
 
 /// A line's content; `at` is where it begins in the text.
-fn entry(content: &str, at: usize) -> Result<Content, &'static str> {
+fn entry(content: &str, at: usize) -> Result<YamlContent, &'static str> {
     if content == "-" || content.starts_with("- ") {
         let value = content[1..].trim_start_matches(' ');
         let value = plain(value)?;
@@ -80,7 +80,7 @@ fn entry(content: &str, at: usize) -> Result<Content, &'static str> {
         if !value.starts_with(['"', '\'', '[', '{']) && (value.contains(": ") || value.ends_with(':')) {
             return Err("has a mapping in a list");
         }
-        return Ok(Content::Item { value: value.to_owned() });
+        return Ok(YamlContent::Item { value: value.to_owned() });
     }
     let (key, rest) = match content.chars().next() {
         Some(quote @ ('"' | '\'')) => {
@@ -112,7 +112,7 @@ fn entry(content: &str, at: usize) -> Result<Content, &'static str> {
     let value = rest.trim_start_matches(' ');
     let value_at = at + (content.len() - value.len());
     let value = plain(value)?;
-    Ok(Content::Pair { key: key.to_owned(), value: value.to_owned(), at: value_at })
+    Ok(YamlContent::Pair { key: key.to_owned(), value: value.to_owned(), at: value_at })
 }
 
 /// A value without the comment after it, if it ends on its line and is not of a kind that is refused.
@@ -184,7 +184,7 @@ fn check(lines: &[Line]) -> Result<(), (usize, &'static str)> {
     let mut parent_may_have: bool = true;
     let mut last_indent = 0;
     for (n, line) in lines.iter().enumerate() {
-        let is_item = matches!(line.content, Content::Item { .. });
+        let is_item = matches!(line.content, YamlContent::Item { .. });
         let fail = |why| Err((line.start, why));
         if n == 0 {
             if is_item {
@@ -213,7 +213,7 @@ fn check(lines: &[Line]) -> Result<(), (usize, &'static str)> {
             }
         }
         match &line.content {
-            Content::Pair { key, value, .. } => {
+            YamlContent::Pair { key, value, .. } => {
                 if let Some(top) = open.last_mut() {
                     if top.2.contains(&key.as_str()) {
                         return fail("has a key for the second time");
@@ -222,7 +222,7 @@ fn check(lines: &[Line]) -> Result<(), (usize, &'static str)> {
                 }
                 parent_may_have = value.is_empty();
             }
-            Content::Item { .. } => parent_may_have = false,
+            YamlContent::Item { .. } => parent_may_have = false,
         }
         last_indent = line.indent;
     }
@@ -233,10 +233,10 @@ fn check(lines: &[Line]) -> Result<(), (usize, &'static str)> {
 pub(super) fn children_end(lines: &[Line], parent: usize) -> usize {
     let indent = lines[parent].indent;
     let list = matches!(lines.get(parent + 1).map(|line| (&line.content, line.indent)),
-        Some((Content::Item { .. }, at)) if at == indent);
+        Some((YamlContent::Item { .. }, at)) if at == indent);
     let inside = |line: &Line| {
         line.indent > indent
-            || (list && line.indent == indent && matches!(line.content, Content::Item { .. }))
+            || (list && line.indent == indent && matches!(line.content, YamlContent::Item { .. }))
     };
     let from = parent + 1;
     lines[from..].iter().position(|line| !inside(line)).map_or(lines.len(), |n| from + n)
@@ -247,7 +247,8 @@ pub(super) fn child(lines: &[Line], parent: Option<usize>, wanted: &str) -> Opti
     let (from, to) = parent.map_or((0, lines.len()), |parent| (parent + 1, children_end(lines, parent)));
     let indent = lines.get(from)?.indent;
     (from..to).find(|&n| {
-        lines[n].indent == indent && matches!(&lines[n].content, Content::Pair { key, .. } if key == wanted)
+        lines[n].indent == indent
+            && matches!(&lines[n].content, YamlContent::Pair { key, .. } if key == wanted)
     })
 }
 
@@ -258,7 +259,7 @@ pub(super) fn child_indent(lines: &[Line], parent: usize) -> Option<usize> {
 
 /// The values of a list, written over lines or in brackets; empty for anything else.
 pub(super) fn list(lines: &[Line], key: usize) -> Vec<String> {
-    if let Content::Pair { value, .. } = &lines[key].content
+    if let YamlContent::Pair { value, .. } = &lines[key].content
         && !value.is_empty()
     {
         let Some(inner) = value.strip_prefix('[').and_then(|v| v.strip_suffix(']')) else {
@@ -269,8 +270,8 @@ pub(super) fn list(lines: &[Line], key: usize) -> Vec<String> {
     let items = lines[key + 1..children_end(lines, key)].iter();
     items
         .filter_map(|line| match &line.content {
-            Content::Item { value } => Some(unquoted(value)),
-            Content::Pair { .. } => None,
+            YamlContent::Item { value } => Some(unquoted(value)),
+            YamlContent::Pair { .. } => None,
         })
         .collect()
 }
@@ -289,7 +290,7 @@ pub(super) fn said(lines: &[Line]) -> Vec<(Vec<String>, String)> {
     for (n, line) in lines.iter().enumerate() {
         let keep = |depth: usize, is_item: bool| depth < line.indent || (is_item && depth == line.indent);
         match &line.content {
-            Content::Pair { key, value, .. } => {
+            YamlContent::Pair { key, value, .. } => {
                 path.retain(|(depth, _)| keep(*depth, false));
                 path.push((line.indent, key.clone()));
                 let keys: Vec<String> = path.iter().map(|(_, key)| key.clone()).collect();
@@ -299,7 +300,7 @@ pub(super) fn said(lines: &[Line]) -> Vec<(Vec<String>, String)> {
                     all.push((keys, unquoted(value)));
                 }
             }
-            Content::Item { value } => {
+            YamlContent::Item { value } => {
                 path.retain(|(depth, _)| keep(*depth, true));
                 all.push((path.iter().map(|(_, key)| key.clone()).collect(), unquoted(value)));
             }

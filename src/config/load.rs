@@ -1,7 +1,10 @@
 //! From the file, the command line and the environment to a [`Config`].
 
 use super::raw;
-use super::{Alert, Config, Credentials, Disk, Fetch, Kit, Secret, Tags, Tls, Upstream, Warm};
+use super::{
+    AlertSettings, Config, DiskSettings, EndpointSettings, FetchSettings, KitSettings, LoginSettings, Secret,
+    TagSettings, TlsSettings, UpstreamSettings, WarmSettings,
+};
 use crate::budget;
 use crate::oci::{Platform, RegistryName, quoted};
 use std::collections::BTreeMap;
@@ -78,7 +81,7 @@ impl Config {
         options: &Options,
         environment: Environment<'_>,
     ) -> Result<Config, ConfigError> {
-        let file: raw::File = toml::from_str(text).map_err(|e| explain(name, text, &e))?;
+        let file: raw::RawFile = toml::from_str(text).map_err(|e| explain(name, text, &e))?;
         let mut check = Check { name, wrong: Vec::new() };
         let config = build(file, options, environment, &mut check);
         if check.wrong.is_empty() { Ok(config) } else { Err(ConfigError(check.wrong.join("\n"))) }
@@ -115,7 +118,12 @@ impl Check<'_> {
     }
 }
 
-fn build(file: raw::File, options: &Options, environment: Environment<'_>, check: &mut Check<'_>) -> Config {
+fn build(
+    file: raw::RawFile,
+    options: &Options,
+    environment: Environment<'_>,
+    check: &mut Check<'_>,
+) -> Config {
     let listen = if options.listen.is_empty() {
         file.listen.unwrap_or_else(|| vec![SocketAddr::from(([127, 0, 0, 1], 5000))])
     } else {
@@ -133,7 +141,7 @@ fn build(file: raw::File, options: &Options, environment: Environment<'_>, check
     let htpasswd_file = file.auth.map(|auth| auth.htpasswd_file);
     let upstreams = upstreams(file.upstream, check);
     if htpasswd_file.is_none()
-        && let Some(private) = upstreams.iter().find(|upstream| upstream.credentials.is_some())
+        && let Some(private) = upstreams.iter().find(|upstream| upstream.is_private())
     {
         check.wrong(format!(
             "upstream {} has credentials, so what they fetch is private, but [auth] is missing: set auth.htpasswd_file",
@@ -151,7 +159,7 @@ fn build(file: raw::File, options: &Options, environment: Environment<'_>, check
         data_dir: data_dir(file.data_dir, options, environment),
         default_registry,
         platforms,
-        disk: Disk {
+        disk: DiskSettings {
             max: file.disk.max.map(|size| size.0),
             min_free: file.disk.min_free.map_or(512 * budget::MIB, |size| size.0),
             expire_unused: file.disk.expire_unused.and_then(|span| span.0),
@@ -160,22 +168,24 @@ fn build(file: raw::File, options: &Options, environment: Environment<'_>, check
         fetch: fetch(file.fetch, check),
         tags: tags(file.tags, check),
         upstreams,
-        tls: file.tls.map(|tls| Tls { cert_file: tls.cert_file, key_file: tls.key_file }),
+        tls: file.tls.map(|tls| TlsSettings { cert_file: tls.cert_file, key_file: tls.key_file }),
         htpasswd_file,
-        warm: file.warm.map(|warm| Warm { images: warm.images, every: warm.every.and_then(|span| span.0) }),
+        warm: file
+            .warm
+            .map(|warm| WarmSettings { images: warm.images, every: warm.every.and_then(|span| span.0) }),
         kit: file.kit.and_then(|raw| kit(raw, check)),
-        alert: file.alert.map(|alert| Alert { command: alert.command, url: alert.url }),
+        alert: file.alert.map(|alert| AlertSettings { command: alert.command, url: alert.url }),
     }
 }
 
-fn kit(raw: raw::Kit, check: &mut Check<'_>) -> Option<Kit> {
+fn kit(raw: raw::RawKit, check: &mut Check<'_>) -> Option<KitSettings> {
     no_repeats(check, "kit.peers", &raw.peers);
     if raw.peers.len() > budget::PEERS_MAX {
         let (count, most) = (raw.peers.len(), budget::PEERS_MAX);
         check.wrong(format!("kit.peers names {count} boards, at most {most} can be named"));
     }
     let secret = read_kit_secret(&raw.secret_file, check)?;
-    Some(Kit {
+    Some(KitSettings {
         secret_file: raw.secret_file,
         secret,
         listen: raw.listen.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 5002))),
@@ -213,30 +223,20 @@ fn docker_hub() -> RegistryName {
     "docker.io".parse().expect("a well-formed name")
 }
 
-fn fetch(raw: raw::Fetch, check: &mut Check<'_>) -> Fetch {
+fn fetch(raw: raw::RawFetch, check: &mut Check<'_>) -> FetchSettings {
     let seconds = Duration::from_secs;
-    let span = |value: Option<super::units::Span>, default| value.map_or(default, |span| span.0);
+    let mut timeout = |key: &str, value: Option<super::units::Span>, default, least, most| {
+        check.span(key, value.map_or(seconds(default), |span| span.0), least, seconds(most))
+    };
     let least = Duration::from_millis(100);
-    let fetch = Fetch {
+    let connect_timeout = timeout("fetch.connect_timeout", raw.connect_timeout, 5, least, 20);
+    let header_timeout = timeout("fetch.header_timeout", raw.header_timeout, 10, least, 20);
+    let stall_timeout = timeout("fetch.stall_timeout", raw.stall_timeout, 20, seconds(1), 600);
+    let fetch = FetchSettings {
         streams: check.within("fetch.streams", raw.streams.unwrap_or(4), 1, 64, |n| n.to_string()),
-        connect_timeout: check.span(
-            "fetch.connect_timeout",
-            span(raw.connect_timeout, seconds(5)),
-            least,
-            seconds(20),
-        ),
-        header_timeout: check.span(
-            "fetch.header_timeout",
-            span(raw.header_timeout, seconds(10)),
-            least,
-            seconds(20),
-        ),
-        stall_timeout: check.span(
-            "fetch.stall_timeout",
-            span(raw.stall_timeout, seconds(20)),
-            seconds(1),
-            seconds(600),
-        ),
+        connect_timeout,
+        header_timeout,
+        stall_timeout,
         bandwidth: raw.bandwidth.and_then(|bandwidth| bandwidth.0),
         proxy: raw.proxy,
     };
@@ -253,14 +253,14 @@ fn fetch(raw: raw::Fetch, check: &mut Check<'_>) -> Fetch {
     fetch
 }
 
-fn tags(raw: raw::Tags, check: &mut Check<'_>) -> Tags {
+fn tags(raw: raw::RawTags, check: &mut Check<'_>) -> TagSettings {
     let deadline = raw.resolve_deadline.map_or(Duration::from_millis(1500), |span| span.0);
     if raw.rule.iter().any(|rule| rule.pattern.is_empty()) {
         check.wrong(
             "a [[tags.rule]] has an empty match, expected a pattern such as \"docker.io/library/*:1.*\"",
         );
     }
-    Tags {
+    TagSettings {
         revalidate: raw.revalidate.map_or(Duration::ZERO, |span| span.0),
         resolve_deadline: check.span(
             "tags.resolve_deadline",
@@ -275,21 +275,15 @@ fn tags(raw: raw::Tags, check: &mut Check<'_>) -> Tags {
     }
 }
 
-fn upstreams(raw: BTreeMap<String, raw::Upstream>, check: &mut Check<'_>) -> Vec<Upstream> {
+fn upstreams(raw: BTreeMap<String, raw::RawUpstream>, check: &mut Check<'_>) -> Vec<UpstreamSettings> {
     let mut upstreams = BTreeMap::new();
     for (name, url, realm) in BUILT_IN {
         let name: RegistryName = name.parse().expect("a well-formed name");
         let url = url.map_or_else(|| format!("https://{name}"), str::to_owned);
         let realm = realm.map(str::to_owned);
-        let upstream = Upstream {
-            name: name.clone(),
-            url,
-            url_configured: false,
-            ca_file: None,
-            realm,
-            credentials: None,
-        };
-        upstreams.insert(name, upstream);
+        let endpoint =
+            EndpointSettings { url, url_configured: false, ca_file: None, realm, credentials: None };
+        upstreams.insert(name.clone(), UpstreamSettings { name, endpoints: vec![endpoint] });
     }
     for (name, raw) in raw {
         let name: RegistryName = match name.parse() {
@@ -299,9 +293,9 @@ fn upstreams(raw: BTreeMap<String, raw::Upstream>, check: &mut Check<'_>) -> Vec
                 continue;
             }
         };
-        let known = upstreams.get(&name);
-        let upstream = upstream(name.clone(), raw, known, check);
-        upstreams.insert(name, upstream);
+        let known = upstreams.get(&name).and_then(|known| known.endpoints.first());
+        let endpoints = vec![endpoint(&name, raw, known, check)];
+        upstreams.insert(name.clone(), UpstreamSettings { name, endpoints });
     }
     if upstreams.len() > budget::UPSTREAMS_MAX {
         check.wrong(format!(
@@ -313,12 +307,12 @@ fn upstreams(raw: BTreeMap<String, raw::Upstream>, check: &mut Check<'_>) -> Vec
     upstreams.into_values().collect()
 }
 
-fn upstream(
-    name: RegistryName,
-    raw: raw::Upstream,
-    known: Option<&Upstream>,
+fn endpoint(
+    name: &RegistryName,
+    raw: raw::RawUpstream,
+    known: Option<&EndpointSettings>,
     check: &mut Check<'_>,
-) -> Upstream {
+) -> EndpointSettings {
     let section = format!("[upstream.\"{name}\"]");
     let url_configured = raw.url.is_some();
     let url = match raw.url {
@@ -355,7 +349,7 @@ fn upstream(
             .wrong(format!("{section} would send a password over plain http to {}; use https", quoted(&url)));
     }
     let realm = raw.realm.or_else(|| known.filter(|_| !url_configured).and_then(|known| known.realm.clone()));
-    Upstream { name, url, url_configured, ca_file: raw.ca_file, realm, credentials }
+    EndpointSettings { url, url_configured, ca_file: raw.ca_file, realm, credentials }
 }
 
 fn is_loopback(url: &str) -> bool {
@@ -371,7 +365,7 @@ fn read_password(
     username: String,
     file: PathBuf,
     check: &mut Check<'_>,
-) -> Option<Credentials> {
+) -> Option<LoginSettings> {
     let shown = file.display();
     match std::fs::metadata(&file) {
         Ok(meta) if meta.mode() & 0o007 != 0 => {
@@ -388,7 +382,7 @@ fn read_password(
         }
         Ok(text) => {
             let password = text.trim_end_matches(['\r', '\n']).to_owned();
-            Some(Credentials { username, password, password_file: file })
+            Some(LoginSettings { username, password, password_file: file })
         }
         Err(e) => {
             check.wrong(format!("{section} password_file {shown} cannot be read: {e}"));

@@ -13,6 +13,7 @@ pub use live::LiveConfig;
 pub use load::{ConfigError, DEFAULT_FILE, Options};
 
 use crate::oci::{Platform, Reference, RegistryName, Repository, Tag};
+use serde::Deserialize;
 use std::cell::LazyCell;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -23,37 +24,37 @@ use std::time::Duration;
 pub struct Config {
     /// Addresses the mirror listens on.
     pub listen: Vec<SocketAddr>,
-    /// Where everything is kept.
+    /// Directory for images and state.
     pub data_dir: PathBuf,
     /// The registry meant by a request that names none.
     pub default_registry: RegistryName,
-    /// The platforms whose images are wanted whole.
+    /// The platforms for which images are to be complete.
     pub platforms: Vec<Platform>,
     /// `[disk]`
-    pub disk: Disk,
+    pub disk: DiskSettings,
     /// `[memory]`: the process's own memory in bytes.
     pub memory_max: u64,
     /// `[fetch]`
-    pub fetch: Fetch,
+    pub fetch: FetchSettings,
     /// `[tags]`
-    pub tags: Tags,
+    pub tags: TagSettings,
     /// `[upstream."NAME"]`, sorted by name.
-    pub upstreams: Vec<Upstream>,
+    pub upstreams: Vec<UpstreamSettings>,
     /// `[tls]`, if larder serves HTTPS.
-    pub tls: Option<Tls>,
+    pub tls: Option<TlsSettings>,
     /// `[auth]`: the htpasswd file, if clients of private upstreams log in.
     pub htpasswd_file: Option<PathBuf>,
     /// `[warm]`
-    pub warm: Option<Warm>,
+    pub warm: Option<WarmSettings>,
     /// `[kit]`
-    pub kit: Option<Kit>,
+    pub kit: Option<KitSettings>,
     /// `[alert]`
-    pub alert: Option<Alert>,
+    pub alert: Option<AlertSettings>,
 }
 
 /// `[disk]`
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Disk {
+pub struct DiskSettings {
     /// Bytes larder may use; `None`: what leaves `min_free`.
     pub max: Option<u64>,
     /// Bytes left free on the file system.
@@ -64,7 +65,7 @@ pub struct Disk {
 
 /// `[fetch]`
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fetch {
+pub struct FetchSettings {
     /// Downloads at a time, 1 to 64.
     pub streams: usize,
     /// Longest wait for a name and a connection.
@@ -81,7 +82,7 @@ pub struct Fetch {
 
 /// `[tags]`
 #[derive(Clone, Debug)]
-pub struct Tags {
+pub struct TagSettings {
     /// How long a verified tag is served without asking again.
     pub revalidate: Duration,
     /// How long a request waits for the upstream where there is something to fall back to.
@@ -106,7 +107,8 @@ pub struct TagPolicy {
 }
 
 /// `on_missing`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum OnMissing {
     /// The upstream's answer is passed on.
     Pass,
@@ -119,7 +121,7 @@ pub enum OnMissing {
 pub struct TagRule {
     /// Pattern over `registry/repository:tag`; `*` stands for any text.
     pub pattern: String,
-    /// Overrides [`Tags::revalidate`].
+    /// Overrides [`TagSettings::revalidate`].
     pub revalidate: Option<Duration>,
     /// Overrides [`OnMissing::Pass`].
     pub on_missing: Option<OnMissing>,
@@ -128,10 +130,17 @@ pub struct TagRule {
 }
 
 /// `[upstream."NAME"]`
-#[derive(Clone)]
-pub struct Upstream {
+#[derive(Clone, Debug)]
+pub struct UpstreamSettings {
     /// The registry's name in references.
     pub name: RegistryName,
+    /// Where it is asked, in order; at least one.
+    pub endpoints: Vec<EndpointSettings>,
+}
+
+/// One address that an upstream is asked at.
+#[derive(Clone)]
+pub struct EndpointSettings {
     /// Scheme, host and port, without a trailing slash; a path prefix is allowed.
     pub url: String,
     /// The address was written in the configuration file, not built in: private addresses are then what was meant.
@@ -141,12 +150,12 @@ pub struct Upstream {
     /// Where tokens come from, when it is not the upstream's own domain: `https://host[:port]`.
     pub realm: Option<String>,
     /// User name and the file that holds the password.
-    pub credentials: Option<Credentials>,
+    pub credentials: Option<LoginSettings>,
 }
 
-/// How larder logs in at an upstream.
+/// How larder logs in at an endpoint.
 #[derive(Clone)]
-pub struct Credentials {
+pub struct LoginSettings {
     /// The user name.
     pub username: String,
     /// The password, read from `password_file` at load; never logged.
@@ -157,7 +166,7 @@ pub struct Credentials {
 
 /// `[tls]`
 #[derive(Clone, Debug)]
-pub struct Tls {
+pub struct TlsSettings {
     /// Certificate chain, PEM.
     pub cert_file: PathBuf,
     /// Private key, PEM.
@@ -166,16 +175,16 @@ pub struct Tls {
 
 /// `[warm]`
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Warm {
-    /// Images that are kept whole.
+pub struct WarmSettings {
+    /// Images that are kept complete.
     pub images: Vec<Reference>,
-    /// How often they are fetched anew; `None`: never.
+    /// How often they are refetched; `None`: never.
     pub every: Option<Duration>,
 }
 
 /// `[kit]`
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kit {
+pub struct KitSettings {
     /// Where the secret was read from.
     pub secret_file: PathBuf,
     /// The secret that the boards of a kit share; never logged.
@@ -213,37 +222,65 @@ impl std::fmt::Debug for Secret {
 
 /// `[alert]`
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Alert {
+pub struct AlertSettings {
     /// A program and its arguments.
     pub command: Option<Vec<String>>,
     /// An address that is posted to.
     pub url: Option<String>,
 }
 
-impl std::fmt::Debug for Upstream {
+impl UpstreamSettings {
+    /// Whether credentials are configured: then what it gives is not for everybody.
+    pub fn is_private(&self) -> bool {
+        self.endpoints.iter().any(|endpoint| endpoint.credentials.is_some())
+    }
+
+    /// The key under which the outage of the endpoint at `place` is remembered over a restart. That of the first does
+    /// not name it, so that a note of an older version is found.
+    pub fn outage_note(&self, place: usize) -> String {
+        match self.endpoints.get(place) {
+            Some(endpoint) if place > 0 => format!("down/{}/{}", self.name, endpoint.host_port()),
+            _ => format!("down/{}", self.name),
+        }
+    }
+}
+
+impl EndpointSettings {
+    /// Host and port, such as `registry-1.docker.io:443`.
+    pub fn host_port(&self) -> String {
+        let (scheme, rest) = self.url.split_once("://").unwrap_or(("https", &self.url));
+        let authority = rest.split('/').next().unwrap_or_default();
+        let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| !port.contains(']'));
+        match (has_port, scheme) {
+            (true, _) => authority.to_owned(),
+            (false, "http") => format!("{authority}:80"),
+            (false, _) => format!("{authority}:443"),
+        }
+    }
+}
+
+impl std::fmt::Debug for EndpointSettings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Upstream").field("name", &self.name).field("url", &self.url).finish_non_exhaustive()
+        f.debug_struct("EndpointSettings").field("url", &self.url).finish_non_exhaustive()
     }
 }
 
 impl Config {
-    /// Sections that are read and checked but have no effect in this version.
+    /// Sections that are read and checked but have no effect in this version. `[warm]` has half of its effect: its images
+    /// are not evicted, and they are not fetched in advance.
     pub fn not_yet(&self) -> Vec<&'static str> {
-        let sections = [
-            (self.warm.is_some(), "[warm]"),
-            (self.kit.as_ref().is_some_and(|kit| kit.mdns), "kit.mdns"),
-            (self.alert.is_some(), "[alert]"),
-        ];
+        let sections =
+            [(self.kit.as_ref().is_some_and(|kit| kit.mdns), "kit.mdns"), (self.alert.is_some(), "[alert]")];
         sections.into_iter().filter(|(used, _)| *used).map(|(_, name)| name).collect()
     }
 
     /// The upstream of that name, if it is configured.
-    pub fn upstream(&self, name: &RegistryName) -> Option<&Upstream> {
+    pub fn upstream(&self, name: &RegistryName) -> Option<&UpstreamSettings> {
         self.upstreams.iter().find(|upstream| upstream.name == *name)
     }
 }
 
-impl Tags {
+impl TagSettings {
     /// What holds for one tag.
     pub fn policy(&self, repository: &Repository, tag: &Tag) -> TagPolicy {
         // Made only where there are rules to compare it with.

@@ -1,7 +1,7 @@
 //! `config print`: a configuration as the TOML that leads to it.
 
 use super::units::{bandwidth_text, size_text, span_text};
-use super::{Config, OnMissing, TagRule, Upstream};
+use super::{Config, EndpointSettings, OnMissing, TagRule, UpstreamSettings};
 use std::fmt::{Display, Write};
 use std::time::Duration;
 
@@ -89,14 +89,18 @@ impl Toml {
         self.maybe("frozen", rule.frozen.map(|frozen| frozen.to_string()));
     }
 
-    fn upstream(&mut self, upstream: &Upstream) {
+    fn upstream(&mut self, upstream: &UpstreamSettings) {
         self.section(&format!("upstream.{}", text(&upstream.name)));
+        upstream.endpoints.iter().for_each(|endpoint| self.endpoint(endpoint));
+    }
+
+    fn endpoint(&mut self, endpoint: &EndpointSettings) {
         // A built-in address that is written down would be taken for one that its owner vouches for.
-        let comment = if upstream.url_configured { "" } else { "# built in: " };
-        let _ = writeln!(self.0, "{comment}url = {}", text(&upstream.url));
-        self.maybe("ca_file", upstream.ca_file.as_ref().map(|file| text(file.display())));
-        self.maybe("realm", upstream.realm.as_ref().map(text));
-        if let Some(credentials) = &upstream.credentials {
+        let comment = if endpoint.url_configured { "" } else { "# built in: " };
+        let _ = writeln!(self.0, "{comment}url = {}", text(&endpoint.url));
+        self.maybe("ca_file", endpoint.ca_file.as_ref().map(|file| text(file.display())));
+        self.maybe("realm", endpoint.realm.as_ref().map(text));
+        if let Some(credentials) = &endpoint.credentials {
             self.key("username", &text(&credentials.username));
             self.key("password_file", &text(credentials.password_file.display()));
         }

@@ -12,26 +12,26 @@ use std::path::PathBuf;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct File {
+pub(super) struct RawFile {
     pub(super) listen: Option<Vec<SocketAddr>>,
     pub(super) data_dir: Option<PathBuf>,
     pub(super) default_registry: Option<RegistryName>,
     pub(super) platforms: Option<Vec<Platform>>,
-    pub(super) disk: Disk,
-    pub(super) memory: Memory,
-    pub(super) fetch: Fetch,
-    pub(super) tags: Tags,
-    pub(super) upstream: BTreeMap<String, Upstream>,
-    pub(super) tls: Option<Tls>,
-    pub(super) auth: Option<Auth>,
-    pub(super) warm: Option<Warm>,
-    pub(super) kit: Option<Kit>,
-    pub(super) alert: Option<Alert>,
+    pub(super) disk: RawDisk,
+    pub(super) memory: RawMemory,
+    pub(super) fetch: RawFetch,
+    pub(super) tags: RawTags,
+    pub(super) upstream: BTreeMap<String, RawUpstream>,
+    pub(super) tls: Option<RawTls>,
+    pub(super) auth: Option<RawAuth>,
+    pub(super) warm: Option<RawWarm>,
+    pub(super) kit: Option<RawKit>,
+    pub(super) alert: Option<RawAlert>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Disk {
+pub(super) struct RawDisk {
     pub(super) max: Option<Size>,
     pub(super) min_free: Option<Size>,
     pub(super) expire_unused: Option<SpanOrNever>,
@@ -39,13 +39,13 @@ pub(super) struct Disk {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Memory {
+pub(super) struct RawMemory {
     pub(super) max: Option<Size>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Fetch {
+pub(super) struct RawFetch {
     pub(super) streams: Option<usize>,
     pub(super) connect_timeout: Option<Span>,
     pub(super) header_timeout: Option<Span>,
@@ -56,40 +56,30 @@ pub(super) struct Fetch {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Tags {
+pub(super) struct RawTags {
     pub(super) revalidate: Option<Span>,
     pub(super) resolve_deadline: Option<Span>,
     pub(super) fallback_versions: Option<bool>,
     pub(super) history: Option<usize>,
-    pub(super) rule: Vec<Rule>,
+    pub(super) rule: Vec<RawRule>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Rule {
+pub(super) struct RawRule {
     #[serde(rename = "match")]
     pub(super) pattern: String,
     pub(super) revalidate: Option<Span>,
-    pub(super) on_missing: Option<Missing>,
+    pub(super) on_missing: Option<OnMissing>,
     pub(super) frozen: Option<bool>,
 }
 
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Missing {
-    Pass,
-    Serve,
-}
-
-impl From<Rule> for TagRule {
-    fn from(rule: Rule) -> TagRule {
+impl From<RawRule> for TagRule {
+    fn from(rule: RawRule) -> TagRule {
         TagRule {
             pattern: rule.pattern,
             revalidate: rule.revalidate.map(|span| span.0),
-            on_missing: rule.on_missing.map(|missing| match missing {
-                Missing::Pass => OnMissing::Pass,
-                Missing::Serve => OnMissing::Serve,
-            }),
+            on_missing: rule.on_missing,
             frozen: rule.frozen,
         }
     }
@@ -97,7 +87,7 @@ impl From<Rule> for TagRule {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Upstream {
+pub(super) struct RawUpstream {
     pub(super) url: Option<String>,
     pub(super) ca_file: Option<PathBuf>,
     pub(super) realm: Option<String>,
@@ -107,20 +97,20 @@ pub(super) struct Upstream {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Tls {
+pub(super) struct RawTls {
     pub(super) cert_file: PathBuf,
     pub(super) key_file: PathBuf,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Auth {
+pub(super) struct RawAuth {
     pub(super) htpasswd_file: PathBuf,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Warm {
+pub(super) struct RawWarm {
     #[serde(default)]
     pub(super) images: Vec<Reference>,
     #[serde(default)]
@@ -129,7 +119,7 @@ pub(super) struct Warm {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Kit {
+pub(super) struct RawKit {
     pub(super) secret_file: PathBuf,
     pub(super) listen: Option<SocketAddr>,
     #[serde(default)]
@@ -140,7 +130,7 @@ pub(super) struct Kit {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Alert {
+pub(super) struct RawAlert {
     pub(super) command: Option<Vec<String>>,
     pub(super) url: Option<String>,
 }

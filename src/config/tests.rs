@@ -98,7 +98,7 @@ fn what_is_printed_loads_to_the_same() {
         .replace("/etc/larder/password", &secret.display().to_string())
         .replace("/etc/larder/kit.secret", &shared.display().to_string());
     let config = parse(&text).unwrap();
-    assert_eq!(config.upstreams.iter().filter(|u| u.credentials.is_some()).count(), 1);
+    assert_eq!(config.upstreams.iter().filter(|u| u.is_private()).count(), 1);
     let printed = config.to_toml();
     assert!(!printed.contains("s3cret"), "a password was printed");
     assert!(!format!("{printed}{config:?}").contains("0123456789"), "the kit's secret was printed");
@@ -182,7 +182,11 @@ fn credentials_need_logins_and_a_safe_way() {
     assert!(parse(&text("http://127.0.0.1:5001", auth)).is_ok());
     let config = parse(&text("https://r.example", auth)).unwrap();
     assert_eq!(
-        config.upstream(&"r.example".parse().unwrap()).unwrap().credentials.as_ref().unwrap().password,
+        config.upstream(&"r.example".parse().unwrap()).unwrap().endpoints[0]
+            .credentials
+            .as_ref()
+            .unwrap()
+            .password,
         "s3cret"
     );
     fs::remove_dir_all(&dir).unwrap();
@@ -228,11 +232,12 @@ fn the_data_folder_is_found_in_order() {
 fn a_user_lays_over_what_is_built_in() {
     let config =
         parse("[upstream.\"docker.io\"]\nca_file = \"/ca.pem\"\n[upstream.\"a.example\"]\n").unwrap();
-    let hub = config.upstream(&"docker.io".parse().unwrap()).unwrap();
+    let only = |name: &str| config.upstream(&name.parse().unwrap()).unwrap().endpoints[0].clone();
+    let hub = only("docker.io");
     assert_eq!((hub.url.as_str(), hub.url_configured), ("https://registry-1.docker.io", false));
-    let own = config.upstream(&"a.example".parse().unwrap()).unwrap();
+    let own = only("a.example");
     assert_eq!((own.url.as_str(), own.url_configured), ("https://a.example", false));
-    let linuxserver = config.upstream(&"lscr.io".parse().unwrap()).unwrap();
+    let linuxserver = only("lscr.io");
     assert_eq!(linuxserver.realm.as_deref(), Some("https://ghcr.io"));
     assert_eq!(config.upstreams.len(), 10);
 }
@@ -261,4 +266,26 @@ fn stars_stand_for_any_text() {
     assert!(matches("a*b*c", "abc") && matches("a*b*c", "a-b-b-c") && !matches("a*b*c", "acb"));
     assert!(matches("exact", "exact") && !matches("exact", "exactly"));
     assert!(!matches("ab*ba", "aba"));
+}
+
+#[test]
+fn an_endpoint_has_a_name_and_its_outage_a_note() {
+    let text = |url: &str| format!("[upstream.\"a.example\"]\nurl = \"{url}\"");
+    let upstream =
+        |url: &str| parse(&text(url)).unwrap().upstream(&"a.example".parse().unwrap()).unwrap().clone();
+    for (url, name) in [
+        ("https://a.example", "a.example:443"),
+        ("http://a.example/prefix", "a.example:80"),
+        ("https://a.example:5000/prefix", "a.example:5000"),
+        ("http://[::1]", "[::1]:80"),
+        ("http://[::1]:5000", "[::1]:5000"),
+    ] {
+        assert_eq!(upstream(url).endpoints[0].host_port(), name);
+    }
+    let mut several = upstream("https://a.example");
+    several.endpoints.push(upstream("http://b.example").endpoints[0].clone());
+    assert_eq!(
+        (several.outage_note(0).as_str(), several.outage_note(1).as_str()),
+        ("down/a.example", "down/a.example/b.example:80")
+    );
 }

@@ -1,10 +1,13 @@
 //! Durations, sizes and bandwidths as people write them, and back.
+//!
+//! The tables here are read first, so that what was once written keeps its value; what they do not know is left to a
+//! parser that takes what people write elsewhere. A value that could not be printed and read back is refused.
 
 use serde::de::{self, Deserializer, Visitor};
 use std::fmt;
 use std::time::Duration;
 
-/// A duration: `1500ms`, `20s`, `5m`, `6h`, `30d`.
+/// A duration: `1500ms`, `20s`, `5m`, `6h`, `30d`; also `1h30m`, `30 days`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Span(pub(super) Duration);
 
@@ -12,11 +15,11 @@ pub(super) struct Span(pub(super) Duration);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SpanOrNever(pub(super) Option<Duration>);
 
-/// Bytes: `8GiB`, `512MiB`, `24MB`, or a plain number.
+/// Bytes: `8GiB`, `512MiB`, `24MB`, or a plain number; also `8G`, which is `8GiB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Size(pub(super) u64);
 
-/// Bits per second: `10Mbit`, `500kbit`, or `unlimited`.
+/// Bits per second: `10Mbit`, `500kbit`, or `unlimited`; also `10Mbps`, `10Mbit/s`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Bandwidth(pub(super) Option<u64>);
 
@@ -41,6 +44,31 @@ fn parse(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     let unit = text[digits..].trim_start();
     let (_, factor) = units.iter().find(|(name, _)| *name == unit)?;
     number.checked_mul(*factor)
+}
+
+fn parse_span(text: &str) -> Option<Duration> {
+    let known = parse(text, &SPANS).map(Duration::from_millis);
+    // `M` would be a month, where a minute may have been meant.
+    let other = || humantime::parse_duration(text).ok().filter(|_| !text.contains('M'));
+    let printable = |span: &Duration| {
+        span.subsec_nanos().is_multiple_of(1_000_000) && u64::try_from(span.as_millis()).is_ok()
+    };
+    known.or_else(other).filter(printable)
+}
+
+fn parse_size(text: &str) -> Option<u64> {
+    // `24MB` is decimal. `24M` is binary, as it is to most who write it so.
+    let units = parse_size::Config::new();
+    let units = if text.ends_with(['b', 'B']) { units.with_decimal() } else { units.with_binary() };
+    parse(text, &SIZES).or_else(|| text.parse().ok()).or_else(|| units.parse_size(text).ok())
+}
+
+fn parse_bandwidth(text: &str) -> Option<u64> {
+    let text = match text.strip_suffix("bps") {
+        Some(number) => format!("{number}bit"),
+        None => text.strip_suffix("/s").unwrap_or(text).to_owned(),
+    };
+    parse(&text, &BANDWIDTHS)
 }
 
 /// The shortest exact way to write `value`.
@@ -96,19 +124,15 @@ macro_rules! written {
     };
 }
 
-written!(Span, "a duration such as \"20s\" or \"1500ms\"", |text| {
-    parse(text, &SPANS).map(|millis| Span(Duration::from_millis(millis)))
-});
+written!(Span, "a duration such as \"20s\" or \"1500ms\"", |text| parse_span(text).map(Span));
 written!(SpanOrNever, "a duration such as \"30d\", or \"never\"", |text| match text {
     "never" => Some(SpanOrNever(None)),
-    text => parse(text, &SPANS).map(|millis| SpanOrNever(Some(Duration::from_millis(millis)))),
+    text => parse_span(text).map(|span| SpanOrNever(Some(span))),
 });
-written!(Size, "a size such as \"8GiB\" or \"512MiB\"", |text| {
-    parse(text, &SIZES).or_else(|| text.parse().ok()).map(Size)
-});
+written!(Size, "a size such as \"8GiB\" or \"512MiB\"", |text| parse_size(text).map(Size));
 written!(Bandwidth, "bits per second such as \"10Mbit\", or \"unlimited\"", |text| match text {
     "unlimited" => Some(Bandwidth(None)),
-    text => parse(text, &BANDWIDTHS).map(|bits| Bandwidth(Some(bits))),
+    text => parse_bandwidth(text).map(|bits| Bandwidth(Some(bits))),
 });
 
 #[cfg(test)]
@@ -139,5 +163,97 @@ mod tests {
             assert_eq!(parse(text, &SPANS), None, "{text}");
         }
         assert_eq!(parse("8gib", &SIZES), None);
+    }
+
+    /// The tables of 0.1.0.
+    const OLD_SPANS: [(&str, u64); 5] =
+        [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
+    const OLD_SIZES: [(&str, u64); 8] = [
+        ("B", 1),
+        ("kB", 1_000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("KiB", 1_024),
+        ("MiB", 1_048_576),
+        ("GiB", 1_073_741_824),
+        ("TiB", 1_099_511_627_776),
+    ];
+    const OLD_BANDWIDTHS: [(&str, u64); 4] =
+        [("bit", 1), ("kbit", 1_000), ("Mbit", 1_000_000), ("Gbit", 1_000_000_000)];
+
+    /// Numbers of every length, the edges, and between number and unit what 0.1.0 let pass.
+    fn old_spellings(units: &[(&'static str, u64)]) -> Vec<(String, u64)> {
+        let mut numbers = vec![0, 1, u64::MAX];
+        let mut state = 1u64;
+        for shift in 0..64 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            numbers.push(state >> shift);
+        }
+        let mut all = Vec::new();
+        for number in numbers {
+            for (unit, factor) in units {
+                let Some(value) = number.checked_mul(*factor) else { continue };
+                all.extend(["", " ", "\t", "  "].map(|gap| (format!("{number}{gap}{unit}"), value)));
+                all.push((format!("00{number}{unit}"), value));
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn every_spelling_of_0_1_0_keeps_its_value_and_prints_to_it() {
+        for (text, millis) in old_spellings(&OLD_SPANS) {
+            let span = Duration::from_millis(millis);
+            assert_eq!(parse_span(&text), Some(span), "{text}");
+            assert_eq!(parse_span(&span_text(span)), Some(span), "{text}");
+        }
+        for (text, bytes) in old_spellings(&OLD_SIZES) {
+            assert_eq!(parse_size(&text), Some(bytes), "{text}");
+            assert_eq!(parse_size(&size_text(bytes)), Some(bytes), "{text}");
+            assert_eq!(parse_size(&bytes.to_string()), Some(bytes));
+            assert_eq!(parse_size(&format!("+{bytes}")), Some(bytes));
+        }
+        for (text, bits) in old_spellings(&OLD_BANDWIDTHS) {
+            assert_eq!(parse_bandwidth(&text), Some(bits), "{text}");
+            assert_eq!(parse_bandwidth(&bandwidth_text(Some(bits))), Some(bits), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_people_write_elsewhere_is_read_too() {
+        for (text, seconds) in
+            [("1h30m", 5_400), ("1h 30m", 5_400), ("30 days", 2_592_000), ("5 minutes", 300), ("1.5h", 5_400)]
+        {
+            let span = Duration::from_secs(seconds);
+            assert_eq!(parse_span(text), Some(span), "{text}");
+            assert_eq!(parse_span(&span_text(span)), Some(span), "{text}");
+        }
+        for text in
+            ["", "5", "5M", "1us", "1h, 30m", "-5s", "soon", "99999999999999999999s", "600000000 years"]
+        {
+            assert_eq!(parse_span(text), None, "{text}");
+        }
+        for (text, bytes) in [
+            ("8G", 8 << 30),
+            ("512M", 512 << 20),
+            ("64k", 64 << 10),
+            ("2T", 2 << 40),
+            ("8Gi", 8 << 30),
+            ("8gib", 8 << 30),
+            ("24mb", 24_000_000),
+            ("1.5G", 3 << 29),
+        ] {
+            assert_eq!(parse_size(text), Some(bytes), "{text}");
+            assert_eq!(parse_size(&size_text(bytes)), Some(bytes), "{text}");
+        }
+        for text in ["", "8 gigs", "-1", "16EiB", "G"] {
+            assert_eq!(parse_size(text), None, "{text}");
+        }
+        for text in ["10Mbps", "10Mbit/s", "10 Mbps", "10000 kbps"] {
+            assert_eq!(parse_bandwidth(text), Some(10_000_000), "{text}");
+        }
+        for text in ["10MBps", "10MB/s", "10", "10M", "bps"] {
+            assert_eq!(parse_bandwidth(text), None, "{text}");
+        }
     }
 }

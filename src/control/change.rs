@@ -1,40 +1,36 @@
-//! `rollback`, `pin`, `unpin`, `rm` and `verify`: what an owner may change.
+//! `rollback`, `pin`, `unpin` and `rm`: what an owner may change. Failure is the store's, and what was changed before it
+//! stays changed.
 
-use super::{Bad, Desk, Problem, Verified, tag_of, unknown};
-use crate::budget;
-use crate::image::closure;
+use super::{Admin, Problem, unknown};
+use crate::image::{first_complete, served};
 use crate::oci::{Digest, Reference};
-use crate::store::{Rollback, StoreError};
+use crate::store::Rollback;
 use crate::text::bytes_text;
 
-impl Desk {
+impl Admin {
     pub(super) fn rollback(&self, image: &Reference, to: Option<&Digest>) -> Result<String, Problem> {
-        let (repository, tag) = (&image.repository, tag_of(image)?);
-        let record = self.store.tag(repository, tag)?.ok_or_else(|| unknown(image))?;
+        let (repository, tag, record) = self.tag(image)?;
         let newest =
             record.seen.as_ref().or(record.complete.as_ref()).ok_or_else(|| unknown(image))?.digest.clone();
-        // A peer's word that is newer than upstream's is what is served while the uplink is gone.
+        let closures = self.closures();
+        // A peer's version that is newer than upstream's is what is served with every link down.
         let offered = record.offered().map(|version| &version.digest).filter(|digest| **digest != newest);
         let to = match to.or(image.digest.as_ref()) {
             Some(digest) => digest.clone(),
             None => {
                 let present =
                     record.rollback.as_ref().map(|rollback| &rollback.to).or(offered).unwrap_or(&newest);
-                // Newest first, whatever was gone back to. Not by count: a version may be found whole only after
+                // Newest first, whatever was gone back to. Not by count: a version may be found complete only after
                 // upstream has named the next.
                 let mut plain = record.clone();
                 plain.rollback = None;
                 let order = plain.candidates();
                 let at = order.iter().position(|version| version.digest == *present);
-                let mut best = None;
-                for version in &order[at.map_or(0, |at| at + 1)..] {
-                    if best.is_none() && self.closure(&version.digest)?.is_complete() {
-                        best = Some(*version);
-                    }
-                }
-                best.ok_or_else(|| Problem(format!("{image} has no earlier complete version")))?
-                    .digest
-                    .clone()
+                let earlier = order[at.map_or(0, |at| at + 1)..].iter().copied();
+                let best = first_complete(&closures, earlier)?;
+                let (best, _) =
+                    best.ok_or_else(|| Problem(format!("{image} has no earlier complete version")))?;
+                best.digest.clone()
             }
         };
         if !record.candidates().iter().any(|version| version.digest == to) {
@@ -42,7 +38,7 @@ impl Desk {
                 "{to} is not a version of {image}; larder history {image} lists them"
             )));
         }
-        let found = self.closure(&to)?;
+        let found = closures.of(&to)?;
         if !found.is_complete() {
             return Err(Problem(format!("{to} is not complete: it lacks {}", found.missing_text())));
         }
@@ -55,11 +51,10 @@ impl Desk {
     }
 
     pub(super) fn pin(&self, image: &Reference, pinned: bool) -> Result<String, Problem> {
-        let (repository, tag) = (&image.repository, tag_of(image)?);
-        let record = self.store.tag(repository, tag)?.ok_or_else(|| unknown(image))?;
+        let (repository, tag, record) = self.tag(image)?;
         self.store.tag_pin(repository, tag, pinned)?;
         let name = format!("{repository}:{tag}");
-        Ok(match (pinned, self.served_offline(&record)?.is_some()) {
+        Ok(match (pinned, served(&self.closures(), &record)?.is_some()) {
             (false, _) => format!("{name} may go when room is needed"),
             (true, true) => format!("{name} stays: its last complete version is never removed to make room"),
             (true, false) => format!("{name} stays once it is complete; so far it is not"),
@@ -67,8 +62,7 @@ impl Desk {
     }
 
     pub(super) fn rm(&self, image: &Reference) -> Result<String, Problem> {
-        let (repository, tag) = (&image.repository, tag_of(image)?);
-        let record = self.store.tag(repository, tag)?.ok_or_else(|| unknown(image))?;
+        let (repository, tag, record) = self.tag(image)?;
         if record.pinned {
             return Err(Problem(format!("{image} is pinned; larder unpin {image} comes first")));
         }
@@ -80,68 +74,5 @@ impl Desk {
         let victims: Vec<_> = roots.filter(|stocked| stocked.tags.is_empty()).collect();
         let bytes = catalogue.remove(&self.store, &victims)?.iter().map(|gone| gone.bytes).sum();
         Ok(format!("{repository}:{tag} is forgotten; {} are free again", bytes_text(bytes)))
-    }
-
-    pub(super) fn verify(
-        &self,
-        repair: bool,
-        progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<Verified, Problem> {
-        // The thread is this command's own. Where it may not step back it goes on as it is.
-        let _ = rustix::process::nice(budget::SCRUB_NICE);
-        let blobs: Vec<_> = self.store.blob_files()?.collect();
-        let total = blobs.iter().map(|blob| blob.size).sum();
-        let mut verified = Verified { blobs: 0, bytes: 0, bad: Vec::new(), repaired: false };
-        for blob in blobs {
-            match self.store.verify(&blob.digest) {
-                Ok(()) => {}
-                // It may have been evicted since the list was made.
-                Err(_) if !self.store.contains(&blob.digest) => continue,
-                Err(problem) => {
-                    if !repair {
-                        self.store.count_corrupt();
-                    }
-                    verified.bad.push(Bad {
-                        problem: problem.to_string(),
-                        images: Vec::new(),
-                        digest: blob.digest,
-                    });
-                }
-            }
-            verified.blobs += 1;
-            verified.bytes += blob.size;
-            progress(verified.bytes, total);
-        }
-        self.name_images(&mut verified.bad)?;
-        if repair {
-            for bad in &verified.bad {
-                self.store.quarantine(&bad.digest)?;
-                log::warn!("{} was set aside: {}", bad.digest, bad.problem);
-            }
-            verified.repaired = true;
-        }
-        if let Err(problem @ StoreError::Damaged(_)) = self.store.check_index() {
-            self.store.rebuild()?;
-            log::warn!("{problem}; it was rebuilt");
-        }
-        Ok(verified)
-    }
-
-    fn name_images(&self, bad: &mut [Bad]) -> Result<(), Problem> {
-        if bad.is_empty() {
-            return Ok(());
-        }
-        self.each_tag(|repository, tag, record| {
-            for version in record.candidates() {
-                let needed = closure(&self.store, &self.config.platforms, &version.digest)?;
-                for bad in bad.iter_mut().filter(|bad| needed.present.contains_key(&bad.digest)) {
-                    let name = format!("{repository}:{tag}");
-                    if !bad.images.contains(&name) {
-                        bad.images.push(name);
-                    }
-                }
-            }
-            Ok(())
-        })
     }
 }

@@ -16,7 +16,7 @@ const AT_A_TIME: usize = 3;
 const FRUITLESS_TRIES: u32 = 4;
 
 /// An answer whose body has not been read yet.
-pub struct Answer {
+pub struct ClientAnswer {
     /// The status code.
     pub status: u16,
     headers: Vec<(String, String)>,
@@ -25,13 +25,13 @@ pub struct Answer {
     left: u64,
 }
 
-impl Answer {
+impl ClientAnswer {
     /// The first header of that name, in any case.
     pub fn header(&self, name: &str) -> Option<&str> {
         header(&self.headers, name)
     }
 
-    /// The whole body.
+    /// The complete body.
     ///
     /// # Errors
     /// [`io::ErrorKind::UnexpectedEof`] if it is shorter than its Content-Length.
@@ -42,7 +42,7 @@ impl Answer {
     }
 }
 
-impl Read for Answer {
+impl Read for ClientAnswer {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         if self.left == 0 {
             return Ok(0);
@@ -70,7 +70,7 @@ pub fn request(
     path: &str,
     headers: &[(&str, &str)],
     timeout: Duration,
-) -> io::Result<Answer> {
+) -> io::Result<ClientAnswer> {
     let mut stream = TcpStream::connect_timeout(&addr, timeout)?;
     stream.set_read_timeout(Some(timeout))?;
     stream.set_write_timeout(Some(timeout))?;
@@ -86,7 +86,7 @@ pub fn request(
         start.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
     let length = header(&headers, "content-length").and_then(|length| length.parse().ok());
     let left = if method == "HEAD" { 0 } else { length.ok_or(io::ErrorKind::InvalidData)? };
-    Ok(Answer { status, headers, reader, left })
+    Ok(ClientAnswer { status, headers, reader, left })
 }
 
 /// What a pull brought.
@@ -195,7 +195,7 @@ struct Asking<'a> {
 }
 
 impl Asking<'_> {
-    fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Result<Answer, PullError> {
+    fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Result<ClientAnswer, PullError> {
         let failed = |e| PullError::Io(path.to_owned(), e);
         let answer = request(self.addr, method, path, headers, self.timeout).map_err(failed)?;
         if (200..300).contains(&answer.status) {

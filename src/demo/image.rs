@@ -14,7 +14,7 @@ const PLATFORMS: [(&str, &str); 4] = [("amd64", ""), ("arm64", ""), ("arm", "v7"
 
 /// An image or artifact and everything that belongs to it.
 #[derive(Debug, Clone)]
-pub struct Image {
+pub struct SampleImage {
     /// Configs and layers.
     pub blobs: BTreeMap<Digest, Arc<[u8]>>,
     /// Manifests and indexes, each with its media type.
@@ -40,16 +40,16 @@ const OCI: Kind = Kind {
     layer: LAYER,
 };
 
-impl Image {
+impl SampleImage {
     /// An OCI index with an image for amd64, arm64, arm/v7 and arm/v6, each with layers that hold files of the given sizes.
-    pub fn multi_arch(seed: u64, layers: &[usize]) -> Image {
+    pub fn multi_arch(seed: u64, layers: &[usize]) -> SampleImage {
         let mut making = Making::new(OCI);
         let children = making.platforms(seed, layers);
         making.index(&children)
     }
 
     /// The same with Docker's media types.
-    pub fn docker(seed: u64, layers: &[usize]) -> Image {
+    pub fn docker(seed: u64, layers: &[usize]) -> SampleImage {
         let mut making = Making::new(Kind {
             index: media::DOCKER_LIST,
             manifest: media::DOCKER_MANIFEST,
@@ -62,14 +62,14 @@ impl Image {
     }
 
     /// The same with everything addressed by sha512.
-    pub fn sha512(seed: u64, layers: &[usize]) -> Image {
+    pub fn sha512(seed: u64, layers: &[usize]) -> SampleImage {
         let mut making = Making::new(Kind { algorithm: Algorithm::Sha512, ..OCI });
         let children = making.platforms(seed, layers);
         making.index(&children)
     }
 
     /// An index whose one child is an index of the images.
-    pub fn nested(seed: u64, layers: &[usize]) -> Image {
+    pub fn nested(seed: u64, layers: &[usize]) -> SampleImage {
         let mut making = Making::new(OCI);
         let children = making.platforms(seed, layers);
         let inner = making.manifest_of(
@@ -82,7 +82,7 @@ impl Image {
     }
 
     /// An index that also names an image for a platform which no registry holds.
-    pub fn sparse(seed: u64, layers: &[usize]) -> Image {
+    pub fn sparse(seed: u64, layers: &[usize]) -> SampleImage {
         let mut making = Making::new(OCI);
         let mut children = making.platforms(seed, layers);
         let absent = Digest::of(OCI.algorithm, b"nobody has this");
@@ -94,7 +94,7 @@ impl Image {
     }
 
     /// A manifest that refers to `subject`, such as a signature.
-    pub fn artifact(subject: &Image, artifact_type: &str) -> Image {
+    pub fn artifact(subject: &SampleImage, artifact_type: &str) -> SampleImage {
         let mut making = Making::new(OCI);
         let config = making.blob("application/vnd.oci.empty.v1+json", b"{}".to_vec());
         let layer = making.blob("text/plain", artifact_type.as_bytes().to_vec());
@@ -108,7 +108,7 @@ impl Image {
     }
 
     /// An image manifest of exactly `bytes` bytes, filled up by an annotation.
-    pub fn of_manifest_size(seed: u64, bytes: usize) -> Image {
+    pub fn of_manifest_size(seed: u64, bytes: usize) -> SampleImage {
         let mut making = Making::new(OCI);
         let config = making.blob(CONFIG, format!("{{\"seed\":{seed}}}").into_bytes());
         let text = |fill: usize| {
@@ -184,7 +184,7 @@ impl Making {
         descriptor
     }
 
-    fn index(mut self, children: &[Value]) -> Image {
+    fn index(mut self, children: &[Value]) -> SampleImage {
         let media_type = self.kind.index;
         let root = self.manifest_of(
             media_type,
@@ -195,10 +195,10 @@ impl Making {
         self.finish(&root)
     }
 
-    fn finish(self, root: &Value) -> Image {
+    fn finish(self, root: &Value) -> SampleImage {
         let root =
             root["digest"].as_str().and_then(|digest| digest.parse().ok()).expect("a digest was put there");
-        Image { blobs: self.blobs, manifests: self.manifests, root }
+        SampleImage { blobs: self.blobs, manifests: self.manifests, root }
     }
 }
 

@@ -4,7 +4,9 @@
 //! speaks HTTP here, so that neither side of a test shares code with what is tested.
 
 pub mod client;
+mod content;
 pub mod image;
+mod send;
 pub mod upstream;
 
 #[cfg(test)]

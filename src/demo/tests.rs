@@ -1,16 +1,16 @@
 //! The demo's parts, against each other.
 
 use super::client::{PullError, pull, request};
-use super::image::Image;
-use super::upstream::{Behaviour, Login, Upstream};
+use super::image::SampleImage;
+use super::upstream::{Behaviour, FaultyRegistry, LoginDemand};
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const PLATFORM: &str = "linux/arm64";
 
-fn with_image() -> (Upstream, Image) {
-    let image = Image::multi_arch(1, &[100_000, 5_000]);
-    let upstream = Upstream::start().unwrap();
+fn with_image() -> (FaultyRegistry, SampleImage) {
+    let image = SampleImage::multi_arch(1, &[100_000, 5_000]);
+    let upstream = FaultyRegistry::start().unwrap();
     upstream.push("lab/app", "latest", &image);
     (upstream, image)
 }
@@ -65,13 +65,13 @@ fn a_hang_ends_when_it_is_released() {
 #[test]
 fn logins_are_asked_for() {
     let (upstream, _) = with_image();
-    upstream.login(Login::Basic("board".into(), "s3cret".into()));
+    upstream.login(LoginDemand::Basic("board".into(), "s3cret".into()));
     let status = |headers: &[(&str, &str)]| {
         request(upstream.addr(), "GET", "/v2/lab/app/tags/list", headers, PATIENCE).unwrap().status
     };
     assert_eq!(status(&[]), 401);
     assert_eq!(status(&[("Authorization", "Basic Ym9hcmQ6czNjcmV0")]), 200);
-    upstream.login(Login::Token(None));
+    upstream.login(LoginDemand::Token(None));
     let challenged = request(upstream.addr(), "GET", "/v2/lab/app/tags/list", &[], PATIENCE).unwrap();
     let challenge = challenged.header("www-authenticate").unwrap();
     assert!(challenge.contains("scope=\"repository:lab/app:pull\""), "{challenge}");
@@ -79,6 +79,6 @@ fn logins_are_asked_for() {
 
 #[test]
 fn a_manifest_has_the_size_that_was_asked_for() {
-    let image = Image::of_manifest_size(1, 100_000);
+    let image = SampleImage::of_manifest_size(1, 100_000);
     assert_eq!(image.manifests[&image.root].1.len(), 100_000);
 }

@@ -23,25 +23,24 @@ pub(super) fn clock(system: &System) -> Vec<Finding> {
     let set = "timedatectl set-ntp true";
     let mut findings = Vec::new();
     if !clock::is_plausible(system.now) {
-        let what = format!(
-            "the clock shows {shown}, so it has not been set: no certificate of an upstream can be checked"
-        );
+        let what =
+            format!("the clock shows {shown}, so it was never set: no upstream certificate can be verified");
         findings.push(Finding::bad(CLOCK, what, format!("{set}, or by hand: date -s \"YYYY-MM-DD HH:MM\"")));
     } else if system.has(TIMESYNC) && !system.has(&format!("{TIMESYNC}/synchronized")) {
         let what = format!(
-            "the clock shows {shown}, and systemd-timesyncd has not set it since the start: times are not believed"
+            "the clock shows {shown}, and systemd-timesyncd has not set it since the boot: larder does not rely on it"
         );
         findings.push(Finding::warning(
             CLOCK,
             what,
-            format!("{set}; timedatectl timesync-status says what it waits for"),
+            format!("{set}; timedatectl timesync-status shows what it waits for"),
         ));
     } else {
         findings.push(Finding::ok(CLOCK, format!("the clock is set: {shown}")));
     }
     if !system.has("/sys/class/rtc/rtc0") {
-        let what = "the board has no clock that runs on while it is off: after each start the time is the last saved \
-                    one until the network sets it; larder counts and does not need it";
+        let what = "the board has no battery-backed clock: after a boot the time is the last saved \
+                    one until the network sets it; larder uses counters and does not need it";
         findings.push(Finding::note(CLOCK, what));
     }
     findings
@@ -59,7 +58,7 @@ pub(super) fn memory(config: &Config, system: &System) -> Vec<Finding> {
     match (meminfo(&info, "MemTotal"), meminfo(&info, "MemAvailable")) {
         (Some(total), Some(available)) => {
             let of = format!(
-                "memory.max is {max_text}, of {} that are available of {}",
+                "memory.max is {max_text}; {} of {} are available",
                 bytes_text(available),
                 bytes_text(total)
             );
@@ -68,7 +67,7 @@ pub(super) fn memory(config: &Config, system: &System) -> Vec<Finding> {
             } else if max > available {
                 Finding::warning(
                     MEMORY,
-                    format!("{of}: other programs would be pushed out"),
+                    format!("{of}: other programs would run out of memory"),
                     smaller(available),
                 )
             } else {
@@ -80,7 +79,7 @@ pub(super) fn memory(config: &Config, system: &System) -> Vec<Finding> {
     if let Some((limit, place)) = cgroup_limit(system).filter(|(limit, _)| *limit < max) {
         findings.push(Finding::bad(
             MEMORY,
-            format!("{place} limits larder to {}, less than memory.max ({max_text}): it is killed before it refuses", bytes_text(limit)),
+            format!("{place} limits larder to {}, less than memory.max ({max_text}): the kernel kills it before it refuses requests", bytes_text(limit)),
             format!("systemctl edit larder: [Service] MemoryMax={}M; or {}", (max + max / 2) / budget::MIB, smaller(2 * limit)),
         ));
     }
@@ -122,7 +121,7 @@ fn memory_cgroup(system: &System) -> Option<Finding> {
         Some(file) => format!("sed -i '1s/$/ {PARAMETERS}/' {file} && reboot"),
         None => format!("add {PARAMETERS} to the kernel's command line and reboot"),
     };
-    let what = "the memory cgroup is off: no MemoryMax holds";
+    let what = "the memory cgroup is off: MemoryMax has no effect";
     Some(if super::pulls::has_k3s(system) {
         Finding::bad(MEMORY, format!("{what}, and K3s does not start without it"), mend)
     } else {
@@ -136,9 +135,9 @@ pub(super) fn pages(system: &System) -> Finding {
     if bytes == 0 || !(budget::INDEX_MAP_BYTES as u64).is_multiple_of(bytes) {
         return Finding::bad(
             MEMORY,
-            format!("the kernel's pages have {shown}, of which the index cannot be made up"),
-            "start a kernel with pages of 4, 16 or 64 KiB",
+            format!("the kernel's page size is {shown}, which the index cannot use"),
+            "boot a kernel with pages of 4, 16 or 64 KiB",
         );
     }
-    Finding::ok(MEMORY, format!("the kernel's pages have {bytes} bytes"))
+    Finding::ok(MEMORY, format!("the kernel's page size is {bytes} bytes"))
 }

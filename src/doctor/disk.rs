@@ -41,7 +41,7 @@ pub(super) fn disk(config: &Config, system: &System) -> Vec<Finding> {
     if !there {
         findings.push(Finding::note(
             DISK,
-            format!("{} is not there yet: the first start makes it", folder.display()),
+            format!("{} does not exist yet: the first start creates it", folder.display()),
         ));
         return findings;
     }
@@ -59,21 +59,21 @@ fn lasting(config: &Config, system: &System, mount: &Mount) -> Finding {
     let why = if kind == "overlay" && in_container {
         return Finding::bad(
             DISK,
-            format!("{on}, which goes with the container"),
+            format!("{on}, which is deleted with the container"),
             format!("mount a volume at {at}"),
         );
     } else if kind == "overlay" {
-        "whose upper part may be memory: what is kept is then gone after a restart"
+        "whose upper layer may be in memory: the images are then lost at a reboot"
     } else if FORGETFUL.contains(&kind) {
-        "which is memory: what is kept is gone after a restart"
+        "which is in memory: the images are lost at a reboot"
     } else if MODELESS.contains(&kind) {
-        "which has no modes: private content could be read by everybody"
+        "which has no file modes: everybody could read private content"
     } else if REMOTE.contains(&kind) {
-        "which is over a network: the index can be damaged"
+        "which is a network file system: the index can become corrupt"
     } else if GOOD.contains(&kind) {
         return Finding::ok(DISK, on);
     } else {
-        return Finding::note(DISK, format!("{on}, which larder was not tried on"));
+        return Finding::note(DISK, format!("{on}, on which larder was not tested"));
     };
     Finding::bad(DISK, format!("{on}, {why}"), "set data_dir to a folder on a disk of its own, with ext4")
 }
@@ -92,14 +92,14 @@ fn file_system(config: &Config, system: &System, mount: &Mount) -> Vec<Finding> 
     if let Some(option) = ["nobarrier", "barrier=0"].into_iter().find(|option| has(option)) {
         findings.push(Finding::bad(
             DISK,
-            format!("{point} is mounted with {option}: a power cut can take what was flushed, and more"),
+            format!("{point} is mounted with {option}: a power cut can lose flushed data"),
             format!("remove {option} from /etc/fstab and mount -o remount,barrier=1 {point}"),
         ));
     }
     if has("data=writeback") {
         findings.push(Finding::note(
             DISK,
-            format!("{point} is mounted with data=writeback: after a power cut more has to be hashed and fetched again"),
+            format!("{point} is mounted with data=writeback: after a power cut larder has to verify and refetch more"),
         ));
     }
     match medium(system, mount) {
@@ -108,14 +108,11 @@ fn file_system(config: &Config, system: &System, mount: &Mount) -> Vec<Finding> 
                 DISK,
                 format!("{} is an SD card: cards wear out, and power cuts damage some", mount.source),
             )
-            .with("a disk by USB or NVMe with a data_dir on it lasts longer; larder verify finds damage"),
+            .with("a data_dir on a USB or NVMe disk lasts longer; larder verify finds corrupt blobs"),
         ),
         Medium::Usb => findings.push(Finding::note(
             DISK,
-            format!(
-                "{} is a USB device: some of them say that they have flushed before they have",
-                mount.source
-            ),
+            format!("{} is a USB device: some of them report a flush before it is done", mount.source),
         )),
         Medium::Soldered | Medium::Other => {}
     }
@@ -152,7 +149,7 @@ fn room(config: &Config, folder: &Path) -> Option<Finding> {
     let stat = match rustix::fs::statvfs(folder) {
         Ok(stat) => stat,
         Err(e) => {
-            return Some(Finding::note(DISK, format!("cannot ask how full {} is: {e}", folder.display())));
+            return Some(Finding::note(DISK, format!("cannot read how full {} is: {e}", folder.display())));
         }
     };
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
@@ -163,10 +160,10 @@ fn room(config: &Config, folder: &Path) -> Option<Finding> {
         Finding::warning(
             DISK,
             format!(
-                "{shown}, less than disk.min_free ({}): images go, and nothing new is kept",
+                "{shown}, less than disk.min_free ({}): images are removed, and no new ones are stored",
                 bytes_text(least)
             ),
-            "make room: larder ls shows what larder has, du -xh / | sort -h what others have; or set disk.min_free",
+            "make room: larder ls shows what larder uses, du -xh / | sort -h what others use; or set disk.min_free",
         )
     } else if let Some(max) = config.disk.max.filter(|max| *max > total.saturating_sub(least)) {
         Finding::warning(
@@ -192,7 +189,7 @@ fn speed(folder: &Path, slow_cells: bool) -> Vec<Finding> {
         Err(e) => vec![Finding::bad(
             DISK,
             format!("cannot write in {}: {e}", folder.display()),
-            format!("touch {}/x says it too; dmesg may say why", folder.display()),
+            format!("touch {}/x shows it too; dmesg may show why", folder.display()),
         )],
     }
 }
@@ -214,7 +211,7 @@ impl Speed {
             findings.push(Finding::warning(
                 DISK,
                 format!("the disk is slow: it {shown}"),
-                "pulls wait for it: a better card (A1 or A2), or a disk by USB or NVMe",
+                "pulls wait for it: use a better card (A1 or A2), or a USB or NVMe disk",
             ));
         } else {
             findings.push(Finding::ok(DISK, format!("the disk {shown}")));
@@ -223,9 +220,9 @@ impl Speed {
             findings.push(Finding::warning(
                 DISK,
                 format!(
-                    "a flush takes {flush:.2} ms, sooner than such a device can: it may not flush at all"
+                    "a flush takes {flush:.2} ms, faster than such a device can: it may not flush at all"
                 ),
-                "larder finds what a power cut took, and fetches it again; another device keeps it",
+                "larder finds what a power cut lost and refetches it; another device would not lose it",
             ));
         }
         findings

@@ -1,9 +1,9 @@
-//! What is wrong with a board, how bad it is, and the command that mends it.
+//! What is wrong with a board, how bad it is, and the command that fixes it.
 //!
 //! - `board`: clock, memory, page size
 //! - `disk`: the file system under the data folder, its room, its speed, whether its flushes can be believed
 //! - `network`: the server, its ports, the upstreams
-//! - `pulls`: are clients sent here, and what do they keep twice
+//! - `pulls`: do clients use larder, and what is stored twice
 //! - `read`: the text of /proc and /sys, made into numbers; pure
 //!
 //! Nothing here changes the board, but for a file without a name that the disk's speed is measured with. Every look is
@@ -50,7 +50,7 @@ pub struct Finding {
     pub severity: Severity,
     /// A sentence.
     pub what: String,
-    /// The command, or the lines of a file, that mend it.
+    /// The command, or the lines of a file, that fix it.
     pub mend: Option<String>,
 }
 
@@ -139,7 +139,7 @@ impl System {
 
 /// Looks at everything.
 pub fn examine(config: &Config, system: &System) -> Vec<Finding> {
-    // The upstreams take longest and need nobody.
+    // The upstreams take longest.
     let upstreams = network::begin_upstreams(config);
     let mut findings = board::clock(system);
     findings.extend(board::memory(config, system));

@@ -4,7 +4,7 @@ use super::read::listener;
 use super::{Finding, System};
 use crate::budget;
 use crate::config::Config;
-use crate::control::{self, Reply, Request, Status};
+use crate::control::{self, AdminRecord, AdminRequest, StatusReport};
 use crate::fetch::{Cause, Examined, Failure, Upstreams};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -42,7 +42,9 @@ pub(super) fn server(config: &Config, system: &System, findings: &mut Vec<Findin
     let data_dir = config.data_dir.clone();
     // On a thread of its own: a server that hangs must not hang this.
     let asked = thread::Builder::new().name("ask-server".into()).spawn(move || {
-        let _ = send.send(control::socket::ask(&data_dir, &Request::Status, &mut |_, _| {}));
+        let mut last = None;
+        let asked = control::socket::ask(&data_dir, &AdminRequest::Status, &mut |record| last = Some(record));
+        let _ = send.send(asked.map(|runs| last.filter(|_| runs)));
     });
     let answer = match asked {
         Ok(_) => receive.recv_timeout(budget::DOCTOR_SERVER_TIME).map_err(|_| {
@@ -54,13 +56,13 @@ pub(super) fn server(config: &Config, system: &System, findings: &mut Vec<Findin
         Err(e) => Err(format!("it cannot be asked: {e}")),
     };
     let (finding, running) = match answer {
-        Ok(Ok(Some(Reply::Status(status)))) => (up(&status, &verb), Running::Yes),
+        Ok(Ok(Some(AdminRecord::Status(status)))) => (up(&status, &verb), Running::Yes),
         Ok(Ok(Some(other))) => {
-            let what = format!("the server answers something else than was asked: {other:?}");
+            let what = format!("the server gave an unexpected answer: {other:?}");
             (Finding::warning(SERVER, what, verb("restart")), Running::Yes)
         }
         Ok(Ok(None)) if is_in_use(&config.data_dir) => {
-            let what = "a command has the store just now, or a server that starts: run this again";
+            let what = "another command or a starting server has locked the store: run this again";
             (Finding::note(SERVER, what), Running::Unknown)
         }
         Ok(Ok(None)) => {
@@ -82,14 +84,14 @@ fn is_in_use(data_dir: &Path) -> bool {
     matches!(flock(&lock, FlockOperation::NonBlockingLockShared), Err(Errno::WOULDBLOCK))
 }
 
-fn up(status: &Status, verb: &dyn Fn(&str) -> String) -> Finding {
+fn up(status: &StatusReport, verb: &dyn Fn(&str) -> String) -> Finding {
     let own = env!("CARGO_PKG_VERSION");
     let since = status.uptime_seconds.unwrap_or(0);
     if status.version != own {
-        let what = format!("the server that runs is version {}, this command {own}", status.version);
+        let what = format!("the running server is version {}, this command is {own}", status.version);
         return Finding::warning(SERVER, what, verb("restart"));
     }
-    Finding::ok(SERVER, format!("the server has run for {since} s, version {own}"))
+    Finding::ok(SERVER, format!("the server is running for {since} s, version {own}"))
 }
 
 pub(super) fn ports(config: &Config, system: &System, running: Running) -> Vec<Finding> {
@@ -122,7 +124,7 @@ fn port(
     match TcpListener::bind(address) {
         Ok(_) if running == Running::Yes => Finding::warning(
             PORT,
-            format!("the server runs and nobody listens on {address}: {key} was changed since it started"),
+            format!("the server runs, but nothing listens on {address}: {key} was changed since it started"),
             "systemctl restart larder",
         ),
         Ok(_) => Finding::ok(PORT, format!("{address} is free")),
@@ -134,13 +136,13 @@ fn port(
             let who_text = who.as_deref().unwrap_or("another program (run as root to see which)");
             Finding::bad(
                 PORT,
-                format!("{address} is held by {who_text}"),
-                format!("stop that, or set {key} to another port and run larder config CLIENT --write again"),
+                format!("{address} is in use by {who_text}"),
+                format!("stop it, or set {key} to another port and run larder config CLIENT --write again"),
             )
         }
         Err(e) if e.kind() == io::ErrorKind::AddrNotAvailable => Finding::bad(
             PORT,
-            format!("{} is no address of this board", address.ip()),
+            format!("{} is not an address of this board", address.ip()),
             format!("set {key}; ip address shows what there is"),
         ),
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
@@ -219,8 +221,7 @@ pub(super) struct UnderWay {
 /// Asks every upstream, each on a thread of its own.
 pub(super) fn begin_upstreams(config: &Config) -> UnderWay {
     let (send, answers) = mpsc::channel();
-    let asked =
-        config.upstreams.iter().map(|one| (one.name.to_string(), one.credentials.is_some())).collect();
+    let asked = config.upstreams.iter().map(|one| (one.name.to_string(), one.is_private())).collect();
     let mut under_way = UnderWay { began: Instant::now(), asked, answers, problem: None };
     let upstreams = match Upstreams::new(config) {
         Ok(upstreams) => std::sync::Arc::new(upstreams),
@@ -233,7 +234,7 @@ pub(super) fn begin_upstreams(config: &Config) -> UnderWay {
         // The last of these threads ends the probes of all.
         let (send, all) = (send.clone(), std::sync::Arc::clone(&upstreams));
         let ask = move || {
-            let _ = send.send((upstream.name().to_string(), upstream.examine()));
+            let _ = send.send((upstream.name().to_string(), upstream.endpoints()[0].examine()));
             drop(all);
         };
         if let Err(e) = thread::Builder::new()
@@ -241,14 +242,14 @@ pub(super) fn begin_upstreams(config: &Config) -> UnderWay {
             .stack_size(budget::SMALL_STACK_BYTES)
             .spawn(ask)
         {
-            under_way.problem = Some(format!("no thread to ask with: {e}"));
+            under_way.problem = Some(format!("cannot start a thread to ask with: {e}"));
             break;
         }
     }
     under_way
 }
 
-/// What they said.
+/// Their answers.
 pub(super) fn upstreams(under_way: UnderWay) -> Vec<Finding> {
     if let Some(problem) = under_way.problem {
         return vec![Finding::bad(UPSTREAM, problem, "larder config check")];
@@ -267,7 +268,7 @@ pub(super) fn upstreams(under_way: UnderWay) -> Vec<Finding> {
             None => Finding::warning(
                 UPSTREAM,
                 format!("{name} has not answered within {} s", budget::DOCTOR_UPSTREAMS_TIME.as_secs()),
-                "is the uplink slow? what is kept is served meanwhile",
+                "is the uplink slow? cached images are served meanwhile",
             ),
         };
     let all: Vec<Failure> = answers.iter().filter_map(|(_, outcome)| outcome.clone().err()).collect();
@@ -288,14 +289,14 @@ pub(super) fn uplink(asked: usize, answered: usize, failures: &[Failure]) -> Opt
     Some(Finding::warning(
         UPSTREAM,
         format!("none of the {asked} upstreams can be reached, such as {first}"),
-        "is the uplink there? ip route; cat /etc/resolv.conf; what is kept is served meanwhile",
+        "is the uplink there? ip route; cat /etc/resolv.conf; cached images are served meanwhile",
     ))
 }
 
 pub(super) fn upstream(name: &str, private: bool, outcome: &Result<Examined, Failure>) -> Finding {
     let failure = match outcome {
         Ok(examined) => {
-            let login = if private { ", the login is taken" } else { "" };
+            let login = if private { ", the login is accepted" } else { "" };
             let Some(limit) = examined.limit else {
                 return Finding::ok(UPSTREAM, format!("{name} answers{login}"));
             };
@@ -322,7 +323,7 @@ pub(super) fn upstream(name: &str, private: bool, outcome: &Result<Examined, Fai
             Cause::Refused | Cause::Timeout | Cause::Connection => Finding::warning(
                 UPSTREAM,
                 what,
-                "is the uplink there? ip route; what is kept is served meanwhile",
+                "is the uplink there? ip route; cached images are served meanwhile",
             ),
             Cause::Tls => Finding::bad(
                 UPSTREAM,

@@ -4,7 +4,7 @@ use super::{Finding, System};
 use crate::budget;
 use crate::clients::files::Root;
 use crate::clients::routing::{self, Routing};
-use crate::clients::{Client, Mirror, Nothing, Present};
+use crate::clients::{Client, MirrorAddress, Nothing, Present};
 use crate::config::Config;
 use crate::oci::{Algorithm, Digest, Kind, Manifest};
 use crate::text::bytes_text;
@@ -42,7 +42,7 @@ pub(super) fn has_k3s(system: &System) -> bool {
 }
 
 pub(super) fn clients(config: &Config, system: &System) -> Vec<Finding> {
-    let mirror = match Mirror::of(config, None) {
+    let mirror = match MirrorAddress::of(config, None) {
         Ok(mirror) => mirror,
         Err(problem) => return vec![Finding::note(CLIENT, problem)],
     };
@@ -66,13 +66,14 @@ pub(super) fn clients(config: &Config, system: &System) -> Vec<Finding> {
     there.iter().map(look).collect()
 }
 
-fn client_finding(client: Client, mirror: &Mirror, routing: Routing, minor: bool) -> Finding {
+fn client_finding(client: Client, mirror: &MirrorAddress, routing: Routing, minor: bool) -> Finding {
     let url = mirror.url();
     let mend = format!("larder config {client} --write");
     let restart = client.takes_effect();
     if !routing.not_read_yet.is_empty() {
         let names = routing.not_read_yet.join(", ");
-        let what = format!("{client} has not been restarted since it was told to ask {url} for {names}");
+        let what =
+            format!("{client} has not been restarted since it was configured to use {url} for {names}");
         return Finding::warning(CLIENT, what, "systemctl restart k3s");
     }
     if routing.passed_by.is_empty() {
@@ -85,7 +86,7 @@ fn client_finding(client: Client, mirror: &Mirror, routing: Routing, minor: bool
     if routing.sent.is_empty() {
         let what = format!("{client} is not sent to {url}: {problem}");
         return if minor {
-            let why = "with Docker on the board it may pull nothing by itself";
+            let why = "with Docker on the board it may not pull anything itself";
             Finding::note(CLIENT, format!("{what}; {why}")).with(format!("{mend} ({restart})"))
         } else {
             Finding::warning(CLIENT, what, format!("{mend} ({restart})"))
@@ -181,21 +182,21 @@ impl Stock {
     }
 
     fn finding(&self, client: &str, discards: bool) -> Finding {
-        let more = if self.more { "; there are more than were looked at" } else { "" };
+        let more = if self.more { "; there are more that were not checked" } else { "" };
         let what = format!(
             "{client} keeps {} blobs, of which larder has {} too{more}",
             self.blobs,
             bytes_text(self.twice)
         );
         if discards {
-            return Finding::ok(DUPLICATES, format!("{what}; it discards layers that are unpacked"));
+            return Finding::ok(DUPLICATES, format!("{what}; it discards unpacked layers"));
         }
         if self.layers == 0 {
             return Finding::ok(DUPLICATES, what);
         }
         let lines = match client {
             "k3s" => {
-                "in a config.toml.tmpl beside /var/lib/rancher/k3s/agent/etc/containerd/config.toml, made of it: \
+                "in a config.toml.tmpl next to /var/lib/rancher/k3s/agent/etc/containerd/config.toml, made of it: \
                  discard_unpacked_layers = true where config.toml sets the snapshotter; not with --embedded-registry, \
                  which needs the layers"
             }

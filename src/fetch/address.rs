@@ -14,14 +14,14 @@ use ureq::http::Uri;
 
 /// Scheme, host and port: where credentials may go.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Origin {
+pub(super) struct HttpOrigin {
     pub https: bool,
     /// In lower case, an IPv6 address without brackets.
     pub host: String,
     pub port: u16,
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for HttpOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (scheme, usual) = if self.https { ("https", 443) } else { ("http", 80) };
         let (open, close) = if self.host.contains(':') { ("[", "]") } else { ("", "") };
@@ -33,7 +33,7 @@ impl fmt::Display for Origin {
 /// An `http` or `https` address.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Address {
-    pub origin: Origin,
+    pub origin: HttpOrigin,
     /// Path and query, as sent.
     pub target: String,
 }
@@ -45,7 +45,10 @@ impl fmt::Display for Address {
 }
 
 impl Address {
-    /// Reads an absolute address. `Err` says what is wrong with it, without quoting a password it may hold.
+    /// Reads an absolute address.
+    ///
+    /// # Errors
+    /// What is wrong with it, without quoting a password it may hold.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text.len() > UPSTREAM_TEXT_BYTES_MAX {
             return Err(format!("an address of {} bytes is too long", text.len()));
@@ -85,10 +88,13 @@ impl Address {
                 .ok_or_else(|| format!("its port {} is not a number from 1 to 65535", quoted(digits)))?,
         };
         let target = uri.path_and_query().map_or("/", |target| target.as_str()).to_owned();
-        Ok(Address { origin: Origin { https, host: bare, port }, target })
+        Ok(Address { origin: HttpOrigin { https, host: bare, port }, target })
     }
 
     /// The address that `location` means when this one answered with it (RFC 9110, 10.2.2).
+    ///
+    /// # Errors
+    /// What is wrong with it, to follow "a redirect cannot be followed".
     pub fn join(&self, location: &str) -> Result<Self, String> {
         let location = location.split('#').next().unwrap_or("");
         if location.contains("://") && !location.starts_with(['/', '?', '.']) {
@@ -259,6 +265,9 @@ impl Policy {
     }
 
     /// The addresses of `host` that may be connected to; an error if that is none of them.
+    ///
+    /// # Errors
+    /// `Obstacle::Address`: why it is not connected to.
     pub fn allowed(&self, host: &str, addresses: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, Obstacle> {
         let own = self.configured && host == self.own_host;
         if own && addresses.iter().any(|a| reach(a.ip()) == Reach::Private) {
@@ -290,6 +299,9 @@ impl Policy {
     }
 
     /// Checks a host that a proxy will look up: only what is written as an address can be judged.
+    ///
+    /// # Errors
+    /// `Obstacle::Address`: why it is not connected to.
     pub fn allowed_by_name(&self, host: &str) -> Result<(), Obstacle> {
         if let Ok(address) = host.parse::<IpAddr>() {
             return self.allowed(host, vec![SocketAddr::new(address, 0)]).map(drop);

@@ -1,6 +1,6 @@
-//! A blob's bytes as they come in. They are not hashed here: who writes them down hashes them.
+//! A blob's bytes as they come in. They are not hashed here: the writer hashes them.
 //!
-//! There is no limit on the whole, only on each read (`stall_timeout`). A stream that has failed stays failed, so that
+//! There is no limit on the total, only on each read (`stall_timeout`). A stream that has failed stays failed, so that
 //! a cut can never be taken for the end.
 
 use super::breaker::{Attempt, Breaker};
@@ -14,7 +14,7 @@ use ureq::BodyReader;
 
 /// A blob from some byte to its end.
 pub struct BlobStream {
-    /// The blob's whole size in bytes, if the upstream says.
+    /// The blob's size in bytes, if the upstream says.
     pub total: Option<u64>,
     pub(super) host: String,
     pub(super) body: BodyReader<'static>,

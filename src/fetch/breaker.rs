@@ -1,25 +1,26 @@
-//! The breaker of one upstream: whether requests wait for it.
+//! The breaker of one endpoint: whether requests wait for it.
 //!
-//! It opens on the first outage and closes on the first success, whoever has it. While it is not [`Link::Up`] one
-//! probe thread asks beside the requests, with growing pauses, and ends when the link is up. What a request learns
+//! It opens on the first outage and closes on the first success, whoever has it. While it is slow or down, one probe
+//! thread asks in the background, with growing pauses, and ends when the link is up. What a request learns
 //! counts only if nobody has succeeded since it began, so that one that hung for half a minute cannot close a link
 //! that has come back. The breaker refuses nobody: callers look at [`Breaker::link`] and decide.
 
 use super::failure::{Cause, Failure};
 use crate::budget::{PROBE_PAUSE_MAX, PROBE_PAUSE_MIN, SMALL_STACK_BYTES};
-use crate::oci::RegistryName;
 use crate::sync::{Condvar, Mutex};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What is known of the way to an upstream.
+/// What is known of the way to an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Link {
-    /// Ask it.
+pub enum LinkState {
+    /// This run has not asked it yet. Ask it.
+    NotAsked,
+    /// It answers. Ask it.
     Up,
-    /// A check outlived `resolve_deadline`: who has something to fall back to does not wait.
+    /// A check outlived `resolve_deadline`: a request that can be answered from the cache does not wait.
     Slow {
         /// Since when.
         since: Instant,
@@ -35,23 +36,39 @@ pub enum Link {
     },
 }
 
-impl Link {
+impl LinkState {
+    /// Whether nothing speaks against asking it.
+    pub fn is_up(&self) -> bool {
+        matches!(self, LinkState::NotAsked | LinkState::Up)
+    }
+
+    /// The best has the lowest.
+    pub(super) fn rank(&self) -> u8 {
+        match self {
+            LinkState::Up => 0,
+            LinkState::NotAsked => 1,
+            LinkState::Slow { .. } => 2,
+            LinkState::Down { restored: true, .. } => 3,
+            LinkState::Down { restored: false, .. } => 4,
+        }
+    }
+
     /// Whether this run has seen that the upstream cannot be reached, so that to ask it is to wait for nothing. What is
     /// remembered of the last run is reason enough to answer from the cache, and none to refuse what is not there.
     pub fn is_known_down(&self) -> bool {
-        matches!(self, Link::Down { restored: false, .. })
+        matches!(self, LinkState::Down { restored: false, .. })
     }
 }
 
-/// When a request began, in successes of its upstream.
+/// When a request began, in successes of its endpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct Attempt(u64);
 
 /// What is called when a link changes. It may look at the breaker, and must not report to it. It runs on the thread
 /// that found out, perhaps the probe's, which has a small stack: hand long work on.
-pub type OnChange = Box<dyn Fn(&RegistryName, &Link) + Send + Sync>;
+pub(super) type OnLinkChange = Box<dyn Fn(&LinkState) + Send + Sync>;
 
-/// Asks the upstream once; `None`: the upstream is gone, stop.
+/// Asks the endpoint once; `None`: the endpoint is gone, stop.
 type Probe = Box<dyn Fn() -> Option<Result<(), Failure>> + Send + Sync>;
 
 /// A clone is the same breaker.
@@ -61,11 +78,12 @@ pub struct Breaker {
 }
 
 struct Shared {
-    name: RegistryName,
+    /// For the log.
+    name: String,
     state: Mutex<State>,
     /// Signalled when the link comes up and at the end.
     settled: Condvar,
-    /// `state.link == Link::Up`, to be read without the lock.
+    /// `state.link == LinkState::Up`, to be read without the lock.
     up: AtomicBool,
     probe: Probe,
     timing: Timing,
@@ -73,10 +91,10 @@ struct Shared {
 }
 
 struct State {
-    link: Link,
-    /// Counts successes, so that a failure can be told to be older than the last.
+    link: LinkState,
+    /// Counts successes, so that a failure can be seen to be older than the last.
     successes: u64,
-    /// Counts changes of `link`.
+    /// Counts changes of `link` that are announced.
     version: u64,
     /// There is a probe thread.
     probing: bool,
@@ -87,7 +105,7 @@ struct State {
 struct Announcer {
     /// The last version that was announced.
     version: u64,
-    callback: Option<OnChange>,
+    callback: Option<OnLinkChange>,
 }
 
 /// The clock, and the pause between probes where a test stands in for it.
@@ -97,18 +115,19 @@ struct Timing {
 }
 
 impl Breaker {
-    pub(super) fn new(name: RegistryName, probe: Probe) -> Self {
+    pub(super) fn new(name: String, probe: Probe) -> Self {
         Breaker::with_timing(name, probe, Timing { now: Box::new(Instant::now), pause: None })
     }
 
-    fn with_timing(name: RegistryName, probe: Probe, timing: Timing) -> Self {
-        let state = State { link: Link::Up, successes: 0, version: 0, probing: false, closed: false };
+    fn with_timing(name: String, probe: Probe, timing: Timing) -> Self {
+        let state =
+            State { link: LinkState::NotAsked, successes: 0, version: 0, probing: false, closed: false };
         Breaker {
             shared: Arc::new(Shared {
                 name,
                 state: Mutex::new(state),
                 settled: Condvar::new(),
-                up: AtomicBool::new(true),
+                up: AtomicBool::new(false),
                 probe,
                 timing,
                 announcer: Mutex::default(),
@@ -117,13 +136,14 @@ impl Breaker {
     }
 
     /// The link as it is now.
-    pub fn link(&self) -> Link {
-        if self.shared.up.load(Ordering::Acquire) { Link::Up } else { self.shared.state().link.clone() }
+    pub fn link(&self) -> LinkState {
+        let up = self.shared.up.load(Ordering::Acquire);
+        if up { LinkState::Up } else { self.shared.state().link.clone() }
     }
 
-    /// Whether the link is [`Link::Up`].
+    /// See [`LinkState::is_up`].
     pub fn is_up(&self) -> bool {
-        self.shared.up.load(Ordering::Acquire)
+        self.shared.up.load(Ordering::Acquire) || self.shared.state().link.is_up()
     }
 
     /// Marks the begin of a request.
@@ -131,7 +151,7 @@ impl Breaker {
         Attempt(self.shared.state().successes)
     }
 
-    /// The upstream answered.
+    /// The endpoint answered.
     pub fn succeeded(&self) {
         self.shared.succeeded();
     }
@@ -139,22 +159,23 @@ impl Breaker {
     /// A request that began at `attempt` failed. Only an outage counts, and only if nobody succeeded since.
     pub fn failed(&self, attempt: Attempt, failure: &Failure) {
         if self.shared.failed(attempt, failure) {
-            self.probe_beside(First::Pause);
+            self.probe_in_background(First::Pause);
         }
     }
 
     /// A check outlived `resolve_deadline`.
     pub fn overdue(&self) {
         self.shared.overdue();
-        self.probe_beside(First::Pause);
+        self.probe_in_background(First::Pause);
     }
 
     /// Takes over what the last run knew. Call it before [`Breaker::start_probe`].
     pub fn restore_down(&self, cause: &str) {
         let since = (self.shared.timing.now)();
         let mut state = self.shared.state();
-        if state.link == Link::Up && state.successes == 0 {
-            self.shared.change(&mut state, Link::Down { since, cause: cause.to_owned(), restored: true });
+        if state.link == LinkState::NotAsked {
+            self.shared
+                .change(&mut state, LinkState::Down { since, cause: cause.to_owned(), restored: true });
         }
         drop(state);
         self.shared.announce();
@@ -162,11 +183,11 @@ impl Breaker {
 
     /// Probes at once, to know before the first request asks.
     pub fn start_probe(&self) {
-        self.probe_beside(First::Now);
+        self.probe_in_background(First::Now);
     }
 
-    /// Calls `callback` on every change from now on; changes that follow closely may be told as one.
-    pub fn on_change(&self, callback: OnChange) {
+    /// Calls `callback` on every change from now on; changes that follow closely may be announced as one.
+    pub(super) fn on_change(&self, callback: OnLinkChange) {
         let version = self.shared.state().version;
         let mut announcer = self.shared.announcer.lock();
         *announcer = Announcer { version, callback: Some(callback) };
@@ -178,7 +199,7 @@ impl Breaker {
         self.shared.settled.notify_all();
     }
 
-    fn probe_beside(&self, first: First) {
+    fn probe_in_background(&self, first: First) {
         {
             let mut state = self.shared.state();
             if state.probing || state.closed {
@@ -193,7 +214,7 @@ impl Breaker {
             .spawn(move || shared.probe_until_up(first));
         if let Err(error) = spawned {
             // The next failure tries again.
-            log::warn!("no thread to probe {}: {error}", self.shared.name);
+            log::warn!("cannot start a thread to probe {}: {error}", self.shared.name);
             self.shared.state().probing = false;
         }
     }
@@ -216,8 +237,8 @@ impl Shared {
     fn succeeded(&self) {
         let mut state = self.state();
         state.successes = state.successes.wrapping_add(1);
-        if state.link != Link::Up {
-            self.change(&mut state, Link::Up);
+        if state.link != LinkState::Up {
+            self.change(&mut state, LinkState::Up);
             drop(state);
             self.settled.notify_all();
             self.announce();
@@ -235,11 +256,11 @@ impl Shared {
             return false;
         }
         let since = match &state.link {
-            Link::Down { restored: false, .. } => return true,
-            Link::Down { since, .. } => *since,
-            Link::Up | Link::Slow { .. } => since,
+            LinkState::Down { restored: false, .. } => return true,
+            LinkState::Down { since, .. } => *since,
+            LinkState::NotAsked | LinkState::Up | LinkState::Slow { .. } => since,
         };
-        self.change(&mut state, Link::Down { since, cause: failure.to_string(), restored: false });
+        self.change(&mut state, LinkState::Down { since, cause: failure.to_string(), restored: false });
         drop(state);
         self.announce();
         true
@@ -248,17 +269,20 @@ impl Shared {
     fn overdue(&self) {
         let since = (self.timing.now)();
         let mut state = self.state();
-        if state.link == Link::Up {
-            self.change(&mut state, Link::Slow { since });
+        if state.link.is_up() {
+            self.change(&mut state, LinkState::Slow { since });
             drop(state);
             self.announce();
         }
     }
 
-    fn change(&self, state: &mut State, link: Link) {
-        self.up.store(link == Link::Up, Ordering::Release);
+    fn change(&self, state: &mut State, link: LinkState) {
+        self.up.store(link == LinkState::Up, Ordering::Release);
+        // The first answer is what was expected, and no news.
+        if !(state.link.is_up() && link.is_up()) {
+            state.version += 1;
+        }
         state.link = link;
-        state.version += 1;
     }
 
     /// Tells the newest state, once, in order.
@@ -271,7 +295,7 @@ impl Shared {
         if version > announcer.version {
             announcer.version = version;
             if let Some(callback) = &announcer.callback {
-                callback(&self.name, &link);
+                callback(&link);
             }
         }
     }
@@ -285,7 +309,7 @@ impl Shared {
         loop {
             let attempt = {
                 let mut state = self.state();
-                if state.closed || (state.link == Link::Up && !wanted) {
+                if state.closed || (state.link.is_up() && !wanted) {
                     state.probing = false;
                     return;
                 }
@@ -309,7 +333,7 @@ impl Shared {
         if let Some(stand_in) = &self.timing.pause {
             return stand_in(length);
         }
-        let unsettled = |state: &mut State| state.link != Link::Up && !state.closed;
+        let unsettled = |state: &mut State| !state.link.is_up() && !state.closed;
         drop(self.settled.wait_timeout_while(self.state(), length, unsettled));
     }
 }
@@ -328,7 +352,7 @@ mod tests {
         results: Sender<Result<(), Failure>>,
         /// The pauses the probe thread takes, each once it is over.
         pauses: Receiver<Duration>,
-        changes: Receiver<Link>,
+        changes: Receiver<LinkState>,
         start: Instant,
     }
 
@@ -343,8 +367,8 @@ mod tests {
             pause: Some(Box::new(move |length| paused.send(length).unwrap_or(()))),
         };
         let probe: Probe = Box::new(move || wanted.lock().recv().ok());
-        let breaker = Breaker::with_timing("a.example".parse().unwrap(), probe, timing);
-        breaker.on_change(Box::new(move |_, link| changed.send(link.clone()).unwrap_or(())));
+        let breaker = Breaker::with_timing("a.example".to_owned(), probe, timing);
+        breaker.on_change(Box::new(move |link| changed.send(link.clone()).unwrap_or(())));
         Bench { breaker, results, pauses, changes, start }
     }
 
@@ -355,10 +379,13 @@ mod tests {
     #[test]
     fn opens_on_the_first_outage_and_closes_on_the_first_good_probe() {
         let bench = bench();
-        assert_eq!(bench.breaker.link(), Link::Up);
+        assert_eq!(bench.breaker.link(), LinkState::NotAsked);
         bench.breaker.failed(bench.breaker.begin(), &outage());
-        let down =
-            Link::Down { since: bench.start, cause: "a.example: connection refused".into(), restored: false };
+        let down = LinkState::Down {
+            since: bench.start,
+            cause: "a.example: connection refused".into(),
+            restored: false,
+        };
         assert_eq!(bench.breaker.link(), down);
         assert!(!bench.breaker.is_up());
         assert_eq!(bench.changes.recv_timeout(PATIENCE), Ok(down.clone()));
@@ -367,7 +394,7 @@ mod tests {
             bench.results.send(Err(outage())).unwrap();
         }
         bench.results.send(Ok(())).unwrap();
-        assert_eq!(bench.changes.recv_timeout(PATIENCE), Ok(Link::Up));
+        assert_eq!(bench.changes.recv_timeout(PATIENCE), Ok(LinkState::Up));
         assert!(bench.breaker.is_up());
     }
 
@@ -381,7 +408,7 @@ mod tests {
             Failure::unreachable("a.example", Cause::RateLimited, "rate limited"),
         ] {
             bench.breaker.failed(bench.breaker.begin(), &failure);
-            assert_eq!(bench.breaker.link(), Link::Up);
+            assert_eq!(bench.breaker.link(), LinkState::NotAsked);
         }
         bench.breaker.failed(
             bench.breaker.begin(),
@@ -406,29 +433,29 @@ mod tests {
     fn slow_is_between_up_and_down() {
         let bench = bench();
         bench.breaker.overdue();
-        assert_eq!(bench.breaker.link(), Link::Slow { since: bench.start });
+        assert_eq!(bench.breaker.link(), LinkState::Slow { since: bench.start });
         bench.breaker.failed(bench.breaker.begin(), &outage());
-        assert!(matches!(bench.breaker.link(), Link::Down { .. }));
+        assert!(matches!(bench.breaker.link(), LinkState::Down { .. }));
         bench.breaker.overdue();
-        assert!(matches!(bench.breaker.link(), Link::Down { .. }));
+        assert!(matches!(bench.breaker.link(), LinkState::Down { .. }));
         bench.breaker.succeeded();
-        assert_eq!(bench.breaker.link(), Link::Up);
+        assert_eq!(bench.breaker.link(), LinkState::Up);
         bench.breaker.overdue();
         bench.results.send(Ok(())).unwrap();
-        while bench.changes.recv_timeout(PATIENCE).unwrap() != Link::Up || !bench.breaker.is_up() {}
+        while bench.changes.recv_timeout(PATIENCE).unwrap() != LinkState::Up || !bench.breaker.is_up() {}
     }
 
     #[test]
     fn a_restored_outage_is_confirmed_or_ended_by_the_probe_at_the_start() {
         let bench = bench();
         bench.breaker.restore_down("it was down");
-        assert!(matches!(bench.breaker.link(), Link::Down { restored: true, .. }));
+        assert!(matches!(bench.breaker.link(), LinkState::Down { restored: true, .. }));
         bench.changes.recv_timeout(PATIENCE).unwrap();
         bench.breaker.start_probe();
         bench.results.send(Err(outage())).unwrap();
-        assert!(matches!(bench.changes.recv_timeout(PATIENCE), Ok(Link::Down { restored: false, .. })));
+        assert!(matches!(bench.changes.recv_timeout(PATIENCE), Ok(LinkState::Down { restored: false, .. })));
         bench.results.send(Ok(())).unwrap();
-        assert_eq!(bench.changes.recv_timeout(PATIENCE), Ok(Link::Up));
+        assert_eq!(bench.changes.recv_timeout(PATIENCE), Ok(LinkState::Up));
         bench.breaker.restore_down("too late");
         assert!(bench.breaker.is_up());
     }
@@ -438,7 +465,7 @@ mod tests {
         let bench = bench();
         bench.breaker.start_probe();
         bench.results.send(Err(outage())).unwrap();
-        assert!(matches!(bench.changes.recv_timeout(PATIENCE), Ok(Link::Down { .. })));
+        assert!(matches!(bench.changes.recv_timeout(PATIENCE), Ok(LinkState::Down { .. })));
         bench.breaker.shutdown();
         // The thread is waiting for a result; the next one finds it closed.
         bench.results.send(Err(outage())).unwrap_or(());

@@ -104,7 +104,7 @@ pub(super) fn has_next(value: &str) -> bool {
     })
 }
 
-/// Start and whole length of `Content-Range: bytes START-END/LENGTH` (RFC 9110, 14.4).
+/// Start and total length of `Content-Range: bytes START-END/LENGTH` (RFC 9110, 14.4).
 pub(super) fn content_range(value: &str) -> Option<(u64, Option<u64>)> {
     let value = value.trim();
     let (unit, range) = value.split_at_checked(6)?;

@@ -202,7 +202,7 @@ impl Names {
                 .wait_timeout_while(answer, limit.min(Duration::from_secs(3600)), |answer| answer.is_none());
         match &*answer {
             Some(Ok(addresses)) => Ok(addresses.clone()),
-            Some(Err(words)) => Err(Obstacle::Name(words.clone())),
+            Some(Err(message)) => Err(Obstacle::Name(message.clone())),
             None => Err(Obstacle::Name("the name could not be resolved in time".to_owned())),
         }
     }
@@ -239,9 +239,9 @@ fn ask_system(host: &str) -> Result<Vec<IpAddr>, String> {
             if addresses.is_empty() { Err("the name has no address".to_owned()) } else { Ok(addresses) }
         }
         Err(error) => {
-            let words = error.to_string();
-            let words = words.strip_prefix("failed to lookup address information: ").unwrap_or(&words);
-            Err(format!("the name could not be resolved ({})", words.to_ascii_lowercase()))
+            let message = error.to_string();
+            let message = message.strip_prefix("failed to lookup address information: ").unwrap_or(&message);
+            Err(format!("the name could not be resolved ({})", message.to_ascii_lowercase()))
         }
     }
 }

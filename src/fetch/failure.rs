@@ -1,7 +1,7 @@
 //! Why an upstream did not give what was asked, in the four kinds that the mirror treats differently.
 //!
 //! An outage (`Unreachable`) lets an older version answer; `Missing` and `Denied` are answers of the upstream and are
-//! passed on; `Wrong` is an answer that nobody should be given. Every text is one lower-case sentence that begins with
+//! passed on; `Wrong` is an answer that must not be served. Every text is one lower-case sentence that begins with
 //! the host, holds no secret, and has what came from outside escaped.
 
 use super::trust;
@@ -19,24 +19,24 @@ pub enum Failure {
     Unreachable {
         /// What kind of outage.
         cause: Cause,
-        /// The whole sentence, host first.
+        /// The message, host first.
         detail: String,
     },
     /// The upstream says that it does not exist (404, 410).
     Missing {
-        /// The whole sentence, host first.
+        /// The message, host first.
         detail: String,
     },
     /// The upstream or its token server refuses (401, 403).
     Denied {
         /// The status it answered with.
         status: u16,
-        /// The whole sentence, host first.
+        /// The message, host first.
         detail: String,
     },
     /// The upstream answered something that must not be used or followed.
     Wrong {
-        /// The whole sentence, host first.
+        /// The message, host first.
         detail: String,
     },
 }
@@ -61,7 +61,7 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// The cause in words for people.
+    /// The cause, for people.
     pub fn as_str(self) -> &'static str {
         match self {
             Cause::Refused => "connection refused",
@@ -89,19 +89,19 @@ impl Failure {
         }
     }
 
-    pub(super) fn unreachable(host: &str, cause: Cause, words: impl fmt::Display) -> Self {
-        Failure::Unreachable { cause, detail: format!("{host}: {words}") }
+    pub(super) fn unreachable(host: &str, cause: Cause, message: impl fmt::Display) -> Self {
+        Failure::Unreachable { cause, detail: format!("{host}: {message}") }
     }
 
-    pub(super) fn wrong(host: &str, words: impl fmt::Display) -> Self {
-        Failure::Wrong { detail: format!("{host}: {words}") }
+    pub(super) fn wrong(host: &str, message: impl fmt::Display) -> Self {
+        Failure::Wrong { detail: format!("{host}: {message}") }
     }
 
     /// What an error of the HTTP client means. `host` is whom it was talking to.
     pub(super) fn from_client(host: &str, error: ureq::Error) -> Self {
-        let lost = |words: String| Failure::unreachable(host, Cause::Connection, words);
+        let lost = |message: String| Failure::unreachable(host, Cause::Connection, message);
         match error {
-            ureq::Error::Timeout(phase) => Failure::unreachable(host, Cause::Timeout, phase_words(phase)),
+            ureq::Error::Timeout(phase) => Failure::unreachable(host, Cause::Timeout, phase_message(phase)),
             ureq::Error::HostNotFound => {
                 Failure::unreachable(host, Cause::Dns, "the name could not be resolved")
             }
@@ -110,7 +110,9 @@ impl Failure {
             ureq::Error::Protocol(error) => {
                 lost(format!("the answer is not http ({})", quoted(&error.to_string())))
             }
-            ureq::Error::ConnectProxyFailed(words) => lost(format!("the proxy refuses: {}", quoted(&words))),
+            ureq::Error::ConnectProxyFailed(message) => {
+                lost(format!("the proxy refuses: {}", quoted(&message)))
+            }
             ureq::Error::LargeResponseHeader(..) => {
                 Failure::wrong(host, "the answer's header is larger than allowed")
             }
@@ -127,8 +129,8 @@ impl Failure {
 
     fn from_obstacle(host: &str, obstacle: Obstacle) -> Self {
         match obstacle {
-            Obstacle::Name(words) => Failure::unreachable(host, Cause::Dns, words),
-            Obstacle::Address(words) => Failure::wrong(host, words),
+            Obstacle::Name(message) => Failure::unreachable(host, Cause::Dns, message),
+            Obstacle::Address(message) => Failure::wrong(host, message),
             Obstacle::Tls(error) => Failure::tls(host, &error, SystemTime::now()),
         }
     }
@@ -137,7 +139,7 @@ impl Failure {
         if let Some(inner) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
             return Failure::tls(host, inner, SystemTime::now());
         }
-        let (cause, words) = match error.kind() {
+        let (cause, message) = match error.kind() {
             io::ErrorKind::ConnectionRefused => (Cause::Refused, "connection refused"),
             io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => (Cause::Timeout, "timed out"),
             io::ErrorKind::HostUnreachable => (Cause::Connection, "no route to the host"),
@@ -146,25 +148,25 @@ impl Failure {
             io::ErrorKind::ConnectionReset => (Cause::Connection, "the connection was reset"),
             io::ErrorKind::UnexpectedEof => (Cause::Connection, "the connection was cut"),
             _ => {
-                let words = quoted(&error.to_string());
+                let message = quoted(&error.to_string());
                 return Failure::unreachable(
                     host,
                     Cause::Connection,
-                    format!("the connection broke: {words}"),
+                    format!("the connection broke: {message}"),
                 );
             }
         };
-        Failure::unreachable(host, cause, words)
+        Failure::unreachable(host, cause, message)
     }
 
     /// A certificate that is "not yet valid" on a board without a clock says nothing about the certificate.
     fn tls(host: &str, error: &rustls::Error, now: SystemTime) -> Self {
-        let words = match error {
+        let message = match error {
             rustls::Error::InvalidCertificate(
                 CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
             ) => {
                 if !clock::is_plausible(now) {
-                    "the clock is not set, so that no certificate can be checked".to_owned()
+                    "the clock is not set, so that no certificate can be verified".to_owned()
                 } else {
                     "the certificate is not yet valid; is the clock right?".to_owned()
                 }
@@ -176,18 +178,18 @@ impl Failure {
                 "the certificate's issuer is not trusted (ca_file can name it)".to_owned()
             }
             signed_itself if trust::shows_an_authority(signed_itself) => {
-                "the certificate signed itself (ca_file can name it)".to_owned()
+                "the certificate is self-signed (ca_file can name it)".to_owned()
             }
             rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             ) => "the certificate is for another name".to_owned(),
             other => format!("tls failed: {}", quoted(&other.to_string())),
         };
-        Failure::unreachable(host, Cause::Tls, words)
+        Failure::unreachable(host, Cause::Tls, message)
     }
 }
 
-fn phase_words(phase: ureq::Timeout) -> &'static str {
+fn phase_message(phase: ureq::Timeout) -> &'static str {
     match phase {
         ureq::Timeout::Resolve | ureq::Timeout::Connect => "no connection in time",
         ureq::Timeout::PerRead | ureq::Timeout::PerWrite => "the connection stalled",
@@ -226,7 +228,7 @@ pub(super) enum Obstacle {
 impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Obstacle::Name(words) | Obstacle::Address(words) => f.write_str(words),
+            Obstacle::Name(message) | Obstacle::Address(message) => f.write_str(message),
             Obstacle::Tls(error) => write!(f, "{error}"),
         }
     }
@@ -250,7 +252,7 @@ mod tests {
         let unset = Failure::tls("a.example", &error, SystemTime::UNIX_EPOCH);
         assert_eq!(
             unset.to_string(),
-            "a.example: the clock is not set, so that no certificate can be checked"
+            "a.example: the clock is not set, so that no certificate can be verified"
         );
         let set = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(4_000_000_000);
         assert!(Failure::tls("a.example", &error, set).to_string().contains("not yet valid"));

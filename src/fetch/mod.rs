@@ -1,24 +1,28 @@
 //! Where bytes come from: the upstream registries, asked over HTTP. The only room that uses ureq.
 //!
-//! - [`upstream`](Upstream): the questions, and the checks on their answers
+//! - [`Upstream`]: a registry, and which of its endpoints is asked
+//! - [`Endpoint`]: the questions, and the checks on their answers (`reply`); `ask`: logins, redirects, pauses
 //! - `wire`: one request: time-outs, warm connections, proxies (`proxy`)
 //! - `dial`: one connection: names, TLS (`trust`), and which addresses are refused (`address`)
 //! - `token`, `challenge`: logging in
 //! - `blob`, `pace`: a blob's bytes, under the bandwidth cap
-//! - [`breaker`](Breaker): whether requests wait for an upstream
+//! - [`breaker`](Breaker): whether requests wait for an endpoint
 //! - [`failure`](Failure): the four ways in which it all fails
 //!
 //! All calls block; callers run them on threads of their own, whose number is the download budget. Nothing here is
 //! kept on disk.
 
 mod address;
+mod ask;
 mod blob;
 mod breaker;
 mod challenge;
 mod dial;
+mod endpoint;
 mod failure;
 mod pace;
 mod proxy;
+mod reply;
 mod token;
 mod trust;
 mod upstream;
@@ -28,22 +32,28 @@ mod wire;
 mod tests;
 
 pub use blob::BlobStream;
-pub use breaker::{Attempt, Breaker, Link, OnChange};
+pub use breaker::{Attempt, Breaker, LinkState};
+pub use endpoint::{Endpoint, Examined, FetchedManifest, ManifestHead, NamePage, RateLimit, ReferrerList};
 pub use failure::{Cause, Failure};
-pub use upstream::{Examined, FetchedManifest, ManifestHead, NamePage, RateLimit, Referrers, Upstream};
+pub use upstream::Upstream;
 
-use crate::config::{self, Config};
+use crate::config::{Config, UpstreamSettings};
 use crate::oci::RegistryName;
 use address::{Address, Policy};
+use ask::{Holds, RedirectLogins};
 use dial::Names;
 use pace::Pace;
 use proxy::Proxies;
 use rustls::{ClientConfig, RootCertStore};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use token::Login;
+use std::sync::{Arc, Weak};
+use token::EndpointLogin;
 use wire::{Times, Wire};
+
+/// What is called when the link to an endpoint changes. It may look at the breaker, and must not report to it. It runs
+/// on the thread that found out, perhaps the probe's, which has a small stack: hand long work on.
+pub type OnChange = Box<dyn Fn(&RegistryName, &Endpoint, &LinkState) + Send + Sync>;
 
 /// Every upstream that is configured. Dropping it ends their probes.
 #[derive(Debug)]
@@ -63,7 +73,7 @@ impl Upstreams {
     fn in_environment(config: &Config, environment: impl Fn(&str) -> Option<String>) -> Result<Self, String> {
         let proxies = Arc::new(Proxies::new(config.fetch.proxy.as_deref(), environment)?);
         let roots = trust::common_roots();
-        let shared = Shared {
+        let common = CommonParts {
             times: Times {
                 connect: config.fetch.connect_timeout,
                 header: config.fetch.header_timeout,
@@ -77,7 +87,7 @@ impl Upstreams {
         };
         let mut by_name = BTreeMap::new();
         for settings in &config.upstreams {
-            let upstream = shared
+            let upstream = common
                 .upstream(settings)
                 .map_err(|why| format!("upstream {} cannot be used: {why}", settings.name))?;
             by_name.insert(settings.name.clone(), upstream);
@@ -95,20 +105,26 @@ impl Upstreams {
         self.by_name.values()
     }
 
-    /// Calls `callback` whenever the link to any of them changes; see [`Breaker::on_change`].
+    /// Calls `callback` on every change from now on; changes that follow closely may be announced as one.
     pub fn on_change(&self, callback: OnChange) {
         let callback = Arc::new(callback);
-        for upstream in self.iter() {
-            let callback = callback.clone();
-            upstream.breaker().on_change(Box::new(move |name, link| callback(name, link)));
+        for endpoint in self.endpoints() {
+            let (callback, weak) = (callback.clone(), Arc::downgrade(endpoint));
+            endpoint.breaker().on_change(Box::new(move |link| {
+                if let Some(endpoint) = weak.upgrade() {
+                    callback(&endpoint.registry, &endpoint, link);
+                }
+            }));
         }
+    }
+
+    fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+        self.iter().flat_map(|upstream| upstream.endpoints())
     }
 
     /// Ends every probe, for good.
     pub fn shutdown(&self) {
-        for upstream in self.iter() {
-            upstream.breaker().shutdown();
-        }
+        self.endpoints().for_each(|endpoint| endpoint.breaker().shutdown());
     }
 }
 
@@ -119,7 +135,7 @@ impl Drop for Upstreams {
 }
 
 /// What upstreams have in common.
-struct Shared {
+struct CommonParts {
     times: Times,
     roots: RootCertStore,
     tls: Arc<ClientConfig>,
@@ -128,14 +144,26 @@ struct Shared {
     pace: Arc<Pace>,
 }
 
-impl Shared {
-    fn upstream(&self, settings: &config::Upstream) -> Result<Arc<Upstream>, String> {
+impl CommonParts {
+    fn upstream(&self, settings: &UpstreamSettings) -> Result<Arc<Upstream>, String> {
+        let endpoints = (0..settings.endpoints.len()).map(|place| self.endpoint(settings, place));
+        Ok(Arc::new(Upstream {
+            name: settings.name.clone(),
+            endpoints: endpoints.collect::<Result<_, _>>()?,
+        }))
+    }
+
+    fn endpoint(&self, upstream: &UpstreamSettings, place: usize) -> Result<Arc<Endpoint>, String> {
+        let settings = &upstream.endpoints[place];
         let base = Address::parse(&settings.url).map_err(|why| format!("its url is not usable: {why}"))?;
         if base.target.contains('?') {
             return Err("its url holds a question mark".to_owned());
         }
-        let login =
-            Login::new(base.origin.clone(), settings.credentials.as_ref(), settings.realm.as_deref())?;
+        let login = EndpointLogin::new(
+            base.origin.clone(),
+            settings.credentials.as_ref(),
+            settings.realm.as_deref(),
+        )?;
         let mut trusted = self.proxies.hosts();
         if let Some(realm) = &settings.realm {
             trusted.extend(Address::parse(realm).map(|address| address.origin.host));
@@ -146,19 +174,22 @@ impl Shared {
             None => self.tls.clone(),
         };
         let wire = Wire::new(self.times, &tls, &self.names, &policy, self.proxies.clone());
-        Ok(Arc::new_cyclic(|upstream| {
-            let (name, upstream) = (settings.name.clone(), upstream.clone());
-            let probe = move || upstream.upgrade().map(|upstream: Arc<Upstream>| upstream.probe_quietly());
-            Upstream {
-                name: name.clone(),
+        let registry = &upstream.name;
+        Ok(Arc::new_cyclic(|endpoint: &Weak<Endpoint>| {
+            let endpoint = endpoint.clone();
+            let probe = move || endpoint.upgrade().map(|endpoint| endpoint.probe_quietly());
+            Endpoint {
+                registry: registry.clone(),
+                name: settings.host_port(),
+                note: upstream.outage_note(place),
                 base,
                 login,
-                guests: upstream::Guests::default(),
+                redirect_logins: RedirectLogins::default(),
                 wire,
-                breaker: Breaker::new(name, Box::new(probe)),
+                breaker: Breaker::new(registry.to_string(), Box::new(probe)),
                 bytes: Arc::new(AtomicU64::new(0)),
                 pace: self.pace.clone(),
-                holds: upstream::Holds::default(),
+                holds: Holds::default(),
             }
         }))
     }

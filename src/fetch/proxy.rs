@@ -4,7 +4,7 @@
 //! neither lists with spaces, nor `example.com` for its subdomains, nor networks (`10.0.0.0/8`, as K3s writes them).
 //! Every connection through a proxy is a CONNECT tunnel, so that the proxy sees no token.
 
-use super::address::Origin;
+use super::address::HttpOrigin;
 use std::net::IpAddr;
 use ureq::{Proxy, ProxyProtocol};
 
@@ -27,6 +27,9 @@ enum Exception {
 
 impl Proxies {
     /// `configured`, else what the environment says. `Err` says which setting is wrong.
+    ///
+    /// # Errors
+    /// Which setting cannot be used, and why.
     pub fn new(
         configured: Option<&str>,
         environment: impl Fn(&str) -> Option<String>,
@@ -53,7 +56,7 @@ impl Proxies {
     }
 
     /// The proxy for connections to `origin`, if any.
-    pub fn for_origin(&self, origin: &Origin) -> Option<&Proxy> {
+    pub fn for_origin(&self, origin: &HttpOrigin) -> Option<&Proxy> {
         let proxy = if origin.https { self.https.as_ref() } else { self.http.as_ref() };
         proxy.filter(|_| !self.none_for.iter().any(|exception| exception.matches(origin)))
     }
@@ -97,7 +100,7 @@ impl Exception {
         (!host.is_empty()).then(|| Exception::Domain(host.to_owned(), port))
     }
 
-    fn matches(&self, origin: &Origin) -> bool {
+    fn matches(&self, origin: &HttpOrigin) -> bool {
         match self {
             Exception::Everything => true,
             Exception::Domain(domain, port) => {
@@ -135,11 +138,11 @@ mod tests {
         })
     }
 
-    fn origin(https: bool, host: &str, port: u16) -> Origin {
-        Origin { https, host: host.to_owned(), port }
+    fn origin(https: bool, host: &str, port: u16) -> HttpOrigin {
+        HttpOrigin { https, host: host.to_owned(), port }
     }
 
-    fn port_for(proxies: &Proxies, origin: &Origin) -> Option<u16> {
+    fn port_for(proxies: &Proxies, origin: &HttpOrigin) -> Option<u16> {
         proxies.for_origin(origin).map(Proxy::port)
     }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::budget::{MANIFEST_BYTES_MAX, QUESTION_TIME_MAX};
-use crate::config::{Credentials, Disk, Fetch, Tags};
+use crate::config::{DiskSettings, EndpointSettings, FetchSettings, LoginSettings, TagSettings};
 use crate::oci::{Algorithm, Digest, ManifestRef, RepositoryName, media};
 use crate::sync::Mutex;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -143,9 +143,9 @@ fn config(url: &str) -> Config {
         data_dir: "/nonexistent".into(),
         default_registry: "reg.test".parse().unwrap(),
         platforms: vec![],
-        disk: Disk { max: None, min_free: 0, expire_unused: None },
+        disk: DiskSettings { max: None, min_free: 0, expire_unused: None },
         memory_max: 1 << 26,
-        fetch: Fetch {
+        fetch: FetchSettings {
             streams: 4,
             connect_timeout: Duration::from_secs(30),
             header_timeout: Duration::from_secs(30),
@@ -153,20 +153,22 @@ fn config(url: &str) -> Config {
             bandwidth: None,
             proxy: None,
         },
-        tags: Tags {
+        tags: TagSettings {
             revalidate: Duration::ZERO,
             resolve_deadline: Duration::from_secs(1),
             fallback_versions: false,
             history: 3,
             rules: vec![],
         },
-        upstreams: vec![config::Upstream {
+        upstreams: vec![UpstreamSettings {
             name: "reg.test".parse().unwrap(),
-            url: url.to_owned(),
-            url_configured: true,
-            ca_file: None,
-            realm: None,
-            credentials: None,
+            endpoints: vec![EndpointSettings {
+                url: url.to_owned(),
+                url_configured: true,
+                ca_file: None,
+                realm: None,
+                credentials: None,
+            }],
         }],
         tls: None,
         htpasswd_file: None,
@@ -185,8 +187,8 @@ fn hasty(url: &str) -> Config {
     config
 }
 
-fn credentials() -> Option<Credentials> {
-    Some(Credentials {
+fn credentials() -> Option<LoginSettings> {
+    Some(LoginSettings {
         username: "user".into(),
         password: "secret".into(),
         password_file: "/dev/null".into(),
@@ -287,7 +289,7 @@ fn wrong_manifests_are_refused() {
         let failure = upstream.fetch_manifest(&repository(), &tag()).unwrap_err();
         assert!(matches!(failure, Failure::Wrong { .. }), "{failure:?}");
         assert!(failure.to_string().contains(words), "{failure}");
-        assert!(upstream.breaker().is_up(), "nonsense is no outage");
+        assert!(upstream.endpoints()[0].breaker().is_up(), "nonsense is no outage");
     }
     let server = Server::new(index_answer);
     let (_all, upstream) = open(&config(&server.url())).unwrap();
@@ -325,7 +327,7 @@ fn heads_that_say_little() {
     assert!(matches!(upstream.head_manifest(&repository(), &tag()), Err(Failure::Missing { .. })));
     let failure = upstream.fetch_manifest(&repository(), &tag()).unwrap_err();
     assert_eq!(failure.to_string(), r#"127.0.0.1: answered 404: "no \u{1b}[31m such""#);
-    assert!(upstream.breaker().is_up());
+    assert!(upstream.endpoints()[0].breaker().is_up());
 }
 
 /// An upstream that wants a token, and the token server at another port of the same host.
@@ -379,7 +381,7 @@ fn a_token_that_is_refused_is_renewed_once() {
 fn credentials_go_to_the_realm_only() {
     let (server, realm) = token_pair(300);
     let mut config = config(&server.url());
-    config.upstreams[0].credentials = credentials();
+    config.upstreams[0].endpoints[0].credentials = credentials();
     let (_all, upstream) = open(&config).unwrap();
     upstream.head_manifest(&repository(), &tag()).unwrap();
     assert!(upstream.is_private());
@@ -426,14 +428,14 @@ fn basic_logins() {
     assert!(matches!(failure, Failure::Denied { status: 401, .. }), "{failure:?}");
 
     let mut config = config(&server.url());
-    config.upstreams[0].credentials = credentials();
+    config.upstreams[0].endpoints[0].credentials = credentials();
     let (_all, upstream) = open(&config).unwrap();
     for _ in 0..2 {
         upstream.head_manifest(&repository(), &tag()).unwrap();
     }
     assert_eq!(server.requests().len(), 1 + 3, "the second time it is sent at once");
 
-    config.upstreams[0].credentials.as_mut().unwrap().password = "wrong".into();
+    config.upstreams[0].endpoints[0].credentials.as_mut().unwrap().password = "wrong".into();
     let (_all, upstream) = open(&config).unwrap();
     let failure = upstream.head_manifest(&repository(), &tag()).unwrap_err();
     assert!(failure.to_string().contains("not accepted"), "{failure}");
@@ -449,7 +451,7 @@ fn redirects_carry_no_login() {
         _ => answer(seen, out, 401, &[("WWW-Authenticate", "Basic")], b""),
     });
     let mut config = config(&server.url());
-    config.upstreams[0].credentials = credentials();
+    config.upstreams[0].endpoints[0].credentials = credentials();
     let (_all, upstream) = open(&config).unwrap();
     let mut stream = upstream.open_blob(&repository(), &sha256(&blob()), 0).unwrap();
     assert_eq!(stream.total, Some(300_000));
@@ -467,7 +469,7 @@ fn a_registry_behind_a_redirect_gets_an_anonymous_token_of_its_own() {
         answer(seen, out, 307, &[("Location", &format!("{to}{}", seen.target))], b"")
     });
     let mut config = config(&front.url());
-    config.upstreams[0].credentials = credentials();
+    config.upstreams[0].endpoints[0].credentials = credentials();
     let (_all, upstream) = open(&config).unwrap();
     for _ in 0..2 {
         upstream.head_manifest(&repository(), &tag()).unwrap();
@@ -497,25 +499,25 @@ fn redirects_end() {
     let failure = upstream.fetch_manifest(&repository(), &"metadata".parse().unwrap()).unwrap_err();
     assert!(failure.to_string().contains("refused to connect to the private address"), "{failure}");
     let failure = upstream.fetch_manifest(&repository(), &"nowhere".parse().unwrap()).unwrap_err();
-    assert!(failure.to_string().contains("where to"), "{failure}");
-    assert!(upstream.breaker().is_up());
+    assert!(failure.to_string().contains("has no Location"), "{failure}");
+    assert!(upstream.endpoints()[0].breaker().is_up());
 }
 
 #[test]
 fn private_addresses_are_not_connected_to() {
     let server = Server::new(index_answer);
     let mut config = config(&server.url());
-    config.upstreams[0].url_configured = false;
+    config.upstreams[0].endpoints[0].url_configured = false;
     let (_all, upstream) = open(&config).unwrap();
     let failure = upstream.head_manifest(&repository(), &tag()).unwrap_err();
     assert!(matches!(failure, Failure::Wrong { .. }), "{failure:?}");
     assert!(failure.to_string().contains("private address 127.0.0.1"), "{failure}");
-    config.upstreams[0].url = format!("http://localhost:{}", server.port);
+    config.upstreams[0].endpoints[0].url = format!("http://localhost:{}", server.port);
     let (_all, upstream) = open(&config).unwrap();
     let failure = upstream.head_manifest(&repository(), &tag()).unwrap_err();
     assert_eq!(failure.cause(), Some(Cause::Dns), "{failure}");
     assert_eq!(server.connections.load(Ordering::SeqCst), 0);
-    config.upstreams[0].url_configured = true;
+    config.upstreams[0].endpoints[0].url_configured = true;
     let (_all, upstream) = open(&config).unwrap();
     upstream.head_manifest(&repository(), &tag()).unwrap();
 }
@@ -580,7 +582,7 @@ fn a_cut_blob_is_no_whole_one() {
     let failure = read_all(&mut stream).unwrap_err();
     assert_eq!(failure.cause(), Some(Cause::Connection), "{failure}");
     assert_eq!(stream.read(&mut [0; 10]), Err(failure), "a failed stream stays failed");
-    assert!(upstream.breaker().is_up());
+    assert!(upstream.endpoints()[0].breaker().is_up());
 }
 
 #[test]
@@ -593,7 +595,7 @@ fn a_stalled_blob_is_given_up() {
     let mut stream = upstream.open_blob(&repository(), &sha256(b""), 0).unwrap();
     let failure = read_all(&mut stream).unwrap_err();
     assert_eq!(failure.to_string(), "127.0.0.1: the connection stalled");
-    assert!(!upstream.breaker().is_up());
+    assert!(!upstream.endpoints()[0].breaker().is_up());
 }
 
 #[test]
@@ -602,7 +604,7 @@ fn outages_are_told_apart() {
     let (_all, upstream) = open(&config(&format!("http://{closed}"))).unwrap();
     let failure = upstream.head_manifest(&repository(), &tag()).unwrap_err();
     assert_eq!(failure.to_string(), "127.0.0.1: connection refused");
-    assert!(matches!(upstream.breaker().link(), Link::Down { restored: false, .. }));
+    assert!(matches!(upstream.endpoints()[0].breaker().link(), LinkState::Down { restored: false, .. }));
 
     let (_all, upstream) = open(&config("http://no-such-host.invalid")).unwrap();
     let failure = upstream.head_manifest(&repository(), &tag()).unwrap_err();
@@ -619,7 +621,7 @@ fn outages_are_told_apart() {
     let (_all, upstream) = open(&config(&broken.url())).unwrap();
     let failure = upstream.fetch_manifest(&repository(), &tag()).unwrap_err();
     assert_eq!(failure.cause(), Some(Cause::ServerError(503)));
-    assert!(!upstream.breaker().is_up());
+    assert!(!upstream.endpoints()[0].breaker().is_up());
 
     let gibberish = Server::new(|_, out| {
         drop(out.write_all(b"SSH-2.0-OpenSSH\r\n\r\n"));
@@ -673,7 +675,7 @@ fn rate_limits_are_kept_without_a_connection() {
     }
     assert_eq!(server.requests().len(), 1);
     upstream.head_manifest(&repository(), &tag()).unwrap();
-    assert!(upstream.breaker().is_up());
+    assert!(upstream.endpoints()[0].breaker().is_up());
 }
 
 #[test]
@@ -700,7 +702,7 @@ fn lists_and_referrers() {
     assert_eq!(upstream.catalog(Some(5), None).unwrap().names, ["a/b"]);
     let digest = sha256(b"x");
     let referrers = upstream.referrers(&repository(), &digest, Some("a/b+c")).unwrap();
-    assert_eq!(referrers, Referrers { bytes: INDEX.to_vec(), filtered: true });
+    assert_eq!(referrers, ReferrerList { bytes: INDEX.to_vec(), filtered: true });
     assert!(matches!(upstream.referrers(&repository(), &digest, None), Err(Failure::Wrong { .. })));
 }
 
@@ -714,11 +716,11 @@ fn a_good_probe_closes_the_breaker() {
     });
     let (all, upstream) = open(&config(&server.url())).unwrap();
     let (changed, changes) = std::sync::mpsc::channel();
-    all.on_change(Box::new(move |_, link| changed.send(link.clone()).unwrap_or(())));
-    assert_eq!(upstream.probe().unwrap_err().cause(), Some(Cause::ServerError(502)));
-    assert!(matches!(changes.recv(), Ok(Link::Down { .. })));
+    all.on_change(Box::new(move |_, _, link| changed.send(link.clone()).unwrap_or(())));
+    assert_eq!(upstream.endpoints()[0].probe().unwrap_err().cause(), Some(Cause::ServerError(502)));
+    assert!(matches!(changes.recv(), Ok(LinkState::Down { .. })));
     healthy.store(true, Ordering::SeqCst);
-    assert_eq!(changes.recv_timeout(Duration::from_secs(60)), Ok(Link::Up));
+    assert_eq!(changes.recv_timeout(Duration::from_secs(60)), Ok(LinkState::Up));
     assert!(server.lines().iter().all(|line| line == "GET /v2/"));
 }
 
@@ -744,14 +746,14 @@ fn proxies_are_used_and_told_what_not_to_reach() {
         }
     });
     let mut config = config("http://registry.test:5000");
-    config.upstreams[0].url_configured = false;
+    config.upstreams[0].endpoints[0].url_configured = false;
     config.fetch.proxy = Some(format!("http://127.0.0.1:{proxy_port}"));
     let (_all, upstream) = open(&config).unwrap();
     upstream.head_manifest(&repository(), &tag()).unwrap();
     assert_eq!(connects.recv_timeout(Duration::from_secs(60)).unwrap(), "CONNECT registry.test:5000");
     assert_eq!(target.requests()[0].header("host"), Some("registry.test:5000"));
 
-    config.upstreams[0].url = "http://10.0.0.1".to_owned();
+    config.upstreams[0].endpoints[0].url = "http://10.0.0.1".to_owned();
     let (_all, upstream) = open(&config).unwrap();
     let failure = upstream.head_manifest(&repository(), &tag()).unwrap_err();
     assert!(matches!(failure, Failure::Wrong { .. }), "{failure:?}");
@@ -787,7 +789,7 @@ fn open_trusting(url: &str, authority: &str) -> (Upstreams, Arc<Upstream>) {
     let file = std::env::temp_dir().join(format!("larder-ca-{}-{count}.pem", std::process::id()));
     std::fs::write(&file, authority).unwrap();
     let mut config = config(url);
-    config.upstreams[0].ca_file = Some(file.clone());
+    config.upstreams[0].endpoints[0].ca_file = Some(file.clone());
     let opened = open(&config);
     std::fs::remove_file(&file).unwrap();
     opened.unwrap()
@@ -809,7 +811,7 @@ fn tls_needs_trust() {
     let failure = distrustful.head_manifest(&repository(), &tag()).unwrap_err();
     assert_eq!(failure.cause(), Some(Cause::Tls), "{failure}");
     assert!(failure.to_string().contains("issuer is not trusted"), "{failure}");
-    assert!(!distrustful.breaker().is_up());
+    assert!(!distrustful.endpoints()[0].breaker().is_up());
 
     let (_all, upstream) = open_trusting(&url, &authority);
     let before = server.connections.load(Ordering::SeqCst);
@@ -822,10 +824,10 @@ fn tls_needs_trust() {
     // A probe, with its handshake, fits on the small stack of its thread.
     let (_all, fresh) = open_trusting(&url, &authority);
     let (changed, changes) = std::sync::mpsc::channel();
-    fresh.breaker().restore_down("it was down");
-    fresh.breaker().on_change(Box::new(move |_, link| changed.send(link.clone()).unwrap_or(())));
-    fresh.breaker().start_probe();
-    assert_eq!(changes.recv_timeout(Duration::from_secs(60)), Ok(Link::Up));
+    fresh.endpoints()[0].breaker().restore_down("it was down");
+    fresh.endpoints()[0].breaker().on_change(Box::new(move |link| changed.send(link.clone()).unwrap_or(())));
+    fresh.endpoints()[0].breaker().start_probe();
+    assert_eq!(changes.recv_timeout(Duration::from_secs(60)), Ok(LinkState::Up));
     let failure = upstream.fetch_manifest(&repository(), &"downgrade".parse().unwrap()).unwrap_err();
     assert!(failure.to_string().contains("plain http"), "{failure}");
 }
@@ -833,13 +835,13 @@ fn tls_needs_trust() {
 #[test]
 fn a_ca_file_that_cannot_be_used_is_named() {
     let mut config = config("https://reg.test");
-    config.upstreams[0].ca_file = Some("/nonexistent/ca.pem".into());
+    config.upstreams[0].endpoints[0].ca_file = Some("/nonexistent/ca.pem".into());
     let error = open(&config).unwrap_err();
     assert!(error.contains("upstream reg.test") && error.contains("/nonexistent/ca.pem"), "{error}");
-    config.upstreams[0].ca_file = Some("/dev/null".into());
+    config.upstreams[0].endpoints[0].ca_file = Some("/dev/null".into());
     assert!(open(&config).unwrap_err().contains("holds no certificate"));
-    config.upstreams[0].ca_file = None;
-    config.upstreams[0].url = "ftp://reg.test".into();
+    config.upstreams[0].endpoints[0].ca_file = None;
+    config.upstreams[0].endpoints[0].url = "ftp://reg.test".into();
     assert!(open(&config).unwrap_err().contains("its url is not usable"));
 }
 
@@ -857,4 +859,83 @@ fn lists_of_an_upstream_that_pages_nothing_are_paged_here() {
 
 fn page(names: &[&str], more: bool) -> NamePage {
     NamePage { names: names.iter().map(|name| (*name).to_owned()).collect(), more }
+}
+
+#[test]
+fn an_answer_carries_the_registrys_date_and_its_endpoint() {
+    const DATE: (&str, &str) = ("Date", "Sun, 06 Nov 1994 08:49:37 GMT");
+    for (headers, date) in [
+        (vec![DATE], Some(784_111_777)),
+        (vec![DATE, ("Age", "23")], Some(784_111_800)),
+        (vec![DATE, ("Age", "old")], Some(784_111_777)),
+        (vec![("Date", "yesterday"), ("Age", "23")], None),
+        (vec![], None),
+    ] {
+        let server = Server::new(move |seen, out| answer(seen, out, 200, &headers, INDEX));
+        let (_all, upstream) = open(&config(&server.url())).unwrap();
+        let head = upstream.head_manifest(&repository(), &tag()).unwrap();
+        let fetched = upstream.fetch_manifest(&repository(), &tag()).unwrap();
+        assert_eq!((head.date, fetched.date), (date, date));
+        let name = format!("127.0.0.1:{}", server.port);
+        assert_eq!((&head.endpoint, &fetched.endpoint), (&name, &name));
+    }
+}
+
+/// An upstream behind two endpoints, the first of which answers with `status`.
+fn two_endpoints(status: u16) -> (Server, Server, Config) {
+    let first = Server::new(move |seen, out| answer(seen, out, status, &[], b""));
+    let second = Server::new(index_answer);
+    let mut config = config(&first.url());
+    let mut other = config.upstreams[0].endpoints[0].clone();
+    other.url = second.url();
+    config.upstreams[0].endpoints.push(other);
+    (first, second, config)
+}
+
+#[test]
+fn an_outage_of_one_endpoint_leads_to_the_next() {
+    let (first, second, config) = two_endpoints(503);
+    let (_all, upstream) = open(&config).unwrap();
+    assert_eq!(upstream.link(), LinkState::NotAsked);
+    let fetched = upstream.fetch_manifest(&repository(), &tag()).unwrap();
+    assert_eq!(fetched.endpoint, format!("127.0.0.1:{}", second.port));
+    assert_eq!(upstream.link(), LinkState::Up);
+    let [one, other] = upstream.endpoints() else { panic!("there are two") };
+    assert!(one.breaker().link().is_known_down());
+    assert_eq!(other.breaker().link(), LinkState::Up);
+    assert_eq!(
+        (one.note(), other.note()),
+        ("down/reg.test", format!("down/reg.test/{}", other.name()).as_str())
+    );
+    // What is known to be down is passed over.
+    upstream.fetch_manifest(&repository(), &tag()).unwrap();
+    let asked = first.lines().iter().filter(|line| line.contains("manifests")).count();
+    assert_eq!((asked, second.lines().len()), (1, 2));
+    assert_eq!(
+        (one.bytes(), other.bytes(), upstream.bytes()),
+        (0, 2 * INDEX.len() as u64, 2 * INDEX.len() as u64)
+    );
+}
+
+#[test]
+fn an_answer_of_the_first_endpoint_stands() {
+    let (_first, second, config) = two_endpoints(404);
+    let (_all, upstream) = open(&config).unwrap();
+    let failure = upstream.fetch_manifest(&repository(), &tag()).unwrap_err();
+    assert!(matches!(failure, Failure::Missing { .. }), "{failure:?}");
+    assert!(second.lines().is_empty());
+}
+
+#[test]
+fn an_outage_of_all_endpoints_is_the_firsts_and_all_are_asked_again() {
+    let (first, _second, mut config) = two_endpoints(503);
+    config.upstreams[0].endpoints[1].url = config.upstreams[0].endpoints[0].url.clone();
+    let (_all, upstream) = open(&config).unwrap();
+    for round in 1..=2 {
+        let failure = upstream.fetch_manifest(&repository(), &tag()).unwrap_err();
+        assert_eq!(failure.cause(), Some(Cause::ServerError(503)));
+        let asked = first.lines().iter().filter(|line| line.contains("manifests")).count();
+        assert_eq!(asked, 2 * round);
+    }
+    assert!(upstream.link().is_known_down());
 }

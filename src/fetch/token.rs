@@ -1,16 +1,16 @@
 //! Logging in at an upstream: basic credentials and bearer tokens (distribution, "Token Authentication
 //! Specification").
 //!
-//! Credentials go to the upstream's own origin and to the realm it names, if that is its own domain or written in the
+//! LoginSettings go to the upstream's own origin and to the realm it names, if that is its own domain or written in the
 //! configuration, and never over plain http unless the upstream itself is plain http. What an upstream asked for last
 //! is remembered, so that the next repository costs no 401. Tokens expire by the monotonic clock, a little early.
 
-use super::address::{Address, Origin, query_value, same_owner};
+use super::address::{Address, HttpOrigin, query_value, same_owner};
 use super::challenge::Challenge;
 use super::failure::{Cause, Failure};
 use super::wire::Deadline;
 use crate::budget::{TOKEN_AGE_MAX, TOKENS_MAX, UPSTREAM_TEXT_BYTES_MAX};
-use crate::config::Credentials;
+use crate::config::LoginSettings;
 use crate::oci::quoted;
 use crate::sync::{Condvar, Mutex};
 use base64::Engine;
@@ -23,19 +23,19 @@ use ureq::http::HeaderValue;
 
 /// What a token without `expires_in` is worth (the specification's default).
 const TOKEN_AGE_DEFAULT: Duration = Duration::from_secs(60);
-/// How much earlier than said a token is taken for expired, but never more than a quarter of its age.
+/// How much before its end a token counts as expired, but never more than a quarter of its age.
 const TOKEN_EARLY: Duration = Duration::from_secs(10);
 
 /// Asks a token server: address, `Authorization`. Gives the body of a 200.
 pub(super) type AskRealm<'a> = &'a dyn Fn(&Address, Option<&HeaderValue>) -> Result<Vec<u8>, Failure>;
 
 /// How one upstream is logged in at.
-pub(super) struct Login {
-    own: Origin,
+pub(super) struct EndpointLogin {
+    own: HttpOrigin,
     /// `user:password`, ready to send.
     basic: Option<HeaderValue>,
     /// The configured realm.
-    realm: Option<Origin>,
+    realm: Option<HttpOrigin>,
     state: Mutex<State>,
     /// Signalled when somebody stops asking for a token.
     asked: Condvar,
@@ -62,20 +62,27 @@ struct Token {
     until: Instant,
 }
 
-impl Login {
-    /// `realm` is the configuration's. `Err` says what is wrong with it or the credentials.
-    pub fn new(own: Origin, credentials: Option<&Credentials>, realm: Option<&str>) -> Result<Self, String> {
+impl EndpointLogin {
+    /// `realm` is the configuration's.
+    ///
+    /// # Errors
+    /// What is wrong with it or the credentials.
+    pub fn new(
+        own: HttpOrigin,
+        credentials: Option<&LoginSettings>,
+        realm: Option<&str>,
+    ) -> Result<Self, String> {
         let realm = realm
             .map(|text| Address::parse(text).map(|address| address.origin))
             .transpose()
             .map_err(|why| format!("its realm is not usable: {why}"))?;
         let basic = credentials.map(basic_header).transpose()?;
-        Ok(Login { own, basic, realm, state: Mutex::default(), asked: Condvar::new() })
+        Ok(EndpointLogin { own, basic, realm, state: Mutex::default(), asked: Condvar::new() })
     }
 
     /// A login without credentials.
-    pub fn anonymous(own: Origin) -> Self {
-        Login { own, basic: None, realm: None, state: Mutex::default(), asked: Condvar::new() }
+    pub fn anonymous(own: HttpOrigin) -> Self {
+        EndpointLogin { own, basic: None, realm: None, state: Mutex::default(), asked: Condvar::new() }
     }
 
     /// Whether there is something to log in with.
@@ -84,7 +91,7 @@ impl Login {
     }
 
     /// What a second 401 means.
-    pub fn refused_words(&self) -> &'static str {
+    pub fn refused_message(&self) -> &'static str {
         if self.basic.is_some() {
             "answered 401: the user name or password is not accepted, or does not reach this repository"
         } else {
@@ -93,6 +100,9 @@ impl Login {
     }
 
     /// What to send before being asked, by what the upstream asked for last.
+    ///
+    /// # Errors
+    /// The token server could not be asked, or refuses.
     pub fn ready(
         &self,
         scope: &str,
@@ -110,6 +120,9 @@ impl Login {
     }
 
     /// What to send after a 401 with `challenge` to a request that carried `used`.
+    ///
+    /// # Errors
+    /// `Denied` if there is nothing to log in with; `Wrong` if the token server must not be asked.
     pub fn answer(
         &self,
         challenge: Option<Challenge>,
@@ -130,31 +143,33 @@ impl Login {
                     Ok(basic.clone())
                 }
                 Some(_) => Err(self.denied("the user name or password is not accepted")),
-                None => Err(self.denied("asks for a user name and password, and none are configured")),
+                None => Err(self.denied("asks for a user name and password, but none are configured")),
             },
             None => Err(self.denied("answered 401 without saying how to log in")),
         }
     }
 
-    fn denied(&self, words: &str) -> Failure {
-        Failure::Denied { status: 401, detail: format!("{}: {words}", self.own.host) }
+    fn denied(&self, message: &str) -> Failure {
+        Failure::Denied { status: 401, detail: format!("{}: {message}", self.own.host) }
     }
 
     /// The realm as an address, if a token may be asked for there.
     fn permitted(&self, realm: &str) -> Result<Address, Failure> {
-        let wrong = |words: String| Failure::wrong(&self.own.host, words);
+        let wrong = |message: String| Failure::wrong(&self.own.host, message);
         let realm = Address::parse(realm)
-            .map_err(|why| wrong(format!("sends for a token to {}: {why}", quoted(realm))))?;
+            .map_err(|why| wrong(format!("names {} as its token server: {why}", quoted(realm))))?;
         let chosen = self.realm.as_ref() == Some(&realm.origin);
         if !chosen && !same_owner(&self.own.host, &realm.origin.host) {
             let origin = realm.origin.to_string();
             return Err(wrong(format!(
-                "sends for a token to {}, which is not its own domain; if that is right, set realm to it",
+                "names {} as its token server, which is not its own domain; if that is right, set realm to it",
                 quoted(&origin)
             )));
         }
         if self.basic.is_some() && self.own.https && !realm.origin.https {
-            return Err(wrong("sends for a token over plain http, where credentials do not go".to_owned()));
+            return Err(wrong(
+                "has its token server on plain http, where credentials are not sent".to_owned(),
+            ));
         }
         Ok(realm)
     }
@@ -206,7 +221,7 @@ impl Login {
 
 /// Stands for one thread that asks for a token; whatever becomes of it, the others go on.
 struct Asking<'a> {
-    login: &'a Login,
+    login: &'a EndpointLogin,
     key: &'a Key,
 }
 
@@ -217,7 +232,7 @@ impl Drop for Asking<'_> {
     }
 }
 
-fn basic_header(credentials: &Credentials) -> Result<HeaderValue, String> {
+fn basic_header(credentials: &LoginSettings) -> Result<HeaderValue, String> {
     if credentials.username.contains(':') {
         return Err("its username holds a colon".to_owned());
     }
@@ -260,7 +275,7 @@ struct TokenAnswer {
 /// The token as a header, and how long it is used.
 fn read_token(body: &[u8]) -> Result<(HeaderValue, Duration), &'static str> {
     let answer: TokenAnswer =
-        serde_json::from_slice(body).map_err(|_| "the token server's answer is not understood")?;
+        serde_json::from_slice(body).map_err(|_| "the token server's answer cannot be parsed")?;
     let some = |text: Option<String>| text.filter(|text| !text.is_empty());
     let token = some(answer.token).or(some(answer.access_token)).ok_or("the token server gave no token")?;
     if token.len() > UPSTREAM_TEXT_BYTES_MAX {
@@ -295,14 +310,14 @@ fn make_room(tokens: &mut HashMap<Key, Token>, now: Instant) {
 mod tests {
     use super::*;
 
-    fn login(url: &str, with_credentials: bool, realm: Option<&str>) -> Login {
-        let credentials = Credentials {
+    fn login(url: &str, with_credentials: bool, realm: Option<&str>) -> EndpointLogin {
+        let credentials = LoginSettings {
             username: "user".into(),
             password: "secret".into(),
             password_file: "/dev/null".into(),
         };
         let own = Address::parse(url).unwrap().origin;
-        Login::new(own, with_credentials.then_some(&credentials), realm).unwrap()
+        EndpointLogin::new(own, with_credentials.then_some(&credentials), realm).unwrap()
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub(super) enum Lane {
 
 /// A request to be sent.
 #[derive(Clone)]
-pub(super) struct Request<'a> {
+pub(super) struct WireRequest<'a> {
     pub lane: Lane,
     pub method: Method,
     pub address: &'a Address,
@@ -112,13 +112,16 @@ impl Wire {
         self.times
     }
 
-    /// Sends a request. A kept connection that the other side closed just then is no outage: the request, which
-    /// changes nothing there, is sent once more on a new one.
-    pub fn send(&self, request: &Request) -> Result<Response<Body>, Failure> {
+    /// Sends a request. That the other side closed a kept connection just then is no outage: the request, which
+    /// changes nothing there, is retried on a new one.
+    ///
+    /// # Errors
+    /// Why there is no answer; the status of one is not looked at.
+    pub fn send(&self, request: &WireRequest) -> Result<Response<Body>, Failure> {
         let host = &request.address.origin.host;
         let mut answer = self.send_once(request);
         if answer.as_ref().is_err_and(was_cut) && !request.fresh && !request.deadline.left().is_zero() {
-            answer = self.send_once(&Request { fresh: true, ..request.clone() });
+            answer = self.send_once(&WireRequest { fresh: true, ..request.clone() });
         }
         answer.map_err(|error| {
             let failure = Failure::from_client(host, error);
@@ -129,7 +132,7 @@ impl Wire {
         })
     }
 
-    fn send_once(&self, request: &Request) -> Result<Response<Body>, ureq::Error> {
+    fn send_once(&self, request: &WireRequest) -> Result<Response<Body>, ureq::Error> {
         let left = request.deadline.left();
         if left.is_zero() {
             return Err(ureq::Error::Timeout(ureq::Timeout::Global));

@@ -1,8 +1,8 @@
-//! Admission: how many connections and bodies `memory.max` pays for, and what happens to one more (design rule 5).
+//! Admission: how many connections and bodies `memory.max` allows, and what happens to one more (design rule 5).
 //!
-//! Small questions cost little, so that a tag is answered while bodies are being served to as many clients as there is
-//! memory for. What does not fit waits briefly and is then answered 503 with Retry-After: a client goes to its next
-//! host at once, where one that is left waiting has no time-out at all.
+//! A small request needs no permit for a body, so that tags are answered while as many bodies are served as memory allows.
+//! One connection or body too many waits briefly and is then answered 503 with Retry-After: a client tries its next host
+//! at once after a 503, and waits for an answer without a time-out.
 
 use crate::budget;
 use crate::config::Config;
@@ -10,10 +10,10 @@ use crate::mirror::Refusal;
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// A place that is given back when it is dropped.
-pub(super) type Place = OwnedSemaphorePermit;
+/// Allows one connection or one body, until it is dropped.
+pub(super) type AdmissionPermit = OwnedSemaphorePermit;
 
-/// The places there are.
+/// The permits for connections and bodies.
 pub(super) struct Admission {
     connections: Arc<Semaphore>,
     connections_max: u32,
@@ -22,15 +22,16 @@ pub(super) struct Admission {
 }
 
 impl Admission {
-    /// Divides what `memory.max` leaves beside the process itself: a quarter to connections, the rest to bodies.
+    /// Divides the memory that `memory.max` leaves to clients: a quarter for connections, the rest for bodies.
     pub(super) fn new(config: &Config) -> Admission {
         let fixed = budget::MEMORY_BASE_BYTES
             + config.fetch.streams as u64 * budget::DOWNLOAD_COST_BYTES
             + config.kit.as_ref().map_or(0, |_| budget::KIT_BYTES);
         let tls = config.tls.as_ref().map_or(0, |_| budget::CONNECTION_TLS_COST_BYTES);
         let cost = budget::CONNECTION_COST_BYTES + tls;
-        let (connections_max, bodies_max) = places(config.memory_max.saturating_sub(fixed), cost);
-        let semaphore = |places: u64| Arc::new(Semaphore::new(usize::try_from(places).unwrap_or(usize::MAX)));
+        let (connections_max, bodies_max) = permits(config.memory_max.saturating_sub(fixed), cost);
+        let semaphore =
+            |permits: u64| Arc::new(Semaphore::new(usize::try_from(permits).unwrap_or(usize::MAX)));
         Admission {
             connections: semaphore(connections_max),
             connections_max: u32::try_from(connections_max).unwrap_or(u32::MAX),
@@ -39,20 +40,19 @@ impl Admission {
         }
     }
 
-    /// A place for a connection, if one is free before long.
-    pub(super) async fn connection(&self) -> Option<Place> {
-        before_long(&self.connections).await
+    /// A permit for a connection, if one is free before long.
+    pub(super) async fn connection(&self) -> Option<AdmissionPermit> {
+        wait_briefly(&self.connections).await
     }
 
-    /// A place for a body.
+    /// A permit for a body.
     ///
     /// # Errors
     /// [`Refusal::Busy`] if none is free before long.
-    pub(super) async fn body(&self) -> Result<Place, Refusal> {
-        let busy = || {
-            Refusal::Busy(format!("{} clients are being served, all that memory.max allows", self.bodies_max))
-        };
-        before_long(&self.bodies).await.ok_or_else(busy)
+    pub(super) async fn body(&self) -> Result<AdmissionPermit, Refusal> {
+        let max = self.bodies_max;
+        let busy = || Refusal::Busy(format!("all {max} client downloads that memory.max allows are in use"));
+        wait_briefly(&self.bodies).await.ok_or_else(busy)
     }
 
     /// Waits until every connection has ended.
@@ -61,13 +61,13 @@ impl Admission {
     }
 }
 
-async fn before_long(places: &Arc<Semaphore>) -> Option<Place> {
-    let place = Arc::clone(places).acquire_owned();
-    tokio::time::timeout(budget::ADMISSION_WAIT_MAX, place).await.ok()?.ok()
+async fn wait_briefly(permits: &Arc<Semaphore>) -> Option<AdmissionPermit> {
+    let permit = Arc::clone(permits).acquire_owned();
+    tokio::time::timeout(budget::ADMISSION_WAIT_MAX, permit).await.ok()?.ok()
 }
 
-/// Connections and bodies at a time, of `left` bytes of memory where a connection costs so many.
-fn places(left: u64, connection_cost: u64) -> (u64, u64) {
+/// Connections and bodies at a time in `left` bytes of memory, of which a connection costs `connection_cost`.
+fn permits(left: u64, connection_cost: u64) -> (u64, u64) {
     let connections = left / 4 / connection_cost;
     let connections = connections.clamp(budget::CLIENTS_MIN, budget::CONNECTIONS_MAX);
     let bodies = (left - left / 4) / budget::BODY_COST_BYTES;
@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn more_memory_more_clients_and_never_too_few() {
-        let of = |mib: u64| places(mib * budget::MIB, budget::CONNECTION_COST_BYTES);
+        let of = |mib: u64| permits(mib * budget::MIB, budget::CONNECTION_COST_BYTES);
         assert_eq!(of(52), (512, 312));
         assert_eq!(of(12), (128, 72));
         assert_eq!(of(4), (42, 24));

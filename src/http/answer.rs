@@ -1,8 +1,10 @@
 //! Answers: the one place where a refusal becomes a status and an OCI error (distribution-spec, "Error Codes").
 
 use super::body::Body;
+use super::request::ClientRequest;
 use crate::mirror::{Missing, Refusal};
 use crate::oci::{ErrorCode, RegistryName, error_body};
+use bytes::Bytes;
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Method, Response, StatusCode};
 
@@ -10,27 +12,27 @@ use hyper::{Method, Response, StatusCode};
 pub(super) type Answer = Response<Body>;
 
 /// The digest of what is served.
-pub(super) const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
-/// How the answer was made (RFC 9211).
-pub(super) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+/// How the answer was made: from the cache or not (RFC 9211).
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 /// The registry that `ns` named.
-pub(super) const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
+const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 /// What was applied to a list of referrers.
 pub(super) const FILTERS: HeaderName = HeaderName::from_static("oci-filters-applied");
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 
-/// An answer with a body at hand.
-pub(super) fn full(status: StatusCode, content_type: &str, body: impl Into<bytes::Bytes>) -> Answer {
-    let body: bytes::Bytes = body.into();
+/// An answer whose body is in memory.
+pub(super) fn full(status: StatusCode, content_type: &str, body: impl Into<Bytes>) -> Answer {
+    let body: Bytes = body.into();
     let length = body.len() as u64;
     let mut answer = with_length(status, text(content_type), length);
     *answer.body_mut() = Body::full(body);
     answer
 }
 
-/// An answer whose body of `length` bytes is put in later, or never for a HEAD.
+/// An answer whose body of `length` bytes is added later, or never for a HEAD.
 pub(super) fn with_length(status: StatusCode, content_type: HeaderValue, length: u64) -> Answer {
-    let mut answer = Response::new(Body::empty());
+    let mut answer = Response::new(Body::full(Bytes::new()));
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
     headers.insert(header::CONTENT_TYPE, content_type);
@@ -39,7 +41,7 @@ pub(super) fn with_length(status: StatusCode, content_type: HeaderValue, length:
     answer
 }
 
-/// Text as a header value; what no header can carry becomes a question mark.
+/// Text as a header value; a character that no header can carry becomes a question mark.
 pub(super) fn text(value: &str) -> HeaderValue {
     HeaderValue::from_str(value).unwrap_or_else(|_| {
         let clean: String = value.chars().map(|c| if (' '..='~').contains(&c) { c } else { '?' }).collect();
@@ -47,8 +49,8 @@ pub(super) fn text(value: &str) -> HeaderValue {
     })
 }
 
-/// Bytes of our own making as a header value.
-pub(super) fn shared(value: bytes::Bytes) -> HeaderValue {
+/// Bytes that larder made as a header value.
+pub(super) fn shared(value: Bytes) -> HeaderValue {
     HeaderValue::from_maybe_shared(value).unwrap_or(HeaderValue::from_static("?"))
 }
 
@@ -57,20 +59,22 @@ pub(super) fn error(status: StatusCode, code: ErrorCode, message: &str) -> Answe
     full(status, "application/json", error_body(code, message))
 }
 
-/// Nothing can be written here.
+/// The mirror is read-only.
 pub(super) fn read_only(method: &Method) -> Answer {
     let message = format!("this mirror is read-only: {method} is not supported");
     let mut answer = error(StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported, &message);
     answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
-    // A body that nobody will read must not be taken for the next request.
+    // Nobody reads the body of this request, so the connection must not be used for the next one.
     answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     answer
 }
 
-/// There is no place for this connection now.
-pub(super) fn no_place() -> Answer {
-    let message = "all connections that memory.max allows are taken";
-    let mut answer = refuse(&Refusal::Busy(message.into()));
+/// Why a connection is not served now.
+pub(super) const NO_CONNECTION: &str = "all connections that memory.max allows are in use";
+
+/// All connections are in use.
+pub(super) fn no_connection() -> Answer {
+    let mut answer = refuse(&Refusal::Busy(NO_CONNECTION.into()));
     answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     answer
 }
@@ -78,6 +82,28 @@ pub(super) fn no_place() -> Answer {
 /// The registry is not configured.
 pub(super) fn unknown_registry(registry: &RegistryName) -> Answer {
     refuse(&Refusal::UnknownRegistry(registry.clone()))
+}
+
+/// Marks how an answer was made, and echoes the registry that `ns` named.
+pub(super) fn mark(answer: &mut Answer, request: &ClientRequest, status: &'static str) {
+    let headers = answer.headers_mut();
+    headers.insert(CACHE_STATUS, HeaderValue::from_static(status));
+    if let Some(namespace) = &request.namespace {
+        headers.insert(NAMESPACE, text(namespace.as_str()));
+    }
+}
+
+/// Adds the headers that every answer with content has; `quoted` is its digest in quotation marks.
+pub(super) fn label(
+    answer: &mut Answer,
+    request: &ClientRequest,
+    quoted: impl Into<Bytes>,
+    status: &'static str,
+) {
+    let (headers, quoted) = (answer.headers_mut(), quoted.into());
+    headers.insert(CONTENT_DIGEST, shared(quoted.slice(1..quoted.len() - 1)));
+    headers.insert(header::ETAG, shared(quoted));
+    mark(answer, request, status);
 }
 
 /// The answer that says why nothing is served.
@@ -94,7 +120,7 @@ pub(super) fn refuse(refusal: &Refusal) -> Answer {
         Refusal::Denied { .. } => (StatusCode::FORBIDDEN, ErrorCode::Denied),
         Refusal::Unavailable(_) => (StatusCode::BAD_GATEWAY, ErrorCode::Unavailable),
         Refusal::Busy(_) => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::TooManyRequests),
-        Refusal::NotKept(_) => (StatusCode::INSUFFICIENT_STORAGE, ErrorCode::Unavailable),
+        Refusal::NotStored(_) => (StatusCode::INSUFFICIENT_STORAGE, ErrorCode::Unavailable),
         Refusal::Failed(_) => (StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unavailable),
     };
     let mut answer = error(status, code, &refusal.to_string());

@@ -1,102 +1,77 @@
 //! `/v2/NAME/blobs/DIGEST` (distribution-spec, "Pulling blobs"), with ranges on hits and on fills.
 
-use super::Shared;
 use super::answer::{self, Answer};
 use super::body::{Account, Body, Reader};
-use super::manifests::label;
-use super::request::{Range, Request};
-use crate::mirror::{ByteSource, Refusal, Source};
-use crate::oci::{Digest, Repository};
+use super::request::{ByteRange, ClientRequest};
+use super::{Answered, ServerShared};
+use crate::mirror::{BlobSource, ByteSource};
+use crate::oci::{Digest, ErrorCode, Repository};
 use hyper::StatusCode;
 use hyper::header::{self, HeaderValue};
-use std::sync::Arc;
 
-/// What any blob is to who does not know what it is for.
+/// The media type of a blob: only the manifest that names it knows more.
 const BYTES: HeaderValue = HeaderValue::from_static("application/octet-stream");
 
 pub(super) async fn answer(
-    shared: &Arc<Shared>,
-    request: &Request,
+    shared: &ServerShared,
+    request: &ClientRequest,
     repository: &Repository,
     digest: &Digest,
-) -> Answer {
-    let answered = if request.head {
-        head(shared, request, repository, digest).await
-    } else {
-        body(shared, request, repository, digest).await
-    };
-    answered.unwrap_or_else(|refusal| {
-        log::warn!("{repository} blob {digest} not answered: {refusal}");
-        shared.mirror.pulls().refused(request.client, repository);
-        answer::refuse(&refusal)
-    })
-}
-
-async fn head(
-    shared: &Arc<Shared>,
-    request: &Request,
-    repository: &Repository,
-    digest: &Digest,
-) -> Result<Answer, Refusal> {
-    let (size, hit) = shared.mirror.blob_size(repository, digest).await?;
-    let mut answer = answer::with_length(StatusCode::OK, BYTES, size);
-    answer.headers_mut().insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    label(&mut answer, request, digest.quoted(), if hit { "larder; hit" } else { "larder; fwd=uri-miss" });
-    Ok(answer)
-}
-
-async fn body(
-    shared: &Arc<Shared>,
-    request: &Request,
-    repository: &Repository,
-    digest: &Digest,
-) -> Result<Answer, Refusal> {
+) -> Answered {
     let mirror = &shared.mirror;
+    if request.head {
+        let (size, hit) = mirror.blob_size(repository, digest).await?;
+        let status = if hit { "larder; hit" } else { "larder; fwd=uri-miss" };
+        return Ok(blob(request, digest, StatusCode::OK, size, status));
+    }
     let source = mirror.blob(repository, digest).await?;
     let (total, status) = match &source {
-        Source::Hit(blob) => (blob.size, "larder; hit"),
-        Source::Fill { total, fill, .. } if fill.source() == ByteSource::Cache => (*total, "larder; hit"),
-        Source::Fill { total, joined: false, .. } => (*total, "larder; fwd=uri-miss"),
-        Source::Fill { total, joined: true, .. } => (*total, "larder; fwd=uri-miss; collapsed"),
-        Source::Through { total, .. } => (*total, "larder; fwd=uri-miss; detail=not-stored"),
+        BlobSource::Hit(blob) => (blob.size, "larder; hit"),
+        BlobSource::Fill { total, fill, .. } if fill.source() == ByteSource::Cache => (*total, "larder; hit"),
+        BlobSource::Fill { total, joined: false, .. } => (*total, "larder; fwd=uri-miss"),
+        BlobSource::Fill { total, joined: true, .. } => (*total, "larder; fwd=uri-miss; collapsed"),
+        BlobSource::Uncached { total, .. } => (*total, "larder; fwd=uri-miss; detail=not-stored"),
     };
     let (code, first, length) = match request.range(total) {
-        Range::Whole => (StatusCode::OK, 0, total),
-        Range::Part(first, last) => (StatusCode::PARTIAL_CONTENT, first, last - first + 1),
-        Range::Unsatisfiable => return Ok(unsatisfiable(total)),
+        ByteRange::Whole => (StatusCode::OK, 0, total),
+        ByteRange::Part(first, last) => (StatusCode::PARTIAL_CONTENT, first, last - first + 1),
+        ByteRange::Unsatisfiable => return Ok(unsatisfiable(total)),
     };
-    let mut answer = answer::with_length(code, BYTES, length);
-    let headers = answer.headers_mut();
-    headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    let mut answer = blob(request, digest, code, length, status);
     if code == StatusCode::PARTIAL_CONTENT {
-        let last = first + length - 1;
-        headers.insert(header::CONTENT_RANGE, answer::text(&format!("bytes {first}-{last}/{total}")));
+        let range = format!("bytes {first}-{}/{total}", first + length - 1);
+        answer.headers_mut().insert(header::CONTENT_RANGE, answer::text(&range));
     }
+    let served_from = if let BlobSource::Hit(_) = &source { ByteSource::Cache } else { ByteSource::Fill };
+    let account = Account::open(shared, request.identity.address, repository, served_from).await?;
     let reader = match source {
-        Source::Hit(blob) => Reader::whole(
-            blob.file,
-            first,
-            digest,
-            Account::open(shared, request.client, repository, ByteSource::Cache).await?,
-        ),
-        Source::Through { pieces, .. } => {
-            let account = Account::open(shared, request.client, repository, ByteSource::Fill).await?;
-            Reader::through(pieces, first, mirror.stall_timeout(), account)
+        BlobSource::Hit(blob) => Reader::complete(blob.file, first, digest, account),
+        BlobSource::Uncached { pieces, .. } => {
+            Reader::uncached(pieces, first, mirror.stall_timeout(), account)
         }
-        Source::Fill { fill, .. } => {
-            let account = Account::open(shared, request.client, repository, ByteSource::Fill).await?;
-            Reader::growing(fill, first, mirror.stall_timeout(), account)
-        }
+        BlobSource::Fill { fill, .. } => Reader::growing(fill, first, mirror.stall_timeout(), account),
     };
     *answer.body_mut() = Body::stream(reader, length);
-    label(&mut answer, request, digest.quoted(), status);
     Ok(answer)
+}
+
+/// An answer with `length` bytes of a blob, without the body.
+fn blob(
+    request: &ClientRequest,
+    digest: &Digest,
+    code: StatusCode,
+    length: u64,
+    status: &'static str,
+) -> Answer {
+    let mut answer = answer::with_length(code, BYTES, length);
+    answer.headers_mut().insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    answer::label(&mut answer, request, digest.quoted(), status);
+    answer
 }
 
 fn unsatisfiable(total: u64) -> Answer {
     let message = format!("the range is outside the blob's {total} bytes");
-    let mut answer =
-        answer::error(StatusCode::RANGE_NOT_SATISFIABLE, crate::oci::ErrorCode::Unsupported, &message);
+    let mut answer = answer::error(StatusCode::RANGE_NOT_SATISFIABLE, ErrorCode::Unsupported, &message);
     answer.headers_mut().insert(header::CONTENT_RANGE, answer::text(&format!("bytes */{total}")));
     answer
 }

@@ -1,18 +1,17 @@
-//! Bodies: a few bytes at hand, or a file and how much of it is there.
+//! Bodies: a few bytes in memory, or a file of which some bytes may still be missing.
 //!
-//! Hits and fills are read by the same code. The file is the buffer: a slow client holds one piece in memory at the most
-//! and holds back nobody. Over plain HTTP not even that: a piece goes from the page cache to the socket ([`direct`]).
-//! Over TLS, and where the file system does not say what is in memory, it is read into a buffer of the [`pool`]. What the
-//! page cache does not have is waited for on a thread of its own, so that a cold card delays its readers alone.
+//! Hits and fills are read by the same code. The file is the buffer: a slow client holds at most one piece in memory and
+//! delays nobody. Over plain HTTP not even that: a piece goes from the page cache to the socket ([`sendfile`]). Over TLS,
+//! and where the file system cannot tell what the page cache has, it is read into a buffer of the [`pool`]. Bytes that the
+//! page cache does not have are read on a blocking thread, so that a slow card delays only its own readers.
 //!
-//! What cannot be read to its end is an error of the body, which cuts the connection: a body is never completed with
-//! wrong or missing bytes.
+//! A read that fails is an error of the body, which cuts the connection: a body never ends with wrong or missing bytes.
 
-use super::Shared;
-use super::admission::Place;
-use super::direct::{self, Doubt, Outlet, Warmth};
-use super::page_cache::{self, Lent};
+use super::ServerShared;
+use super::admission::AdmissionPermit;
+use super::page_cache::{self, PageCacheUse};
 use super::pool;
+use super::sendfile::{self, OnReadFailure, PageCacheProbe, SendfileQueue};
 use crate::budget;
 use crate::mirror::{ByteSource, Fill, Mirror, Phase, Pieces, Progress, Refusal};
 use crate::oci::{Digest, Repository};
@@ -28,8 +27,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 
-/// Turns at reading what the page cache does not have. Who waits for one waits without a thread, so that cold blobs
-/// leave threads for the questions about tags.
+/// Permits to read what the page cache does not have. A reader waits for one without a thread, so that cold blobs leave
+/// threads for requests about tags.
 static COLD_READS: Semaphore = Semaphore::const_new(budget::COLD_READS_MAX);
 
 /// The body of an answer.
@@ -37,36 +36,32 @@ pub(crate) struct Body(Inner);
 
 enum Inner {
     Full(Option<Bytes>),
-    Stream { left: u64, state: State },
+    Stream { left: u64, state: StreamState },
 }
 
-/// The reader, given back, and what it read.
-type Read = (Box<Reader>, io::Result<Bytes>);
+/// The reader, and what it read.
+type ReadOutcome = (Box<Reader>, io::Result<Bytes>);
 
-enum State {
+enum StreamState {
     Idle(Box<Reader>),
-    Reading(Pin<Box<dyn Future<Output = Read> + Send>>),
+    Reading(Pin<Box<dyn Future<Output = ReadOutcome> + Send>>),
     Ended,
 }
 
 impl Body {
-    pub(super) fn empty() -> Body {
-        Body(Inner::Full(None))
-    }
-
     pub(super) fn full(bytes: Bytes) -> Body {
         Body(Inner::Full((!bytes.is_empty()).then_some(bytes)))
     }
 
     /// `length` bytes of what `reader` reads.
     pub(super) fn stream(reader: Reader, length: u64) -> Body {
-        Body(Inner::Stream { left: length, state: State::Idle(Box::new(reader)) })
+        Body(Inner::Stream { left: length, state: StreamState::Idle(Box::new(reader)) })
     }
 
-    /// Lets pieces of files go out by `outlet`, which must be that of the connection that the body is for.
-    pub(super) fn send_by(&mut self, outlet: &Outlet) {
-        if let Inner::Stream { state: State::Idle(reader), .. } = &mut self.0 {
-            reader.outlet = Some(outlet.clone());
+    /// Sends pieces of files by `queue`, which must be that of the connection that the body is for.
+    pub(super) fn send_by(&mut self, queue: SendfileQueue) {
+        if let Inner::Stream { state: StreamState::Idle(reader), .. } = &mut self.0 {
+            reader.queue = Some(queue);
         }
     }
 }
@@ -82,26 +77,26 @@ impl http_body::Body for Body {
             Inner::Stream { left, state } => (left, state),
         };
         loop {
-            let (reader, read) = match std::mem::replace(state, State::Ended) {
-                State::Idle(mut reader) => match reader.read_now(*left) {
+            let (reader, read) = match std::mem::replace(state, StreamState::Ended) {
+                StreamState::Idle(mut reader) => match reader.read_now(*left) {
                     Some(read) => reader.note(*left, Ok(read)),
                     None => {
-                        *state = State::Reading(Box::pin(reader.wait(*left)));
+                        *state = StreamState::Reading(Box::pin(reader.wait(*left)));
                         continue;
                     }
                 },
-                State::Reading(mut reading) => match reading.as_mut().poll(cx) {
+                StreamState::Reading(mut reading) => match reading.as_mut().poll(cx) {
                     Poll::Pending => {
-                        *state = State::Reading(reading);
+                        *state = StreamState::Reading(reading);
                         return Poll::Pending;
                     }
                     Poll::Ready(read) => read,
                 },
-                State::Ended => return Poll::Ready(None),
+                StreamState::Ended => return Poll::Ready(None),
             };
             return Poll::Ready(Some(read.map(|bytes| {
                 *left -= bytes.len() as u64;
-                *state = State::Idle(reader);
+                *state = StreamState::Idle(reader);
                 Frame::data(bytes)
             })));
         }
@@ -122,117 +117,119 @@ impl http_body::Body for Body {
     }
 }
 
-/// A file that is whole or grows, and a place in it.
+/// Where the bytes of a body come from, and the next one to read.
 pub(super) struct Reader {
-    from: From,
+    from: ReaderSource,
     offset: u64,
-    /// By which pieces of files go out as they are, where they may.
-    outlet: Option<Outlet>,
+    /// Sends pieces of files, if the connection can.
+    queue: Option<SendfileQueue>,
     /// Held while the file is read, where page cache is scarce.
-    lent: Option<Lent>,
-    /// Has a blob that cannot be read looked at once more.
-    doubt: Option<Doubt>,
+    cache_use: Option<PageCacheUse>,
+    /// Has the mirror verify a blob that cannot be read.
+    on_failure: OnReadFailure,
     account: Account,
 }
 
-enum From {
-    Whole(Arc<File>),
+enum ReaderSource {
+    Complete(Arc<File>),
     Growing { fill: Arc<Fill>, follow: watch::Receiver<Progress>, stall: Duration },
-    Through(Through),
+    Uncached(UncachedStream),
 }
 
-/// What comes for one client alone.
-struct Through {
+/// A download for this client alone, which is not stored.
+struct UncachedStream {
     pieces: Pieces,
-    /// Bytes that have come.
-    come: u64,
-    /// Bytes before the first one that is wanted.
+    /// Bytes received.
+    received: u64,
+    /// Bytes before the first one that the client wants.
     skip: u64,
-    /// The bytes before it as the client has had them, from a download that the disk would not take to its end.
-    had: Option<Arc<File>>,
+    /// Those bytes as the client has them already, from a download that the disk could not store to its end.
+    sent: Option<Arc<File>>,
     stall: Duration,
 }
 
 impl Reader {
-    fn new(from: From, offset: u64, account: Account) -> Reader {
-        Reader { from, offset, outlet: None, lent: None, doubt: None, account }
+    fn new(from: ReaderSource, offset: u64, account: Account) -> Reader {
+        Reader { from, offset, queue: None, cache_use: None, on_failure: None, account }
     }
 
-    /// Reads the blob `digest`; what cannot be read of it is looked at again.
-    pub(super) fn whole(file: File, offset: u64, digest: &Digest, account: Account) -> Reader {
-        let (mirror, doubted) = (Arc::clone(&account.mirror), digest.clone());
-        let doubt: Doubt = Arc::new(move || mirror.doubt(&doubted));
-        Reader { doubt: Some(doubt), ..Reader::new(From::Whole(Arc::new(file)), offset, account) }
+    /// Reads the blob `digest`; the mirror verifies it again if a read fails.
+    pub(super) fn complete(file: File, offset: u64, digest: &Digest, account: Account) -> Reader {
+        let (mirror, digest) = (Arc::clone(&account.mirror), digest.clone());
+        let on_failure: OnReadFailure = Some(Arc::new(move || mirror.reread(&digest)));
+        let reader = Reader::new(ReaderSource::Complete(Arc::new(file)), offset, account);
+        Reader { on_failure, ..reader }
     }
 
     /// Reads a fill as it grows; a wait of `stall` without a byte is an error.
     pub(super) fn growing(fill: Arc<Fill>, offset: u64, stall: Duration, account: Account) -> Reader {
         let follow = fill.follow();
-        Reader::new(From::Growing { fill, follow, stall }, offset, account)
+        Reader::new(ReaderSource::Growing { fill, follow, stall }, offset, account)
     }
 
-    /// Passes on what comes for this client alone; a wait of `stall` without a byte is an error.
-    pub(super) fn through(pieces: Pieces, offset: u64, stall: Duration, account: Account) -> Reader {
-        let through = Through { pieces, come: 0, skip: offset, had: None, stall };
-        Reader::new(From::Through(through), offset, account)
+    /// Passes on a download that is not stored; a wait of `stall` without a byte is an error.
+    pub(super) fn uncached(pieces: Pieces, offset: u64, stall: Duration, account: Account) -> Reader {
+        let stream = UncachedStream { pieces, received: 0, skip: offset, sent: None, stall };
+        Reader::new(ReaderSource::Uncached(stream), offset, account)
     }
 
-    /// The next bytes, if nothing has to be waited for.
+    /// The next bytes, if they can be read without waiting.
     fn read_now(&mut self, left: u64) -> Option<Bytes> {
-        let (file, there) = match &mut self.from {
-            From::Whole(file) => (Arc::clone(file), left),
-            From::Through(_) => return None,
-            From::Growing { fill, follow, .. } => {
-                let there = follow.borrow_and_update().available.checked_sub(self.offset)?;
+        let (file, available) = match &mut self.from {
+            ReaderSource::Complete(file) => (Arc::clone(file), left),
+            ReaderSource::Uncached(_) => return None,
+            ReaderSource::Growing { fill, follow, .. } => {
+                let available = follow.borrow_and_update().available.checked_sub(self.offset)?;
                 self.account.source = fill.source();
-                (fill.file()?, there.min(left))
+                (fill.file()?, available.min(left))
             }
         };
-        self.piece_now(&file, there)
+        self.piece_now(&file, available)
     }
 
-    /// The next of `there` bytes of a file, if the page cache has them.
-    fn piece_now(&mut self, file: &Arc<File>, there: u64) -> Option<Bytes> {
-        if there == 0 {
+    /// The next of `available` bytes of a file, if the page cache has them.
+    fn piece_now(&mut self, file: &Arc<File>, available: u64) -> Option<Bytes> {
+        if available == 0 {
             return None;
         }
-        if self.lent.is_none() {
-            self.lent = page_cache::lend(file);
+        if self.cache_use.is_none() {
+            self.cache_use = page_cache::track(file);
         }
-        // What is small goes out in one packet with its header.
-        if let Some(outlet) = self.outlet.as_ref().filter(|_| there > budget::COPIED_BYTES_MAX) {
-            let length = at_most(there, budget::DIRECT_PIECE_BYTES);
-            match direct::warmth(file, self.offset, length) {
-                Warmth::Warm(length) => {
-                    return Some(outlet.put(Arc::clone(file), self.offset, length, self.doubt.clone()));
+        // A small body goes out in one packet with its header.
+        if let Some(queue) = self.queue.as_ref().filter(|_| available > budget::COPIED_BYTES_MAX) {
+            let length = at_most(available, budget::DIRECT_PIECE_BYTES);
+            match sendfile::probe_page_cache(file, self.offset, length) {
+                PageCacheProbe::Cached(length) => {
+                    return Some(queue.push(Arc::clone(file), self.offset, length, self.on_failure.clone()));
                 }
-                Warmth::Cold => return None,
-                Warmth::Unknown => self.outlet = None,
+                PageCacheProbe::NotCached => return None,
+                PageCacheProbe::Unknown => self.queue = None,
             }
         }
-        let (want, place) = (at_most(there, budget::SERVE_CHUNK_BYTES), Arc::clone(&self.account.place));
-        let read = pool::filled(want, place, |into| direct::read_now(file, into, self.offset));
+        let (want, permit) =
+            (at_most(available, budget::SERVE_CHUNK_BYTES), Arc::clone(&self.account.permit));
+        let read = pool::filled(want, permit, |into| sendfile::read_cached(file, into, self.offset));
         read.ok().filter(|bytes| !bytes.is_empty())
     }
 
-    /// The next bytes, however long they have to be waited for.
-    async fn wait(mut self: Box<Self>, left: u64) -> Read {
+    /// The next bytes, however long that takes.
+    async fn wait(mut self: Box<Self>, left: u64) -> ReadOutcome {
         let read = self.read(left).await;
         self.note(left, read)
     }
 
-    /// Enters what was read into the books.
-    fn note(mut self: Box<Self>, left: u64, read: io::Result<Bytes>) -> Read {
+    /// Counts what was read, or reports why it could not be.
+    fn note(mut self: Box<Self>, left: u64, read: io::Result<Bytes>) -> ReadOutcome {
         match &read {
             Ok(bytes) => {
                 self.offset += bytes.len() as u64;
                 self.account.served += bytes.len() as u64;
-                self.account.whole = bytes.len() as u64 == left;
+                self.account.complete = bytes.len() as u64 == left;
             }
             Err(e) => {
                 log::warn!("a client's download was cut at byte {}: {e}", self.offset);
-                if let Some(doubt) = &self.doubt {
-                    doubt();
+                if let Some(on_failure) = &self.on_failure {
+                    on_failure();
                 }
             }
         }
@@ -240,52 +237,54 @@ impl Reader {
     }
 
     async fn read(&mut self, left: u64) -> io::Result<Bytes> {
-        // What is whole has just been looked at; a download may have brought what is in memory now.
-        let (file, there, look) = match &mut self.from {
-            From::Whole(file) => (Arc::clone(file), left, false),
-            From::Through(through) => return through.next(left).await,
-            From::Growing { fill, follow, stall } => {
+        let (file, available) = match &mut self.from {
+            ReaderSource::Complete(file) => (Arc::clone(file), left),
+            ReaderSource::Uncached(stream) => return stream.next(left).await,
+            ReaderSource::Growing { fill, follow, stall } => {
                 let available = match bytes_after(follow, self.offset, *stall).await {
-                    Ok(available) => available,
-                    Err(e) => {
-                        // A download that only the disk ended goes on without it.
-                        let Some(cause) = fill.not_kept() else { return Err(e) };
-                        let total = follow.borrow().total.ok_or(e)?;
-                        let mirror = Arc::clone(&self.account.mirror);
-                        let pieces =
-                            mirror.go_on_through(&self.account.repository, fill, total, &cause).await;
-                        let pieces = pieces.map_err(|refusal| io::Error::other(refusal.to_string()))?;
-                        let (had, stall) = (fill.file(), *stall);
-                        let mut through = Through { pieces, come: 0, skip: self.offset, had, stall };
-                        let read = through.next(left).await;
-                        self.from = From::Through(through);
-                        return read;
-                    }
+                    Ok(available) => left.min(available - self.offset),
+                    Err(problem) => return self.read_uncached(left, problem).await,
                 };
                 self.account.source = fill.source();
                 let file = fill.file().ok_or_else(|| io::Error::other("the download has no file yet"))?;
-                (file, left.min(available - self.offset), true)
+                // The page cache had nothing of a complete file just now; of this one it may have the new bytes.
+                if let Some(bytes) = self.piece_now(&file, available) {
+                    return Ok(bytes);
+                }
+                (file, available)
             }
         };
-        if look && let Some(bytes) = self.piece_now(&file, there) {
-            return Ok(bytes);
-        }
-        let turn = COLD_READS.acquire().await.map_err(io::Error::other)?;
-        let (from_disk, offset, place) = (Arc::clone(&file), self.offset, Arc::clone(&self.account.place));
-        let (outlet, doubt) = (self.outlet.clone(), self.doubt.clone());
-        let read = tokio::task::spawn_blocking(move || match outlet {
-            Some(outlet) if there > budget::COPIED_BYTES_MAX => {
-                let length = at_most(there, budget::COLD_PIECE_BYTES);
-                direct::warm(&from_disk, offset, length)?;
-                Ok(outlet.put(from_disk, offset, length, doubt))
+        let reading = COLD_READS.acquire().await.map_err(io::Error::other)?;
+        let (offset, permit) = (self.offset, Arc::clone(&self.account.permit));
+        let (queue, on_failure) = (self.queue.clone(), self.on_failure.clone());
+        let read = tokio::task::spawn_blocking(move || match queue {
+            Some(queue) if available > budget::COPIED_BYTES_MAX => {
+                let length = at_most(available, budget::COLD_PIECE_BYTES);
+                sendfile::load(&file, offset, length)?;
+                Ok(queue.push(file, offset, length, on_failure))
             }
-            _ => pool::filled(at_most(there, budget::SERVE_CHUNK_BYTES), place, |into| {
-                pool::read_at(&from_disk, into, offset)
+            _ => pool::filled(at_most(available, budget::SERVE_CHUNK_BYTES), permit, |into| {
+                pool::read_at(&file, into, offset)
             }),
         });
         let read = read.await;
-        drop(turn);
+        drop(reading);
         read.map_err(io::Error::other)?
+    }
+
+    /// Goes on without the disk after a fill has failed with `problem`, if only the disk was to blame.
+    async fn read_uncached(&mut self, left: u64, problem: io::Error) -> io::Result<Bytes> {
+        let ReaderSource::Growing { fill, follow, stall } = &self.from else { return Err(problem) };
+        let Some(cause) = fill.not_stored() else { return Err(problem) };
+        let total = follow.borrow().total.ok_or(problem)?;
+        let Account { mirror, repository, .. } = &self.account;
+        let pieces = mirror.resume_uncached(repository, fill, total, &cause).await;
+        let pieces = pieces.map_err(|refusal| io::Error::other(refusal.to_string()))?;
+        let (sent, stall) = (fill.file(), *stall);
+        let mut stream = UncachedStream { pieces, received: 0, skip: self.offset, sent, stall };
+        let read = stream.next(left).await;
+        self.from = ReaderSource::Uncached(stream);
+        read
     }
 }
 
@@ -293,27 +292,24 @@ fn at_most(bytes: u64, most: usize) -> usize {
     usize::try_from(bytes).map_or(most, |bytes| bytes.min(most))
 }
 
-impl Through {
+impl UncachedStream {
     /// The next bytes, at most `left`.
     async fn next(&mut self, left: u64) -> io::Result<Bytes> {
         loop {
             let received = tokio::time::timeout(self.stall, self.pieces.recv()).await;
-            let received =
-                received.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no byte came in time"))?;
+            let received = received.map_err(|_| stalled(self.stall))?;
             let mut piece = received.ok_or(io::ErrorKind::UnexpectedEof)??;
-            let at = self.come;
-            self.come += piece.len() as u64;
-            let skipped =
-                usize::try_from(self.skip.saturating_sub(at)).unwrap_or(usize::MAX).min(piece.len());
-            let wanted = piece.split_off(skipped);
-            if let (Some(had), false) = (&self.had, piece.is_empty()) {
-                // The client has had other bytes than the ones that are hashed now: it must not get their end.
-                if read_from(had, at, piece.len()).await? != piece {
-                    return Err(io::Error::other("upstream sends other bytes than it sent before"));
-                }
+            let at = self.received;
+            self.received += piece.len() as u64;
+            let wanted = piece.split_off(at_most(self.skip.saturating_sub(at), piece.len()));
+            // If the client has other bytes than the ones that are hashed now, it must not get their end.
+            if let (Some(sent), false) = (&self.sent, piece.is_empty())
+                && read_from(sent, at, piece.len()).await? != piece
+            {
+                return Err(io::Error::other("upstream sends other bytes than it sent before"));
             }
             if !wanted.is_empty() {
-                return Ok(wanted.slice(..wanted.len().min(usize::try_from(left).unwrap_or(usize::MAX))));
+                return Ok(wanted.slice(..at_most(left, wanted.len())));
             }
         }
     }
@@ -342,70 +338,64 @@ async fn bytes_after(
         if progress.available > offset {
             return Ok(progress.available);
         }
-        // Waiting for a turn is no stall: the downloads before it make progress or end.
-        let patience = match progress.phase {
+        // A queued download is not stalled: the downloads before it make progress or end.
+        let longest = match progress.phase {
             Phase::Queued => budget::QUEUE_WAIT_MAX,
-            // The download finds out first that it stalls, and asks again.
+            // The download detects a stall first, and retries.
             Phase::Running => stall + budget::STALL_LEEWAY,
             Phase::Parked(_) => stall,
             Phase::Done => return Err(io::Error::other("the download ended before this byte")),
             Phase::Failed(refusal) => return Err(io::Error::other(refusal.to_string())),
         };
-        match tokio::time::timeout(patience, follow.changed()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return Err(io::Error::other("the download was given up")),
-            Err(_) => {
-                return Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    format!("no byte came for {patience:?}"),
-                ));
-            }
-        }
+        let changed = tokio::time::timeout(longest, follow.changed()).await;
+        changed.map_err(|_| stalled(longest))?.map_err(|_| io::Error::other("the download was given up"))?;
     }
 }
 
-/// Keeps the books of one body: what was served to whom, when the body is dropped, read to its end or not.
+fn stalled(wait: Duration) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, format!("no byte came for {wait:?}"))
+}
+
+/// Counts what one body serves to whom, and reports it when the body is dropped, complete or not.
 pub(super) struct Account {
-    /// Held until the last byte that was read is written, too.
-    place: Arc<Place>,
+    /// Held until the last byte that was read is written.
+    permit: Arc<AdmissionPermit>,
     mirror: Arc<Mirror>,
     client: IpAddr,
     repository: Repository,
     source: ByteSource,
     served: u64,
-    whole: bool,
+    complete: bool,
 }
 
 impl Account {
-    /// Opens the books once there is a place for the body.
+    /// Waits for a permit for the body.
     ///
     /// # Errors
-    /// [`Refusal::Busy`] if there is none.
+    /// [`Refusal::Busy`] if none is free before long.
     pub(super) async fn open(
-        shared: &Shared,
+        shared: &ServerShared,
         client: IpAddr,
         repository: &Repository,
         source: ByteSource,
     ) -> Result<Account, Refusal> {
-        let place = shared.admission.body().await?;
+        let permit = shared.admission.body().await?;
         let mirror = &shared.mirror;
         mirror.pulls().begin(client, repository);
         Ok(Account {
-            place: Arc::new(place),
+            permit: Arc::new(permit),
             mirror: Arc::clone(mirror),
             client,
             repository: repository.clone(),
             source,
             served: 0,
-            whole: false,
+            complete: false,
         })
     }
-}
 
-impl Account {
-    /// A body that is at hand.
-    pub(super) fn paid(mut self, bytes: Bytes) -> Body {
-        (self.served, self.whole) = (bytes.len() as u64, true);
+    /// A body that is in memory.
+    pub(super) fn in_memory(mut self, bytes: Bytes) -> Body {
+        (self.served, self.complete) = (bytes.len() as u64, true);
         Body::full(bytes)
     }
 }
@@ -413,6 +403,6 @@ impl Account {
 impl Drop for Account {
     fn drop(&mut self) {
         self.mirror.counters().count_served(self.source, self.served);
-        self.mirror.pulls().end(self.client, &self.repository, self.source, self.served, self.whole);
+        self.mirror.pulls().end(self.client, &self.repository, self.source, self.served, self.complete);
     }
 }

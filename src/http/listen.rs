@@ -1,21 +1,26 @@
-//! Listening: accepts connections, hands each to hyper, and stops in good order.
+//! Listening: accepts connections, hands each to hyper, and shuts down cleanly.
 //!
-//! Invariants. No more connections are open than [`super::admission`] has places; one more waits briefly and is answered
-//! 503. No error of a single connection, and no passing error of `accept`, ends the server.
+//! A connection is a byte stream and the identity of its client: plain TCP, TLS and the streams of other listeners are
+//! served by the same code.
+//!
+//! Invariants. No more connections are served than [`super::admission`] has permits; one more waits briefly and is
+//! answered 503. No error of a single connection, and no temporary error of `accept`, ends the server.
 
 use super::admission::Admission;
-use super::auth::Door;
-use super::io::{Clock, Connection, Socket};
-use super::{Shared, answer, tls};
+use super::auth::Authenticator;
+use super::io::{Connection, HyperTimer};
+use super::{ServerShared, answer, tls};
+use crate::auth::Identity;
 use crate::budget;
 use crate::mirror::Mirror;
 use hyper::service::service_fn;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// An address that is bound.
 pub struct Listener(TcpListener);
@@ -54,20 +59,22 @@ impl Listener {
         taken.map(Listener).map_err(|e| format!("cannot use the socket that systemd handed over: {e}"))
     }
 
-    /// Where it listens, with the port that the kernel chose for port 0.
+    /// The address it listens on, with the port that the kernel chose for port 0.
+    ///
+    /// # Errors
+    /// The kernel does not know the socket's address.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.0.local_addr()
     }
 }
 
-/// The server.
-pub struct Server {
-    shared: Arc<Shared>,
-    tls: Option<tokio_rustls::TlsAcceptor>,
-    /// For connections that have no place yet.
-    at_the_door: Arc<Semaphore>,
-    stop: watch::Sender<bool>,
-}
+/// A stream of bytes between a client and the server.
+pub trait ByteStream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> ByteStream for S {}
+
+/// The server: answers clients over any byte stream, within the connections that `memory.max` allows.
+pub struct Server(Arc<ServerShared>);
 
 impl Server {
     /// Prepares to serve `mirror`, reading the certificate and the password file if there are any.
@@ -75,53 +82,27 @@ impl Server {
     /// # Errors
     /// A sentence that names the file and what is wrong with it.
     pub fn new(mirror: Arc<Mirror>) -> Result<Server, String> {
-        let config = Arc::clone(mirror.config());
-        let tls = config.tls.as_ref().map(tls::acceptor).transpose()?;
-        let door = Door::open(config.htpasswd_file.as_deref())?;
-        Ok(Server {
-            shared: Arc::new(Shared { mirror, door, admission: Admission::new(&config) }),
-            tls,
-            at_the_door: Arc::new(Semaphore::new(budget::AT_THE_DOOR_MAX)),
+        let config = mirror.config();
+        Ok(Server(Arc::new(ServerShared {
+            mirror,
+            authenticator: Authenticator::open(config.htpasswd_file.as_deref())?,
+            admission: Admission::new(&config),
+            tls: config.tls.as_ref().map(tls::acceptor).transpose()?,
+            waiting: Arc::new(Semaphore::new(budget::CONNECTIONS_WAITING_MAX)),
             stop: watch::Sender::new(false),
-        })
+        })))
     }
 
     /// Accepts connections until [`Server::stop`].
     pub async fn serve(&self, listener: Listener) {
-        let mut stopped = self.stop.subscribe();
-        loop {
-            let Ok(at_the_door) = Arc::clone(&self.at_the_door).acquire_owned().await else { return };
+        let mut stopped = self.0.stop.subscribe();
+        while let Some(waiting) = self.wait().await {
             let accepted = tokio::select! {
                 accepted = listener.0.accept() => accepted,
                 _ = stopped.wait_for(|stop| *stop) => return,
             };
             match accepted {
-                Ok((socket, peer)) => {
-                    let (shared, tls, stop) =
-                        (Arc::clone(&self.shared), self.tls.clone(), self.stop.subscribe());
-                    tokio::spawn(async move {
-                        let ended = match shared.admission.connection().await {
-                            Some(place) => {
-                                drop(at_the_door);
-                                let admitted = Arc::clone(&shared);
-                                let ended = connection(admitted, tls, socket, peer.ip(), stop, true).await;
-                                drop(place);
-                                ended
-                            }
-                            None => {
-                                log::warn!(
-                                    "{peer} was turned away: all connections that memory.max allows are taken"
-                                );
-                                let away = connection(shared, tls, socket, peer.ip(), stop, false);
-                                let away = tokio::time::timeout(budget::TURNED_AWAY_TIME, away).await;
-                                away.unwrap_or_else(|late| Err(late.into()))
-                            }
-                        };
-                        if let Err(problem) = ended {
-                            log::debug!("connection of {peer} ended: {problem}");
-                        }
-                    });
-                }
+                Ok((socket, peer)) => self.accept(socket, Identity::anonymous(peer.ip()), waiting),
                 Err(e) => {
                     log::warn!("cannot accept a connection: {e}");
                     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -130,59 +111,96 @@ impl Server {
         }
     }
 
-    /// Accepts no more, lets the requests under way end, and returns when none is left or `grace` is over.
-    pub async fn stop(&self, grace: Duration) {
-        self.stop.send_replace(true);
-        let _ = tokio::time::timeout(grace, self.shared.admission.emptied()).await;
-    }
-}
-
-/// Serves a connection, or tells it that there is no place for it.
-async fn connection(
-    shared: Arc<Shared>,
-    tls: Option<tokio_rustls::TlsAcceptor>,
-    socket: TcpStream,
-    client: IpAddr,
-    stop: watch::Receiver<bool>,
-    admitted: bool,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    socket.set_nodelay(true)?;
-    match tls {
-        None => speak(shared, socket, client, stop, admitted).await,
-        Some(acceptor) => {
-            let socket = tokio::time::timeout(budget::REQUEST_HEADER_TIME, acceptor.accept(socket)).await??;
-            speak(shared, socket, client, stop, admitted).await
+    /// Serves one client over a stream that another listener has accepted, until the client or [`Server::stop`] ends it.
+    /// It is one of the connections that `memory.max` allows.
+    pub async fn serve_stream(&self, stream: impl ByteStream, identity: Identity) {
+        if let Some(waiting) = self.wait().await {
+            let open = std::future::ready(Ok(Connection::new(stream)));
+            serve_client(Arc::clone(&self.0), open, identity, waiting).await;
         }
     }
+
+    /// Accepts no more, lets the requests under way end, and returns when none is left or `grace` is over.
+    pub async fn stop(&self, grace: Duration) {
+        self.0.stop.send_replace(true);
+        let _ = tokio::time::timeout(grace, self.0.admission.emptied()).await;
+    }
+
+    /// Waits until one more connection may wait for its admission.
+    async fn wait(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.0.waiting).acquire_owned().await.ok()
+    }
+
+    /// Serves an accepted socket on a task of its own, with TLS if that is configured.
+    fn accept(&self, socket: TcpStream, identity: Identity, waiting: OwnedSemaphorePermit) {
+        let shared = Arc::clone(&self.0);
+        let Some(tls) = shared.tls.clone() else {
+            let open = async { socket.set_nodelay(true).map(|()| Connection::tcp(socket)) };
+            tokio::spawn(serve_client(shared, open, identity, waiting));
+            return;
+        };
+        let open = async move {
+            socket.set_nodelay(true)?;
+            // A box, so that the connection's task does not keep the handshake's memory.
+            let handshake = Box::pin(tls.accept(socket));
+            Ok(Connection::new(tokio::time::timeout(budget::REQUEST_HEADER_TIME, handshake).await??))
+        };
+        tokio::spawn(serve_client(shared, open, identity, waiting));
+    }
 }
 
-async fn speak<S: Socket>(
-    shared: Arc<Shared>,
-    socket: S,
-    client: IpAddr,
-    mut stop: watch::Receiver<bool>,
+/// Serves the client of the connection that `open` gives, or tells it that all connections are in use.
+async fn serve_client<S: ByteStream>(
+    shared: Arc<ServerShared>,
+    open: impl Future<Output = io::Result<Connection<S>>>,
+    identity: Identity,
+    waiting: OwnedSemaphorePermit,
+) {
+    let client = identity.address;
+    let permit = shared.admission.connection().await;
+    let ended = if permit.is_some() {
+        drop(waiting);
+        serve_http(shared, open, identity, true).await
+    } else {
+        log::warn!("{client} was rejected: {}", answer::NO_CONNECTION);
+        let rejected = serve_http(shared, open, identity, false);
+        let rejected = tokio::time::timeout(budget::REJECTION_TIME, rejected).await;
+        rejected.unwrap_or_else(|late| Err(late.into()))
+    };
+    if let Err(problem) = ended {
+        log::debug!("connection of {client} ended: {problem}");
+    }
+}
+
+async fn serve_http<S: ByteStream>(
+    shared: Arc<ServerShared>,
+    open: impl Future<Output = io::Result<Connection<S>>>,
+    identity: Identity,
     admitted: bool,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let socket = Connection::new(socket);
-    let outlet = socket.outlet();
+    let connection = open.await?;
+    let (queue, identity) = (connection.queue(), Arc::new(identity));
+    let mut stop = shared.stop.subscribe();
     let service = service_fn(move |request| {
-        let (shared, outlet) = (Arc::clone(&shared), outlet.clone());
+        let (shared, identity, queue) = (Arc::clone(&shared), Arc::clone(&identity), queue.clone());
         async move {
-            let mut answered =
-                if admitted { super::answer(shared, client, request).await } else { answer::no_place() };
-            if let Some(outlet) = &outlet {
-                answered.body_mut().send_by(outlet);
+            let mut answered = match admitted {
+                true => super::answer(shared, identity, request).await,
+                false => answer::no_connection(),
+            };
+            if let Some(queue) = queue {
+                answered.body_mut().send_by(queue);
             }
             Ok::<_, std::convert::Infallible>(answered)
         }
     });
     let connection = hyper::server::conn::http1::Builder::new()
-        .timer(Clock)
+        .timer(HyperTimer)
         .header_read_timeout(budget::REQUEST_HEADER_TIME)
         .max_buf_size(budget::CONNECTION_BUFFER_BYTES)
         // Frames are queued as they are, which is what pieces of files rely on.
         .writev(true)
-        .serve_connection(socket, service);
+        .serve_connection(connection, service);
     tokio::pin!(connection);
     tokio::select! {
         biased;

@@ -1,79 +1,69 @@
-//! `/metrics`: the Prometheus text format, version 0.0.4.
+//! `/metrics`: the Prometheus text format, version 0.0.4, of the report. Nothing in here waits or fails.
 
 use super::answer::{self, Answer};
-use crate::fetch::Link;
-use crate::mirror::{ByteSource, Mirror, Tier};
+use crate::mirror::Mirror;
+use crate::report::Snapshot;
 use hyper::StatusCode;
 use std::fmt::Write;
 
 pub(super) fn answer(mirror: &Mirror) -> Answer {
-    answer::full(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", render(mirror))
+    answer::full(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", render(&mirror.snapshot()))
 }
 
-fn render(mirror: &Mirror) -> String {
-    let counters = mirror.counters();
-    let mut page = Page(String::new());
+fn render(report: &Snapshot) -> String {
+    let mut page = MetricsPage { text: String::new(), name: "" };
     page.family("larder_resolves_total", "counter", "Tags answered, by the tier that answered.");
-    for tier in Tier::ALL {
-        page.sample("larder_resolves_total", &format!("tier=\"{}\"", tier.as_str()), counters.resolves(tier));
-    }
-    page.family(
-        "larder_served_bytes_total",
-        "counter",
-        "Content bytes given to clients, by where they came from.",
-    );
-    for source in ByteSource::ALL {
-        let label = format!("source=\"{}\"", source.as_str());
-        page.sample("larder_served_bytes_total", &label, counters.served_bytes(source));
-    }
+    report.counts.resolves.iter().for_each(|(tier, count)| page.labelled("tier", tier, *count));
+    let help = "Content bytes given to clients, by where they came from.";
+    page.family("larder_served_bytes_total", "counter", help);
+    report.counts.served_bytes.iter().for_each(|(source, bytes)| page.labelled("source", source, *bytes));
     page.family("larder_upstream_bytes_total", "counter", "Bytes taken from an upstream.");
-    for upstream in mirror.upstreams().iter() {
-        page.sample(
-            "larder_upstream_bytes_total",
-            &format!("upstream=\"{}\"", upstream.name()),
-            upstream.bytes(),
-        );
+    for upstream in &report.upstreams {
+        page.labelled("upstream", upstream.name.as_str(), upstream.bytes);
     }
     page.family("larder_upstream_up", "gauge", "Whether an upstream can be reached.");
-    for upstream in mirror.upstreams().iter() {
-        let up = !matches!(upstream.breaker().link(), Link::Down { .. });
-        page.sample("larder_upstream_up", &format!("upstream=\"{}\"", upstream.name()), u64::from(up));
+    for upstream in &report.upstreams {
+        page.labelled("upstream", upstream.name.as_str(), u64::from(!upstream.is_down()));
     }
-    let peers = mirror.peers();
-    if !peers.is_empty() {
-        page.family(
-            "larder_peer_up",
-            "gauge",
-            "Whether a peer may be asked, and is not left out for a failure.",
-        );
+    if !report.peers.is_empty() {
+        let help = "Whether a peer may be asked, and is not left out for a failure.";
+        page.family("larder_peer_up", "gauge", help);
     }
-    for peer in peers {
-        page.sample("larder_peer_up", &format!("peer=\"{}\"", peer.address), u64::from(peer.up));
+    for peer in &report.peers {
+        page.labelled("peer", &peer.address, u64::from(peer.up == Some(true)));
     }
     page.family("larder_disk_used_bytes", "gauge", "Bytes of whole blobs.");
-    page.sample("larder_disk_used_bytes", "", mirror.store().stored_bytes());
-    if let Some(max) = mirror.config().disk.max {
+    page.value(report.stored_bytes);
+    if let Some(max) = report.max_bytes {
         page.family("larder_disk_max_bytes", "gauge", "The configured disk.max.");
-        page.sample("larder_disk_max_bytes", "", max);
+        page.value(max);
     }
     page.family("larder_evicted_bytes_total", "counter", "Bytes removed to make room.");
-    page.sample("larder_evicted_bytes_total", "", counters.evicted_bytes());
+    page.value(report.counts.evicted_bytes);
     page.family("larder_corrupt_blobs_total", "counter", "Blobs found not to hash to their name.");
-    page.sample("larder_corrupt_blobs_total", "", mirror.store().corrupt_blobs());
+    page.value(report.corrupt_blobs);
     page.family("larder_memory_budget_bytes", "gauge", "The configured memory.max.");
-    page.sample("larder_memory_budget_bytes", "", mirror.config().memory_max);
-    page.0
+    page.value(report.memory_max_bytes);
+    page.text
 }
 
-struct Page(String);
+/// The text, and the family that values belong to.
+struct MetricsPage {
+    text: String,
+    name: &'static str,
+}
 
-impl Page {
-    fn family(&mut self, name: &str, kind: &str, help: &str) {
-        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+impl MetricsPage {
+    fn family(&mut self, name: &'static str, kind: &str, help: &str) {
+        self.name = name;
+        let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
-    fn sample(&mut self, name: &str, label: &str, value: u64) {
-        let label = if label.is_empty() { String::new() } else { format!("{{{label}}}") };
-        let _ = writeln!(self.0, "{name}{label} {value}");
+    fn value(&mut self, value: u64) {
+        let _ = writeln!(self.text, "{} {value}", self.name);
+    }
+
+    fn labelled(&mut self, label: &str, of: &str, value: u64) {
+        let _ = writeln!(self.text, "{}{{{label}=\"{of}\"}} {value}", self.name);
     }
 }

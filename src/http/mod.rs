@@ -1,4 +1,4 @@
-//! The door for clients: the read-only OCI distribution API, over HTTP/1.1.
+//! The listener for clients: the read-only OCI distribution API, over HTTP/1.1.
 //!
 //! | path | file |
 //! |---|---|
@@ -8,8 +8,9 @@
 //! | `/v2/NAME/tags/list`, `/v2/_catalog`, `/v2/NAME/referrers/DIGEST` | [`lists`] |
 //! | `/healthz`, `/readyz`, `/metrics` | [`health`], [`metrics`] |
 //!
-//! A request is parsed once into a typed [`request::Target`]; a handler turns it into an answer; [`answer`] maps every
-//! refusal to a status and an OCI error in one place. hyper speaks the protocol and is used in this room alone.
+//! A request is parsed once into a typed [`request::RequestTarget`]; a handler turns it into an answer; [`answer`] maps every
+//! refusal to a status and an OCI error in one place. hyper speaks the protocol and is used in this room alone. A request
+//! carries the identity of its client, and [`access`] decides whether that may see what it asks for.
 
 mod admission;
 mod answer;
@@ -17,7 +18,6 @@ mod auth;
 mod base;
 mod blobs;
 mod body;
-mod direct;
 mod health;
 mod io;
 mod listen;
@@ -27,62 +27,106 @@ mod metrics;
 mod page_cache;
 mod pool;
 mod request;
+mod sendfile;
 mod tls;
 
-pub use listen::{Listener, Server};
+pub use listen::{ByteStream, Listener, Server};
 
-use crate::mirror::Mirror;
+use crate::auth::Identity;
+use crate::mirror::{Access, Mirror, Refusal, Viewer};
+use crate::oci::{ManifestRef, quoted};
 use admission::Admission;
 use answer::Answer;
-use auth::Door;
+use auth::Authenticator;
 use hyper::body::Incoming;
-use request::{Request, Target};
-use std::net::IpAddr;
+use request::{ClientRequest, RequestTarget};
 use std::sync::Arc;
+use tokio::sync::{Semaphore, watch};
 
-/// What every request needs.
-pub(crate) struct Shared {
-    pub(crate) mirror: Arc<Mirror>,
-    pub(crate) door: Door,
+/// The answer of a handler, or why there is none.
+type Answered = Result<Answer, Refusal>;
+
+/// What all connections of a server share.
+struct ServerShared {
+    mirror: Arc<Mirror>,
+    authenticator: Authenticator,
     admission: Admission,
+    tls: Option<tokio_rustls::TlsAcceptor>,
+    /// For connections that wait for their admission.
+    waiting: Arc<Semaphore>,
+    stop: watch::Sender<bool>,
 }
 
 /// Answers one request.
-async fn answer(shared: Arc<Shared>, client: IpAddr, incoming: hyper::Request<Incoming>) -> Answer {
+async fn answer(
+    shared: Arc<ServerShared>,
+    identity: Arc<Identity>,
+    incoming: hyper::Request<Incoming>,
+) -> Answer {
     let reported = log::log_enabled!(log::Level::Debug)
         .then(|| (std::time::Instant::now(), format!("{} {}", incoming.method(), incoming.uri())));
-    let answer = match Request::parse(incoming, client, shared.mirror.config()) {
+    let client = identity.address;
+    let answer = match ClientRequest::parse(incoming, identity, &shared.mirror.config()) {
         Ok(request) => route(&shared, request).await,
         Err(answer) => *answer,
     };
     if let Some((began, line)) = reported {
-        log::debug!(
-            "{client} {} {} in {:.1?}",
-            crate::oci::quoted(&line),
-            answer.status().as_u16(),
-            began.elapsed()
-        );
+        let (line, status) = (quoted(&line), answer.status().as_u16());
+        log::debug!("{client} {line} {status} in {:.1?}", began.elapsed());
     }
     answer
 }
 
-async fn route(shared: &Arc<Shared>, request: Request) -> Answer {
-    if let Some(registry) = request.private_registry(&shared.mirror)
-        && let Err(challenge) = shared.door.check(&request, registry).await
-    {
-        return challenge;
+/// Whether the client may see what it asks for. It is asked to log in only where that takes a login.
+///
+/// # Errors
+/// The answer that says why not.
+async fn access(shared: &ServerShared, request: &mut ClientRequest) -> Result<(), Answer> {
+    let Some((registry, digest)) = request.subject() else { return Ok(()) };
+    match shared.mirror.access(registry, digest, Viewer::Client(&request.identity)) {
+        Access::Granted => Ok(()),
+        Access::LoginNeeded => {
+            request.identity = shared.authenticator.log_in(request, registry).await?;
+            Ok(())
+        }
+        Access::Hidden => Err(answer::unknown_registry(registry)),
     }
-    match &request.target {
-        Target::Base => base::answer(),
-        Target::Manifest(repository, reference) => {
+}
+
+async fn route(shared: &ServerShared, mut request: ClientRequest) -> Answer {
+    if let Err(denied) = access(shared, &mut request).await {
+        return denied;
+    }
+    let answered = match &request.target {
+        RequestTarget::Base => Ok(base::answer()),
+        RequestTarget::Manifest(repository, reference) => {
             manifests::answer(shared, &request, repository, reference).await
         }
-        Target::Blob(repository, digest) => blobs::answer(shared, &request, repository, digest).await,
-        Target::Tags(repository) => lists::tags(shared, &request, repository).await,
-        Target::Catalog(registry) => lists::catalog(shared, &request, registry.as_ref()).await,
-        Target::Referrers(repository, digest) => lists::referrers(shared, &request, repository, digest).await,
-        Target::Healthz => health::alive(),
-        Target::Readyz => health::ready(&shared.mirror),
-        Target::Metrics => metrics::answer(&shared.mirror),
+        RequestTarget::Blob(repository, digest) => blobs::answer(shared, &request, repository, digest).await,
+        RequestTarget::Tags(repository) => lists::tags(&shared.mirror, &request, repository).await,
+        RequestTarget::Catalog(registry) => lists::catalog(&shared.mirror, &request, registry.as_ref()).await,
+        RequestTarget::Referrers(repository, digest) => {
+            lists::referrers(&shared.mirror, &request, repository, digest).await
+        }
+        RequestTarget::Healthz => Ok(health::alive()),
+        RequestTarget::Readyz => Ok(health::ready(&shared.mirror)),
+        RequestTarget::Metrics => Ok(metrics::answer(&shared.mirror)),
+    };
+    answered.unwrap_or_else(|refusal| refuse(shared, &request, &refusal))
+}
+
+/// Logs and counts a refusal, and answers with it.
+fn refuse(shared: &ServerShared, request: &ClientRequest, refusal: &Refusal) -> Answer {
+    let count = |repository| shared.mirror.pulls().refused(request.identity.address, repository);
+    match &request.target {
+        // The mirror has logged it.
+        RequestTarget::Manifest(repository, ManifestRef::Tag(_)) => count(repository),
+        RequestTarget::Manifest(repository, ManifestRef::Digest(digest))
+        | RequestTarget::Blob(repository, digest) => {
+            log::warn!("{repository}@{digest} not answered: {refusal}");
+            count(repository);
+        }
+        _ => log::warn!("{} not answered: {refusal}", request.uri.path()),
     }
+    answer::refuse(refusal)
 }

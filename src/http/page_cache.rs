@@ -1,9 +1,9 @@
-//! The page cache that big bodies leave behind, given back where it is scarce.
+//! Frees the page cache of big bodies where memory is scarce.
 //!
-//! A control group's memory limit counts page cache. Where it is small - the process's own group, or one above it, is
-//! limited to less than [`budget::SMALL_GROUP_BYTES`] - a layer that was served once crowds out what is needed, and the
-//! kernel has to reclaim while somebody waits. There the last reader of a big file tells the kernel that its pages are not
-//! needed. Elsewhere the kernel knows better what to keep. Nothing here can fail: it is advice.
+//! A control group's memory limit counts page cache. If the process's own group, or one above it, is limited to less than
+//! [`budget::SMALL_GROUP_BYTES`], a layer that was served once displaces pages that are needed, and the kernel has to
+//! reclaim memory while a client waits. There the last reader of a big file tells the kernel that its pages are not needed.
+//! Elsewhere the kernel knows better what to keep. Nothing here can fail: it is advice.
 
 use crate::budget;
 use crate::sync::Mutex;
@@ -16,36 +16,36 @@ use std::sync::{Arc, LazyLock};
 /// Readers of each file, by device and inode.
 static READERS: Mutex<Readers> = Mutex::new(Readers(None));
 
-/// Made when the first file is lent.
+/// The map is made for the first file.
 struct Readers(Option<HashMap<(u64, u64), usize>>);
 
-/// A file that is being read.
-pub(super) struct Lent {
+/// A file that a body reads.
+pub(super) struct PageCacheUse {
     file: Arc<File>,
     id: (u64, u64),
 }
 
-/// Notes that a body reads a file; `None` where that is no matter.
-pub(super) fn lend(file: &Arc<File>) -> Option<Lent> {
+/// Counts a reader of a file, until the result is dropped; `None` where memory is not scarce.
+pub(super) fn track(file: &Arc<File>) -> Option<PageCacheUse> {
     static SCARCE: LazyLock<bool> = LazyLock::new(|| {
         let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let limit = limit(&groups, Path::new("/sys/fs/cgroup"));
         limit.is_some_and(|limit| limit < budget::SMALL_GROUP_BYTES)
     });
-    SCARCE.then(|| Lent::new(file)).flatten()
+    SCARCE.then(|| PageCacheUse::new(file)).flatten()
 }
 
-impl Lent {
-    fn new(file: &Arc<File>) -> Option<Lent> {
+impl PageCacheUse {
+    fn new(file: &Arc<File>) -> Option<PageCacheUse> {
         let meta = file.metadata().ok()?;
         let id = (meta.dev(), meta.ino());
         let mut readers = READERS.lock();
         *readers.0.get_or_insert_default().entry(id).or_insert(0) += 1;
-        Some(Lent { file: Arc::clone(file), id })
+        Some(PageCacheUse { file: Arc::clone(file), id })
     }
 }
 
-impl Drop for Lent {
+impl Drop for PageCacheUse {
     fn drop(&mut self) {
         {
             let mut readers = READERS.lock();
@@ -58,20 +58,20 @@ impl Drop for Lent {
             readers.remove(&self.id);
         }
         let file = Arc::clone(&self.file);
-        let give_back = move || {
+        let free = move || {
             if file.metadata().is_ok_and(|meta| meta.len() >= budget::GIVE_BACK_BYTES_MIN) {
                 let _ = rustix::fs::fadvise(&*file, 0, None, rustix::fs::Advice::DontNeed);
             }
         };
         match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(give_back)),
-            Err(_) => give_back(),
+            Ok(runtime) => drop(runtime.spawn_blocking(free)),
+            Err(_) => free(),
         }
     }
 }
 
-/// The least limit, in bytes, of the memory groups that hold a process whose `/proc/self/cgroup` is `groups`; `None`:
-/// there is none. Both versions of control groups, mounted at `root`.
+/// The least limit, in bytes, of the memory groups of a process whose `/proc/self/cgroup` is `groups`, if there is one.
+/// Both versions of control groups, mounted at `root`.
 fn limit(groups: &str, root: &Path) -> Option<u64> {
     let mut least = None;
     for line in groups.lines() {
@@ -98,7 +98,7 @@ fn limit(groups: &str, root: &Path) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::direct::{Warmth, warmth};
+    use crate::http::sendfile::{PageCacheProbe, probe_page_cache};
 
     #[test]
     fn the_least_limit_counts_in_both_versions() {
@@ -122,21 +122,21 @@ mod tests {
     }
 
     #[test]
-    fn the_last_reader_of_a_big_file_gives_its_pages_back() {
-        let path = std::env::temp_dir().join(format!("larder-lent-{}", std::process::id()));
+    fn the_last_reader_of_a_big_file_frees_its_pages() {
+        let path = std::env::temp_dir().join(format!("larder-cache_use-{}", std::process::id()));
         let size = usize::try_from(budget::GIVE_BACK_BYTES_MIN).unwrap();
         std::fs::write(&path, vec![1; size]).unwrap();
         let file = Arc::new(File::open(&path).unwrap());
         std::fs::remove_file(&path).unwrap();
         // Dirty pages stay.
         file.sync_all().unwrap();
-        let before = warmth(&file, 0, size);
-        let (first, second) = (Lent::new(&file), Lent::new(&file));
+        let before = probe_page_cache(&file, 0, size);
+        let (first, second) = (PageCacheUse::new(&file), PageCacheUse::new(&file));
         drop(first);
-        assert_eq!(warmth(&file, 0, size), before);
+        assert_eq!(probe_page_cache(&file, 0, size), before);
         drop(second);
-        if before == Warmth::Warm(size) {
-            assert_eq!(warmth(&file, 0, size), Warmth::Cold);
+        if before == PageCacheProbe::Cached(size) {
+            assert_eq!(probe_page_cache(&file, 0, size), PageCacheProbe::NotCached);
         }
     }
 }

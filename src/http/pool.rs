@@ -1,8 +1,8 @@
-//! Buffers for bodies that have to pass through the process: over TLS, and from file systems that do not say what is in
-//! memory.
+//! Buffers for bodies that pass through the process: over TLS, and from file systems that cannot tell what the page cache
+//! has.
 //!
-//! A buffer is used again as soon as what was in it has been written, so that reading costs no fresh memory, which the
-//! kernel would have to clear each time. Only as many are kept as there are bodies at a time on a busy board.
+//! A buffer is reused as soon as its bytes are written, so that a read needs no new memory, which the kernel would have to
+//! clear each time. Only as many are kept as there are bodies at a time on a busy board.
 
 use crate::budget;
 use crate::sync::Mutex;
@@ -11,7 +11,7 @@ use std::io;
 
 static SPARE: Mutex<Vec<Box<[u8]>>> = Mutex::new(Vec::new());
 
-/// Fills a buffer with what `read` reads into it and gives it out as bytes. `keep` is held for as long as they are.
+/// Fills a buffer by `read` and returns it as bytes. `keep` is held as long as they are.
 ///
 /// # Errors
 /// Those of `read`.
@@ -69,9 +69,14 @@ pub(super) fn read_at(file: &std::fs::File, into: &mut [u8], offset: u64) -> io:
         }
     }
     if filled == 0 {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file is shorter than it was"));
+        return Err(shorter());
     }
     Ok(filled)
+}
+
+/// The error of a file that ends before the bytes that were announced.
+pub(super) fn shorter() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the file is shorter than it was")
 }
 
 #[cfg(test)]
@@ -80,21 +85,21 @@ mod tests {
     use std::sync::Arc;
 
     #[test]
-    fn bytes_are_what_was_read_and_hold_what_they_should() {
-        let place = Arc::new(());
+    fn bytes_are_those_read_and_hold_their_permit() {
+        let permit = Arc::new(());
         let read = |into: &mut [u8]| {
             into[..3].copy_from_slice(b"abc");
             Ok::<_, io::Error>(3)
         };
-        let bytes = filled(10, Arc::clone(&place), read).unwrap();
-        assert_eq!((bytes.as_ref(), Arc::strong_count(&place)), (b"abc".as_slice(), 2));
+        let bytes = filled(10, Arc::clone(&permit), read).unwrap();
+        assert_eq!((bytes.as_ref(), Arc::strong_count(&permit)), (b"abc".as_slice(), 2));
         let half = bytes.slice(1..);
         drop(bytes);
-        assert_eq!((half.as_ref(), Arc::strong_count(&place)), (b"bc".as_slice(), 2));
+        assert_eq!((half.as_ref(), Arc::strong_count(&permit)), (b"bc".as_slice(), 2));
         drop(half);
-        assert_eq!(Arc::strong_count(&place), 1);
-        let failed = filled(10, Arc::clone(&place), |_| Err::<usize, _>(io::Error::other("no")));
+        assert_eq!(Arc::strong_count(&permit), 1);
+        let failed = filled(10, Arc::clone(&permit), |_| Err::<usize, _>(io::Error::other("no")));
         assert!(failed.is_err());
-        assert_eq!(Arc::strong_count(&place), 1);
+        assert_eq!(Arc::strong_count(&permit), 1);
     }
 }

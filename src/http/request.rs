@@ -1,17 +1,22 @@
-//! A request, parsed once: which registry, which repository, what of it.
+//! A request, parsed once: the registry, the repository, and what the client wants of it. A request that is not valid
+//! becomes an answer here.
 
 use super::answer::{self, Answer};
+use crate::auth::Identity;
 use crate::config::Config;
-use crate::mirror::{Mirror, PageRequest};
+use crate::mirror::PageRequest;
 use crate::oci::{Digest, ErrorCode, Invalid, ManifestRef, RegistryName, Repository, RepositoryName, quoted};
 use hyper::header::{self, HeaderMap};
 use hyper::{Method, StatusCode, Uri};
 use std::borrow::Cow;
-use std::net::IpAddr;
+use std::sync::Arc;
 
-/// What is asked for.
+/// A part of a request, or the answer that says what is wrong with it.
+type Parsed<T> = Result<T, Box<Answer>>;
+
+/// What a request asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Target {
+pub(super) enum RequestTarget {
     Base,
     Manifest(Repository, ManifestRef),
     Blob(Repository, Digest),
@@ -24,29 +29,33 @@ pub(super) enum Target {
     Metrics,
 }
 
-/// A request that makes sense.
-pub(super) struct Request {
-    pub(super) client: IpAddr,
+/// A valid request.
+pub(super) struct ClientRequest {
+    /// Who asks: the identity of the connection, or the user who has logged in with this request.
+    pub(super) identity: Arc<Identity>,
     /// HEAD: as GET, without the body.
     pub(super) head: bool,
-    pub(super) target: Target,
+    pub(super) target: RequestTarget,
     pub(super) page: PageRequest,
     pub(super) artifact_type: Option<String>,
-    /// `ns`, to be echoed.
+    /// `ns`, which the answer repeats.
     pub(super) namespace: Option<RegistryName>,
-    /// As it came, for links to the next page.
+    /// The URI as the client sent it, for links to the next page.
     pub(super) uri: Uri,
     pub(super) headers: HeaderMap,
     default_registry: RegistryName,
 }
 
-impl Request {
-    /// Parses a request; what is wrong with it is an answer already.
+impl ClientRequest {
+    /// Parses a request of a client.
+    ///
+    /// # Errors
+    /// The answer that says what is wrong with it.
     pub(super) fn parse(
         incoming: hyper::Request<impl Sized>,
-        client: IpAddr,
+        identity: Arc<Identity>,
         config: &Config,
-    ) -> Result<Request, Box<Answer>> {
+    ) -> Parsed<ClientRequest> {
         let (parts, _) = incoming.into_parts();
         let (method, uri) = (parts.method, parts.uri);
         let query = Query::parse(&uri)?;
@@ -57,8 +66,8 @@ impl Request {
             return Err(Box::new(answer::read_only(&method)));
         }
         let target = parse_path(&path, namespace.as_ref(), config)?;
-        Ok(Request {
-            client,
+        Ok(ClientRequest {
+            identity,
             head: method == Method::HEAD,
             target,
             page: PageRequest { n: query.n, last: query.last },
@@ -70,33 +79,32 @@ impl Request {
         })
     }
 
-    /// The registry that the request is about, if its content needs a login here.
-    pub(super) fn private_registry(&self, mirror: &Mirror) -> Option<&RegistryName> {
-        let registry = match &self.target {
-            Target::Manifest(repository, _)
-            | Target::Blob(repository, _)
-            | Target::Tags(repository)
-            | Target::Referrers(repository, _) => &repository.registry,
-            Target::Catalog(registry) => registry.as_ref().unwrap_or(&self.default_registry),
-            // Clients that do not name a registry decide by this path whether to log in at all.
-            Target::Base => &self.default_registry,
-            Target::Healthz | Target::Readyz | Target::Metrics => return None,
-        };
-        mirror.upstreams().find(registry).filter(|upstream| upstream.is_private()).map(|_| registry)
+    /// What the request is about: the registry, and the content in it if it names some.
+    pub(super) fn subject(&self) -> Option<(&RegistryName, Option<&Digest>)> {
+        Some(match &self.target {
+            RequestTarget::Manifest(repository, ManifestRef::Digest(digest))
+            | RequestTarget::Blob(repository, digest)
+            | RequestTarget::Referrers(repository, digest) => (&repository.registry, Some(digest)),
+            RequestTarget::Manifest(repository, ManifestRef::Tag(_)) | RequestTarget::Tags(repository) => {
+                (&repository.registry, None)
+            }
+            RequestTarget::Catalog(registry) => (registry.as_ref().unwrap_or(&self.default_registry), None),
+            // Clients that name no registry decide by this path whether to log in at all.
+            RequestTarget::Base => (&self.default_registry, None),
+            RequestTarget::Healthz | RequestTarget::Readyz | RequestTarget::Metrics => return None,
+        })
     }
 
-    /// The one range that is asked for, in a body of `total` bytes.
-    pub(super) fn range(&self, total: u64) -> Range {
-        match self.headers.get(header::RANGE).map(|value| value.to_str()) {
-            Some(Ok(value)) => parse_range(value, total),
-            Some(Err(_)) | None => Range::Whole,
-        }
+    /// The range that the client wants of a body of `total` bytes.
+    pub(super) fn range(&self, total: u64) -> ByteRange {
+        let value = self.headers.get(header::RANGE).and_then(|value| value.to_str().ok());
+        value.map_or(ByteRange::Whole, |value| parse_range(value, total))
     }
 }
 
 /// What a Range header means (RFC 9110, section 14).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Range {
+pub(super) enum ByteRange {
     /// No range, or one that may be ignored.
     Whole,
     /// From the first to the last byte, both included.
@@ -105,27 +113,27 @@ pub(super) enum Range {
     Unsatisfiable,
 }
 
-fn parse_range(value: &str, total: u64) -> Range {
-    let Some(spec) = value.trim().strip_prefix("bytes=") else { return Range::Whole };
-    // Several ranges may be answered with the whole (RFC 9110, section 14.2).
+fn parse_range(value: &str, total: u64) -> ByteRange {
+    let Some(spec) = value.trim().strip_prefix("bytes=") else { return ByteRange::Whole };
+    // Several ranges may be answered with the complete body (RFC 9110, section 14.2).
     if spec.contains(',') {
-        return Range::Whole;
+        return ByteRange::Whole;
     }
-    let Some((first, last)) = spec.split_once('-') else { return Range::Unsatisfiable };
+    let Some((first, last)) = spec.split_once('-') else { return ByteRange::Unsatisfiable };
     let number = |text: &str| -> Option<u64> {
         let text = text.trim();
         (!text.is_empty() && text.bytes().all(|c| c.is_ascii_digit()))
             .then(|| text.parse().unwrap_or(u64::MAX))
     };
     match (number(first), last.trim().is_empty(), number(last)) {
-        (Some(first), true, _) if first < total => Range::Part(first, total - 1),
+        (Some(first), true, _) if first < total => ByteRange::Part(first, total - 1),
         (Some(first), false, Some(last)) if first <= last && first < total => {
-            Range::Part(first, last.min(total - 1))
+            ByteRange::Part(first, last.min(total - 1))
         }
         (None, false, Some(suffix)) if first.trim().is_empty() && suffix > 0 && total > 0 => {
-            Range::Part(total.saturating_sub(suffix), total - 1)
+            ByteRange::Part(total.saturating_sub(suffix), total - 1)
         }
-        _ => Range::Unsatisfiable,
+        _ => ByteRange::Unsatisfiable,
     }
 }
 
@@ -138,7 +146,7 @@ struct Query {
 }
 
 impl Query {
-    fn parse(uri: &Uri) -> Result<Query, Box<Answer>> {
+    fn parse(uri: &Uri) -> Parsed<Query> {
         let mut query = Query::default();
         for pair in uri.query().unwrap_or("").split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -160,7 +168,7 @@ impl Query {
     }
 
     /// The registry named by `ns`: it must be one that is configured, or nothing goes out.
-    fn namespace(&self, config: &Config) -> Result<Option<RegistryName>, Box<Answer>> {
+    fn namespace(&self, config: &Config) -> Parsed<Option<RegistryName>> {
         let Some(ns) = &self.ns else { return Ok(None) };
         let registry: RegistryName =
             ns.parse().map_err(|e: Invalid| invalid(ErrorCode::NameInvalid, &e.to_string()))?;
@@ -171,22 +179,17 @@ impl Query {
     }
 }
 
-fn parse_path(path: &str, namespace: Option<&RegistryName>, config: &Config) -> Result<Target, Box<Answer>> {
+fn parse_path(path: &str, namespace: Option<&RegistryName>, config: &Config) -> Parsed<RequestTarget> {
     match path {
-        "/healthz" => return Ok(Target::Healthz),
-        "/readyz" => return Ok(Target::Readyz),
-        "/metrics" => return Ok(Target::Metrics),
-        "/v2" | "/v2/" => return Ok(Target::Base),
-        "/v2/_catalog" => return Ok(Target::Catalog(namespace.cloned())),
+        "/healthz" => return Ok(RequestTarget::Healthz),
+        "/readyz" => return Ok(RequestTarget::Readyz),
+        "/metrics" => return Ok(RequestTarget::Metrics),
+        "/v2" | "/v2/" => return Ok(RequestTarget::Base),
+        "/v2/_catalog" => return Ok(RequestTarget::Catalog(namespace.cloned())),
         _ => {}
     }
-    let unknown = || {
-        Box::new(answer::error(
-            StatusCode::NOT_FOUND,
-            ErrorCode::NameUnknown,
-            "there is nothing at this path",
-        ))
-    };
+    let message = "there is nothing at this path";
+    let unknown = || Box::new(answer::error(StatusCode::NOT_FOUND, ErrorCode::NameUnknown, message));
     let rest = path.strip_prefix("/v2/").ok_or_else(unknown)?;
     let (front, last) = rest.rsplit_once('/').ok_or_else(unknown)?;
     let (name, kind) = front.rsplit_once('/').ok_or_else(unknown)?;
@@ -196,21 +199,17 @@ fn parse_path(path: &str, namespace: Option<&RegistryName>, config: &Config) -> 
         "manifests" => {
             let code = if last.contains(':') { ErrorCode::DigestInvalid } else { ErrorCode::ManifestInvalid };
             let reference = last.parse().map_err(|e: Invalid| invalid(code, &e.to_string()));
-            Ok(Target::Manifest(repository()?, reference?))
+            Ok(RequestTarget::Manifest(repository()?, reference?))
         }
-        "blobs" => Ok(Target::Blob(repository()?, digest()?)),
-        "referrers" => Ok(Target::Referrers(repository()?, digest()?)),
-        "tags" if last == "list" => Ok(Target::Tags(repository()?)),
+        "blobs" => Ok(RequestTarget::Blob(repository()?, digest()?)),
+        "referrers" => Ok(RequestTarget::Referrers(repository()?, digest()?)),
+        "tags" if last == "list" => Ok(RequestTarget::Tags(repository()?)),
         _ => Err(unknown()),
     }
 }
 
 /// The registry is `ns`; else the first component where that is a configured registry; else the default one.
-fn parse_name(
-    name: &str,
-    namespace: Option<&RegistryName>,
-    config: &Config,
-) -> Result<Repository, Box<Answer>> {
+fn parse_name(name: &str, namespace: Option<&RegistryName>, config: &Config) -> Parsed<Repository> {
     let in_path = || {
         let (first, rest) = name.split_once('/')?;
         let upstream = config.upstreams.iter().find(|upstream| upstream.name.as_str() == first)?;
@@ -243,22 +242,22 @@ mod tests {
     #[test]
     fn ranges() {
         for (value, total, expected) in [
-            ("bytes=500-1499", 2000, Range::Part(500, 1499)),
-            ("bytes=500-", 2000, Range::Part(500, 1999)),
-            ("bytes=-500", 2000, Range::Part(1500, 1999)),
-            ("bytes=-5000", 2000, Range::Part(0, 1999)),
-            ("bytes=1000-5000", 2000, Range::Part(1000, 1999)),
-            ("bytes=0-0", 2000, Range::Part(0, 0)),
-            ("bytes=0-99999999999999999999999", 2000, Range::Part(0, 1999)),
-            ("bytes=500-0", 2000, Range::Unsatisfiable),
-            ("bytes=5000-10000", 2000, Range::Unsatisfiable),
-            ("bytes=2000-", 2000, Range::Unsatisfiable),
-            ("bytes=-0", 2000, Range::Unsatisfiable),
-            ("bytes=-", 2000, Range::Unsatisfiable),
-            ("bytes=x-y", 2000, Range::Unsatisfiable),
-            ("bytes=0-", 0, Range::Unsatisfiable),
-            ("bytes=0-1,3-4", 2000, Range::Whole),
-            ("lines=0-1", 2000, Range::Whole),
+            ("bytes=500-1499", 2000, ByteRange::Part(500, 1499)),
+            ("bytes=500-", 2000, ByteRange::Part(500, 1999)),
+            ("bytes=-500", 2000, ByteRange::Part(1500, 1999)),
+            ("bytes=-5000", 2000, ByteRange::Part(0, 1999)),
+            ("bytes=1000-5000", 2000, ByteRange::Part(1000, 1999)),
+            ("bytes=0-0", 2000, ByteRange::Part(0, 0)),
+            ("bytes=0-99999999999999999999999", 2000, ByteRange::Part(0, 1999)),
+            ("bytes=500-0", 2000, ByteRange::Unsatisfiable),
+            ("bytes=5000-10000", 2000, ByteRange::Unsatisfiable),
+            ("bytes=2000-", 2000, ByteRange::Unsatisfiable),
+            ("bytes=-0", 2000, ByteRange::Unsatisfiable),
+            ("bytes=-", 2000, ByteRange::Unsatisfiable),
+            ("bytes=x-y", 2000, ByteRange::Unsatisfiable),
+            ("bytes=0-", 0, ByteRange::Unsatisfiable),
+            ("bytes=0-1,3-4", 2000, ByteRange::Whole),
+            ("lines=0-1", 2000, ByteRange::Whole),
         ] {
             assert_eq!(parse_range(value, total), expected, "{value} of {total}");
         }

@@ -1,6 +1,6 @@
 //! `[tls]`: the certificate and key that larder serves HTTPS with.
 
-use crate::config::Tls;
+use crate::config::TlsSettings;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use tokio_rustls::TlsAcceptor;
 ///
 /// # Errors
 /// A sentence that names the file and what is wrong with it.
-pub(super) fn acceptor(tls: &Tls) -> Result<TlsAcceptor, String> {
+pub(super) fn acceptor(tls: &TlsSettings) -> Result<TlsAcceptor, String> {
     let in_cert = |e: String| format!("tls.cert_file {}: {e}", tls.cert_file.display());
     let in_key = |e: String| format!("tls.key_file {}: {e}", tls.key_file.display());
     let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(&tls.cert_file)

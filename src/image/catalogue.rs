@@ -1,17 +1,18 @@
-//! Making room: which images there are, which of them stay, and what goes with one (design rule 6).
+//! Making room: which images there are, which of them stay, and what is removed with one (design rule 6).
 //!
 //! The catalogue is taken from the disk when room is needed and thrown away after: what it costs is paid by those who
-//! need room, and it cannot be stale. The choice itself is [`evict::choose`].
+//! need room, and it cannot be stale. Each manifest is read once; what an image takes with it is known from that. The choice
+//! itself is [`evict::choose`]. Failure is the store's; what was removed before it stays removed.
 
-use super::closure::closure;
+use super::closure::Closures;
 use super::evict::{self, Candidate, Otherwise};
-use super::walk::{each_repository, each_tag};
+use super::walk::{each_repository, each_tag, served};
 use crate::config::Config;
-use crate::oci::{Digest, Manifest, Repository, Tag};
-use crate::store::{Store, StoreError, TagRecord};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use crate::oci::{Digest, Repository, Tag};
+use crate::store::{Store, StoreError};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-/// An image on the disk, whole or in parts; or content that belongs to none.
+/// An image on the disk, complete or in parts; or content that belongs to none.
 #[derive(Debug, Clone)]
 pub struct Stocked {
     /// The repository and the manifest that versions of tags name; `None`: content that no manifest names.
@@ -24,15 +25,20 @@ pub struct Stocked {
 /// Everything on the disk, by image.
 pub struct Catalogue {
     images: Vec<Stocked>,
-    /// Sorted.
+    /// Versions of tags whose manifest is not here, by repository and place.
+    absent: Vec<(Repository, usize)>,
+    /// What is on the disk, sorted; after it what is only named.
     digests: Vec<Digest>,
+    /// How many of them are on the disk.
+    stocked: usize,
+    /// Bytes of each; 0 for what is only named.
     sizes: Vec<u64>,
     /// How many images have each of them.
     owners: Vec<u32>,
 }
 
 /// What happens in memory only while the server runs.
-#[derive(Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Busy {
     /// Downloads under way.
     pub fills: HashSet<Digest>,
@@ -40,10 +46,10 @@ pub struct Busy {
     pub repositories: HashSet<Repository>,
 }
 
-/// What went.
+/// What was removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gone {
-    /// In words: the image and its tags.
+    /// For people: the image and its tags.
     pub what: String,
     /// Bytes that are free again.
     pub bytes: u64,
@@ -51,29 +57,39 @@ pub struct Gone {
 
 impl Catalogue {
     /// Looks at everything on the disk.
+    ///
+    /// # Errors
+    /// The disk cannot be listed, or the index or a manifest cannot be read.
     pub fn take(store: &Store, config: &Config, busy: &Busy) -> Result<Catalogue, StoreError> {
         let mut stock = store.stock()?;
         stock.sort_by(|a, b| a.digest.cmp(&b.digest));
         let used: Vec<u64> = stock.iter().map(|blob| blob.used).collect();
-        let sizes = stock.iter().map(|blob| blob.size).collect();
-        let digests = stock.into_iter().map(|blob| blob.digest).collect();
-        let mut catalogue = Catalogue { images: Vec::new(), digests, sizes, owners: vec![0; used.len()] };
+        let mut catalogue = Catalogue {
+            images: Vec::new(),
+            absent: Vec::new(),
+            sizes: stock.iter().map(|blob| blob.size).collect(),
+            digests: stock.into_iter().map(|blob| blob.digest).collect(),
+            stocked: used.len(),
+            owners: vec![0; used.len()],
+        };
+        let closures = Closures::new(store, &config.platforms);
+        let mut named = HashMap::new();
         each_repository(store, |repository| {
             let first = catalogue.images.len();
-            for image in images_of(store, repository)? {
-                let Some(root) = catalogue.place(&image.root) else { continue };
-                let kept = image.tags.iter().any(|(tag, record)| {
-                    (record.pinned || is_wanted(config, repository, tag))
-                        && is_last_version(store, config, record, &image.root)
-                });
+            for image in images_of(&closures, config, repository)? {
+                let root = catalogue.place(&image.root, &mut named);
+                if root >= catalogue.stocked {
+                    catalogue.absent.push((repository.clone(), root));
+                    continue;
+                }
                 let filling = image.members.iter().any(|member| busy.fills.contains(member));
                 let parts: Vec<usize> =
-                    image.members.iter().filter_map(|member| catalogue.place(member)).collect();
+                    image.members.iter().map(|member| catalogue.place(member, &mut named)).collect();
                 parts.iter().for_each(|&part| catalogue.owners[part] += 1);
                 catalogue.images.push(Stocked {
                     image: Some((repository.clone(), image.root)),
-                    tags: image.tags.into_iter().map(|(tag, _)| tag).collect(),
-                    candidate: Candidate { used: used[root], keep: kept || filling, parts },
+                    tags: image.tags,
+                    candidate: Candidate { used: used[root], keep: image.keep || filling, parts },
                 });
             }
             // What is being read just now is the one that was used last.
@@ -81,18 +97,12 @@ impl Catalogue {
             if let (true, Some(newest)) = (busy.repositories.contains(repository), newest) {
                 newest.candidate.keep = true;
             }
-            Ok(())
+            Ok::<_, StoreError>(())
         })?;
         for part in (0..used.len()).filter(|&part| catalogue.owners[part] == 0) {
-            catalogue.images.push(Stocked {
-                image: None,
-                tags: Vec::new(),
-                candidate: Candidate {
-                    used: used[part],
-                    keep: busy.fills.contains(&catalogue.digests[part]),
-                    parts: vec![part],
-                },
-            });
+            let keep = busy.fills.contains(&catalogue.digests[part]);
+            let candidate = Candidate { used: used[part], keep, parts: vec![part] };
+            catalogue.images.push(Stocked { image: None, tags: Vec::new(), candidate });
         }
         catalogue.owners.iter_mut().filter(|owners| **owners == 0).for_each(|owners| *owners = 1);
         Ok(catalogue)
@@ -122,49 +132,89 @@ impl Catalogue {
         })
     }
 
-    /// Bytes that would be free if these went together.
+    /// Blobs on the disk.
+    pub fn blobs(&self) -> u64 {
+        self.stocked as u64
+    }
+
+    /// Bytes that would be free if these were removed together.
     pub fn frees(&self, images: &[&Stocked]) -> u64 {
-        self.parts_of(images).into_iter().map(|part| self.sizes[part]).sum()
-    }
-
-    /// Removes images, one after the other.
-    pub fn remove(&self, store: &Store, victims: &[&Stocked]) -> Result<Vec<Gone>, StoreError> {
-        let mut gone: Vec<Gone> = Vec::new();
-        for (at, victim) in victims.iter().enumerate() {
-            // What goes with this one is what goes with all up to it, less what has gone.
-            let before: HashSet<usize> = self.parts_of(&victims[..at]).into_iter().collect();
-            let parts = self.parts_of(&victims[..=at]);
-            let parts: Vec<usize> = parts.into_iter().filter(|part| !before.contains(part)).collect();
-            let digests: Vec<Digest> = parts.iter().map(|&part| self.digests[part].clone()).collect();
-            let bytes = parts.iter().map(|&part| self.sizes[part]).sum();
-            match &victim.image {
-                Some((repository, root)) => {
-                    store.evict(repository, root, &links_of(store, repository, root)?, &digests)?;
-                }
-                None => store.remove_orphans(&digests)?,
-            }
-            gone.push(Gone { what: victim.words(), bytes });
-        }
-        Ok(gone)
-    }
-
-    /// The content that only these images have.
-    fn parts_of(&self, images: &[&Stocked]) -> Vec<usize> {
         let mut going: BTreeMap<usize, u32> = BTreeMap::new();
         for &part in images.iter().flat_map(|image| &image.candidate.parts) {
             *going.entry(part).or_default() += 1;
         }
-        going.into_iter().filter(|&(part, count)| count == self.owners[part]).map(|(part, _)| part).collect()
+        let alone = going.into_iter().filter(|&(part, count)| count == self.owners[part]);
+        alone.map(|(part, _)| self.sizes[part]).sum()
     }
 
-    fn place(&self, digest: &Digest) -> Option<usize> {
-        self.digests.binary_search(digest).ok()
+    /// Removes images, one after the other.
+    ///
+    /// # Errors
+    /// The journal, the index or the disk refuses; images that come later are still there.
+    pub fn remove(&self, store: &Store, victims: &[&Stocked]) -> Result<Vec<Gone>, StoreError> {
+        let (mut owners, mut links) = (self.owners.clone(), self.links_of(victims));
+        let mut gone: Vec<Gone> = Vec::new();
+        for victim in victims {
+            // What no other image has that is left is removed with this one.
+            let (mut digests, mut unlinked, mut bytes) = (Vec::new(), Vec::new(), 0);
+            for &part in &victim.candidate.parts {
+                owners[part] -= 1;
+                if owners[part] == 0 && part < self.stocked {
+                    digests.push(self.digests[part].clone());
+                    bytes += self.sizes[part];
+                }
+                let left = victim.image.as_ref().and_then(|(name, _)| links.get_mut(&(name, part)));
+                if let Some(left) = left {
+                    *left -= 1;
+                    if *left == 0 {
+                        unlinked.push(self.digests[part].clone());
+                    }
+                }
+            }
+            match &victim.image {
+                Some((repository, root)) => store.evict(repository, root, &unlinked, &digests)?,
+                None => store.remove_orphans(&digests)?,
+            }
+            gone.push(Gone { what: victim.description(), bytes });
+        }
+        Ok(gone)
+    }
+
+    /// How many images of each victim's repository have each part.
+    fn links_of(&self, victims: &[&Stocked]) -> HashMap<(&Repository, usize), u32> {
+        let concerned: HashSet<&Repository> =
+            victims.iter().filter_map(|victim| Some(&victim.image.as_ref()?.0)).collect();
+        let mut links = HashMap::new();
+        let mut count = |repository, part| {
+            if concerned.contains(repository) {
+                *links.entry((repository, part)).or_default() += 1;
+            }
+        };
+        for stocked in &self.images {
+            let Some((repository, _)) = &stocked.image else { continue };
+            stocked.candidate.parts.iter().for_each(|&part| count(repository, part));
+        }
+        self.absent.iter().for_each(|(repository, root)| count(repository, *root));
+        links
+    }
+
+    /// The place of a digest among `digests`; what is not on the disk gets one at the end.
+    fn place(&mut self, digest: &Digest, named: &mut HashMap<Digest, usize>) -> usize {
+        if let Ok(at) = self.digests[..self.stocked].binary_search(digest) {
+            return at;
+        }
+        *named.entry(digest.clone()).or_insert_with(|| {
+            self.digests.push(digest.clone());
+            self.sizes.push(0);
+            self.owners.push(0);
+            self.digests.len() - 1
+        })
     }
 }
 
 impl Stocked {
     /// The image and its tags, for people.
-    pub fn words(&self) -> String {
+    pub fn description(&self) -> String {
         let Some((repository, root)) = &self.image else { return "content that belongs to no image".into() };
         let tags: Vec<&str> = self.tags.iter().map(Tag::as_str).collect();
         let digest = format!("{}:{}", root.algorithm().name(), root.short());
@@ -179,72 +229,57 @@ impl Stocked {
 /// An image of a repository as its manifests have it.
 struct Found {
     root: Digest,
-    tags: Vec<(Tag, TagRecord)>,
-    /// Everything that the root names, itself included, here or not.
+    tags: Vec<Tag>,
+    /// A tag that has to stay needs it.
+    keep: bool,
+    /// All that the root names, itself included, here or not.
     members: BTreeSet<Digest>,
 }
 
 /// The images of a repository: each version of a tag, and each manifest that no other names.
-fn images_of(store: &Store, repository: &Repository) -> Result<Vec<Found>, StoreError> {
+fn images_of(
+    closures: &Closures<'_>,
+    config: &Config,
+    repository: &Repository,
+) -> Result<Vec<Found>, StoreError> {
     let mut children: BTreeMap<Digest, Vec<Digest>> = BTreeMap::new();
-    for linked in store.manifests(repository)? {
-        let Some(bytes) = store.read_small(&linked.digest)? else { continue };
-        let Ok(manifest) = Manifest::parse(&bytes, Some(&linked.media_type)) else { continue };
-        children.insert(linked.digest, manifest.children.into_iter().map(|child| child.digest).collect());
-    }
-    let named: HashSet<Digest> = children.values().flatten().cloned().collect();
-    let mut roots: BTreeMap<Digest, Vec<(Tag, TagRecord)>> = BTreeMap::new();
-    each_tag(store, repository, |tag, record| {
-        for version in record.candidates() {
-            roots.entry(version.digest.clone()).or_default().push((tag.clone(), record.clone()));
+    for linked in closures.store.manifests(repository)? {
+        let named = closures.named(&linked.digest, Some(&linked.media_type))?;
+        if let Some(named) = named.filter(|named| named.kind.is_some()) {
+            children.insert(linked.digest, named.children.iter().map(|child| child.digest.clone()).collect());
         }
+    }
+    let named: HashSet<&Digest> = children.values().flatten().collect();
+    let (mut roots, mut kept) = (BTreeMap::<Digest, Vec<Tag>>::new(), HashSet::new());
+    each_tag(closures.store, repository, |tag, record| {
+        for version in record.candidates() {
+            roots.entry(version.digest.clone()).or_default().push(tag.clone());
+        }
+        // The version that is served with every link down, and the one that upstream named and that is on its way.
+        if record.pinned || is_wanted(config, repository, tag) {
+            kept.extend(served(closures, record)?.map(|(version, _)| version.digest.clone()));
+            kept.extend(record.seen.as_ref().map(|seen| seen.digest.clone()));
+        }
+        Ok::<_, StoreError>(())
     })?;
     for digest in children.keys().filter(|digest| !named.contains(digest)) {
         roots.entry(digest.clone()).or_default();
     }
     let found = roots.into_iter().map(|(root, tags)| {
         let mut members = BTreeSet::new();
-        let mut left = vec![root.clone()];
+        let mut left = vec![&root];
         while let Some(digest) = left.pop() {
             if members.insert(digest.clone()) {
-                left.extend(children.get(&digest).into_iter().flatten().cloned());
+                left.extend(children.get(digest).into_iter().flatten());
             }
         }
-        Found { root, tags, members }
+        Found { keep: kept.contains(&root), root, tags, members }
     });
     Ok(found.collect())
-}
-
-/// What in a repository only this image is linked to.
-fn links_of(store: &Store, repository: &Repository, root: &Digest) -> Result<Vec<Digest>, StoreError> {
-    let (mut own, mut others) = (BTreeSet::new(), HashSet::new());
-    for image in images_of(store, repository)? {
-        if image.root == *root {
-            own = image.members;
-        } else {
-            others.extend(image.members);
-        }
-    }
-    Ok(own.into_iter().filter(|digest| !others.contains(digest)).collect())
 }
 
 /// Whether the configuration wants the image to be here always.
 fn is_wanted(config: &Config, repository: &Repository, tag: &Tag) -> bool {
     let wanted = config.warm.iter().flat_map(|warm| &warm.images);
     wanted.into_iter().any(|image| image.repository == *repository && image.tag.as_ref() == Some(tag))
-}
-
-/// Whether a tag that has to stay needs this version: the one it is served at with the uplink gone, or the one that
-/// upstream named and that is on its way.
-fn is_last_version(store: &Store, config: &Config, record: &TagRecord, root: &Digest) -> bool {
-    if record.seen.as_ref().is_some_and(|seen| seen.digest == *root) {
-        return true;
-    }
-    let whole =
-        |digest: &Digest| closure(store, &config.platforms, digest).is_ok_and(|found| found.is_complete());
-    record
-        .candidates()
-        .into_iter()
-        .find(|version| whole(&version.digest))
-        .is_some_and(|last| last.digest == *root)
 }

@@ -1,20 +1,23 @@
-//! Readiness: would this image start with the uplink gone?
+//! Readiness: would this image start with every link down?
 //!
 //! The closure of a manifest for the wanted platforms is walked on the disk as it is, not as it was: a version is
-//! called complete only if every manifest and blob of it is there now.
+//! called complete only if every manifest and blob of it is there now. [`Closures`] remembers what manifests name, which
+//! their digest fixes, and looks for each blob every time. Failure is the store's.
 
 use crate::budget;
 use crate::oci::{Descriptor, Digest, Kind, Manifest, Platform};
 use crate::store::{Store, StoreError};
 use crate::text::bytes_text;
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
 
 /// What a manifest needs, and how much of it is on the disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Closure {
-    /// Everything that is needed and here, with its size in bytes.
+    /// All that is needed and here, with its size in bytes.
     pub present: BTreeMap<Digest, u64>,
-    /// Everything that is needed and not here, with the size that the manifest states.
+    /// All that is needed and not here, with the size that the manifest states.
     pub absent: BTreeMap<Digest, u64>,
     /// It could not be walked to the end: a manifest is absent or not readable, or there are too many.
     pub unknown: bool,
@@ -62,15 +65,72 @@ impl Closure {
 
 /// The closure of `root` for the platform among `platforms` that is nearest to complete. Several platforms are
 /// alternatives here: one board runs one of them.
+///
+/// # Errors
+/// A manifest cannot be read.
 pub fn closure(store: &Store, platforms: &[Platform], root: &Digest) -> Result<Closure, StoreError> {
-    let mut walk = Walk { store, platforms, manifests: 0 };
-    let size = store.blob_size(root).unwrap_or(0);
-    walk.manifest(root, size, 0)
+    Closures::new(store, platforms).of(root)
+}
+
+/// What a manifest names.
+pub(super) struct Named {
+    /// Bytes of the manifest itself.
+    size: u64,
+    /// `None`: it cannot be parsed.
+    pub(super) kind: Option<Kind>,
+    pub(super) children: Vec<Descriptor>,
+}
+
+/// Closures of many manifests: each manifest is read once for as long as [`budget::NAMED_CHILDREN_MAX`] allows.
+pub struct Closures<'a> {
+    pub(super) store: &'a Store,
+    platforms: &'a [Platform],
+    /// What was read, and how many manifests and children that is.
+    read: RefCell<(HashMap<Digest, Rc<Named>>, usize)>,
+}
+
+impl<'a> Closures<'a> {
+    /// Closures for the platform among `platforms` that is nearest to complete.
+    pub fn new(store: &'a Store, platforms: &'a [Platform]) -> Self {
+        Closures { store, platforms, read: RefCell::default() }
+    }
+
+    /// The closure of `root`, see [`closure`].
+    ///
+    /// # Errors
+    /// A manifest cannot be read.
+    pub fn of(&self, root: &Digest) -> Result<Closure, StoreError> {
+        let stated = self.store.blob_size(root).unwrap_or(0);
+        Walk { closures: self, manifests: 0 }.manifest(root, stated, 0)
+    }
+
+    /// What a manifest names; `None` if it is not here. `media_type`: the one it came with.
+    pub(super) fn named(
+        &self,
+        digest: &Digest,
+        media_type: Option<&str>,
+    ) -> Result<Option<Rc<Named>>, StoreError> {
+        let known = self.read.borrow().0.get(digest).cloned();
+        if known.is_some() {
+            return Ok(known.filter(|_| self.store.contains(digest)));
+        }
+        let Some(bytes) = self.store.read_small(digest)? else { return Ok(None) };
+        let manifest = Manifest::parse(&bytes, media_type).ok();
+        let (kind, children) = manifest.map(|manifest| (manifest.kind, manifest.children)).unzip();
+        let children = children.unwrap_or_default();
+        let named = Rc::new(Named { size: bytes.len() as u64, kind, children });
+        let mut read = self.read.borrow_mut();
+        read.1 += 1 + named.children.len();
+        if read.1 > budget::NAMED_CHILDREN_MAX {
+            *read = (HashMap::new(), 1 + named.children.len());
+        }
+        read.0.insert(digest.clone(), Rc::clone(&named));
+        Ok(Some(named))
+    }
 }
 
 struct Walk<'a> {
-    store: &'a Store,
-    platforms: &'a [Platform],
+    closures: &'a Closures<'a>,
     manifests: usize,
 }
 
@@ -82,22 +142,22 @@ impl Walk<'_> {
             closure.unknown = true;
             return Ok(closure);
         }
-        let Some(bytes) = self.store.read_small(digest)? else {
+        let Some(named) = self.closures.named(digest, None)? else {
             closure.absent.insert(digest.clone(), stated);
             return Ok(closure);
         };
-        closure.present.insert(digest.clone(), bytes.len() as u64);
-        match Manifest::parse(&bytes, None) {
-            Ok(manifest) if manifest.kind == Kind::Index => closure.add(self.index(&manifest, depth)?),
-            Ok(manifest) => self.image(&manifest, &mut closure),
-            Err(_) => closure.unknown = true,
+        closure.present.insert(digest.clone(), named.size);
+        match named.kind {
+            Some(Kind::Index) => closure.add(self.index(&named, depth)?),
+            Some(Kind::Image) => self.image(&named, &mut closure),
+            None => closure.unknown = true,
         }
         Ok(closure)
     }
 
-    fn image(&self, manifest: &Manifest, closure: &mut Closure) {
+    fn image(&self, manifest: &Named, closure: &mut Closure) {
         for child in manifest.children.iter().filter(|child| !child.optional) {
-            match self.store.blob_size(&child.digest) {
+            match self.closures.store.blob_size(&child.digest) {
                 Some(size) => closure.present.insert(child.digest.clone(), size),
                 None => closure.absent.insert(child.digest.clone(), child.size),
             };
@@ -105,7 +165,7 @@ impl Walk<'_> {
     }
 
     /// The nearest to complete of the children that run here; of all children where none states that it does.
-    fn index(&mut self, index: &Manifest, depth: usize) -> Result<Closure, StoreError> {
+    fn index(&mut self, index: &Named, depth: usize) -> Result<Closure, StoreError> {
         let children: Vec<&Descriptor> = index.children.iter().filter(|child| child.is_manifest()).collect();
         let mut suitable: Vec<(u8, &Descriptor)> =
             children.iter().filter_map(|child| Some((self.suits(child)?, *child))).collect();
@@ -130,7 +190,9 @@ impl Walk<'_> {
 
     fn suits(&self, child: &Descriptor) -> Option<u8> {
         match &child.platform {
-            Some(offered) => self.platforms.iter().filter_map(|wanted| wanted.preference(offered)).max(),
+            Some(offered) => {
+                self.closures.platforms.iter().filter_map(|wanted| wanted.preference(offered)).max()
+            }
             None => Some(0),
         }
     }

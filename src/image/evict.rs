@@ -1,10 +1,10 @@
-//! Which images go when room is needed. Pure: sizes, uses and who stays go in, victims come out.
+//! Which images are removed when room is needed. Pure: sizes, uses and what stays go in, victims come out. It cannot fail.
 //!
-//! An image goes as a whole, the least recently used first. What it frees is what no image that stays has: a layer goes
-//! with its last image. An image that can free nothing is left alone, however old, and so is one without which enough
+//! An image is removed with all its parts, the least recently used first. It frees what no image that stays has: a layer
+//! goes with its last image. An image that can free nothing is left alone, however old, and so is one without which enough
 //! is freed all the same. If not enough can be freed at all, nothing goes, or everything: see [`Otherwise`].
 
-/// Something that goes or stays as a whole.
+/// Something that is removed or stays with all its parts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
     /// The count of its last use.
@@ -18,13 +18,13 @@ pub struct Candidate {
 /// What to do if not enough can be freed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Otherwise {
-    /// Nothing goes: part of the room is of no use.
+    /// Nothing is removed: part of the room is of no use.
     Nothing,
-    /// Everything that may go does: each byte counts.
+    /// Everything that may be removed is: each byte counts.
     Everything,
 }
 
-/// Chooses victims, the one that goes first first, that free at least `needed` bytes.
+/// Chooses victims, in the order of their removal, that free at least `needed` bytes.
 pub fn choose(candidates: &[Candidate], sizes: &[u64], needed: u64, otherwise: Otherwise) -> Vec<usize> {
     if needed == 0 {
         return Vec::new();

@@ -5,10 +5,10 @@
 //! | [`closure`] | what a manifest needs, and how much of it is here |
 //! | [`catalogue`] | everything on the disk, by image |
 //! | [`evict`] | which images go when room is needed; pure |
-//! | [`walk`] | each repository and each tag, a step at a time |
+//! | [`walk`] | each repository and each tag, a step at a time; the version that is served with every link down |
 //!
-//! Nothing here is kept: every answer is read from the store when it is asked for, so it cannot be stale. Failure is
-//! the store's.
+//! Every answer is read from the store when it is asked for, so it cannot be stale; only what manifests name, which their
+//! digests fix, is remembered for the length of a command. Failure is the store's.
 
 mod catalogue;
 mod closure;
@@ -16,5 +16,9 @@ mod evict;
 mod walk;
 
 pub use catalogue::{Busy, Catalogue, Gone, Stocked};
-pub use closure::{Closure, closure};
+pub use closure::{Closure, Closures, closure};
 pub use evict::Otherwise;
+pub use walk::{each_repository, each_tag, first_complete, served, served_version};
+
+#[cfg(test)]
+pub(crate) mod tests;

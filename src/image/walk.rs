@@ -1,14 +1,19 @@
-//! Walks over the tags of the store, a step at a time.
+//! Walks over the tags of the store, a step at a time, and the one place that says which version of a tag is served with
+//! every link down. Failure is the store's.
 
+use super::closure::{Closure, Closures};
 use crate::budget;
-use crate::oci::{Repository, Tag};
-use crate::store::{Store, StoreError, TagRecord};
+use crate::oci::{Platform, Repository, Tag};
+use crate::store::{Store, StoreError, TagRecord, TagVersion};
 
 /// Visits every repository known, in order.
-pub(super) fn each_repository(
+///
+/// # Errors
+/// The index cannot be read, or the visitor's own error.
+pub fn each_repository<E: From<StoreError>>(
     store: &Store,
-    mut visit: impl FnMut(&Repository) -> Result<(), StoreError>,
-) -> Result<(), StoreError> {
+    mut visit: impl FnMut(&Repository) -> Result<(), E>,
+) -> Result<(), E> {
     let mut last: Option<String> = None;
     loop {
         let repositories = store.repositories(last.as_deref(), budget::LISTING_STEP)?;
@@ -19,16 +24,59 @@ pub(super) fn each_repository(
 }
 
 /// Visits every tag of a repository, in order.
-pub(super) fn each_tag(
+///
+/// # Errors
+/// The index cannot be read, or the visitor's own error.
+pub fn each_tag<E: From<StoreError>>(
     store: &Store,
     repository: &Repository,
-    mut visit: impl FnMut(&Tag, &TagRecord),
-) -> Result<(), StoreError> {
+    mut visit: impl FnMut(&Tag, &TagRecord) -> Result<(), E>,
+) -> Result<(), E> {
     let mut last: Option<String> = None;
     loop {
         let tags = store.tags(repository, last.as_deref(), budget::LISTING_STEP)?;
         let Some((name, _)) = tags.last() else { return Ok(()) };
         last = Some(name.to_string());
-        tags.iter().for_each(|(tag, record)| visit(tag, record));
+        tags.iter().try_for_each(|(tag, record)| visit(tag, record))?;
     }
+}
+
+/// The first of `versions` that is complete now, with its closure.
+///
+/// # Errors
+/// A manifest cannot be read.
+pub fn first_complete<'v>(
+    closures: &Closures<'_>,
+    versions: impl IntoIterator<Item = &'v TagVersion>,
+) -> Result<Option<(&'v TagVersion, Closure)>, StoreError> {
+    for version in versions {
+        let closure = closures.of(&version.digest)?;
+        if closure.is_complete() {
+            return Ok(Some((version, closure)));
+        }
+    }
+    Ok(None)
+}
+
+/// The version of a tag that would be served with every link down, with its closure.
+///
+/// # Errors
+/// A manifest cannot be read.
+pub fn served<'v>(
+    closures: &Closures<'_>,
+    record: &'v TagRecord,
+) -> Result<Option<(&'v TagVersion, Closure)>, StoreError> {
+    first_complete(closures, record.candidates())
+}
+
+/// The same for one tag, without its closure.
+///
+/// # Errors
+/// A manifest cannot be read.
+pub fn served_version<'v>(
+    store: &Store,
+    platforms: &[Platform],
+    record: &'v TagRecord,
+) -> Result<Option<&'v TagVersion>, StoreError> {
+    Ok(served(&Closures::new(store, platforms), record)?.map(|(version, _)| version))
 }

@@ -1,6 +1,6 @@
 //! Asking: every question within a bound, and no question to a peer that has just failed.
 
-use super::wire::{Broken, Role, Session};
+use super::wire::{Broken, PeerSession, Role};
 use super::{Answer, Question};
 use crate::budget;
 use crate::config::{self, Secret};
@@ -17,29 +17,29 @@ pub struct Kit {
     peers: Vec<Arc<Peer>>,
 }
 
-/// What a peer says of a tag.
+/// A peer's answer about a tag.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
-    /// Who says so.
+    /// The peer that claims it.
     pub peer: SocketAddr,
-    /// What its upstream said the tag is, which is complete there.
+    /// Its upstream's digest of the tag; the image is complete there.
     pub digest: Digest,
-    /// When its upstream said so, in seconds since 1970, if its clock was to be trusted.
+    /// When its upstream answered that, in seconds since 1970, if its clock could be trusted.
     pub unix: Option<u64>,
 }
 
 /// A manifest from a peer, with the digest that was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerManifest {
-    /// Who had it.
+    /// The peer that sent it.
     pub peer: SocketAddr,
-    /// What the peer says that it is.
+    /// Its media type, as the peer states it.
     pub media_type: String,
     /// Its bytes.
     pub bytes: Vec<u8>,
 }
 
-/// How it is with a peer.
+/// The state of a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerState {
     /// Its address.
@@ -80,7 +80,7 @@ impl State {
 
 impl Kit {
     /// Gets ready to ask, without asking anybody.
-    pub fn new(settings: &config::Kit) -> Kit {
+    pub fn new(settings: &config::KitSettings) -> Kit {
         let peer = |address: &SocketAddr| {
             Arc::new(Peer {
                 address: *address,
@@ -98,7 +98,7 @@ impl Kit {
         self.peers.iter().any(|peer| peer.state().until.is_none_or(|until| until <= now))
     }
 
-    /// What the peers say of a tag. All are asked at once, and whoever has not answered within
+    /// The claims of the peers about a tag. All are asked at once, and a peer that has not answered within
     /// [`budget::PEER_DEADLINE`] is not waited for.
     pub async fn ask_tag(&self, repository: &Repository, tag: &Tag, platforms: &[Platform]) -> Vec<Claim> {
         let until = Instant::now() + budget::PEER_DEADLINE;
@@ -123,7 +123,7 @@ impl Kit {
                         drop(place);
                     });
                 if let Err(e) = begun {
-                    log::warn!("no thread to ask peer {}: {e}", peer.address);
+                    log::warn!("cannot start a thread to ask peer {}: {e}", peer.address);
                 }
             });
         }
@@ -149,7 +149,7 @@ impl Kit {
         })
     }
 
-    /// A blob from byte `from` on, from the first peer that has it. Who takes it has to hash it. Blocks.
+    /// A blob from byte `from` on, from the first peer that has it. The caller has to hash it. Blocks.
     pub fn blob(&self, repository: &Repository, digest: &Digest, from: u64) -> Option<PeerBlob> {
         let question = Question::Blob { repository: repository.clone(), digest: digest.clone(), from };
         self.peers.iter().filter(|peer| peer.may_be_asked()).find_map(|peer| {
@@ -158,7 +158,7 @@ impl Kit {
         })
     }
 
-    /// How it is with each peer.
+    /// The state of each peer.
     pub fn peers(&self) -> Vec<PeerState> {
         self.peers.iter().map(|peer| peer.describe(Instant::now())).collect()
     }
@@ -206,16 +206,16 @@ impl Peer {
         Ok(Some((media_type, bytes)))
     }
 
-    fn blob(&self, question: &Question) -> Result<Option<(Session, u64)>, Broken> {
+    fn blob(&self, question: &Question) -> Result<Option<(PeerSession, u64)>, Broken> {
         let (session, answer) = self.ask(question, Instant::now() + budget::PEER_CONTENT_TIME)?;
         let Answer::Blob { size } = answer else { return Ok(None) };
         Ok(Some((session, size)))
     }
 
-    fn ask(&self, question: &Question, until: Instant) -> Result<(Session, Answer), Broken> {
+    fn ask(&self, question: &Question, until: Instant) -> Result<(PeerSession, Answer), Broken> {
         let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         let socket = TcpStream::connect_timeout(&self.address, left)?;
-        let mut session = Session::shake(socket, self.secret.bytes(), Role::Asker, until)?;
+        let mut session = PeerSession::shake(socket, self.secret.bytes(), Role::Asker, until)?;
         session.send(question, until)?;
         let answer = session.receive(until)?;
         let answer = answer.ok_or_else(|| Broken::Io(std::io::ErrorKind::UnexpectedEof.into()))?;
@@ -262,7 +262,7 @@ impl Peer {
 
     /// Leaves it out for as long as any: it gave what it cannot have had.
     fn lied(&self, what: &str) {
-        log::warn!("peer {} is not believed and left out: {what}", self.address);
+        log::warn!("peer {} sent wrong content and is left out: {what}", self.address);
         let mut state = self.state();
         state.failures = state.failures.saturating_add(1);
         state.until = Some(Instant::now() + budget::PEER_PAUSE_MAX);
@@ -293,18 +293,18 @@ impl Peer {
 #[derive(Debug)]
 pub struct PeerBlob {
     peer: Arc<Peer>,
-    session: Session,
+    session: PeerSession,
     total: u64,
     left: u64,
 }
 
 impl PeerBlob {
-    /// Who sends it.
+    /// The peer that sends it.
     pub fn peer(&self) -> SocketAddr {
         self.peer.address
     }
 
-    /// The size that the peer states for the whole blob, in bytes.
+    /// The size of the blob in bytes, as the peer states it.
     pub fn total(&self) -> u64 {
         self.total
     }

@@ -1,12 +1,12 @@
-//! Boards that share (design rule 8): what a peer says is a hint.
+//! Boards that share (design rule 8): the claim of a peer is a hint.
 //!
 //! - [`Kit`] asks the other boards, [`listen`] answers them, `wire` is how both talk
 //! - a board answers from its own disk only; it asks nobody on behalf of a peer, so that no question goes round
-//! - a peer's claim of a tag is only passed on here, with who said it; whether it counts is the mirror's decision
+//! - a peer's claim of a tag is only passed on here, with its peer; whether it counts is the mirror's decision
 //! - content is believed by its hash alone
 //!
 //! A peer that fails is left out for a growing pause, in which it delays nothing. This room knows neither the store nor
-//! the upstreams: what it gives out is behind [`Shelf`].
+//! the upstreams: what it gives out is behind [`PeerContent`].
 
 mod ask;
 mod serve;
@@ -23,9 +23,9 @@ use serde::{Deserialize, Serialize};
 use std::fs::File;
 
 /// What a board gives to its peers.
-pub trait Shelf: Send + Sync {
+pub trait PeerContent: Send + Sync {
     /// The newest version of a tag that this board's own upstream named and that is complete here for one of the
-    /// platforms; and when upstream said so last, in seconds since 1970, if the clock was to be trusted.
+    /// platforms; and when the upstream last confirmed it, in seconds since 1970, if the clock could be trusted.
     fn tag(
         &self,
         repository: &Repository,
@@ -40,7 +40,7 @@ pub trait Shelf: Send + Sync {
     fn blob(&self, repository: &Repository, digest: &Digest) -> Option<(File, u64)>;
 }
 
-/// What a board asks.
+/// A question of a board.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Question {
@@ -52,7 +52,7 @@ enum Question {
     Blob { repository: Repository, digest: Digest, from: u64 },
 }
 
-/// What it is told.
+/// The answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Answer {

@@ -1,7 +1,7 @@
 //! Answering: a bounded number of threads, one for each connection of a peer, that read the own disk.
 
-use super::wire::{Broken, Role, Session};
-use super::{Answer, Question, Shelf};
+use super::wire::{Broken, PeerSession, Role};
+use super::{Answer, PeerContent, Question};
 use crate::budget;
 use crate::config::Secret;
 use crate::sync::Mutex;
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// A door for peers. Dropping it closes the door; conversations under way end by themselves.
+/// The listener for peers. Dropping it closes it; open connections end by themselves.
 #[derive(Debug)]
 pub struct Listening {
     address: SocketAddr,
@@ -41,11 +41,15 @@ impl Drop for Listening {
     }
 }
 
-/// Begins to answer peers at `address` from `shelf`.
+/// Begins to answer peers at `address` from `content`.
 ///
 /// # Errors
 /// A sentence that says what is wrong with the address and what can be done.
-pub fn listen(address: SocketAddr, secret: &Secret, shelf: Arc<dyn Shelf>) -> Result<Listening, String> {
+pub fn listen(
+    address: SocketAddr,
+    secret: &Secret,
+    content: Arc<dyn PeerContent>,
+) -> Result<Listening, String> {
     let failed = |e: io::Error| {
         let advice = match e.kind() {
             io::ErrorKind::AddrInUse => "; another program listens there, choose another kit.listen",
@@ -59,7 +63,7 @@ pub fn listen(address: SocketAddr, secret: &Secret, shelf: Arc<dyn Shelf>) -> Re
     let closed = Arc::new(AtomicBool::new(false));
     let door = Arc::new(Door {
         secret: secret.clone(),
-        shelf,
+        content,
         closed: Arc::clone(&closed),
         callers: Mutex::default(),
         warned: Mutex::default(),
@@ -75,11 +79,11 @@ pub fn listen(address: SocketAddr, secret: &Secret, shelf: Arc<dyn Shelf>) -> Re
 
 struct Door {
     secret: Secret,
-    shelf: Arc<dyn Shelf>,
+    content: Arc<dyn PeerContent>,
     closed: Arc<AtomicBool>,
     /// Connections open from each address.
     callers: Mutex<HashMap<IpAddr, usize>>,
-    /// When the log last told of a caller without the secret.
+    /// When the log last reported a caller without the secret.
     warned: Mutex<Option<Instant>>,
 }
 
@@ -105,7 +109,7 @@ impl Door {
                             drop(place);
                         });
                     if let Err(e) = begun {
-                        log::warn!("no thread to answer peer {caller}: {e}");
+                        log::warn!("cannot start a thread to answer peer {caller}: {e}");
                     }
                 }
                 Err(e) => {
@@ -133,7 +137,7 @@ impl Door {
 
     fn talk(&self, socket: TcpStream, caller: SocketAddr) {
         let until = Instant::now() + budget::KIT_HANDSHAKE_TIME;
-        let ended = Session::shake(socket, self.secret.bytes(), Role::Answerer, until)
+        let ended = PeerSession::shake(socket, self.secret.bytes(), Role::Answerer, until)
             .and_then(|session| self.answer_all(session));
         match ended {
             Ok(()) => {}
@@ -146,11 +150,11 @@ impl Door {
         let mut warned = self.warned.lock();
         if warned.is_none_or(|last| last.elapsed() >= budget::KIT_WARN_EVERY) {
             *warned = Some(Instant::now());
-            log::warn!("{caller} was turned away: it does not know the secret of this kit (kit.secret_file)");
+            log::warn!("refused peer {caller}: it does not have the secret of this kit (kit.secret_file)");
         }
     }
 
-    fn answer_all(&self, mut session: Session) -> Result<(), Broken> {
+    fn answer_all(&self, mut session: PeerSession) -> Result<(), Broken> {
         while let Some(question) = session.receive(Instant::now() + budget::KIT_IDLE_TIME)? {
             if self.closed.load(Ordering::Relaxed) {
                 return Ok(());
@@ -160,25 +164,25 @@ impl Door {
         Ok(())
     }
 
-    fn answer(&self, session: &mut Session, question: &Question) -> Result<(), Broken> {
+    fn answer(&self, session: &mut PeerSession, question: &Question) -> Result<(), Broken> {
         let until = Instant::now() + budget::KIT_STALL_TIME;
         match question {
             Question::Tag { repository, tag, platforms } => {
                 let asked = &platforms[..platforms.len().min(budget::KIT_PLATFORMS_MAX)];
-                let answer = match self.shelf.tag(repository, tag, asked) {
+                let answer = match self.content.tag(repository, tag, asked) {
                     Some((digest, unix)) => Answer::Tag { digest, unix, complete: true },
                     None => Answer::None,
                 };
                 session.send(&answer, until)
             }
-            Question::Manifest { repository, digest } => match self.shelf.manifest(repository, digest) {
+            Question::Manifest { repository, digest } => match self.content.manifest(repository, digest) {
                 Some((media_type, file, size)) if size <= budget::MANIFEST_BYTES_MAX => {
                     session.send(&Answer::Manifest { media_type, size }, until)?;
                     send_file(session, &file, 0, size)
                 }
                 _ => session.send(&Answer::None, until),
             },
-            Question::Blob { repository, digest, from } => match self.shelf.blob(repository, digest) {
+            Question::Blob { repository, digest, from } => match self.content.blob(repository, digest) {
                 Some((file, size)) => {
                     session.send(&Answer::Blob { size }, until)?;
                     send_file(session, &file, *from, size)
@@ -190,7 +194,7 @@ impl Door {
 }
 
 /// Sends the bytes from `from` to `size`. A file that is shorter than it was ends the connection.
-fn send_file(session: &mut Session, file: &File, from: u64, size: u64) -> Result<(), Broken> {
+fn send_file(session: &mut PeerSession, file: &File, from: u64, size: u64) -> Result<(), Broken> {
     let mut chunk = vec![0; budget::SERVE_CHUNK_BYTES];
     let mut at = from;
     while at < size {

@@ -1,7 +1,7 @@
 //! Two ends of one wire: who is let in, what is believed, and how long anybody waits.
 
-use super::wire::{Broken, GREETING, NONCE_BYTES, Role, Session};
-use super::{Answer, Claim, Kit, Listening, Question, Shelf, listen};
+use super::wire::{Broken, GREETING, NONCE_BYTES, PeerSession, Role};
+use super::{Answer, Claim, Kit, Listening, PeerContent, Question, listen};
 use crate::budget;
 use crate::config::{self, Secret};
 use crate::oci::{Algorithm, Digest, Platform, Repository, Tag};
@@ -31,17 +31,18 @@ fn pair() -> (TcpStream, TcpStream) {
     (asker, listener.accept().unwrap().0)
 }
 
-fn shake(asker: TcpStream, answerer: TcpStream, secrets: [&str; 2]) -> [Result<Session, Broken>; 2] {
+fn shake(asker: TcpStream, answerer: TcpStream, secrets: [&str; 2]) -> [Result<PeerSession, Broken>; 2] {
     let other = secrets[1].to_owned();
-    let end =
-        std::thread::spawn(move || Session::shake(answerer, secret(&other).bytes(), Role::Answerer, soon()));
-    let asked = Session::shake(asker, secret(secrets[0]).bytes(), Role::Asker, soon());
+    let end = std::thread::spawn(move || {
+        PeerSession::shake(answerer, secret(&other).bytes(), Role::Answerer, soon())
+    });
+    let asked = PeerSession::shake(asker, secret(secrets[0]).bytes(), Role::Asker, soon());
     [asked, end.join().unwrap()]
 }
 
 /// Two ends that know the same secret, with a relay between them that hands what the asker sends after the handshake
 /// to `change` once, and the answer back as it is.
-fn through(change: impl FnOnce(&mut Vec<u8>) + Send + 'static) -> (Session, Session) {
+fn through(change: impl FnOnce(&mut Vec<u8>) + Send + 'static) -> (PeerSession, PeerSession) {
     let (near, near_far_end) = pair();
     let (far_near_end, far) = pair();
     let handshake = GREETING.len() + NONCE_BYTES + 32;
@@ -103,7 +104,8 @@ fn a_wrong_secret_is_turned_away_at_both_ends() {
 #[test]
 fn who_echoes_a_proof_has_proved_nothing() {
     let (asker, mut thief) = pair();
-    let end = std::thread::spawn(move || Session::shake(asker, secret(SECRET).bytes(), Role::Asker, soon()));
+    let end =
+        std::thread::spawn(move || PeerSession::shake(asker, secret(SECRET).bytes(), Role::Asker, soon()));
     let mut greeting = [0; GREETING.len() + NONCE_BYTES];
     thief.read_exact(&mut greeting).unwrap();
     thief.write_all(&greeting).unwrap();
@@ -170,20 +172,20 @@ fn who_deals_out_single_bytes_is_not_waited_for() {
     });
     let began = Instant::now();
     let until = began + Duration::from_millis(300);
-    let shaken = Session::shake(asker, secret(SECRET).bytes(), Role::Asker, until);
+    let shaken = PeerSession::shake(asker, secret(SECRET).bytes(), Role::Asker, until);
     assert!(matches!(&shaken, Err(Broken::Io(_))), "{shaken:?}");
     assert!(began.elapsed() < Duration::from_millis(300) + LEEWAY, "{:?}", began.elapsed());
     feeder.join().unwrap();
 }
 
-/// A shelf with one blob in a file, one manifest and one tag.
+/// A content with one blob in a file, one manifest and one tag.
 struct Stock {
     manifest: Vec<u8>,
     blob: Vec<u8>,
     asked: AtomicUsize,
 }
 
-impl Shelf for Stock {
+impl PeerContent for Stock {
     fn tag(&self, _: &Repository, tag: &Tag, platforms: &[Platform]) -> Option<(Digest, Option<u64>)> {
         self.asked.fetch_add(1, Ordering::SeqCst);
         (tag.as_str() == "latest" && !platforms.is_empty()).then(|| (digest(), Some(5)))
@@ -215,13 +217,13 @@ fn stock(manifest: &[u8]) -> Arc<Stock> {
     Arc::new(Stock { manifest: manifest.to_vec(), blob, asked: AtomicUsize::new(0) })
 }
 
-fn open(shelf: &Arc<Stock>) -> Listening {
-    let shelf: Arc<dyn Shelf> = Arc::clone(shelf) as Arc<dyn Shelf>;
-    listen(([127, 0, 0, 1], 0).into(), &secret(SECRET), shelf).unwrap()
+fn open(content: &Arc<Stock>) -> Listening {
+    let content: Arc<dyn PeerContent> = Arc::clone(content) as Arc<dyn PeerContent>;
+    listen(([127, 0, 0, 1], 0).into(), &secret(SECRET), content).unwrap()
 }
 
 fn kit(peers: &[SocketAddr], text: &str) -> Kit {
-    Kit::new(&config::Kit {
+    Kit::new(&config::KitSettings {
         secret_file: "/none".into(),
         secret: secret(text),
         listen: ([127, 0, 0, 1], 0).into(),
@@ -246,8 +248,8 @@ fn mute() -> (SocketAddr, JoinHandle<Vec<TcpStream>>) {
 
 #[tokio::test]
 async fn a_peer_gives_what_it_has() {
-    let shelf = stock(b"content");
-    let open = open(&shelf);
+    let content = stock(b"content");
+    let open = open(&content);
     let kit = kit(&[open.address()], SECRET);
     let claim = Claim { peer: open.address(), digest: digest(), unix: Some(5) };
     assert_eq!(kit.peers()[0].text, "not asked yet");
@@ -265,39 +267,39 @@ async fn a_peer_gives_what_it_has() {
                 n => bytes.extend_from_slice(&chunk[..n]),
             }
         }
-        assert_eq!(bytes, shelf.blob[from.min(200_000)..]);
+        assert_eq!(bytes, content.blob[from.min(200_000)..]);
     }
     assert_eq!(kit.peers()[0].text, "up");
 }
 
 #[tokio::test]
 async fn a_wrong_manifest_costs_a_peer_its_place() {
-    let shelf = stock(b"something else");
-    let open = open(&shelf);
+    let content = stock(b"something else");
+    let open = open(&content);
     let kit = kit(&[open.address()], SECRET);
     assert_eq!(kit.manifest(&repository(), &digest()), None);
     assert!(!kit.has_live_peer());
     let state = &kit.peers()[0];
     assert!(!state.up && state.text.contains("left out for 60 s: it sent sha256:"), "{}", state.text);
-    let asked = shelf.asked.load(Ordering::SeqCst);
+    let asked = content.asked.load(Ordering::SeqCst);
     assert_eq!(ask(&kit, "latest").await.0, []);
-    assert_eq!(shelf.asked.load(Ordering::SeqCst), asked, "it was asked all the same");
+    assert_eq!(content.asked.load(Ordering::SeqCst), asked, "it was asked all the same");
 }
 
 #[tokio::test]
 async fn another_secret_is_no_peer() {
-    let shelf = stock(b"content");
-    let open = open(&shelf);
+    let content = stock(b"content");
+    let open = open(&content);
     let kit = kit(&[open.address()], "another secret of the tests");
     assert_eq!(ask(&kit, "latest").await.0, []);
     assert!(kit.peers()[0].text.contains("its secret is another"), "{:?}", kit.peers());
-    assert_eq!(shelf.asked.load(Ordering::SeqCst), 0);
+    assert_eq!(content.asked.load(Ordering::SeqCst), 0);
 }
 
 #[tokio::test]
 async fn a_peer_that_hangs_is_waited_for_once_and_hides_nobody() {
-    let shelf = stock(b"content");
-    let open = open(&shelf);
+    let content = stock(b"content");
+    let open = open(&content);
     let (mute, _thread) = mute();
     let kit = kit(&[mute, open.address()], SECRET);
     let (claims, took) = ask(&kit, "latest").await;
@@ -343,8 +345,8 @@ async fn the_pause_of_a_dead_peer_grows_and_ends_with_an_answer() {
 
 #[test]
 fn more_connections_than_there_are_places_are_closed() {
-    let shelf = stock(b"content");
-    let open = open(&shelf);
+    let content = stock(b"content");
+    let open = open(&content);
     let mut callers: Vec<TcpStream> =
         (0..=budget::KIT_CONNECTIONS_EACH).map(|_| TcpStream::connect(open.address()).unwrap()).collect();
     let last = callers.last_mut().unwrap();

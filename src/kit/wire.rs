@@ -92,7 +92,7 @@ impl Role {
 
 /// A connection to a board that has proved that it knows the secret.
 #[derive(Debug)]
-pub(super) struct Session {
+pub(super) struct PeerSession {
     socket: TcpStream,
     key: hmac::Key,
     role: Role,
@@ -100,14 +100,14 @@ pub(super) struct Session {
     received: u64,
 }
 
-impl Session {
+impl PeerSession {
     /// Proves that this board knows the secret and has the other one prove it, until `until` at the latest.
     pub(super) fn shake(
         socket: TcpStream,
         secret: &[u8],
         role: Role,
         until: Instant,
-    ) -> Result<Session, Broken> {
+    ) -> Result<PeerSession, Broken> {
         socket.set_nodelay(true)?;
         let mut mine = [0; NONCE_BYTES];
         let random = SystemRandom::new().fill(&mut mine);
@@ -148,7 +148,7 @@ impl Session {
         }
         let key = mac(&secret, &[b"larder kit 1 session", &nonces]);
         let key = hmac::Key::new(hmac::HMAC_SHA256, key.as_ref());
-        Ok(Session { socket, key, role, sent: 0, received: 0 })
+        Ok(PeerSession { socket, key, role, sent: 0, received: 0 })
     }
 
     /// Sends a frame.

@@ -1,50 +1,11 @@
 //! What the mirror counts about itself, for `status` and the metrics.
 
+use crate::decide::Tier;
 use std::sync::atomic::{AtomicU64, Ordering};
-
-/// Which rule answered a tag.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Tier {
-    /// Verified with upstream less than `revalidate` ago.
-    Fresh,
-    /// Upstream answered.
-    Upstream,
-    /// A peer has a newer version that it verified.
-    Peer,
-    /// The newest complete version of the tag.
-    LastComplete,
-    /// The newest complete version of the repository.
-    OlderVersion,
-    /// Nothing could be served.
-    None,
-}
-
-impl Tier {
-    /// Every tier, best first.
-    pub const ALL: [Tier; 6] =
-        [Tier::Fresh, Tier::Upstream, Tier::Peer, Tier::LastComplete, Tier::OlderVersion, Tier::None];
-
-    /// The name in logs, headers and metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Tier::Fresh => "fresh",
-            Tier::Upstream => "upstream",
-            Tier::Peer => "peer",
-            Tier::LastComplete => "last-complete",
-            Tier::OlderVersion => "older-version",
-            Tier::None => "none",
-        }
-    }
-
-    /// Whether the answer may be older than what upstream has.
-    pub fn is_stale(self) -> bool {
-        matches!(self, Tier::Peer | Tier::LastComplete | Tier::OlderVersion)
-    }
-}
 
 /// Where served bytes came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Source {
+pub enum ByteSource {
     /// They were on the disk.
     Cache,
     /// They were being fetched.
@@ -53,16 +14,16 @@ pub enum Source {
     Peer,
 }
 
-impl Source {
+impl ByteSource {
     /// Every source.
-    pub const ALL: [Source; 3] = [Source::Cache, Source::Fill, Source::Peer];
+    pub const ALL: [ByteSource; 3] = [ByteSource::Cache, ByteSource::Fill, ByteSource::Peer];
 
     /// The name in logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
-            Source::Cache => "cache",
-            Source::Fill => "fill",
-            Source::Peer => "peer",
+            ByteSource::Cache => "cache",
+            ByteSource::Fill => "fill",
+            ByteSource::Peer => "peer",
         }
     }
 }
@@ -71,7 +32,7 @@ impl Source {
 #[derive(Debug, Default)]
 pub struct Counters {
     resolves: [AtomicU64; Tier::ALL.len()],
-    served_bytes: [AtomicU64; Source::ALL.len()],
+    served_bytes: [AtomicU64; ByteSource::ALL.len()],
     evicted_bytes: AtomicU64,
 }
 
@@ -82,7 +43,7 @@ impl Counters {
     }
 
     /// Content bytes given to clients from `source`.
-    pub fn served_bytes(&self, source: Source) -> u64 {
+    pub fn served_bytes(&self, source: ByteSource) -> u64 {
         self.served_bytes[source as usize].load(Ordering::Relaxed)
     }
 
@@ -99,7 +60,7 @@ impl Counters {
         self.resolves[tier as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn count_served(&self, source: Source, bytes: u64) {
+    pub(crate) fn count_served(&self, source: ByteSource, bytes: u64) {
         self.served_bytes[source as usize].fetch_add(bytes, Ordering::Relaxed);
     }
 }

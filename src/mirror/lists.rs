@@ -3,11 +3,13 @@
 //! Upstream's own list while it answers; what is cached when it does not. A client that pages through a list while
 //! the uplink goes may see both, which the specification allows.
 
+use super::access::{Access, Viewer};
+use super::context::{Context, outage};
+use super::questions::Questions;
 use super::refusal::{Missing, Refusal};
-use super::{Mirror, Registry, outage};
 use crate::budget;
 use crate::fetch::{Failure, Upstream};
-use crate::oci::{Digest, Manifest, Repository, media};
+use crate::oci::{Digest, Manifest, RegistryName, Repository, media};
 use crate::store::StoreError;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -34,7 +36,7 @@ pub struct Page {
 
 /// An index of referrers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Referrers {
+pub struct ReferrerIndex {
     /// The index, as JSON.
     pub bytes: Vec<u8>,
     /// The filter of the request was applied.
@@ -49,9 +51,15 @@ impl PageRequest {
     }
 }
 
-impl Mirror {
+/// Lists of what upstream has, or of what is cached.
+pub(super) struct Lists {
+    pub(super) context: Arc<Context>,
+    pub(super) questions: Arc<Questions>,
+}
+
+impl Lists {
     /// The tags of a repository (distribution-spec, "Listing Tags").
-    pub async fn tags(self: &Arc<Self>, repository: &Repository, page: PageRequest) -> Result<Page, Refusal> {
+    pub(super) async fn tags(&self, repository: &Repository, page: PageRequest) -> Result<Page, Refusal> {
         let (name, wanted) = (repository.name.clone(), page.clone());
         let limit = page.limit();
         if limit == 0 {
@@ -68,9 +76,11 @@ impl Mirror {
             Err(failure) => return Err(Refusal::from_failure(&failure, Missing::Repository)),
         };
         let wanted = repository.clone();
-        let names =
-            self.blocking(move |mirror| mirror.store.tags(&wanted, page.last.as_deref(), limit + 1)).await;
-        let names = names.map_err(|problem| Refusal::from_store(&problem))?;
+        let names = self
+            .context
+            .blocking(move |context| context.store.tags(&wanted, page.last.as_deref(), limit + 1))
+            .await;
+        let names = names?;
         if names.is_empty() && !self.knows(repository).await? {
             return Err(Refusal::Unavailable(format!("{cause}; no tag of {repository} is cached")));
         }
@@ -78,9 +88,12 @@ impl Mirror {
     }
 
     /// The repositories of a registry, by their names in it; of all registries, by their full names, if `None`.
-    pub async fn catalog(
-        self: &Arc<Self>,
-        registry: Option<&Registry>,
+    ///
+    /// # Errors
+    /// The store's, and [`Refusal::Busy`] if too many questions wait.
+    pub(super) async fn catalog(
+        &self,
+        registry: Option<&RegistryName>,
         page: PageRequest,
     ) -> Result<Page, Refusal> {
         let limit = page.limit();
@@ -106,89 +119,95 @@ impl Mirror {
             (Some(prefix), last) => Some(format!("{prefix}{}", last.as_deref().unwrap_or_default())),
             (None, last) => last.clone(),
         };
-        let names = self.blocking(move |mirror| mirror.store.repositories(last.as_deref(), limit + 1)).await;
-        let names = names.map_err(|problem| Refusal::from_store(&problem))?;
+        let names = self
+            .context
+            .blocking(move |context| context.store.repositories(last.as_deref(), limit + 1))
+            .await;
+        let names = names?;
         // What is private is shown only to who asked for its registry, and so has logged in.
-        let private =
-            |name: &Repository| self.upstreams.find(&name.registry).is_some_and(|up| up.is_private());
+        let shown =
+            |name: &Repository| self.context.access(&name.registry, None, Viewer::Anybody) == Access::Granted;
         let names = names.iter().filter_map(|name| match registry {
             Some(registry) => (name.registry == *registry).then(|| name.name.to_string()),
-            None => (!private(name)).then(|| name.to_string()),
+            None => shown(name).then(|| name.to_string()),
         });
         Ok(cut(names.collect(), limit, cause))
     }
 
     /// What refers to a manifest (distribution-spec, "Listing Referrers"). Never an error for want of referrers.
-    pub async fn referrers(
-        self: &Arc<Self>,
+    pub(super) async fn referrers(
+        &self,
         repository: &Repository,
         digest: &Digest,
         artifact_type: Option<String>,
-    ) -> Result<Referrers, Refusal> {
+    ) -> Result<ReferrerIndex, Refusal> {
         let (name, wanted, filter) = (repository.name.clone(), digest.clone(), artifact_type.clone());
         let answer = self
             .list(&repository.registry, move |upstream| upstream.referrers(&name, &wanted, filter.as_deref()))
             .await?;
         let stale = match answer {
-            Ok(found) => return Ok(Referrers { bytes: found.bytes, filtered: found.filtered, stale: None }),
+            Ok(found) => {
+                return Ok(ReferrerIndex { bytes: found.bytes, filtered: found.filtered, stale: None });
+            }
             Err(Failure::Missing { .. }) => None,
             Err(failure) if failure.is_outage() => Some(failure.to_string()),
             Err(failure) => return Err(Refusal::from_failure(&failure, Missing::Manifest)),
         };
         let (repository, digest) = (repository.clone(), digest.clone());
         let filter = artifact_type.clone();
-        let found =
-            self.blocking(move |mirror| mirror.referrers_here(&repository, &digest, filter.as_deref())).await;
-        let manifests = found.map_err(|problem| Refusal::from_store(&problem))?;
+        let found = self
+            .context
+            .blocking(move |context| referrers_here(context, &repository, &digest, filter.as_deref()))
+            .await;
+        let manifests = found?;
         let index = json!({ "schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": manifests });
-        Ok(Referrers { bytes: index.to_string().into_bytes(), filtered: artifact_type.is_some(), stale })
-    }
-
-    fn referrers_here(
-        &self,
-        repository: &Repository,
-        subject: &Digest,
-        artifact_type: Option<&str>,
-    ) -> Result<Vec<Value>, StoreError> {
-        let mut descriptors = Vec::new();
-        for digest in self.store.referrers(repository, subject)? {
-            let Some(bytes) = self.store.read_small(&digest)? else { continue };
-            let Ok(manifest) = Manifest::parse(&bytes, None) else { continue };
-            if artifact_type.is_some_and(|wanted| manifest.artifact_type.as_deref() != Some(wanted)) {
-                continue;
-            }
-            let mut descriptor =
-                json!({ "mediaType": manifest.media_type, "digest": digest, "size": bytes.len() });
-            if let Some(artifact_type) = manifest.artifact_type {
-                descriptor["artifactType"] = Value::String(artifact_type);
-            }
-            if !manifest.annotations.is_empty() {
-                descriptor["annotations"] = Value::Object(manifest.annotations);
-            }
-            descriptors.push(descriptor);
-        }
-        Ok(descriptors)
+        Ok(ReferrerIndex { bytes: index.to_string().into_bytes(), filtered: artifact_type.is_some(), stale })
     }
 
     /// Asks upstream for a list unless it is known to be down.
     async fn list<T: Send + 'static>(
-        self: &Arc<Self>,
-        registry: &Registry,
+        &self,
+        registry: &RegistryName,
         question: impl FnOnce(&Upstream) -> Result<T, Failure> + Send + 'static,
     ) -> Result<Result<T, Failure>, Refusal> {
-        let upstream = self.upstreams.find(registry).cloned();
-        let upstream = upstream.ok_or_else(|| Refusal::UnknownRegistry(registry.clone()))?;
-        if upstream.breaker().link().is_known_down() {
+        let upstream = self.context.upstream(registry)?;
+        if upstream.link().is_known_down() {
             return Ok(Err(outage(&upstream)));
         }
-        self.ask(&upstream, question).await
+        self.questions.ask(&upstream, question).await
     }
 
-    async fn knows(self: &Arc<Self>, repository: &Repository) -> Result<bool, Refusal> {
+    async fn knows(&self, repository: &Repository) -> Result<bool, Refusal> {
         let wanted = repository.clone();
-        let tags = self.blocking(move |mirror| mirror.store.tags(&wanted, None, 1)).await;
-        Ok(!tags.map_err(|problem| Refusal::from_store(&problem))?.is_empty())
+        let tags = self.context.blocking(move |context| context.store.tags(&wanted, None, 1)).await;
+        Ok(!tags?.is_empty())
     }
+}
+
+fn referrers_here(
+    context: &Context,
+    repository: &Repository,
+    subject: &Digest,
+    artifact_type: Option<&str>,
+) -> Result<Vec<Value>, StoreError> {
+    let mut descriptors = Vec::new();
+    for digest in context.store.referrers(repository, subject)? {
+        let Some(bytes) = context.store.read_small(&digest)? else { continue };
+        let Ok(manifest) = Manifest::parse(&bytes, None) else { continue };
+        if artifact_type.is_some_and(|wanted| manifest.artifact_type.as_deref() != Some(wanted)) {
+            continue;
+        }
+        let mut descriptor =
+            json!({ "mediaType": manifest.media_type, "digest": digest, "size": bytes.len() });
+        if let Some(artifact_type) = manifest.artifact_type {
+            descriptor["artifactType"] = Value::String(artifact_type);
+        }
+        if !manifest.annotations.is_empty() {
+            descriptor["annotations"] = Value::Object(manifest.annotations);
+        }
+        descriptors.push(descriptor);
+    }
+    Ok(descriptors)
 }
 
 /// One name more than the page takes says that there are more.

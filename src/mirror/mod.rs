@@ -1,336 +1,261 @@
-//! The decisions: which digest a tag is, where content comes from, what is complete.
+//! What the doors may ask: which digest a tag is, where content comes from, what is complete.
 //!
-//! [`Mirror`] is what the doors of the house - http, control, carry - stand before. Its methods are asynchronous and
-//! never wait on an upstream without a bound; what blocks is done on lanes ([`lane`]), fetch threads ([`fill`]) or the
-//! runtime's threads for blocking work.
+//! [`Mirror`] is the façade that http, control and peers stand before. Its methods are asynchronous and never wait on an
+//! upstream without a bound. Each part behind it owns its own state and knows only the parts below it:
+//!
+//! | part | what |
+//! |---|---|
+//! | `maintenance`, `links` | chores on one timer; upstreams that come and go |
+//! | `tag` | tags: one table, asking, settling, claims of peers |
+//! | `content` | manifests and blobs, uncached streams, repair |
+//! | `fill` | the download slots |
+//! | `reserve`, `verify` | room on the disk; hashing what is not verified |
+//! | `progress`, `questions`, `single_flight`, `lane` | fills as readers see them; short questions, each asked once |
+//! | `context`, `access`, `counters`, `pulls`, `refusal` | what all parts share; who may see what; what is counted |
+//!
+//! What blocks is done on lanes, in download slots or on the runtime's threads for that. Failure is a [`Refusal`], which
+//! is what a client is told.
 
+mod access;
 mod content;
+mod context;
 mod counters;
-mod facts;
 mod fill;
-mod integrity;
 mod lane;
+mod links;
 mod lists;
+mod live;
+mod maintenance;
+mod parts;
 mod peers;
+mod progress;
 mod pulls;
+mod questions;
 mod refusal;
-mod resolve;
-mod room;
-mod through;
+mod reserve;
+mod single_flight;
+mod tag;
+mod verify;
 
+pub use crate::decide::Tier;
 pub use crate::kit::PeerState;
-pub use content::{Content, Served, Source};
-pub use counters::{Counters, Source as ByteSource, Tier};
-pub use facts::SmallManifest;
-pub use fill::{Fill, Phase, Progress};
-pub use lists::{Page, PageRequest, Referrers};
+pub use access::{Access, Viewer};
+pub use content::{BlobSource, ManifestAnswer, ManifestContent, Pieces, SmallManifest};
+pub use context::outage_text;
+pub use counters::{ByteSource, Counters};
+pub use lists::{Page, PageRequest, ReferrerIndex};
+pub use progress::{Fill, Phase, Progress};
 pub use pulls::Pulls;
 pub use refusal::{Missing, Refusal};
-pub use resolve::Resolved;
-pub use through::Pieces;
+pub use tag::{TagAnswer, TagContent};
 
-use crate::budget;
 use crate::config::Config;
-use crate::fetch::{Cause, Failure, Link, Upstream, Upstreams};
-use crate::kit::Kit;
-use crate::oci::{Digest, Repository, Tag};
-use crate::store::{Store, StoreError};
-use crate::sync::Mutex;
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
-
-type Registry = crate::oci::RegistryName;
-
-type ManifestFlights = lane::Flights<(Repository, Digest), Result<content::Landed, Refusal>>;
+use crate::fetch::Upstreams;
+use crate::image::Busy;
+use crate::kit;
+use crate::oci::{Digest, RegistryName, Repository, Tag};
+use crate::store::{Startup, Store, StoreError};
+use context::Context;
+use maintenance::Maintenance;
+use parts::Parts;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// The mirror.
 pub struct Mirror {
-    config: Arc<Config>,
-    store: Arc<Store>,
-    upstreams: Arc<Upstreams>,
-    lanes: HashMap<Registry, lane::Lanes>,
-    /// When an upstream that is down was last asked beside a request.
-    beside: Mutex<HashMap<Registry, Instant>>,
-    fills: Arc<fill::Fills>,
-    checks: lane::Flights<(Repository, Tag), Result<resolve::Checked, Failure>>,
-    manifests: ManifestFlights,
-    /// The other boards, if there is a kit.
-    kit: Option<Arc<Kit>>,
-    /// Questions to peers have lanes of their own: those of an upstream that is down may all be waiting for it.
-    peer_lanes: lane::Lanes,
-    peer_manifests: ManifestFlights,
-    claims: peers::Claims,
-    verified: resolve::Verified,
-    facts: facts::Facts,
-    stale_reports: resolve::StaleReports,
-    counters: Counters,
-    pulls: Pulls,
-    /// Places for blobs that are streamed through.
-    through: Arc<tokio::sync::Semaphore>,
-    /// One makes room at a time.
-    room: Mutex<room::Attempts>,
-    /// What was damaged and is to be fetched again.
-    damaged: Mutex<integrity::Damaged>,
-    stopping: AtomicBool,
+    parts: Arc<Parts>,
+    maintenance: Arc<Maintenance>,
 }
 
 impl Mirror {
-    /// Starts the mirror: its threads, the probes of every upstream, and the fills that an earlier run left.
+    /// Starts the mirror: its threads, the probes of every upstream, and the fills that an earlier run left. Where the
+    /// index must be rebuilt that is done on a thread, and only content is answered meanwhile.
     ///
-    /// If `needs_rebuild`, the index is made again on a thread of its own, and only content is answered meanwhile.
+    /// # Errors
+    /// The system gives no thread.
     pub fn start(
         config: Arc<Config>,
         store: Arc<Store>,
         upstreams: Upstreams,
-        needs_rebuild: bool,
+        startup: Startup,
     ) -> std::io::Result<Arc<Mirror>> {
-        let upstreams = Arc::new(upstreams);
-        let kit = config.kit.as_ref().map(|settings| Arc::new(Kit::new(settings)));
-        let fills = fill::Fills::start(
-            Arc::clone(&store),
-            Arc::clone(&upstreams),
-            kit.clone(),
-            config.fetch.streams,
-            config.disk.clone(),
-        )?;
-        let streams = config.fetch.streams;
-        let mirror = Arc::new(Mirror {
-            lanes: upstreams.iter().map(|upstream| (upstream.name().clone(), lanes_to(upstream))).collect(),
-            beside: Mutex::default(),
-            config,
-            store,
-            upstreams,
-            fills,
-            checks: lane::Flights::default(),
-            manifests: lane::Flights::default(),
-            kit,
-            peer_lanes: lane::Lanes::new("peers", budget::MANIFEST_LANES, budget::MANIFEST_QUEUE_MAX),
-            peer_manifests: lane::Flights::default(),
-            claims: peers::Claims::default(),
-            verified: resolve::Verified::default(),
-            facts: facts::Facts::default(),
-            stale_reports: resolve::StaleReports::default(),
-            counters: Counters::default(),
-            pulls: Pulls::default(),
-            through: Arc::new(tokio::sync::Semaphore::new(streams)),
-            room: Mutex::default(),
-            damaged: Mutex::default(),
-            stopping: AtomicBool::new(false),
-        });
-        let settled = Arc::downgrade(&mirror);
-        mirror.fills.on_published(move |repository, _| {
-            if let Some(mirror) = settled.upgrade() {
-                mirror.settle_all(repository);
-            }
-        });
-        let room = Arc::downgrade(&mirror);
-        mirror.fills.on_lack(move |needed, otherwise| {
-            room.upgrade().map_or(0, |mirror| mirror.make_room(needed, otherwise))
-        });
-        mirror.store.begin_service();
-        mirror.watch_upstreams();
-        let keeper = Arc::downgrade(&mirror);
-        std::thread::Builder::new()
-            .name("keeper".into())
-            .spawn(move || keep_house(&keeper, needs_rebuild))?;
-        let scrubbed = Arc::downgrade(&mirror);
-        std::thread::Builder::new()
-            .name("scrub".into())
-            .stack_size(budget::THREAD_STACK_BYTES)
-            .spawn(move || integrity::scrub(&scrubbed))?;
-        Ok(mirror)
+        let parts = Arc::new(Parts::start(Context::new(config, store, upstreams))?);
+        parts.context.store.begin_service();
+        links::watch(&parts);
+        let maintenance = Maintenance::start(&parts, startup)?;
+        Ok(Arc::new(Mirror { parts, maintenance }))
     }
 
-    /// The configuration.
-    pub fn config(&self) -> &Arc<Config> {
-        &self.config
+    /// Begins to stop: no fill goes on, no probe is sent, uses are written.
+    pub fn stop(&self) {
+        let context = &self.parts.context;
+        context.stop();
+        self.maintenance.stop();
+        self.parts.fills.stop();
+        context.upstreams.shutdown();
+        // Here and not when the last thread lets go of the store: the process may have ended by then.
+        context.store.shut_down();
     }
 
-    /// The store.
+    // -- What clients ask ----------------------------------------------------------------------------------------
+
+    /// Whether `viewer` may see what is in a registry, or its content `digest`.
+    pub fn access(&self, registry: &RegistryName, digest: Option<&Digest>, viewer: Viewer<'_>) -> Access {
+        self.parts.context.access(registry, digest, viewer)
+    }
+
+    /// What a tag is answered with. `head`: the manifest's bytes are not wanted.
+    ///
+    /// # Errors
+    /// [`Refusal::Missing`] and [`Refusal::Denied`] are upstream's own answers; [`Refusal::Unavailable`] names the
+    /// upstream, since when it is unreachable and what is missing here.
+    pub async fn tag(&self, repository: &Repository, tag: &Tag, head: bool) -> Result<TagAnswer, Refusal> {
+        self.parts.tags.answer(repository, tag, head).await
+    }
+
+    /// A manifest by its digest.
+    ///
+    /// # Errors
+    /// Upstream's own 404 and 401/403, and [`Refusal::Unavailable`] where it cannot be asked.
+    pub async fn manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<ManifestAnswer, Refusal> {
+        self.parts.manifests.manifest(repository, digest).await
+    }
+
+    /// A blob by its digest; begins a fill, or joins one, if it is not here.
+    ///
+    /// # Errors
+    /// As [`Mirror::manifest`]; [`Refusal::Busy`] when as many downloads wait as may.
+    pub async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobSource, Refusal> {
+        self.parts.blobs.blob(repository, digest).await
+    }
+
+    /// The size of a blob in bytes, without fetching it, and whether it is here.
+    ///
+    /// # Errors
+    /// As [`Mirror::blob`].
+    pub async fn blob_size(&self, repository: &Repository, digest: &Digest) -> Result<(u64, bool), Refusal> {
+        self.parts.blobs.size(repository, digest).await
+    }
+
+    /// Goes on with a download that the disk would not take to its end, for one client: the blob of `total` bytes comes
+    /// from its first byte again.
+    ///
+    /// # Errors
+    /// As [`Mirror::blob`]; [`Refusal::Unavailable`] if its size has changed.
+    pub async fn resume_uncached(
+        &self,
+        repository: &Repository,
+        fill: &Fill,
+        total: u64,
+        cause: &str,
+    ) -> Result<Pieces, Refusal> {
+        self.parts.streams.resume_uncached(repository, fill, total, cause).await
+    }
+
+    /// The tags of a repository (distribution-spec, "Listing Tags").
+    ///
+    /// # Errors
+    /// Upstream's own refusal, and [`Refusal::Unavailable`] if it cannot be asked and nothing is cached.
+    pub async fn tags(&self, repository: &Repository, page: PageRequest) -> Result<Page, Refusal> {
+        self.parts.lists.tags(repository, page).await
+    }
+
+    /// The repositories of a registry, by their names in it; of all registries, by their full names, if `None`.
+    ///
+    /// # Errors
+    /// The store's, and [`Refusal::Busy`] if too many questions wait.
+    pub async fn catalog(&self, registry: Option<&RegistryName>, page: PageRequest) -> Result<Page, Refusal> {
+        self.parts.lists.catalog(registry, page).await
+    }
+
+    /// What refers to a manifest (distribution-spec, "Listing Referrers").
+    ///
+    /// # Errors
+    /// Upstream's own refusal; never for want of referrers.
+    pub async fn referrers(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        artifact_type: Option<String>,
+    ) -> Result<ReferrerIndex, Refusal> {
+        self.parts.lists.referrers(repository, digest, artifact_type).await
+    }
+
+    /// How long a reader of a fill waits without a byte before it is cut.
+    pub fn stall_timeout(&self) -> Duration {
+        self.config().fetch.stall_timeout
+    }
+
+    /// Content could not be read while it was served: has it hashed in the background.
+    pub fn reread(&self, digest: &Digest) {
+        self.parts.verifier.reread(digest);
+    }
+
+    // -- What the owner and the service manager ask --------------------------------------------------------------
+
+    /// The configuration that holds now.
+    pub fn config(&self) -> Arc<Config> {
+        self.parts.context.config.now()
+    }
+
+    /// The store, for commands that work on it.
     pub fn store(&self) -> &Arc<Store> {
-        &self.store
+        &self.parts.context.store
     }
 
     /// The upstreams.
     pub fn upstreams(&self) -> &Upstreams {
-        &self.upstreams
+        &self.parts.context.upstreams
     }
 
     /// What has been counted since the start.
     pub fn counters(&self) -> &Counters {
-        &self.counters
+        &self.parts.context.counters
     }
 
     /// The gathering of outcomes for the log.
     pub fn pulls(&self) -> &Pulls {
-        &self.pulls
+        &self.parts.context.pulls
     }
 
     /// Fills under way or waiting, and parked ones.
     pub fn fill_counts(&self) -> (usize, usize) {
-        self.fills.counts()
+        self.parts.fills.counts()
     }
 
-    /// Begins to stop: no fill goes on, no probe is sent, uses are written down.
-    pub fn stop(&self) {
-        self.stopping.store(true, Ordering::Relaxed);
-        self.fills.stop();
-        for upstream in self.upstreams.iter() {
-            upstream.breaker().shutdown();
-        }
-        // Here and not when the last thread lets go of the store: the process may have ended by then.
-        self.store.wind_down();
+    /// What must not go just now.
+    pub fn busy(&self) -> Busy {
+        self.parts.reserve.busy()
     }
 
-    /// Does work that may wait for the disk, off the threads that serve connections.
-    async fn blocking<T: Send + 'static>(
-        self: &Arc<Self>,
-        work: impl FnOnce(&Mirror) -> Result<T, StoreError> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        let mirror = Arc::clone(self);
-        match tokio::task::spawn_blocking(move || work(&mirror)).await {
-            Ok(result) => result,
-            Err(e) => Err(StoreError::Io {
-                what: "cannot ask the store".into(),
-                source: std::io::Error::other(e.to_string()),
-            }),
-        }
+    /// One step of the scrub: reads one blob past the page cache, and says how long to wait before the next.
+    ///
+    /// # Errors
+    /// The store's, if the blobs cannot be listed or a corrupt one cannot be put in quarantine.
+    pub fn scrub_step(&self) -> Result<Duration, StoreError> {
+        self.parts.verifier.scrub_step()
     }
 
-    /// Remembers the state of every upstream over restarts, so that a cold offline boot answers at once, and takes
-    /// parked fills up when one is back.
-    fn watch_upstreams(self: &Arc<Self>) {
-        for upstream in self.upstreams.iter() {
-            let note = note_of(upstream.name());
-            match self.store.note(&note) {
-                Ok(Some(cause)) => upstream.breaker().restore_down(&cause),
-                Ok(None) | Err(StoreError::Rebuilding) => {}
-                Err(problem) => log::warn!("the last state of {} is not known: {problem}", upstream.name()),
-            }
-            let mirror: Weak<Mirror> = Arc::downgrade(self);
-            upstream.breaker().on_change(Box::new(move |registry, link| {
-                if let Some(mirror) = mirror.upgrade() {
-                    mirror.upstream_changed(registry, link);
-                }
-            }));
-            // A registry that nothing was ever pulled from is none of our business until somebody asks for it.
-            if self.has_pulled_from(upstream.name()) {
-                upstream.breaker().start_probe();
-            }
-        }
+    // -- Peers ---------------------------------------------------------------------------------------------------
+
+    /// Begins to answer peers, if a kit is configured. Dropping what it returns ends that.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong with `kit.listen`.
+    pub fn serve_peers(&self) -> Result<Option<kit::Listening>, String> {
+        let config = self.config();
+        let Some(settings) = &config.kit else { return Ok(None) };
+        let parts = &self.parts;
+        let content = peers::PublicContent::new(&parts.context, &parts.manifests, &parts.table);
+        kit::listen(settings.listen, &settings.secret, Arc::new(content)).map(Some)
     }
 
-    fn has_pulled_from(&self, registry: &Registry) -> bool {
-        let first = self.store.repositories(Some(&format!("{registry}/")), 1);
-        first.is_ok_and(|names| names.first().is_some_and(|name| name.registry == *registry))
-    }
-
-    fn upstream_changed(&self, registry: &Registry, link: &Link) {
-        let text = match link {
-            Link::Up => {
-                log::info!("upstream {registry} answers");
-                self.fills.resume(registry);
-                self.retry_damaged();
-                None
-            }
-            Link::Slow { .. } => {
-                log::warn!("upstream {registry} is slow; cached tags are answered without waiting for it");
-                return;
-            }
-            Link::Down { cause, .. } => {
-                log::warn!("upstream {registry} cannot be reached: {cause}");
-                Some(cause.as_str())
-            }
-        };
-        match self.store.set_note(&note_of(registry), text) {
-            Ok(()) | Err(StoreError::Rebuilding) => {}
-            Err(problem) => log::warn!("the state of {registry} was not written down: {problem}"),
-        }
-    }
-}
-
-/// Since when an upstream is down and why: `docker.io is unreachable for 12 s: connection refused`.
-pub fn outage_text(upstream: &Upstream) -> String {
-    match upstream.breaker().link() {
-        Link::Down { cause, restored: true, .. } => {
-            format!("{} is unreachable since before larder started: {cause}", upstream.name())
-        }
-        Link::Down { since, cause, restored: false } => {
-            format!("{} is unreachable for {} s: {cause}", upstream.name(), since.elapsed().as_secs())
-        }
-        Link::Slow { since } => format!("{} is slow for {} s", upstream.name(), since.elapsed().as_secs()),
-        Link::Up => format!("{} can be reached", upstream.name()),
-    }
-}
-
-/// An outage as the failure of a question that was not asked.
-fn outage(upstream: &Upstream) -> Failure {
-    Failure::Unreachable { cause: Cause::Connection, detail: outage_text(upstream) }
-}
-
-fn lanes_to(upstream: &Upstream) -> lane::Lanes {
-    lane::Lanes::new(upstream.name().as_str(), budget::MANIFEST_LANES, budget::MANIFEST_QUEUE_MAX)
-}
-
-fn note_of(registry: &Registry) -> String {
-    format!("down/{registry}")
-}
-
-/// The keeper's life: rebuilds the index, writes uses, logs pulls, tries parked fills.
-fn keep_house(mirror: &Weak<Mirror>, needs_rebuild: bool) {
-    if let Some(mirror) = mirror.upgrade() {
-        if needs_rebuild && let Err(problem) = mirror.store.rebuild() {
-            log::error!("the index could not be rebuilt: {problem}");
-        }
-        mirror.fills.take_up_unfinished();
-        match mirror.store.check_index() {
-            Ok(()) => {}
-            Err(problem) if problem.is_without_index() => {}
-            Err(problem) => log::warn!("the index could not be read through: {problem}"),
-        }
-    }
-    let mut flushed = Instant::now();
-    let (mut next_rebuild, mut watched) = (flushed, flushed);
-    // What is due at once.
-    let (mut next_expiry, mut next_refetch) = (flushed, flushed);
-    while let Some(mirror) = mirror.upgrade() {
-        if mirror.stopping.load(Ordering::Relaxed) {
-            return;
-        }
-        let now = Instant::now();
-        mirror.pulls.log_finished(now);
-        mirror.fills.revive(now);
-        if (mirror.store.is_damaged() || !mirror.store.has_index()) && now >= next_rebuild {
-            next_rebuild = now + budget::REBUILD_PAUSE;
-            if let Err(problem) = mirror.store.recover() {
-                log::error!("the index could not be put back into service: {problem}");
-            }
-        }
-        if now.duration_since(watched) >= budget::DISK_WATCH_EVERY && mirror.store.has_index() {
-            watched = now;
-            mirror.watch_disk();
-        }
-        if now >= next_refetch {
-            next_refetch = now + budget::REFETCH_PAUSE;
-            mirror.refetch();
-        }
-        let age = mirror.config.disk.expire_unused;
-        if let Err(problem) = mirror.store.keep_counts(age) {
-            log::debug!("counts were not written down: {problem}");
-        }
-        if let (Some(age), true) = (age, now >= next_expiry && mirror.store.has_index()) {
-            next_expiry = now + budget::EXPIRE_EVERY.min(age / budget::USE_MARKS_EACH);
-            mirror.expire(age);
-        }
-        if now.duration_since(flushed) >= budget::TOUCH_FLUSH_EVERY {
-            flushed = now;
-            if let Err(problem) = mirror.store.flush_touches() {
-                log::warn!("uses were not written: {problem}");
-            }
-        }
-        drop(mirror);
-        std::thread::sleep(Duration::from_millis(500));
+    /// How it is with each peer.
+    pub fn peers(&self) -> Vec<PeerState> {
+        self.parts.context.kit.as_ref().map_or_else(Vec::new, |kit| kit.peers())
     }
 }

@@ -1,10 +1,11 @@
 //! One line in the log for each pull: what, from which tier, how much from where, how long.
 //!
-//! A pull is no thing in the protocol, only requests of one client for one repository that follow each other. They are
+//! The protocol has no pulls, only requests of one client for one repository that follow each other. They are
 //! gathered until none has come for a while, and then the line is written.
 
-use super::counters::{Source, Tier};
+use super::counters::ByteSource;
 use crate::budget;
+use crate::decide::Tier;
 use crate::oci::Repository;
 use crate::sync::Mutex;
 use crate::text::bytes_text;
@@ -23,7 +24,7 @@ struct Pull {
     /// Tag or digest.
     reference: String,
     tier: Option<Tier>,
-    bytes: [u64; Source::ALL.len()],
+    bytes: [u64; ByteSource::ALL.len()],
     failures: u32,
     /// Requests that are being answered.
     busy: u32,
@@ -56,7 +57,7 @@ impl Pulls {
     }
 
     /// It has been answered with `bytes` of content, to the end or not.
-    pub fn end(&self, client: IpAddr, repository: &Repository, source: Source, bytes: u64, whole: bool) {
+    pub fn end(&self, client: IpAddr, repository: &Repository, source: ByteSource, bytes: u64, whole: bool) {
         self.with(client, repository, |pull| {
             pull.busy = pull.busy.saturating_sub(1);
             pull.bytes[source as usize] += bytes;
@@ -65,7 +66,7 @@ impl Pulls {
     }
 
     /// A client's request was answered at once and to the end.
-    pub fn served(&self, client: IpAddr, repository: &Repository, source: Source, bytes: u64) {
+    pub fn served(&self, client: IpAddr, repository: &Repository, source: ByteSource, bytes: u64) {
         self.with(client, repository, |pull| pull.bytes[source as usize] += bytes);
     }
 
@@ -106,7 +107,7 @@ impl Pulls {
         let pull = open.entry(key).or_insert_with(|| Pull {
             reference: String::new(),
             tier: None,
-            bytes: [0; Source::ALL.len()],
+            bytes: [0; ByteSource::ALL.len()],
             failures: 0,
             busy: 0,
             began: now,
@@ -129,7 +130,7 @@ impl Pull {
         } else {
             format!("{repository}{separator}{}", self.reference)
         };
-        let parts: Vec<String> = Source::ALL
+        let parts: Vec<String> = ByteSource::ALL
             .iter()
             .filter(|source| self.bytes[**source as usize] > 0)
             .map(|source| format!("{} {}", source.as_str(), bytes_text(self.bytes[*source as usize])))
@@ -158,7 +159,7 @@ mod tests {
         pulls.asked(client, &repository, "latest", Some(Tier::Upstream));
         pulls.asked(client, &repository, "sha256:abc", None);
         pulls.begin(client, &repository);
-        pulls.end(client, &repository, Source::Fill, 37_200_000, true);
+        pulls.end(client, &repository, ByteSource::Fill, 37_200_000, true);
         let open = pulls.open.lock();
         let pull = open.values().next().unwrap();
         let line = pull.line(client, &repository);

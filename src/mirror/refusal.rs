@@ -31,7 +31,7 @@ pub enum Refusal {
     /// Larder has all it can carry; the client may come back.
     Busy(String),
     /// The disk cannot take it: no room and nothing that may go, read-only, or failing.
-    NotKept(String),
+    NotStored(String),
     /// Larder itself failed; the log says how.
     Failed(String),
 }
@@ -86,7 +86,7 @@ impl std::fmt::Display for Refusal {
             | Refusal::Denied { message, .. }
             | Refusal::Unavailable(message)
             | Refusal::Busy(message)
-            | Refusal::NotKept(message)
+            | Refusal::NotStored(message)
             | Refusal::Failed(message) => f.write_str(message),
         }
     }

@@ -100,6 +100,9 @@ impl Digest {
     }
 
     /// Builds a digest from its parts; `hex` must be lower-case and of the algorithm's length.
+    ///
+    /// # Errors
+    /// It is not.
     pub fn from_hex(algorithm: Algorithm, hex: &str) -> Result<Self, Invalid> {
         let expected = algorithm.len_bytes() * 2;
         let text = hex.as_bytes();

@@ -118,6 +118,9 @@ struct RawManifest {
 
 impl Manifest {
     /// Parses a manifest. `content_type` is the header it came with, if any; it must agree with the body.
+    ///
+    /// # Errors
+    /// It is not JSON, not a manifest, or not of the type that the header names.
     pub fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Manifest, Invalid> {
         let raw: RawManifest = serde_json::from_slice(bytes)
             .map_err(|e| Invalid::new(format!("manifest is not valid JSON: {e}")))?;

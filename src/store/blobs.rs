@@ -1,10 +1,12 @@
-//! Whole content: looking it up, reading it, removing it.
+//! Complete content: looking it up, opening it, removing it.
 //!
-//! The file system is the authority on which blobs exist: a name under `blobs/` is whole content. The index only
-//! remembers their order of use.
+//! The file system is the authority on which blobs exist: a name under `blobs/` is complete content. The index only
+//! remembers their order of use, and is never asked whether content is here.
 
-use super::{Store, StoreError, layout};
-use crate::budget;
+use super::Store;
+use super::error::{Result, StoreError};
+use super::layout;
+use super::record::BlobInfo;
 use crate::oci::{Algorithm, Digest};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -19,31 +21,23 @@ const HARMLESS: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK);
 /// An open blob. It stays readable even if it is evicted meanwhile.
 #[derive(Debug)]
 pub struct Blob {
-    /// The whole content, at its start.
+    /// The content, at its start.
     pub file: File,
     /// Bytes in it.
     pub size: u64,
     /// It was fetched with credentials and not seen in public since.
     pub private: bool,
-    /// It was not hashed since a stop that was not an orderly one, and has to be before it is served.
-    pub suspect: bool,
-}
-
-/// What is known of a blob without opening it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BlobInfo {
-    /// Its name.
-    pub digest: Digest,
-    /// Bytes in it.
-    pub size: u64,
-    /// The count of its last use.
-    pub used: u64,
+    /// It was not verified since an unclean shutdown, and has to be before it is served.
+    pub unverified: bool,
 }
 
 impl Store {
     /// Opens a blob; `None` if it is not here.
-    pub fn open_blob(&self, digest: &Digest) -> Result<Option<Blob>, StoreError> {
-        if self.is_condemned(digest) {
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub fn open_blob(&self, digest: &Digest) -> Result<Option<Blob>> {
+        if self.quarantine.holds(digest) {
             return Ok(None);
         }
         let path = self.layout.blob(digest);
@@ -61,7 +55,7 @@ impl Store {
     pub fn open_blob_now(&self, digest: &Digest) -> Option<Blob> {
         // Linux has this since 5.12. What does not, or a sandbox without openat2(2), is not asked again.
         static UNKNOWN: AtomicBool = AtomicBool::new(false);
-        if UNKNOWN.load(Ordering::Relaxed) || self.is_condemned(digest) {
+        if UNKNOWN.load(Ordering::Relaxed) || self.quarantine.holds(digest) {
             return None;
         }
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::LARGEFILE | HARMLESS;
@@ -83,38 +77,29 @@ impl Store {
         Ok(meta.is_file().then(|| Blob {
             size: meta.len(),
             private: meta.mode() & 0o077 == 0,
-            suspect: self.is_suspect(digest, used),
+            unverified: self.uses.is_unverified(digest, used),
             file,
         }))
     }
 
-    /// Whether the blob is here, whole.
+    /// Whether the blob is here.
     pub fn contains(&self, digest: &Digest) -> bool {
         self.blob_size(digest).is_some()
     }
 
     /// The blob's size in bytes, if it is here.
     pub fn blob_size(&self, digest: &Digest) -> Option<u64> {
-        fs::symlink_metadata(self.layout.blob(digest))
-            .ok()
-            .filter(|meta| meta.is_file() && !self.is_condemned(digest))
-            .map(|meta| meta.len())
-    }
-
-    /// The content of a blob no larger than a manifest may be; `None` if it is not here or larger.
-    pub fn read_small(&self, digest: &Digest) -> Result<Option<Vec<u8>>, StoreError> {
-        let Some(blob) = self.open_blob(digest)? else { return Ok(None) };
-        if blob.size > budget::MANIFEST_BYTES_MAX {
-            return Ok(None);
-        }
-        self.read_checked(digest, blob)
+        self.layout.blob_size(digest).filter(|_| !self.quarantine.holds(digest))
     }
 
     /// Marks private content as public: it was seen where everybody may read it.
-    pub fn make_public(&self, digest: &Digest) -> Result<(), StoreError> {
+    ///
+    /// # Errors
+    /// The disk does not take the mode; then it may be private again after a power cut.
+    pub fn make_public(&self, digest: &Digest) -> Result<()> {
         let path = self.layout.blob(digest);
         let set = layout::set_private(&path, false);
-        self.changed();
+        self.stamps.changed();
         set?;
         // The mode is the one record of it.
         File::open(&path)
@@ -123,36 +108,47 @@ impl Store {
     }
 
     /// Removes blobs, `first` before the others if it is among them. One that is not here is passed over.
-    pub(super) fn remove_blobs(&self, first: Option<&Digest>, parts: &[Digest]) -> Result<(), StoreError> {
+    pub(super) fn remove_blobs(&self, first: Option<&Digest>, parts: &[Digest]) -> Result<()> {
         let (first, rest): (Vec<&Digest>, Vec<&Digest>) = parts.iter().partition(|part| Some(*part) == first);
         for digest in first.into_iter().chain(rest) {
             let path = self.layout.blob(digest);
-            let _counted = self.uncounted();
-            let size = self.blob_size(digest).unwrap_or(0);
+            let moving = self.accounts.moving();
+            let size = self.layout.blob_size(digest).unwrap_or(0);
             match fs::remove_file(&path) {
                 Ok(()) => {
-                    self.changed();
-                    self.count_out(size);
+                    self.stamps.changed();
+                    moving.take(size);
                 }
                 Err(e) if e.kind() == ErrorKind::NotFound => {}
                 Err(e) => return Err(StoreError::io(format!("cannot remove {}", path.display()))(e)),
             }
         }
-        self.forget_touches(parts);
-        self.with_index(|index| index.remove_blobs(parts))
+        self.uses.forget(parts);
+        self.change_index(|index| index.remove_blobs(parts))
     }
 
     /// Every blob on the disk with its last use, those that are not written down yet included.
-    pub fn stock(&self) -> Result<Vec<BlobInfo>, StoreError> {
+    ///
+    /// # Errors
+    /// A folder cannot be listed.
+    pub fn stock(&self) -> Result<Vec<BlobInfo>> {
         let mut blobs: Vec<BlobInfo> = self.blob_files()?.collect();
         for blob in &mut blobs {
-            blob.used = self.unwritten_use(&blob.digest).unwrap_or(blob.used);
+            blob.used = self.uses.unwritten(&blob.digest).unwrap_or(blob.used);
         }
         Ok(blobs)
     }
 
+    /// Bytes of all blobs on the disk; `None` if they cannot be listed.
+    pub(super) fn list_bytes(&self) -> Option<u64> {
+        Some(self.blob_files().ok()?.map(|blob| blob.size).sum())
+    }
+
     /// Every blob on the disk, in no order. Files that are not blobs are passed over.
-    pub fn blob_files(&self) -> Result<impl Iterator<Item = BlobInfo> + use<>, StoreError> {
+    ///
+    /// # Errors
+    /// A folder cannot be listed.
+    pub fn blob_files(&self) -> Result<impl Iterator<Item = BlobInfo> + use<>> {
         let mut folders = Vec::new();
         for algorithm in Algorithm::ALL {
             let path = self.layout.blobs(algorithm);

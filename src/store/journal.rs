@@ -1,13 +1,14 @@
-//! The tag journal: what happened to tags and manifests, in order, so that the index can be made again.
+//! The tag journal: what happened to tags and manifests, in order, so that the index can be rebuilt.
 //!
 //! A text file. Each line is sixteen hexadecimal digits of checksum, a space, and JSON; the first line is the header
-//! with the generation, which changes whenever the file is written anew. A line is believed only if its checksum is
-//! right. A torn last line is what a power cut leaves and is cut off; a bad line elsewhere is damage of the medium,
-//! is passed over and counted, and costs that one event.
+//! with the generation, which changes whenever the file is compacted. A line is believed only if its checksum is
+//! right. A torn last line is what a power cut leaves and is cut off; a corrupt line elsewhere is damage of the
+//! medium, is skipped and counted, and costs that one event.
 
-use super::StoreError;
-use super::record::{Rollback, checksum};
-use super::staging::write_whole;
+use super::error::{Result, StoreError};
+use super::layout::write_file;
+use super::record::{Rollback, TagVersion, checksum};
+use crate::auth::AccessClass;
 use crate::budget;
 use crate::oci::{Digest, Repository, Tag};
 use serde::{Deserialize, Serialize};
@@ -17,7 +18,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 
 /// The journal's format; a larger number means a newer larder.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// Most links that one event of an eviction forgets, so that lines stay short.
 pub(super) const LINKS_AT_A_TIME: usize = 256;
 /// Events handed over at a time in a replay.
@@ -39,24 +40,19 @@ pub(super) struct Event {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum What {
-    /// Upstream said that the tag is this digest.
+    /// Upstream reported that the tag is this digest.
     Seen {
         repository: Repository,
         tag: Tag,
-        digest: Digest,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        unix: Option<u64>,
+        #[serde(flatten)]
+        version: TagVersion,
     },
-    /// That digest's closure was found whole.
+    /// That digest's closure was found complete. Of a peer's version, `unix` is when its upstream reported it.
     Complete {
         repository: Repository,
         tag: Tag,
-        digest: Digest,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        unix: Option<u64>,
-        /// A peer, and not upstream, said that the tag is this digest; `unix` is when it did.
-        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-        peer: bool,
+        #[serde(flatten)]
+        version: TagVersion,
     },
     /// The owner went back to an earlier version, or ended that.
     Rollback { repository: Repository, tag: Tag, rollback: Option<Rollback> },
@@ -70,6 +66,8 @@ pub(super) enum What {
     Manifest { repository: Repository, digest: Digest, media_type: String },
     /// The repository's upstream holds this blob.
     Held { repository: Repository, digest: Digest },
+    /// Who may read the repository.
+    Class { repository: Repository, class: AccessClass },
 }
 
 impl What {
@@ -83,7 +81,8 @@ impl What {
             | What::Pinned { .. }
             | What::Removed { .. }
             | What::Evicted { .. }
-            | What::Held { .. } => None,
+            | What::Held { .. }
+            | What::Class { .. } => None,
         }
     }
 }
@@ -107,6 +106,7 @@ pub(super) struct Journal {
     file: File,
     /// The file system took no changes when it was opened; nothing is appended until the next start.
     read_only: bool,
+    format: u32,
     generation: u64,
     len: u64,
     /// Length after the last compaction.
@@ -115,9 +115,9 @@ pub(super) struct Journal {
 
 impl Journal {
     /// Opens the journal, making it if need be, and cuts a torn end off.
-    pub(super) fn open(path: PathBuf) -> Result<Journal, StoreError> {
+    pub(super) fn open(path: PathBuf) -> Result<Journal> {
         if !path.exists() {
-            write_whole(&path, &line(&Header { format: FORMAT, generation: 1 }))?;
+            write_file(&path, &line(&Header { format: FORMAT, generation: 1 }))?;
         }
         let opened = OpenOptions::new().read(true).write(true).mode(0o640).open(&path);
         let (opened, read_only) = match opened {
@@ -127,13 +127,13 @@ impl Journal {
         let file = opened.map_err(StoreError::io(format!("cannot open {}", path.display())))?;
         let len =
             file.metadata().map_err(StoreError::io(format!("cannot look at {}", path.display())))?.len();
-        let mut journal = Journal { path, file, read_only, generation: 0, len, base_len: 0 };
+        let mut journal = Journal { path, file, read_only, format: FORMAT, generation: 0, len, base_len: 0 };
         let header = journal.first_line()?;
         match header {
             Some(header) if header.format > FORMAT => {
                 return Err(StoreError::Newer { found: header.format, known: FORMAT });
             }
-            Some(header) => journal.generation = header.generation,
+            Some(header) => (journal.format, journal.generation) = (header.format, header.generation),
             // Without a header the events are still there; a generation that no index has makes them all be read.
             None => journal.generation = u64::MAX,
         }
@@ -155,13 +155,45 @@ impl Journal {
         self.len == line(&Header { format: FORMAT, generation: self.generation }).len() as u64
     }
 
-    /// Adds an event and flushes it. If that fails the event did not happen.
-    pub(super) fn append(&mut self, event: &Event) -> Result<Position, StoreError> {
-        if self.read_only {
-            let refused = StoreError::io(format!("cannot write {}", self.path.display()));
-            return Err(refused(ErrorKind::ReadOnlyFilesystem.into()));
+    /// Brings the file to the format of this larder, before anything is written that an older one would misread.
+    /// Its events stay where they are: the header has the same length in each format.
+    pub(super) fn upgrade(&mut self) -> Result<()> {
+        if self.format == FORMAT {
+            return Ok(());
         }
-        let bytes = line(event);
+        self.must_be_writable()?;
+        let failed = || StoreError::io(format!("cannot read {}", self.path.display()));
+        let mut bytes = line(&Header { format: FORMAT, generation: self.generation });
+        let mut rest = vec![0; usize::try_from(self.len).unwrap_or(usize::MAX).saturating_sub(bytes.len())];
+        self.file.read_exact_at(&mut rest, bytes.len() as u64).map_err(failed())?;
+        bytes.append(&mut rest);
+        self.replace(&bytes)?;
+        self.format = FORMAT;
+        log::info!("{} is now of format {FORMAT}: an older larder refuses it", self.path.display());
+        Ok(())
+    }
+
+    fn must_be_writable(&self) -> Result<()> {
+        let refused = StoreError::io(format!("cannot write {}", self.path.display()));
+        if self.read_only { Err(refused(ErrorKind::ReadOnlyFilesystem.into())) } else { Ok(()) }
+    }
+
+    /// Puts a new text in the place of the file.
+    fn replace(&mut self, bytes: &[u8]) -> Result<()> {
+        write_file(&self.path, bytes)?;
+        self.file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&self.path)
+            .map_err(StoreError::io(format!("cannot open {}", self.path.display())))?;
+        Ok(())
+    }
+
+    /// Adds events and flushes them. If that fails none of them happened.
+    pub(super) fn append<T>(&mut self, events: &[(Event, T)]) -> Result<Position> {
+        self.must_be_writable()?;
+        self.upgrade()?;
+        let bytes: Vec<u8> = events.iter().flat_map(|(event, _)| line(event)).collect();
         let failed = |what: &str| StoreError::io(format!("cannot {what} {}", self.path.display()));
         let written = self.file.write_all_at(&bytes, self.len).map_err(failed("write"));
         let flushed = written.and_then(|()| self.file.sync_data().map_err(failed("flush")));
@@ -174,24 +206,20 @@ impl Journal {
         Ok(Position { generation: self.generation, offset: self.len })
     }
 
-    /// Whether it has grown enough to be written anew.
+    /// Whether it has grown enough to be compacted.
     pub(super) fn wants_compaction(&self) -> bool {
         self.len > budget::JOURNAL_COMPACT_BYTES && self.len / 2 > self.base_len
     }
 
     /// Replaces the journal by `events`, which lead to the same state.
-    pub(super) fn compact(&mut self, events: &[Event]) -> Result<(), StoreError> {
+    pub(super) fn compact(&mut self, events: &[Event]) -> Result<()> {
         let generation = if self.generation == u64::MAX { 2 } else { self.generation + 1 };
         let mut bytes = line(&Header { format: FORMAT, generation });
         for event in events {
             bytes.extend_from_slice(&line(event));
         }
-        write_whole(&self.path, &bytes)?;
-        self.file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(&self.path)
-            .map_err(StoreError::io(format!("cannot open {}", self.path.display())))?;
+        self.replace(&bytes)?;
+        self.format = FORMAT;
         (self.generation, self.len, self.base_len) = (generation, bytes.len() as u64, bytes.len() as u64);
         Ok(())
     }
@@ -200,8 +228,8 @@ impl Journal {
     pub(super) fn replay(
         &self,
         from: u64,
-        mut apply: impl FnMut(&[Event], Position) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
+        mut apply: impl FnMut(Vec<Event>, Position) -> Result<()>,
+    ) -> Result<()> {
         let failed = || StoreError::io(format!("cannot read {}", self.path.display()));
         let mut reader = BufReader::new(File::open(&self.path).map_err(failed())?.take(self.len));
         reader.get_mut().get_mut().seek(SeekFrom::Start(from)).map_err(failed())?;
@@ -226,17 +254,16 @@ impl Journal {
                 None => damaged += 1,
             }
             if batch.len() == BATCH {
-                apply(&batch, position)?;
-                batch.clear();
+                apply(std::mem::take(&mut batch), position)?;
             }
         }
         if damaged > 0 {
-            log::warn!("{damaged} damaged lines in {} were passed over", self.path.display());
+            log::warn!("{damaged} corrupt lines in {} were skipped", self.path.display());
         }
-        if batch.is_empty() { Ok(()) } else { apply(&batch, position) }
+        if batch.is_empty() { Ok(()) } else { apply(batch, position) }
     }
 
-    fn first_line(&self) -> Result<Option<Header>, StoreError> {
+    fn first_line(&self) -> Result<Option<Header>> {
         let file =
             File::open(&self.path).map_err(StoreError::io(format!("cannot open {}", self.path.display())))?;
         let mut text = Vec::new();
@@ -247,14 +274,14 @@ impl Journal {
     }
 
     /// Cuts off what comes after the last line end: an event whose flush never returned.
-    fn cut_torn_end(&mut self) -> Result<(), StoreError> {
+    fn cut_torn_end(&mut self) -> Result<()> {
         let failed = |what: &str| StoreError::io(format!("cannot {what} {}", self.path.display()));
         let tail_from = self.len.saturating_sub(budget::JOURNAL_RECORD_BYTES_MAX as u64);
         let mut tail = vec![0; usize::try_from(self.len - tail_from).unwrap_or(0)];
         self.file.read_exact_at(&mut tail, tail_from).map_err(failed("read"))?;
-        let whole = tail.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
-        if whole < tail.len() {
-            let len = tail_from + whole as u64;
+        let end = tail.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
+        if end < tail.len() {
+            let len = tail_from + end as u64;
             log::warn!(
                 "the last {} bytes of {} were torn and are cut off",
                 self.len - len,
@@ -281,7 +308,7 @@ pub(super) fn line<T: Serialize>(value: &T) -> Vec<u8> {
     line
 }
 
-/// What a line says, if it is as it was written.
+/// The value of a line, if it is as it was written.
 pub(super) fn parse<T: serde::de::DeserializeOwned>(line: &[u8]) -> Option<T> {
     let text = line.get(PREFIX_BYTES..)?.strip_suffix(b"\n")?;
     let sum: String = checksum(&[text]).iter().map(|byte| format!("{byte:02x}")).collect();

@@ -1,10 +1,10 @@
 //! Where things lie under the data folder, and the flushes that make a name stay.
 
-use super::StoreError;
+use super::error::{Result, StoreError};
 use crate::oci::{Algorithm, Digest};
 use rustix::fs::{FlockOperation, Timespec, Timestamps};
 use std::fs::{self, File, OpenOptions};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ pub(super) struct Layout {
 
 impl Layout {
     /// Makes the folders that are not there yet.
-    pub(super) fn create(data_dir: &Path) -> Result<Layout, StoreError> {
+    pub(super) fn create(data_dir: &Path) -> Result<Layout> {
         let layout = Layout { data_dir: data_dir.to_owned() };
         let folders = [layout.staging(), layout.quarantine()];
         let folders: Vec<PathBuf> =
@@ -35,7 +35,7 @@ impl Layout {
     }
 
     /// Takes the store's lock for this process.
-    pub(super) fn lock(&self) -> Result<File, StoreError> {
+    pub(super) fn lock(&self) -> Result<File> {
         let path = self.data_dir.join("lock");
         let opened = OpenOptions::new().create(true).truncate(false).write(true).mode(0o640).open(&path);
         let opened = match opened {
@@ -62,21 +62,24 @@ impl Layout {
         self.blobs(digest.algorithm()).join(digest.hex())
     }
 
+    /// Bytes in the file of a blob, if there is one.
+    pub(super) fn blob_size(&self, digest: &Digest) -> Option<u64> {
+        let meta = fs::symlink_metadata(self.blob(digest)).ok()?;
+        meta.is_file().then_some(meta.len())
+    }
+
     pub(super) fn staging(&self) -> PathBuf {
         self.data_dir.join("staging")
     }
 
-    pub(super) fn staged(&self, digest: &Digest) -> PathBuf {
-        self.staging().join(format!("{}-{}", digest.algorithm().name(), digest.hex()))
-    }
-
-    pub(super) fn origin(&self, digest: &Digest) -> PathBuf {
-        self.staged(digest).with_extension("origin")
+    /// A staging file by its name; beside it lies its `.origin`.
+    pub(super) fn staged(&self, name: &str) -> PathBuf {
+        self.staging().join(name)
     }
 
     /// A staging file for content that comes at once; it is not kept over a restart.
     pub(super) fn scratch(&self, digest: &Digest, n: u64) -> PathBuf {
-        self.staged(digest).with_extension(format!("{n}.scratch"))
+        self.staging().join(format!("{}-{}.{n}.scratch", digest.algorithm().name(), digest.hex()))
     }
 
     pub(super) fn quarantine(&self) -> PathBuf {
@@ -87,20 +90,20 @@ impl Layout {
         self.quarantine().join(format!("{}-{}", digest.algorithm().name(), digest.hex()))
     }
 
-    /// What is set aside, at most `limit`.
+    /// What is in quarantine, at most `limit`.
     pub(super) fn quarantined_names(&self, limit: usize) -> Vec<Digest> {
         let entries = fs::read_dir(self.quarantine()).into_iter().flatten().flatten().take(limit);
         let name = |entry: fs::DirEntry| entry.file_name().to_str()?.replacen('-', ":", 1).parse().ok();
         entries.filter_map(name).collect()
     }
 
-    /// Bytes of what is set aside.
+    /// Bytes of what is in quarantine.
     pub(super) fn quarantined_bytes(&self) -> u64 {
         let entries = fs::read_dir(self.quarantine()).into_iter().flatten().flatten();
         entries.filter_map(|entry| entry.metadata().ok()).map(|meta| meta.len()).sum()
     }
 
-    /// Removes what was set aside; whether there was anything.
+    /// Removes content from quarantine; whether there was any.
     pub(super) fn take_from_quarantine(&self, digest: &Digest) -> bool {
         fs::remove_file(self.quarantined(digest)).is_ok()
     }
@@ -118,7 +121,7 @@ impl Layout {
     }
 
     /// Reads the index's file once, so that what the medium no longer gives is an error and not the end of the process.
-    pub(super) fn read_through_index(&self) -> Result<(), StoreError> {
+    pub(super) fn read_through_index(&self) -> Result<()> {
         let path = self.index().join("data.mdb");
         let unreadable =
             |e: std::io::Error| StoreError::Damaged(format!("{} cannot be read: {e}", path.display()));
@@ -135,15 +138,15 @@ impl Layout {
 
     /// How many starts in a row ended in between.
     pub(super) fn unfinished_starts(&self) -> u32 {
-        match std::fs::read_to_string(self.unproven()) {
+        match fs::read_to_string(self.unproven()) {
             Ok(text) => text.trim().parse().unwrap_or(1),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
+            Err(e) if e.kind() == ErrorKind::NotFound => 0,
             Err(_) => 1,
         }
     }
 
     /// An empty folder for an index in the making.
-    pub(super) fn fresh_index(&self) -> Result<PathBuf, StoreError> {
+    pub(super) fn fresh_index(&self) -> Result<PathBuf> {
         let path = self.data_dir.join("index.new");
         remove_dir(&path)?;
         make_dir(&path)?;
@@ -151,7 +154,7 @@ impl Layout {
     }
 
     /// Puts a finished index in the place of the old one.
-    pub(super) fn replace_index(&self, fresh: &Path) -> Result<(), StoreError> {
+    pub(super) fn replace_index(&self, fresh: &Path) -> Result<()> {
         remove_dir(&self.index())?;
         fs::rename(fresh, self.index())
             .map_err(StoreError::io(format!("cannot put {} in place", fresh.display())))?;
@@ -162,8 +165,11 @@ impl Layout {
     pub(super) fn clear_scratch(&self) {
         let Ok(entries) = fs::read_dir(self.staging()) else { return };
         for entry in entries.flatten() {
-            if entry.path().extension().is_some_and(|e| e == "scratch" || e == "new") {
-                let _ = fs::remove_file(entry.path());
+            let path = entry.path();
+            let extension = path.extension().unwrap_or_default();
+            let alone = extension == "origin" && !path.with_extension("").exists();
+            if extension == "scratch" || extension == "new" || alone {
+                let _ = fs::remove_file(path);
             }
         }
     }
@@ -181,7 +187,7 @@ impl Layout {
             .is_ok_and(|stat| stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
     }
 
-    pub(super) fn free_bytes(&self) -> Result<u64, StoreError> {
+    pub(super) fn free_bytes(&self) -> Result<u64> {
         let stat = rustix::fs::statvfs(&self.data_dir).map_err(|e| {
             StoreError::io(format!("cannot ask how full {} is", self.data_dir.display()))(e.into())
         })?;
@@ -190,28 +196,40 @@ impl Layout {
 }
 
 /// Flushes a folder, so that the names in it stay after a power cut.
-pub(super) fn flush_dir(path: &Path) -> Result<(), StoreError> {
+pub(super) fn flush_dir(path: &Path) -> Result<()> {
     File::open(path)
         .and_then(|dir| dir.sync_all())
         .map_err(StoreError::io(format!("cannot flush folder {}", path.display())))
 }
 
 /// A private blob is readable by its owner alone: the mode is the one record of that which cannot get lost.
-pub(super) fn set_private(path: &Path, private: bool) -> Result<(), StoreError> {
+pub(super) fn set_private(path: &Path, private: bool) -> Result<()> {
     let mode = if private { 0o600 } else { 0o644 };
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
         .map_err(StoreError::io(format!("cannot set the mode of {}", path.display())))
 }
 
-fn make_dir(path: &Path) -> Result<(), StoreError> {
+/// Writes a small file in one piece: a new one beside it, flushed, renamed, the folder flushed.
+pub(super) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let fresh = path.with_extension("new");
+    let failed = |what: &str| StoreError::io(format!("cannot {what} {}", fresh.display()));
+    let mut file = File::create(&fresh).map_err(failed("create"))?;
+    file.write_all(bytes).map_err(failed("write"))?;
+    file.sync_all().map_err(failed("flush"))?;
+    drop(file);
+    fs::rename(&fresh, path).map_err(failed("rename"))?;
+    path.parent().map_or(Ok(()), flush_dir)
+}
+
+fn make_dir(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(StoreError::io(format!("cannot make {}", path.display())))
 }
 
-fn remove_dir(path: &Path) -> Result<(), StoreError> {
+fn remove_dir(path: &Path) -> Result<()> {
     let removed = match fs::symlink_metadata(path) {
         Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
         Ok(_) => fs::remove_file(path),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
         Err(e) => Err(e),
     };
     removed.map_err(StoreError::io(format!("cannot remove {}", path.display())))

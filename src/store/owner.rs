@@ -1,10 +1,10 @@
 //! Whose the store is.
 //!
 //! Under systemd the store belongs to a user of its own, and its owner at the keyboard is root. A journal or an index
-//! that root has written anew could not be read by that user: the server would not start again. So root works on a
+//! that root has rewritten could not be read by that user: the server would not start again. So root works on a
 //! store as the user that it belongs to.
 
-use super::StoreError;
+use super::error::{Result, StoreError};
 use rustix::process::{Gid, Uid, geteuid};
 use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
 use std::os::unix::fs::MetadataExt;
@@ -15,7 +15,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// The system does not let root become that user.
-pub fn work_as_owner(data_dir: &Path) -> Result<(), StoreError> {
+pub fn work_as_owner(data_dir: &Path) -> Result<()> {
     let Ok(meta) = std::fs::metadata(data_dir) else { return Ok(()) };
     if !geteuid().is_root() || meta.uid() == 0 {
         return Ok(());

@@ -4,41 +4,129 @@
 //! because both files must be readable by later versions and by people; the checksum because LMDB has none and cards
 //! return wrong bytes without an error.
 
-use super::StoreError;
+use super::error::{Result, StoreError};
 use crate::oci::{Algorithm, Digest, Hasher};
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Bytes of a record's checksum.
 pub(super) const CHECKSUM_BYTES: usize = 8;
 
-/// One observation of a tag.
+/// Where a version of a tag comes from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VersionSource {
+    /// This board's upstream.
+    #[default]
+    Upstream,
+    /// A peer, which had it from its own upstream.
+    Peer,
+    /// An import from a file.
+    Import,
+}
+
+impl VersionSource {
+    fn is_upstream(&self) -> bool {
+        *self == VersionSource::Upstream
+    }
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+/// Reads a source. 0.1.0 wrote `"peer":true` in place of `"source":"peer"`.
+fn source_of<'de, D: Deserializer<'de>>(from: D) -> Result<VersionSource, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Peer(bool),
+        Source(VersionSource),
+    }
+    Ok(match Written::deserialize(from)? {
+        Written::Peer(true) => VersionSource::Peer,
+        Written::Peer(false) => VersionSource::Upstream,
+        Written::Source(source) => source,
+    })
+}
+
+/// What somebody reported for a tag.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Observation {
+    /// What the tag stands for.
+    pub digest: Digest,
+    /// Who reported it.
+    pub source: VersionSource,
+    /// When the registry made the answer, by its own clock: `Date` less `Age`, in seconds since 1970.
+    pub date: Option<u64>,
+    /// The endpoint that answered.
+    pub endpoint: Option<String>,
+}
+
+impl Observation {
+    /// What upstream reported, of which no more is known.
+    pub fn upstream(digest: Digest) -> Observation {
+        Observation { digest, source: VersionSource::Upstream, date: None, endpoint: None }
+    }
+
+    /// What a peer reported, of which no more is known.
+    pub fn peer(digest: Digest) -> Observation {
+        Observation { source: VersionSource::Peer, ..Observation::upstream(digest) }
+    }
+
+    /// The version that this is, before it has a count.
+    pub(super) fn version(&self, unix: Option<u64>) -> TagVersion {
+        let Observation { digest, source, date, endpoint } = self.clone();
+        TagVersion { digest, n: 0, unix, source, date, endpoint }
+    }
+}
+
+/// One version of a tag, as it was noted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Version {
+pub struct TagVersion {
     /// What the tag stood for.
     pub digest: Digest,
-    /// The count at which that was noted.
+    /// The count at which that was noted; within an event of the journal it stands beside it.
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub n: u64,
     /// Seconds since 1970, if the clock could be trusted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unix: Option<u64>,
-    /// A peer said so, of its own upstream at `unix`; this board's upstream has not.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub peer: bool,
+    /// Who reported it. Of a peer's version, `unix` is when the peer's upstream reported it.
+    #[serde(
+        default,
+        alias = "peer",
+        deserialize_with = "source_of",
+        skip_serializing_if = "VersionSource::is_upstream"
+    )]
+    pub source: VersionSource,
+    /// When the registry made the answer, by its own clock: `Date` less `Age`, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub date: Option<u64>,
+    /// The endpoint that answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+}
+
+impl TagVersion {
+    /// Whether a peer reported it, and this board's upstream has not.
+    pub fn is_from_peer(&self) -> bool {
+        self.source == VersionSource::Peer
+    }
 }
 
 /// Everything known of a tag: two pointers, and how they got there.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TagRecord {
-    /// What upstream said last.
+    /// What upstream reported last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub seen: Option<Version>,
-    /// The newest version whose closure was whole.
+    pub seen: Option<TagVersion>,
+    /// The newest version whose closure was complete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub complete: Option<Version>,
+    pub complete: Option<TagVersion>,
     /// Earlier complete versions, newest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub history: Vec<Version>,
+    pub history: Vec<TagVersion>,
     /// A version that the owner of the board went back to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollback: Option<Rollback>,
@@ -50,15 +138,15 @@ pub struct TagRecord {
 /// An owner's decision to serve an earlier version until upstream has moved on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rollback {
-    /// While upstream says this ...
+    /// While upstream reports this ...
     pub from: Digest,
     /// ... this is served.
     pub to: Digest,
 }
 
 impl TagRecord {
-    /// Upstream said `version`. Observations that are older than what is known change nothing.
-    pub(super) fn see(&mut self, version: Version) {
+    /// Upstream reported `version`. Observations that are older than what is known change nothing.
+    pub(super) fn see(&mut self, version: TagVersion) {
         if self.seen.as_ref().is_some_and(|seen| seen.n >= version.n) {
             return;
         }
@@ -68,8 +156,8 @@ impl TagRecord {
         self.seen = Some(version);
     }
 
-    /// `version` was found whole.
-    pub(super) fn completed(&mut self, version: Version, history_max: usize) {
+    /// `version` was found complete.
+    pub(super) fn completed(&mut self, version: TagVersion, history_max: usize) {
         if self.complete.as_ref().is_some_and(|complete| complete.n >= version.n) {
             return;
         }
@@ -82,10 +170,10 @@ impl TagRecord {
         self.history.truncate(history_max);
     }
 
-    /// Forgets the version that is `digest`, as it was noted up to count `n`; whether there was one. What upstream said
+    /// Forgets the version that is `digest`, as it was noted up to count `n`; whether there was one. What upstream reported
     /// last stays known while there is another version to serve in its place.
     pub(super) fn forget(&mut self, digest: &Digest, n: u64) -> bool {
-        let is = |version: &Version| version.digest == *digest && version.n <= n;
+        let is = |version: &TagVersion| version.digest == *digest && version.n <= n;
         if !self.versions().any(is) {
             return false;
         }
@@ -107,27 +195,27 @@ impl TagRecord {
         self.versions().next().is_none() && !self.pinned
     }
 
-    /// What a peer has said since upstream said anything, if that is newer by the wall times of both.
-    pub fn offered(&self) -> Option<&Version> {
-        let newer = |version: &&Version| match &self.seen {
+    /// What a peer has reported since upstream reported anything, if that is newer by the wall times of both.
+    pub fn offered(&self) -> Option<&TagVersion> {
+        let newer = |version: &&TagVersion| match &self.seen {
             Some(seen) => {
                 let later = version.unix.zip(seen.unix).is_some_and(|(offered, seen)| offered > seen);
                 version.n > seen.n && later
             }
             None => true,
         };
-        self.complete.iter().chain(&self.history).filter(|version| version.peer).find(newer)
+        self.complete.iter().chain(&self.history).filter(|version| version.is_from_peer()).find(newer)
     }
 
-    /// Whether a peer has said anything since upstream did.
+    /// Whether a peer has reported anything since upstream did.
     pub(super) fn has_later_offer(&self) -> bool {
         let seen = self.seen.as_ref().map_or(0, |seen| seen.n);
-        self.complete.iter().chain(&self.history).any(|version| version.peer && version.n > seen)
+        self.complete.iter().chain(&self.history).any(|version| version.is_from_peer() && version.n > seen)
     }
 
     /// The versions that may be complete, best first: what the owner went back to, then the newest.
-    pub fn candidates(&self) -> Vec<&Version> {
-        let mut candidates: Vec<&Version> = Vec::new();
+    pub fn candidates(&self) -> Vec<&TagVersion> {
+        let mut candidates: Vec<&TagVersion> = Vec::new();
         if let Some(rollback) = &self.rollback {
             candidates.extend(self.versions().find(|version| version.digest == rollback.to));
         }
@@ -144,14 +232,14 @@ impl TagRecord {
         candidates
     }
 
-    fn versions(&self) -> impl Iterator<Item = &Version> {
+    fn versions(&self) -> impl Iterator<Item = &TagVersion> {
         self.seen.iter().chain(&self.complete).chain(&self.history)
     }
 }
 
 /// How content belongs to a repository.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Link {
+pub struct ContentLink {
     /// For a manifest: the media type it is served with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub media_type: Option<String>,
@@ -177,6 +265,17 @@ pub struct LinkedManifest {
     pub n: u64,
 }
 
+/// What is known of a blob without opening it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlobInfo {
+    /// Its name.
+    pub digest: Digest,
+    /// Bytes in it.
+    pub size: u64,
+    /// The count of its last use.
+    pub used: u64,
+}
+
 /// Writes a record of `table` under `key`.
 pub(super) fn seal<T: Serialize>(table: u8, key: &[u8], value: &T) -> Vec<u8> {
     let text = serde_json::to_vec(value).expect("records are plain data with text keys");
@@ -187,13 +286,13 @@ pub(super) fn seal<T: Serialize>(table: u8, key: &[u8], value: &T) -> Vec<u8> {
 }
 
 /// Reads a record; one that is not as it was written is damage.
-pub(super) fn unseal<T: DeserializeOwned>(table: u8, key: &[u8], sealed: &[u8]) -> Result<T, StoreError> {
+pub(super) fn unseal<T: DeserializeOwned>(table: u8, key: &[u8], sealed: &[u8]) -> Result<T> {
     let text = is_sealed(table, key, sealed)?;
     serde_json::from_slice(text).map_err(|e| damaged(table, key, &format!("cannot be read: {e}")))
 }
 
 /// The text of a record whose checksum is right.
-pub(super) fn is_sealed<'a>(table: u8, key: &[u8], sealed: &'a [u8]) -> Result<&'a [u8], StoreError> {
+pub(super) fn is_sealed<'a>(table: u8, key: &[u8], sealed: &'a [u8]) -> Result<&'a [u8]> {
     let Some((sum, text)) = sealed.split_at_checked(CHECKSUM_BYTES) else {
         return Err(damaged(table, key, "is too short"));
     };
@@ -227,37 +326,39 @@ fn hex(key: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    fn version(fill: char, n: u64) -> Version {
-        Version {
+    fn version(fill: char, n: u64) -> TagVersion {
+        TagVersion {
             digest: format!("sha256:{}", String::from(fill).repeat(64)).parse().unwrap(),
             n,
             unix: None,
-            peer: false,
+            source: VersionSource::Upstream,
+            date: None,
+            endpoint: None,
         }
     }
 
     #[test]
-    fn a_peers_word_comes_first_only_until_upstream_speaks() {
-        let at = |fill, n, unix| Version { unix, ..version(fill, n) };
+    fn a_peers_version_comes_first_only_until_upstream_reports() {
+        let at = |fill, n, unix| TagVersion { unix, ..version(fill, n) };
         let mut tag = TagRecord::default();
         tag.see(at('a', 1, Some(100)));
         tag.completed(at('a', 2, Some(101)), 3);
-        tag.completed(Version { peer: true, ..at('b', 3, Some(200)) }, 3);
+        tag.completed(TagVersion { source: VersionSource::Peer, ..at('b', 3, Some(200)) }, 3);
         let first = |tag: &TagRecord| tag.candidates()[0].digest.clone();
         assert_eq!(first(&tag), version('b', 0).digest);
         assert!(tag.has_later_offer());
         tag.rollback = Some(Rollback { from: version('a', 0).digest, to: version('a', 0).digest });
-        assert_eq!(first(&tag), version('a', 0).digest, "the owner's word counts more");
+        assert_eq!(first(&tag), version('a', 0).digest, "the owner's decision counts more");
         tag.rollback = None;
         for unix in [Some(150), None] {
             let mut later = tag.clone();
             later.see(at('a', 4, unix));
             assert_eq!(first(&later), version('a', 0).digest);
         }
-        // An older word, and one without a time, come after what upstream said.
+        // An older version, and one without a time, come after what upstream reported.
         for unix in [Some(99), None] {
             let mut older = tag.clone();
-            older.completed(Version { peer: true, ..at('c', 5, unix) }, 0);
+            older.completed(TagVersion { source: VersionSource::Peer, ..at('c', 5, unix) }, 0);
             assert_eq!(first(&older), version('a', 0).digest);
         }
     }
@@ -303,13 +404,13 @@ mod tests {
     #[test]
     fn one_changed_bit_is_damage() {
         let sealed = seal(b't', b"key", &version('a', 7));
-        assert_eq!(unseal::<Version>(b't', b"key", &sealed).unwrap(), version('a', 7));
+        assert_eq!(unseal::<TagVersion>(b't', b"key", &sealed).unwrap(), version('a', 7));
         for at in 0..sealed.len() {
             let mut bad = sealed.clone();
             bad[at] ^= 1;
-            assert!(unseal::<Version>(b't', b"key", &bad).is_err(), "byte {at}");
+            assert!(unseal::<TagVersion>(b't', b"key", &bad).is_err(), "byte {at}");
         }
-        assert!(unseal::<Version>(b't', b"other", &sealed).is_err());
-        assert!(unseal::<Version>(b'm', b"key", &sealed).is_err());
+        assert!(unseal::<TagVersion>(b't', b"other", &sealed).is_err());
+        assert!(unseal::<TagVersion>(b'm', b"key", &sealed).is_err());
     }
 }

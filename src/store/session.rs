@@ -1,16 +1,16 @@
 //! The session: what has to be known of the times at which larder ran, in one small file.
 //!
-//! One checksummed line, as in the journal, written whole and flushed. It says whether a server came to an orderly end,
-//! up to which count content has not been hashed since one did not, how far the scrub is, and how counts compare with
-//! the time for which servers have run. A file that is lost or damaged means: nothing is known, so all content is
-//! suspect and nothing has gone unused for long.
+//! One checksummed line, as in the journal, written in one piece and flushed. It says whether the last server shut down
+//! cleanly, up to which count content has not been verified since one did not, how far the scrub is, and how counts
+//! compare with the time for which servers have run. A file that is lost or damaged means: nothing is known, so all
+//! content is unverified and nothing has gone unused for long.
 //!
 //! Counts that touches take are kept below a ceiling that is written down before they reach it. So no count is given
 //! out twice, and after a power cut every count on a blob is known to be of before.
 
-use super::StoreError;
+use super::error::Result;
 use super::journal::{line, parse};
-use super::staging::write_whole;
+use super::layout::write_file;
 use crate::budget;
 use crate::oci::Digest;
 use crate::sync::Mutex;
@@ -23,23 +23,24 @@ use std::time::{Duration, Instant};
 /// The open session file.
 pub(super) struct Session {
     path: PathBuf,
-    state: Mutex<State>,
-    /// The counts that touches may take while a server runs, and those that are suspect: looked at with each request.
+    state: Mutex<SessionRecord>,
+    /// The counts that touches may take while a server runs, and those that are unverified: read with each request.
     ceiling: AtomicU64,
-    suspect: AtomicU64,
+    unverified: AtomicU64,
     /// When the server began, as far as `served_ms` has been told of it.
     counted: Mutex<Option<Instant>>,
 }
 
-/// What the file says.
+/// The text of the file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct State {
-    /// A server runs, or did not come to an orderly end.
+struct SessionRecord {
+    /// A server runs, or its shutdown was unclean.
     serving: bool,
     /// Touches have taken no count above this.
     ceiling: u64,
-    /// Content whose last use is not above this count has not been hashed since an unclean stop ...
-    suspect: u64,
+    /// Content whose last use is not above this count has not been verified since an unclean shutdown ...
+    #[serde(rename = "suspect")]
+    unverified: u64,
     /// ... but for what the scrub has come past since.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     scrubbed: Option<Digest>,
@@ -52,8 +53,8 @@ struct State {
 /// How the session file was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ended {
-    /// The last server came to an orderly end, or there was none.
-    Orderly,
+    /// The last server shut down cleanly, or there was none.
+    Clean,
     /// It did not.
     Unclean,
     /// The file is absent or damaged.
@@ -64,17 +65,17 @@ impl Session {
     /// Reads the file. A damaged one is as good as none.
     pub(super) fn open(path: PathBuf) -> (Session, Ended) {
         let read = std::fs::read(&path).ok().filter(|bytes| bytes.len() <= budget::SESSION_BYTES_MAX);
-        let known: Option<State> = read.and_then(|bytes| parse(&bytes));
+        let known: Option<SessionRecord> = read.and_then(|bytes| parse(&bytes));
         let ended = match &known {
             None => Ended::Unknown,
             Some(state) if state.serving => Ended::Unclean,
-            Some(_) => Ended::Orderly,
+            Some(_) => Ended::Clean,
         };
         let state = known.unwrap_or_default();
         let session = Session {
             path,
             ceiling: AtomicU64::new(u64::MAX),
-            suspect: AtomicU64::new(state.suspect),
+            unverified: AtomicU64::new(state.unverified),
             state: Mutex::new(state),
             counted: Mutex::default(),
         };
@@ -91,48 +92,48 @@ impl Session {
         self.state().ceiling
     }
 
-    /// All content used up to count `n` has to be hashed before it is believed again.
-    pub(super) fn suspect_all(&self, n: u64) {
+    /// All content used up to count `n` has to be verified before it is served.
+    pub(super) fn distrust_all(&self, n: u64) {
         let mut state = self.state();
-        (state.serving, state.suspect, state.scrubbed) = (false, n, None);
+        (state.serving, state.unverified, state.scrubbed) = (false, n, None);
         state.ceiling = state.ceiling.max(n);
-        self.suspect.store(n, Ordering::Relaxed);
+        self.unverified.store(n, Ordering::Relaxed);
     }
 
-    /// Whether content that was used last at count `used` has to be hashed before it is believed.
-    pub(super) fn is_suspect(&self, digest: &Digest, used: u64) -> bool {
-        used <= self.suspect.load(Ordering::Relaxed)
-            && self.has_suspects()
+    /// Whether content that was used last at count `used` has to be verified before it is served.
+    pub(super) fn is_unverified(&self, digest: &Digest, used: u64) -> bool {
+        used <= self.unverified.load(Ordering::Relaxed)
+            && self.has_unverified()
             && self.state().scrubbed.as_ref().is_none_or(|passed| digest > passed)
     }
 
-    /// Whether any content may have to be hashed before it is believed.
-    pub(super) fn has_suspects(&self) -> bool {
-        self.suspect.load(Ordering::Relaxed) > 0
+    /// Whether any content may have to be verified before it is served.
+    pub(super) fn has_unverified(&self) -> bool {
+        self.unverified.load(Ordering::Relaxed) > 0
     }
 
-    /// How far the scrub is: everything up to this digest has been hashed in this pass.
+    /// How far the scrub is: everything up to this digest has been verified in this pass.
     pub(super) fn scrubbed(&self) -> Option<Digest> {
         self.state().scrubbed.clone()
     }
 
-    /// The scrub has come past `digest`; `None`: it has come to the end, so that nothing is suspect any more.
+    /// The scrub has come past `digest`; `None`: it has come to the end, so that nothing is unverified any more.
     pub(super) fn set_scrubbed(&self, digest: Option<Digest>) {
         let mut state = self.state();
         if digest.is_none() {
-            state.suspect = 0;
-            self.suspect.store(0, Ordering::Relaxed);
+            state.unverified = 0;
+            self.unverified.store(0, Ordering::Relaxed);
         }
         state.scrubbed = digest;
     }
 
     /// A server begins.
-    pub(super) fn begin(&self, last: u64) -> Result<(), StoreError> {
+    pub(super) fn begin(&self, last: u64) -> Result<()> {
         *self.counted.lock() = Some(Instant::now());
         {
             let mut state = self.state();
             state.serving = true;
-            // Until the file says so there is no count for a touch, and it is tried again.
+            // Until that is in the file there is no count for a touch, and it is tried again.
             state.ceiling = last;
             self.ceiling.store(last, Ordering::Relaxed);
         }
@@ -140,7 +141,7 @@ impl Session {
     }
 
     /// Raises the ceiling before the counts reach it.
-    pub(super) fn keep_ahead(&self, last: u64) -> Result<(), StoreError> {
+    pub(super) fn keep_ahead(&self, last: u64) -> Result<()> {
         let mut state = self.state();
         if !state.serving || last + budget::COUNTS_AHEAD / 2 <= state.ceiling {
             return Ok(());
@@ -155,7 +156,7 @@ impl Session {
 
     /// Notes that at the present running time the highest count was `last`, at most once in each `every`, and keeps the
     /// newest `budget::USE_MARKS_MAX`.
-    pub(super) fn mark(&self, last: u64, every: Duration) -> Result<(), StoreError> {
+    pub(super) fn mark(&self, last: u64, every: Duration) -> Result<()> {
         let now = self.count_time();
         let mut state = self.state();
         let due = state.marks.last().is_none_or(|&(at, _)| now.saturating_sub(at) >= millis(every));
@@ -176,8 +177,8 @@ impl Session {
         old.map(|&(_, count)| count)
     }
 
-    /// Writes down how far things are; `ends`: the server comes to an orderly end.
-    pub(super) fn save(&self, last: u64, ends: bool) -> Result<(), StoreError> {
+    /// Writes down how far things are; `ends`: the server shuts down cleanly.
+    pub(super) fn save(&self, last: u64, ends: bool) -> Result<()> {
         self.count_time();
         let mut state = self.state();
         if ends && state.serving {
@@ -190,7 +191,7 @@ impl Session {
         self.write(&state)
     }
 
-    /// Adds the time that has passed to the running time, and says how much that is in all, in milliseconds.
+    /// Adds the time that has passed to the running time; the sum in milliseconds.
     fn count_time(&self) -> u64 {
         let mut counted = self.counted.lock();
         let mut state = self.state();
@@ -204,11 +205,11 @@ impl Session {
         state.served_ms
     }
 
-    fn write(&self, state: &State) -> Result<(), StoreError> {
-        write_whole(&self.path, &line(state))
+    fn write(&self, state: &SessionRecord) -> Result<()> {
+        write_file(&self.path, &line(state))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, SessionRecord> {
         self.state.lock()
     }
 }
@@ -232,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_that_was_not_orderly_is_seen_by_the_next_start() {
+    fn an_unclean_shutdown_is_seen_by_the_next_start() {
         let path = file();
         let (session, ended) = Session::open(path.clone());
         assert_eq!(ended, Ended::Unknown);
@@ -241,26 +242,26 @@ mod tests {
         assert_eq!((ended, after.ceiling()), (Ended::Unclean, 7 + budget::COUNTS_AHEAD));
         session.save(9, true).unwrap();
         let (after, ended) = Session::open(path.clone());
-        assert_eq!((ended, after.ceiling()), (Ended::Orderly, 9));
+        assert_eq!((ended, after.ceiling()), (Ended::Clean, 9));
         std::fs::write(&path, b"0123456789abcdef {}\n").unwrap();
         assert_eq!(Session::open(path.clone()).1, Ended::Unknown);
         std::fs::remove_file(path).unwrap();
     }
 
     #[test]
-    fn what_is_suspect_stays_so_until_it_is_used_or_scrubbed() {
+    fn what_is_unverified_stays_so_until_it_is_used_or_scrubbed() {
         let path = file();
         let (session, _) = Session::open(path.clone());
-        assert!(!session.has_suspects());
-        session.suspect_all(100);
-        assert!(session.is_suspect(&digest('a'), 100) && !session.is_suspect(&digest('a'), 101));
+        assert!(!session.has_unverified());
+        session.distrust_all(100);
+        assert!(session.is_unverified(&digest('a'), 100) && !session.is_unverified(&digest('a'), 101));
         session.set_scrubbed(Some(digest('b')));
-        assert!(!session.is_suspect(&digest('a'), 5) && session.is_suspect(&digest('c'), 5));
+        assert!(!session.is_unverified(&digest('a'), 5) && session.is_unverified(&digest('c'), 5));
         session.save(100, true).unwrap();
         let (again, _) = Session::open(path.clone());
-        assert!(again.is_suspect(&digest('c'), 5), "an orderly restart hashes nothing");
+        assert!(again.is_unverified(&digest('c'), 5), "a clean restart verifies nothing");
         again.set_scrubbed(None);
-        assert!(!again.is_suspect(&digest('c'), 5) && !again.has_suspects());
+        assert!(!again.is_unverified(&digest('c'), 5) && !again.has_unverified());
         std::fs::remove_file(path).unwrap();
     }
 

@@ -1,26 +1,69 @@
 //! Content on its way in (design rule 2): staged in the same file system, hashed as it comes, flushed, renamed.
 //!
 //! A staging file holds a prefix of the content. It outlives the process, with a small `.origin` file beside it that
-//! says where the rest can be had; whoever takes it up again hashes the prefix anew, so that nothing is believed of a
+//! names where the rest can be had; whoever takes it up hashes the prefix, so that nothing is believed of a
 //! file that a power cut may have torn.
 
+use super::Store;
+use super::error::{Result, StoreError};
 use super::layout::{flush_dir, set_private};
-use super::{Store, StoreError};
+use super::record::checksum;
+use crate::auth::AccessClass;
 use crate::budget;
-use crate::oci::{Digest, Hasher, Repository};
+use crate::oci::{Digest, Hasher, RegistryName, Repository};
 use crate::sync::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+
+/// Which content is staged, and for whom: what not everybody may read is not mixed with what another registry, or the
+/// same one to other clients, gave.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ContentKey {
+    /// The registry that it comes from.
+    pub registry: RegistryName,
+    /// Who may read it there.
+    pub class: AccessClass,
+    /// What it is.
+    pub digest: Digest,
+}
+
+impl ContentKey {
+    /// The name of its file: safe and of bounded length for every registry, and the digest is seen at a glance.
+    fn file_name(&self) -> String {
+        let of = checksum(&[self.registry.as_str().as_bytes(), b"/", self.class.as_str().as_bytes()]);
+        let of: String = of.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("{}-{of}", self.file_name_0_1())
+    }
+
+    /// Whether this is the key of a file that 0.1.0 left, of the registry of `other`.
+    fn is_of_0_1(&self, file: &Path, other: &ContentKey) -> bool {
+        self.registry == other.registry && file.file_name().is_some_and(|name| name == &*self.file_name_0_1())
+    }
+
+    /// The name that 0.1.0 gave it, whatever the registry.
+    fn file_name_0_1(&self) -> String {
+        format!("{}-{}", self.digest.algorithm().name(), self.digest.hex())
+    }
+}
+
+/// What `.origin` says.
+#[derive(Serialize, Deserialize)]
+struct OriginNote {
+    #[serde(flatten)]
+    from: StagedFrom,
+    /// 0.1.0 did not write it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    class: Option<AccessClass>,
+}
 
 /// Where staged content comes from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Origin {
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct StagedFrom {
     /// The repository that it was asked for in.
     pub repository: Repository,
     /// Its size in bytes, if known.
@@ -40,81 +83,138 @@ pub struct Staged {
     _claim: Option<Claim>,
 }
 
-/// The right to write one digest; given back on drop.
+/// What is being written just now.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Claims(Arc<Mutex<HashSet<ContentKey>>>);
+
+impl Claims {
+    fn take(&self, key: &ContentKey) -> Result<Claim> {
+        if !self.0.lock().insert(key.clone()) {
+            return Err(StoreError::Busy(Box::new(key.digest.clone())));
+        }
+        Ok(Claim { claims: self.clone(), key: key.clone() })
+    }
+}
+
+/// The right to write the content of one key; given back on drop.
 #[derive(Debug)]
 struct Claim {
-    writing: Arc<Mutex<HashSet<Digest>>>,
-    digest: Digest,
+    claims: Claims,
+    key: ContentKey,
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.writing.lock().remove(&self.digest);
+        self.claims.0.lock().remove(&self.key);
     }
 }
 
 impl Store {
     /// Begins to write content, or takes up what an earlier writer left; [`Staged::len`] says how much that is.
-    pub fn stage(&self, digest: &Digest, origin: &Origin) -> Result<Staged, StoreError> {
-        let claim = self.claim(digest)?;
-        let path = self.layout.staged(digest);
-        let note = serde_json::to_vec(origin).unwrap_or_default();
-        let origin_path = self.layout.origin(digest);
-        fs::write(&origin_path, note)
-            .map_err(StoreError::io(format!("cannot write {}", origin_path.display())))?;
+    ///
+    /// # Errors
+    /// Somebody else is writing it, or the disk fails.
+    pub fn stage(&self, key: &ContentKey, from: &StagedFrom) -> Result<Staged> {
+        let claim = self.claims.take(key)?;
+        let path = self.layout.staged(&key.file_name());
+        let note = OriginNote { from: from.clone(), class: Some(key.class) };
+        let note = serde_json::to_vec(&note).unwrap_or_default();
+        let origin = path.with_extension("origin");
+        fs::write(&origin, note).map_err(StoreError::io(format!("cannot write {}", origin.display())))?;
+        self.adopt(key, &path);
         let file = open_staging(&path, false)?;
         let mut staged = Staged {
-            digest: digest.clone(),
+            digest: key.digest.clone(),
             path,
             file: Arc::new(file),
-            hasher: Hasher::new(digest.algorithm()),
+            hasher: Hasher::new(key.digest.algorithm()),
             len: 0,
             resumable: true,
             _claim: Some(claim),
         };
-        staged.take_up(origin.size)?;
+        staged.take_up(from.size)?;
         Ok(staged)
     }
 
-    /// A staging file for content that is at hand whole. Several writers of the same content do not meet.
-    pub(super) fn stage_scratch(&self, digest: &Digest) -> Result<Staged, StoreError> {
-        let path = self.layout.scratch(digest, self.sequence.next());
+    /// Where there is nothing under this key yet, gives it what may go on under it: what 0.1.0 left of the same registry,
+    /// or what everybody may read that came from another.
+    fn adopt(&self, key: &ContentKey, path: &Path) {
+        if path.exists() {
+            return;
+        }
+        let mut found = self.left_staged(Some(&key.digest));
+        found.sort_by_key(|(.., bytes)| std::cmp::Reverse(*bytes));
+        for (left, of, ..) in found {
+            let public = of.class == key.class && key.class == AccessClass::Public;
+            if !public && !of.is_of_0_1(&left, key) {
+                continue;
+            }
+            let claim = (of != *key).then(|| self.claims.take(&of)).transpose();
+            if claim.is_err() {
+                continue;
+            }
+            if fs::rename(&left, path).is_ok() {
+                let _ = fs::remove_file(left.with_extension("origin"));
+                return;
+            }
+        }
+    }
+
+    /// A staging file for content that is at hand. Several writers of the same content do not meet.
+    pub(super) fn stage_scratch(&self, digest: &Digest) -> Result<Staged> {
+        let path = self.layout.scratch(digest, self.uses.sequence.next());
         let file = Arc::new(open_staging(&path, true)?);
         let hasher = Hasher::new(digest.algorithm());
         Ok(Staged { digest: digest.clone(), path, file, hasher, len: 0, resumable: false, _claim: None })
     }
 
-    /// What earlier writers left unfinished, with the bytes already there.
-    pub fn unfinished(&self) -> Vec<(Digest, Origin, u64)> {
+    /// What earlier writers left unfinished, with the bytes already there. What 0.1.0 left is of no class yet and called
+    /// unproven; it is taken up under any class.
+    pub fn unfinished(&self) -> Vec<(ContentKey, StagedFrom, u64)> {
+        let mut found: Vec<_> =
+            self.left_staged(None).into_iter().map(|(_, key, from, bytes)| (key, from, bytes)).collect();
+        found.sort();
+        found
+    }
+
+    /// What was left of some content, or of all.
+    fn left_staged(&self, of: Option<&Digest>) -> Vec<(PathBuf, ContentKey, StagedFrom, u64)> {
         let mut found = Vec::new();
         for entry in
             fs::read_dir(self.layout.staging()).into_iter().flatten().flatten().take(budget::FILLS_MAX * 2)
         {
-            let path = entry.path();
-            let name = entry.file_name();
-            let Some(digest) = name.to_str().and_then(|n| n.replacen('-', ":", 1).parse::<Digest>().ok())
-            else {
+            let (path, name) = (entry.path(), entry.file_name());
+            let parts: Vec<&str> = name.to_str().unwrap_or_default().splitn(3, '-').collect();
+            if path.extension().is_some() {
                 continue;
-            };
-            let origin =
-                fs::read(self.layout.origin(&digest)).ok().and_then(|b| serde_json::from_slice(&b).ok());
-            match origin {
-                Some(origin) => found.push((digest, origin, entry.metadata().map_or(0, |meta| meta.len()))),
-                None => drop(fs::remove_file(path)),
+            }
+            let [algorithm, hex, ..] = parts[..] else { continue };
+            let Ok(digest) = format!("{algorithm}:{hex}").parse::<Digest>() else { continue };
+            if of.is_some_and(|of| *of != digest) {
+                continue;
+            }
+            let key = read_origin(&path).map(|note| {
+                let class = note.class.unwrap_or(AccessClass::Unproven);
+                (ContentKey { registry: note.from.repository.registry.clone(), class, digest }, note.from)
+            });
+            match key {
+                Some((key, from)) if name == *key.file_name() || name == *key.file_name_0_1() => {
+                    found.push((path, key, from, entry.metadata().map_or(0, |meta| meta.len())));
+                }
+                _ => drop(fs::remove_file(path)),
             }
         }
-        found.sort();
         found
     }
 
     /// Cuts the end off what earlier writers left: a power cut may have lengthened a file and not filled it, and one wrong
     /// byte would cost all of it.
     pub(super) fn cut_torn_ends(&self) {
-        for (digest, _, len) in self.unfinished() {
+        for (path, key, _, len) in self.left_staged(None) {
             let sound = len.saturating_sub(budget::TORN_BYTES) / budget::TORN_BYTES * budget::TORN_BYTES;
-            let file = OpenOptions::new().write(true).open(self.layout.staged(&digest));
+            let file = OpenOptions::new().write(true).open(path);
             if let Err(e) = file.and_then(|file| file.set_len(sound)) {
-                log::warn!("the end of {digest}, which is unfinished, could not be cut off: {e}");
+                log::warn!("cannot cut the end off {}, which is unfinished: {e}", key.digest);
             }
         }
     }
@@ -126,32 +226,24 @@ impl Store {
     }
 
     /// Removes what is staged of some content, if nobody is writing it.
-    pub fn forget_staged(&self, digest: &Digest) -> Result<(), StoreError> {
-        let _claim = self.claim(digest)?;
-        let _ = fs::remove_file(self.layout.staged(digest));
-        let _ = fs::remove_file(self.layout.origin(digest));
+    ///
+    /// # Errors
+    /// Somebody is.
+    pub fn forget_staged(&self, key: &ContentKey) -> Result<()> {
+        let _claim = self.claims.take(key)?;
+        let old =
+            self.left_staged(Some(&key.digest)).into_iter().filter(|(left, of, ..)| of.is_of_0_1(left, key));
+        let own = self.layout.staged(&key.file_name());
+        for path in old.map(|(path, ..)| path).chain([own]) {
+            let _ = fs::remove_file(&path);
+            let _ = fs::remove_file(path.with_extension("origin"));
+        }
         Ok(())
     }
-
-    fn claim(&self, digest: &Digest) -> Result<Claim, StoreError> {
-        let mut writing = self.writing.lock();
-        if !writing.insert(digest.clone()) {
-            return Err(StoreError::Busy(Box::new(digest.clone())));
-        }
-        Ok(Claim { writing: Arc::clone(&self.writing), digest: digest.clone() })
-    }
 }
 
-impl PartialOrd for Origin {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Origin {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (&self.repository, self.size).cmp(&(&other.repository, other.size))
-    }
+fn read_origin(staged: &Path) -> Option<OriginNote> {
+    serde_json::from_slice(&fs::read(staged.with_extension("origin")).ok()?).ok()
 }
 
 impl Staged {
@@ -171,7 +263,10 @@ impl Staged {
     }
 
     /// Adds content at the end.
-    pub fn append(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+    ///
+    /// # Errors
+    /// The disk does not take it.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
         self.file
             .write_all_at(bytes, self.len)
             .map_err(StoreError::io(format!("cannot write {}", self.path.display())))?;
@@ -180,15 +275,21 @@ impl Staged {
         Ok(())
     }
 
-    /// Throws away what is written, to begin again.
-    pub fn restart(&mut self) -> Result<(), StoreError> {
+    /// Throws away what is written, to begin from the start.
+    ///
+    /// # Errors
+    /// The file cannot be emptied.
+    pub fn restart(&mut self) -> Result<()> {
         self.hasher = Hasher::new(self.digest.algorithm());
         self.len = 0;
         self.file.set_len(0).map_err(StoreError::io(format!("cannot empty {}", self.path.display())))
     }
 
-    /// Whether what is written so far hashes to the name: the content is whole.
-    pub fn matches(&self) -> Result<(), StoreError> {
+    /// Whether what is written so far hashes to the name: the content is complete.
+    ///
+    /// # Errors
+    /// [`StoreError::Mismatch`] if it does not.
+    pub fn matches(&self) -> Result<()> {
         let actual = self.hasher.clone().finish();
         if actual == self.digest {
             Ok(())
@@ -197,62 +298,77 @@ impl Staged {
         }
     }
 
-    /// Makes the content a blob. On a mismatch, and on a failed flush, what was written is discarded.
-    pub fn publish(self, store: &Store, private: bool) -> Result<(), StoreError> {
+    /// Makes the content a blob: private if that is its class, else for everybody. On a mismatch, and on a failed
+    /// flush, what was written is discarded.
+    ///
+    /// # Errors
+    /// It does not hash to its name, or the disk does not take it.
+    pub fn publish(self, store: &Store, class: AccessClass) -> Result<()> {
+        // Content that everybody may read already stays so.
+        let private = class == AccessClass::Private
+            && store.open_blob(&self.digest).ok().flatten().is_none_or(|known| known.private);
         let published = self.try_publish(store, private);
         if published.is_err() {
-            self.discard(store);
+            self.discard();
         }
         published
     }
 
-    fn try_publish(&self, store: &Store, private: bool) -> Result<(), StoreError> {
+    fn try_publish(&self, store: &Store, private: bool) -> Result<()> {
         self.matches()?;
-        let target = store.layout.blob(&self.digest);
-        let known = store.blob_size(&self.digest).is_some();
-        let n = store.sequence.next();
+        let n = store.uses.sequence.next();
         store.layout.set_used(&self.path, n);
         set_private(&self.path, private)?;
         self.file.sync_all().map_err(StoreError::io(format!("cannot flush {}", self.path.display())))?;
-        {
-            // Counted before it is there: a download that looks for room in between must not count on what this one takes.
-            let _counted = store.uncounted();
-            let new = if known { 0 } else { self.len };
-            store.stored_bytes.fetch_add(new, Ordering::Relaxed);
-            if let Err(e) = fs::rename(&self.path, &target) {
-                store.count_out(new);
-                return Err(StoreError::io(format!("cannot put {} in place", target.display()))(e));
-            }
+        self.put_in_place(store)?;
+        if store.layout.take_from_quarantine(&self.digest) {
+            log::info!("{} was refetched in place of the corrupt blob", self.digest);
         }
-        store.changed();
-        if let Err(problem) = flush_dir(&store.layout.blobs(self.digest.algorithm())) {
-            // What may not stay is not counted on.
-            if !known && fs::remove_file(&target).is_ok() {
-                store.changed();
-                store.count_out(self.len);
-            }
-            return Err(problem);
-        }
-        store.acquit(&self.digest);
-        store.changed();
+        store.quarantine.release(&self.digest);
+        store.stamps.changed();
         if self.resumable {
-            let _ = fs::remove_file(store.layout.origin(&self.digest));
+            let _ = fs::remove_file(self.path.with_extension("origin"));
         }
-        // Whole and in its place, it is a blob; the index hears of it with the next batch of uses.
-        store.note_use(&self.digest, n);
+        // Verified and in its place, it is a blob; the index hears of it with the next batch of uses.
+        store.uses.note(&self.digest, n);
         Ok(())
     }
 
+    fn put_in_place(&self, store: &Store) -> Result<()> {
+        let target = store.layout.blob(&self.digest);
+        let moving = store.accounts.moving();
+        let known = store.layout.blob_size(&self.digest);
+        // Counted before it is there: a download that looks for room in between must not count on what this one takes.
+        let new = if known.is_some() { 0 } else { self.len };
+        moving.add(new);
+        if let Err(e) = fs::rename(&self.path, &target) {
+            moving.take(new);
+            return Err(StoreError::io(format!("cannot put {} in place", target.display()))(e));
+        }
+        store.stamps.changed();
+        drop(moving);
+        let flushed = flush_dir(&store.layout.blobs(self.digest.algorithm()));
+        // What may not stay is not counted on.
+        if flushed.is_err() && known.is_none() {
+            let moving = store.accounts.moving();
+            if fs::remove_file(&target).is_ok() {
+                store.stamps.changed();
+                moving.take(self.len);
+            }
+        }
+        flushed
+    }
+
     /// Removes what was written.
-    pub fn discard(&self, store: &Store) {
+    pub fn discard(&self) {
         let _ = fs::remove_file(&self.path);
         if self.resumable {
-            let _ = fs::remove_file(store.layout.origin(&self.digest));
+            let _ = fs::remove_file(self.path.with_extension("origin"));
         }
     }
 
     /// Hashes what an earlier writer left.
-    fn take_up(&mut self, size: Option<u64>) -> Result<(), StoreError> {
+    fn take_up(&mut self, size: Option<u64>) -> Result<()> {
         let failed = || StoreError::io(format!("cannot read {}", self.path.display()));
         let left = self.file.metadata().map_err(failed())?.len();
         if size.is_some_and(|size| left > size) {
@@ -274,7 +390,7 @@ impl Staged {
     }
 }
 
-fn open_staging(path: &std::path::Path, fresh: bool) -> Result<File, StoreError> {
+fn open_staging(path: &std::path::Path, fresh: bool) -> Result<File> {
     OpenOptions::new()
         .read(true)
         .write(true)
@@ -283,16 +399,4 @@ fn open_staging(path: &std::path::Path, fresh: bool) -> Result<File, StoreError>
         .mode(0o600)
         .open(path)
         .map_err(StoreError::io(format!("cannot open {}", path.display())))
-}
-
-/// Writes a small file in one piece: a new one beside it, flushed, renamed, the folder flushed.
-pub(super) fn write_whole(path: &std::path::Path, bytes: &[u8]) -> Result<(), StoreError> {
-    let fresh = path.with_extension("new");
-    let failed = |what: &str| StoreError::io(format!("cannot {what} {}", fresh.display()));
-    let mut file = File::create(&fresh).map_err(failed("create"))?;
-    file.write_all(bytes).map_err(failed("write"))?;
-    file.sync_all().map_err(failed("flush"))?;
-    drop(file);
-    fs::rename(&fresh, path).map_err(failed("rename"))?;
-    path.parent().map_or(Ok(()), flush_dir)
 }

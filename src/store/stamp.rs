@@ -4,7 +4,8 @@
 //! to the folders of blobs and go: what a person removes by hand shows too. It is taken without waiting for the disk,
 //! for the folders are held open. Uses of blobs and notes are no changes.
 
-use super::{Layout, Store, StoreError};
+use super::error::{Result, StoreError};
+use super::layout::Layout;
 use crate::oci::Algorithm;
 use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,21 +25,19 @@ pub(super) struct Stamps {
 }
 
 impl Stamps {
-    pub(super) fn of(layout: &Layout) -> Result<Stamps, StoreError> {
+    pub(super) fn of(layout: &Layout) -> Result<Stamps> {
         let [first, second] = Algorithm::ALL.map(|algorithm| {
             let path = layout.blobs(algorithm);
             File::open(&path).map_err(StoreError::io(format!("cannot open {}", path.display())))
         });
         Ok(Stamps { changes: AtomicU64::new(0), folders: [first?, second?] })
     }
-}
 
-impl Store {
-    /// The stamp of now. Taken before something is read, it holds for that; `None` if a folder does not say.
-    pub fn stamp(&self) -> Option<Stamp> {
-        let changes = self.stamps.changes.load(Ordering::Acquire);
+    /// The stamp of now; `None` if a folder does not say.
+    pub(super) fn now(&self) -> Option<Stamp> {
+        let changes = self.changes.load(Ordering::Acquire);
         let mut folders = [(0, 0); Algorithm::ALL.len()];
-        for (folder, time) in self.stamps.folders.iter().zip(&mut folders) {
+        for (folder, time) in self.folders.iter().zip(&mut folders) {
             let stat = rustix::fs::fstat(folder).ok()?;
             // The types differ from one architecture to the next.
             #[allow(clippy::unnecessary_cast, clippy::cast_lossless)]
@@ -50,6 +49,6 @@ impl Store {
 
     /// Something has changed. Called after the change: what is read between the two is read again.
     pub(super) fn changed(&self) {
-        self.stamps.changes.fetch_add(1, Ordering::AcqRel);
+        self.changes.fetch_add(1, Ordering::AcqRel);
     }
 }

@@ -1,12 +1,16 @@
 //! The store's promises, one by one, on a real folder.
 
+mod upgrade;
+
+use super::index::{Index, close};
 use super::*;
-use crate::oci::{Algorithm, media};
+use crate::auth::AccessClass;
+use crate::oci::{Algorithm, Digest, Repository, Tag, media};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A folder that goes when the test ends.
 struct Folder(PathBuf);
@@ -21,10 +25,8 @@ impl Folder {
     }
 
     fn open(&self) -> Store {
-        let (store, found) = Store::open(&self.0, 3).unwrap();
-        if found == Found::NeedsRebuild {
-            store.rebuild().unwrap();
-        }
+        let (store, startup) = Store::open(&self.0, 3).unwrap();
+        startup.finish_briefly(&store).unwrap();
         store
     }
 }
@@ -43,11 +45,21 @@ fn tag(text: &str) -> Tag {
     text.parse().unwrap()
 }
 
+fn seen(digest: &Digest) -> Observation {
+    Observation::upstream(digest.clone())
+}
+
+fn key(digest: &Digest) -> ContentKey {
+    let registry = repository().registry;
+    ContentKey { registry, class: AccessClass::Public, digest: digest.clone() }
+}
+
 fn put(store: &Store, bytes: &[u8]) -> Digest {
     let digest = Digest::of(Algorithm::Sha256, bytes);
-    let mut staged = store.stage(&digest, &Origin { repository: repository(), size: None }).unwrap();
+    let mut staged =
+        store.stage(&key(&digest), &StagedFrom { repository: repository(), size: None }).unwrap();
     staged.append(bytes).unwrap();
-    staged.publish(store, false).unwrap();
+    staged.publish(store, AccessClass::Public).unwrap();
     digest
 }
 
@@ -59,7 +71,9 @@ fn put_image(store: &Store, layer: &[u8]) -> Digest {
         layer.len()
     );
     let digest = Digest::of(Algorithm::Sha256, text.as_bytes());
-    store.put_manifest(&repository(), &digest, media::OCI_MANIFEST, text.as_bytes(), false).unwrap();
+    store
+        .put_manifest(&repository(), &digest, media::OCI_MANIFEST, text.as_bytes(), AccessClass::Public)
+        .unwrap();
     digest
 }
 
@@ -83,17 +97,17 @@ fn a_blob_is_there_only_when_whole() {
     let store = folder.open();
     let content = b"some layer";
     let digest = Digest::of(Algorithm::Sha256, content);
-    let origin = Origin { repository: repository(), size: Some(10) };
-    let mut staged = store.stage(&digest, &origin).unwrap();
+    let origin = StagedFrom { repository: repository(), size: Some(10) };
+    let mut staged = store.stage(&key(&digest), &origin).unwrap();
     staged.append(b"some ").unwrap();
     assert!(!store.contains(&digest));
-    assert!(matches!(store.stage(&digest, &origin), Err(StoreError::Busy(_))));
+    assert!(matches!(store.stage(&key(&digest), &origin), Err(StoreError::Busy(_))));
     drop(staged);
-    assert_eq!(store.unfinished(), [(digest.clone(), origin.clone(), 5)]);
-    let mut staged = store.stage(&digest, &origin).unwrap();
+    assert_eq!(store.unfinished(), [(key(&digest), origin.clone(), 5)]);
+    let mut staged = store.stage(&key(&digest), &origin).unwrap();
     assert_eq!(staged.len(), 5);
     staged.append(b"layer").unwrap();
-    staged.publish(&store, false).unwrap();
+    staged.publish(&store, AccessClass::Public).unwrap();
     assert_eq!(store.blob_size(&digest), Some(10));
     assert!(store.unfinished().is_empty());
     assert_eq!(store.stored_bytes(), 10);
@@ -105,9 +119,10 @@ fn a_wrong_byte_is_never_published() {
     let folder = Folder::new();
     let store = folder.open();
     let digest = Digest::of(Algorithm::Sha512, b"right");
-    let mut staged = store.stage(&digest, &Origin { repository: repository(), size: None }).unwrap();
+    let mut staged =
+        store.stage(&key(&digest), &StagedFrom { repository: repository(), size: None }).unwrap();
     staged.append(b"wrong").unwrap();
-    assert!(matches!(staged.publish(&store, false), Err(StoreError::Mismatch { .. })));
+    assert!(matches!(staged.publish(&store, AccessClass::Public), Err(StoreError::Mismatch { .. })));
     assert!(!store.contains(&digest));
     assert!(store.unfinished().is_empty(), "the wrong bytes must not be taken up again");
 }
@@ -118,11 +133,11 @@ fn tags_survive_a_restart_and_the_loss_of_the_index() {
     let before = {
         let store = folder.open();
         let (first, second) = (put_image(&store, b"one"), put_image(&store, b"two"));
-        store.tag_seen(&repository(), &tag("latest"), &first).unwrap();
+        store.tag_seen(&repository(), &tag("latest"), &seen(&first)).unwrap();
         store.tag_complete(&repository(), &tag("latest"), &first).unwrap();
-        store.tag_seen(&repository(), &tag("latest"), &second).unwrap();
+        store.tag_seen(&repository(), &tag("latest"), &seen(&second)).unwrap();
         store.tag_complete(&repository(), &tag("latest"), &second).unwrap();
-        store.tag_seen(&repository(), &tag("1.0"), &first).unwrap();
+        store.tag_seen(&repository(), &tag("1.0"), &seen(&first)).unwrap();
         store
             .tag_rollback(&repository(), &tag("latest"), Some(Rollback { from: second, to: first.clone() }))
             .unwrap();
@@ -150,12 +165,12 @@ fn an_index_behind_the_journal_catches_up() {
     std::fs::copy(folder.0.join("index/data.mdb"), copy.join("data.mdb")).unwrap();
     let before = {
         let store = folder.open();
-        store.tag_seen(&repository(), &tag("latest"), &digest).unwrap();
+        store.tag_seen(&repository(), &tag("latest"), &seen(&digest)).unwrap();
         picture(&store)
     };
     std::fs::copy(copy.join("data.mdb"), folder.0.join("index/data.mdb")).unwrap();
-    let (store, found) = Store::open(&folder.0, 3).unwrap();
-    assert_eq!(found, Found::Sound);
+    let (store, startup) = Store::open(&folder.0, 3).unwrap();
+    assert!(!startup.needs_rebuild());
     assert_eq!(picture(&store), before);
 }
 
@@ -165,7 +180,7 @@ fn a_torn_journal_loses_only_what_was_never_acknowledged() {
     let before = {
         let store = folder.open();
         let digest = put_image(&store, b"one");
-        store.tag_seen(&repository(), &tag("latest"), &digest).unwrap();
+        store.tag_seen(&repository(), &tag("latest"), &seen(&digest)).unwrap();
         picture(&store)
     };
     let path = folder.0.join("journal");
@@ -182,8 +197,8 @@ fn a_damaged_journal_line_costs_that_event_alone() {
     {
         let store = folder.open();
         let digest = put_image(&store, b"one");
-        store.tag_seen(&repository(), &tag("a"), &digest).unwrap();
-        store.tag_seen(&repository(), &tag("b"), &digest).unwrap();
+        store.tag_seen(&repository(), &tag("a"), &seen(&digest)).unwrap();
+        store.tag_seen(&repository(), &tag("b"), &seen(&digest)).unwrap();
     }
     let path = folder.0.join("journal");
     let text = std::fs::read_to_string(&path).unwrap();
@@ -200,18 +215,20 @@ fn the_journal_is_compacted_without_loss() {
     let store = folder.open();
     let (first, second) = (put_image(&store, b"one"), put_image(&store, b"two"));
     for round in 0..20 {
-        store.tag_seen(&repository(), &tag("latest"), if round % 2 == 0 { &first } else { &second }).unwrap();
+        store
+            .tag_seen(&repository(), &tag("latest"), &seen(if round % 2 == 0 { &first } else { &second }))
+            .unwrap();
     }
     store.tag_complete(&repository(), &tag("latest"), &second).unwrap();
     store.hold(&repository(), &first).unwrap();
     let before = picture(&store);
-    let long = store.journal().len();
+    let long = store.journal.lock().len();
     {
-        let index = store.index().unwrap();
+        let index = store.index.get().unwrap();
         let snapshot = index.snapshot().unwrap();
-        store.journal().compact(&snapshot).unwrap();
+        store.journal.lock().compact(&snapshot).unwrap();
     }
-    assert!(store.journal().len() < long / 2);
+    assert!(store.journal.lock().len() < long / 2);
     drop(store);
     assert_eq!(picture(&folder.open()), before, "the old index with the new journal");
     std::fs::remove_dir_all(folder.0.join("index")).unwrap();
@@ -224,7 +241,7 @@ fn a_damaged_record_is_noticed() {
     {
         let store = folder.open();
         let digest = put_image(&store, b"one");
-        store.tag_seen(&repository(), &tag("latest"), &digest).unwrap();
+        store.tag_seen(&repository(), &tag("latest"), &seen(&digest)).unwrap();
     }
     let data = folder.0.join("index/data.mdb");
     let bytes = std::fs::read(&data).unwrap();
@@ -239,8 +256,8 @@ fn a_damaged_record_is_noticed() {
     }
     assert!(hits > 0);
     std::fs::write(&data, damaged).unwrap();
-    let (store, found) = Store::open(&folder.0, 3).unwrap();
-    assert_eq!(found, Found::NeedsRebuild);
+    let (store, startup) = Store::open(&folder.0, 3).unwrap();
+    assert!(startup.needs_rebuild());
     assert!(matches!(store.tag(&repository(), &tag("latest")), Err(StoreError::Rebuilding)));
     store.rebuild().unwrap();
     assert!(!store.is_damaged());
@@ -252,8 +269,8 @@ fn content_is_served_while_there_is_no_index() {
     let folder = Folder::new();
     let digest = put(&folder.open(), b"one");
     std::fs::remove_dir_all(folder.0.join("index")).unwrap();
-    let (store, found) = Store::open(&folder.0, 3).unwrap();
-    assert_eq!(found, Found::NeedsRebuild);
+    let (store, startup) = Store::open(&folder.0, 3).unwrap();
+    assert!(startup.needs_rebuild());
     assert!(store.open_blob(&digest).unwrap().is_some());
     assert!(matches!(store.tag(&repository(), &tag("latest")), Err(StoreError::Rebuilding)));
 }
@@ -267,7 +284,7 @@ fn a_blob_that_is_opened_without_waiting_is_the_one_that_is_opened_anyway() {
     store.open_blob(&digest).unwrap();
     if let Some(now) = store.open_blob_now(&digest) {
         let anyway = store.open_blob(&digest).unwrap().unwrap();
-        assert_eq!((now.size, now.private, now.suspect), (anyway.size, anyway.private, anyway.suspect));
+        assert_eq!((now.size, now.private, now.unverified), (anyway.size, anyway.private, anyway.unverified));
         assert_eq!(now.file.metadata().unwrap().ino(), anyway.file.metadata().unwrap().ino());
     } else {
         let probed = rustix::fs::openat2(CWD, &folder.0, OFlags::PATH, Mode::empty(), ResolveFlags::CACHED);
@@ -288,7 +305,7 @@ fn a_newer_store_is_refused_and_left_alone() {
     index.set_schema(99).unwrap();
     close(index);
     let before = std::fs::read(folder.0.join("index/data.mdb")).unwrap();
-    assert!(matches!(Store::open(&folder.0, 3), Err(StoreError::Newer { found: 99, known: 2 })));
+    assert!(matches!(Store::open(&folder.0, 3), Err(StoreError::Newer { found: 99, known: 3 })));
     assert!(std::fs::read(folder.0.join("index/data.mdb")).unwrap() == before);
 }
 
@@ -305,9 +322,10 @@ fn private_content_stays_private_without_the_index() {
     let digest = Digest::of(Algorithm::Sha256, b"secret");
     {
         let store = folder.open();
-        let mut staged = store.stage(&digest, &Origin { repository: repository(), size: None }).unwrap();
+        let mut staged =
+            store.stage(&key(&digest), &StagedFrom { repository: repository(), size: None }).unwrap();
         staged.append(b"secret").unwrap();
-        staged.publish(&store, true).unwrap();
+        staged.publish(&store, AccessClass::Private).unwrap();
     }
     std::fs::remove_dir_all(folder.0.join("index")).unwrap();
     let store = folder.open();
@@ -322,7 +340,7 @@ fn pages_go_on_where_the_last_one_ended() {
     let store = folder.open();
     let digest = put_image(&store, b"one");
     for name in ["b", "a", "d", "c"] {
-        store.tag_seen(&repository(), &tag(name), &digest).unwrap();
+        store.tag_seen(&repository(), &tag(name), &seen(&digest)).unwrap();
     }
     let page = |last, limit| -> Vec<String> {
         store.tags(&repository(), last, limit).unwrap().into_iter().map(|(t, _)| t.to_string()).collect()
@@ -346,13 +364,13 @@ fn an_index_that_ends_every_start_is_made_again_and_one_power_cut_is_forgiven() 
     assert!(!mark.exists());
     drop(store);
     // What a start leaves behind that did not come to its end.
-    for (left, found) in [("", Found::Sound), ("1", Found::Sound), ("2", Found::NeedsRebuild)] {
+    for (left, rebuilds) in [("", false), ("1", false), ("2", true)] {
         std::fs::write(&mark, left).unwrap();
-        let (store, as_found) = Store::open(&folder.0, 3).unwrap();
-        assert_eq!(as_found, found, "{left:?}");
-        if found == Found::Sound {
+        let (store, startup) = Store::open(&folder.0, 3).unwrap();
+        assert_eq!(startup.needs_rebuild(), rebuilds, "{left:?}");
+        if !rebuilds {
             assert_eq!(std::fs::read_to_string(&mark).unwrap(), "2");
-            store.wind_down();
+            store.shut_down();
             assert!(!mark.exists(), "an orderly end is no crash");
         } else {
             store.rebuild().unwrap();
@@ -368,7 +386,7 @@ fn what_is_evicted_is_gone_after_a_rebuild_too_and_what_comes_back_stays() {
     let store = folder.open();
     let (old, new) = (put_image(&store, b"old layer"), put_image(&store, b"new layer"));
     for digest in [&old, &new] {
-        store.tag_seen(&repository(), &tag("latest"), digest).unwrap();
+        store.tag_seen(&repository(), &tag("latest"), &seen(digest)).unwrap();
         store.tag_complete(&repository(), &tag("latest"), digest).unwrap();
     }
     store.tag_pin(&repository(), &tag("latest"), true).unwrap();
@@ -392,7 +410,7 @@ fn what_is_evicted_is_gone_after_a_rebuild_too_and_what_comes_back_stays() {
 
     // It is pulled again, and a rebuild does not take the eviction for later than it was.
     assert_eq!(put_image(&store, b"old layer"), old);
-    store.tag_seen(&repository(), &tag("old"), &old).unwrap();
+    store.tag_seen(&repository(), &tag("old"), &seen(&old)).unwrap();
     let again = (state(&store), store.tag(&repository(), &tag("old")).unwrap());
     assert!(again.0.1.contains(&old) && again.1.is_some());
     store.rebuild().unwrap();
@@ -409,4 +427,177 @@ fn what_is_evicted_is_gone_after_a_rebuild_too_and_what_comes_back_stays() {
     store.evict(&repository(), &new, &[vec![old, new.clone()], links].concat(), &[]).unwrap();
     assert!(store.repositories(None, 9).unwrap().is_empty());
     assert_eq!((store.stored_bytes(), store.blob_files().unwrap().count()), (0, 0));
+}
+
+#[test]
+fn where_a_version_and_a_class_come_from_survives_whatever_happens_to_the_index() {
+    let folder = Folder::new();
+    let store = folder.open();
+    let digest = put_image(&store, b"one");
+    let observed = Observation {
+        date: Some(1_796_000_000),
+        endpoint: Some("registry-1.docker.io:443".to_owned()),
+        ..seen(&digest)
+    };
+    store.tag_seen(&repository(), &tag("latest"), &observed).unwrap();
+    store.tag_complete(&repository(), &tag("latest"), &digest).unwrap();
+    let imported = Observation { source: VersionSource::Import, date: None, ..observed.clone() };
+    store.tag_offered(&repository(), &tag("imported"), &imported, Some(7)).unwrap();
+    store.tag_offered(&repository(), &tag("offered"), &Observation::peer(digest.clone()), Some(8)).unwrap();
+    let check = |store: &Store| {
+        let record = |name| store.tag(&repository(), &tag(name)).unwrap().unwrap();
+        let latest = record("latest");
+        let reported = |version: TagVersion| TagVersion { n: 0, unix: None, ..version };
+        assert_eq!(reported(latest.seen.unwrap()), observed.version(None));
+        assert_eq!(
+            reported(latest.complete.unwrap()),
+            observed.version(None),
+            "it is the version that was seen"
+        );
+        let known = record("imported").complete.unwrap();
+        assert_eq!(TagVersion { n: 0, ..known }, imported.version(Some(7)));
+        assert!(record("offered").complete.unwrap().is_from_peer());
+        assert_eq!(store.repository_class(&repository()).unwrap(), Some(AccessClass::Public));
+    };
+    check(&store);
+    store.rebuild().unwrap();
+    check(&store);
+    let snapshot = store.index.get().unwrap().snapshot().unwrap();
+    store.journal.lock().compact(&snapshot).unwrap();
+    store.rebuild().unwrap();
+    check(&store);
+}
+
+#[test]
+fn a_class_is_what_the_registry_proved_last() {
+    let folder = Folder::new();
+    let store = folder.open();
+    let digest = put_image(&store, b"one");
+    let bytes = store.read_small(&digest).unwrap().unwrap();
+    let other: Repository = "docker.io/lab/other".parse().unwrap();
+    let put = |repository: &Repository, class| {
+        store.put_manifest(repository, &digest, media::OCI_MANIFEST, &bytes, class).unwrap();
+        store.repository_class(repository).unwrap().unwrap()
+    };
+    assert_eq!(put(&repository(), AccessClass::Unproven), AccessClass::Public, "a peer proves nothing");
+    assert_eq!(put(&repository(), AccessClass::Private), AccessClass::Private);
+    assert!(!store.open_blob(&digest).unwrap().unwrap().private, "who has seen it in public may see it");
+    let long = store.journal.lock().len();
+    assert_eq!(put(&repository(), AccessClass::Private), AccessClass::Private);
+    assert_eq!(store.journal.lock().len(), long, "what is known is not written");
+    assert_eq!(put(&other, AccessClass::Unproven), AccessClass::Unproven);
+    assert_eq!(put(&other, AccessClass::Public), AccessClass::Public);
+}
+
+#[test]
+fn staged_content_has_a_safe_name_for_each_registry_and_class() {
+    let folder = Folder::new();
+    let store = folder.open();
+    let long = format!("{}a.example:65535", "a.".repeat(118));
+    let digest = Digest::of(Algorithm::Sha512, b"layer");
+    let (mut kept, mut writing) = (Vec::new(), Vec::new());
+    for registry in ["docker.io", "127.0.0.1:5000", "[::1]:5000", &long] {
+        for class in [AccessClass::Public, AccessClass::Private, AccessClass::Unproven] {
+            let repository: Repository = format!("{registry}/lab/app").parse().unwrap();
+            let key = ContentKey { registry: repository.registry.clone(), class, digest: digest.clone() };
+            let from = StagedFrom { repository, size: Some(5) };
+            let mut staged = store.stage(&key, &from).unwrap();
+            staged.append(b"la").unwrap();
+            writing.push(staged);
+            kept.push((key, from, 2));
+        }
+    }
+    drop(writing);
+    for entry in std::fs::read_dir(folder.0.join("staging")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(
+            name.len() <= 200 && name.bytes().all(|c| c.is_ascii_alphanumeric() || b"-.".contains(&c)),
+            "{name}"
+        );
+    }
+    kept.sort();
+    assert_eq!(store.unfinished(), kept);
+}
+
+#[test]
+fn what_one_registry_has_sent_is_asked_of_another_only_where_it_is_not_for_everybody() {
+    let folder = Folder::new();
+    let store = folder.open();
+    let digest = Digest::of(Algorithm::Sha256, b"layer");
+    let stage = |registry: &str, class| {
+        let repository: Repository = format!("{registry}/lab/app").parse().unwrap();
+        let key = ContentKey { registry: repository.registry.clone(), class, digest: digest.clone() };
+        store.stage(&key, &StagedFrom { repository, size: Some(5) }).unwrap()
+    };
+    let mut first = stage("first.example", AccessClass::Public);
+    first.append(b"la").unwrap();
+    assert_eq!(stage("third.example", AccessClass::Public).len(), 0, "the first is still written");
+    drop(first);
+    let mut private = stage("second.example", AccessClass::Private);
+    assert_eq!(private.len(), 0);
+    private.append(b"lay").unwrap();
+    drop(private);
+    assert_eq!(stage("second.example", AccessClass::Public).len(), 2);
+    assert_eq!(stage("first.example", AccessClass::Private).len(), 0);
+    assert_eq!(stage("second.example", AccessClass::Private).len(), 3);
+}
+
+#[test]
+fn the_state_of_the_index_is_one() {
+    let folder = Folder::new();
+    let store = folder.open();
+    let digest = put_image(&store, b"one");
+    let index = store.index.get().unwrap();
+    let damaged = || Err::<(), _>(StoreError::Damaged("lab".into()));
+    let stuck = || Err::<(), _>(StoreError::Stuck("lab".into()));
+    let state = || (store.has_index(), store.is_damaged(), store.index.is_stuck(), store.cannot_rebuild());
+    assert_eq!(state(), (true, false, false, false));
+    store.index.watch(&index, damaged()).unwrap_err();
+    assert_eq!(state(), (true, true, false, false));
+    store.index.watch(&index, stuck()).unwrap_err();
+    store.index.watch(&index, damaged()).unwrap_err();
+    assert_eq!(state(), (true, true, true, false), "to reopen it comes first");
+    drop(index);
+    store.recover().unwrap();
+    assert_eq!(state(), (true, false, false, false));
+    // What a late reader of the index before finds in it says nothing of the one that is built meanwhile.
+    let before = store.index.get().unwrap();
+    store.index.watch(&before, damaged()).unwrap_err();
+    std::thread::scope(|scope| {
+        let store = &store;
+        scope.spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            store.index.watch(&before, stuck()).unwrap_err();
+        });
+        store.recover().unwrap();
+    });
+    assert_eq!(state(), (true, false, false, false));
+    // An index that cannot be built.
+    std::fs::rename(folder.0.join("blobs/sha512"), folder.0.join("gone")).unwrap();
+    assert!(store.rebuild().is_err());
+    assert_eq!(state(), (false, false, false, true));
+    assert!(matches!(store.link(&repository(), &digest), Err(StoreError::Rebuilding)));
+    std::fs::rename(folder.0.join("gone"), folder.0.join("blobs/sha512")).unwrap();
+    store.recover().unwrap();
+    assert_eq!(state(), (true, false, false, false));
+    assert!(store.link(&repository(), &digest).unwrap().is_some());
+}
+
+#[test]
+fn two_writers_of_the_same_content_count_it_once() {
+    let folder = Folder::new();
+    let store = folder.open();
+    let digest = Digest::of(Algorithm::Sha256, b"layer");
+    let stage = |class| {
+        let key = ContentKey { class, ..key(&digest) };
+        let mut staged = store.stage(&key, &StagedFrom { repository: repository(), size: None }).unwrap();
+        staged.append(b"layer").unwrap();
+        staged
+    };
+    let (public, private) = (stage(AccessClass::Public), stage(AccessClass::Private));
+    public.publish(&store, AccessClass::Public).unwrap();
+    private.publish(&store, AccessClass::Private).unwrap();
+    assert_eq!(store.stored_bytes(), 5);
+    assert!(!store.open_blob(&digest).unwrap().unwrap().private, "it was seen in public");
+    assert!(store.unfinished().is_empty());
 }

@@ -4,23 +4,19 @@
 //! that is anything else is a mistake in the socket unit, which the caller should end with.
 
 use crate::budget;
-use rustix::io::{FdFlags, fcntl_setfd};
-use rustix::net::{AddressFamily, SocketType, sockopt};
+use listenfd::ListenFd;
+use rustix::net::sockopt;
 use std::net::TcpListener;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The first descriptor that is handed over; those before it are the standard streams.
-const FIRST: RawFd = 3;
-
-/// The sockets that were handed to this process; none if it was started otherwise, and none at a second call.
+/// The sockets that were handed to this process; none if it was started otherwise, and none at a second call. To be
+/// called before there is a second thread: it takes the variables out of the environment.
 ///
 /// # Errors
 /// A sentence that says what is wrong with the socket unit.
 pub fn inherited_listeners() -> Result<Vec<TcpListener>, String> {
-    static TAKEN: AtomicBool = AtomicBool::new(false);
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u32>().ok());
-    // The variables may have been inherited from a parent that they were meant for.
+    // The variables may have been inherited from a parent that they were meant for, and `listenfd` takes a missing
+    // LISTEN_PID for ours.
     if number("LISTEN_PID") != Some(std::process::id()) {
         return Ok(Vec::new());
     }
@@ -29,42 +25,21 @@ pub fn inherited_listeners() -> Result<Vec<TcpListener>, String> {
         let most = budget::INHERITED_SOCKETS_MAX;
         return Err(format!("systemd hands over {count} sockets, at most {most} are taken"));
     }
-    if TAKEN.swap(true, Ordering::Relaxed) {
-        return Ok(Vec::new());
-    }
-    let numbers = (FIRST..).take(count as usize);
-    numbers.map(|number| listener(number).map_err(|e| format!("socket {number} of systemd {e}"))).collect()
+    let mut sockets = ListenFd::from_env();
+    (0..sockets.len()).map(|place| listener(&mut sockets, place)).collect()
 }
 
-fn listener(number: RawFd) -> Result<TcpListener, String> {
-    let socket = take(number)?;
-    let failed = |e: rustix::io::Errno| format!("cannot be used: {e}");
-    // Whoever larder starts has no business with it; systemd hands it over open to all.
-    fcntl_setfd(&socket, FdFlags::CLOEXEC).map_err(failed)?;
-    let no_socket =
-        |_| "is no socket; larder.socket needs ListenStream= with an address and a port".to_owned();
-    let kind = sockopt::socket_type(&socket).map_err(no_socket)?;
-    let family = sockopt::socket_domain(&socket).map_err(failed)?;
-    let listens = sockopt::socket_acceptconn(&socket).map_err(failed)?;
-    if kind != SocketType::STREAM
-        || ![AddressFamily::INET, AddressFamily::INET6].contains(&family)
-        || !listens
-    {
-        return Err(
-            "does not listen for TCP; larder.socket needs ListenStream= with an address and a port".into()
-        );
-    }
-    Ok(TcpListener::from(socket))
-}
-
-/// Makes a descriptor that is known by its number our own.
-fn take(number: RawFd) -> Result<OwnedFd, String> {
-    if std::fs::symlink_metadata(format!("/proc/self/fd/{number}")).is_err() {
-        return Err("is not open, though LISTEN_FDS counts it".into());
-    }
-    // SAFETY: the descriptor is open, as was just seen, and nobody else's: LISTEN_PID says that it was handed to this
-    // process, which takes it once (TAKEN) and before it has opened anything that it keeps by this number.
-    #[allow(unsafe_code)]
-    let socket = unsafe { OwnedFd::from_raw_fd(number) };
-    Ok(socket)
+fn listener(sockets: &mut ListenFd, place: usize) -> Result<TcpListener, String> {
+    const ADVICE: &str = "larder.socket needs ListenStream= with an address and a port";
+    let no_tcp = || format!("socket {place} of systemd does not listen for TCP; {ADVICE}");
+    // `fd 3 is not a socket`, `fd 3 is not a valid tcp socket`
+    let taken = sockets.take_tcp_listener(place);
+    let socket = match taken.map_err(|e| e.to_string()) {
+        Ok(socket) => socket.ok_or_else(no_tcp)?,
+        Err(why) if why.ends_with("is not a socket") => {
+            return Err(format!("socket {place} of systemd is no socket; {ADVICE}"));
+        }
+        Err(_) => return Err(no_tcp()),
+    };
+    if sockopt::socket_acceptconn(&socket).is_ok_and(|listens| listens) { Ok(socket) } else { Err(no_tcp()) }
 }

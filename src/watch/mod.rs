@@ -1,10 +1,10 @@
-//! What others are told of how larder is doing, and what they hand over: so far that is systemd.
+//! What is exchanged with the service manager: state, watchdog, inherited sockets.
 //!
-//! [`Notify`] is the way to the service manager, [`Pulse`] decides whether there is life to tell of, and
+//! [`Notify`] is the way to the service manager, [`Pulse`] decides whether the watchdog is notified, and
 //! [`inherited_listeners`] are the sockets of a socket unit. Without a service manager all of them do nothing.
 //!
-//! Failure. Nothing here ends the server but an inherited socket that is none: a service manager that cannot be told
-//! anything takes its own measures.
+//! Failure. Nothing here ends the server but an inherited socket that is none: a service manager that cannot be
+//! reached takes its own measures.
 
 mod inherited;
 mod notify;

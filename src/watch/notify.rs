@@ -1,7 +1,7 @@
-//! The service manager's notification socket (sd_notify(3)): one datagram of `NAME=VALUE` lines for each word.
+//! The service manager's notification socket (sd_notify(3)): one datagram of `NAME=VALUE` lines for each message.
 //!
-//! Invariants. Only the socket that the environment names is written to, and a word that cannot be sent is dropped: the
-//! manager's time-out is the answer to silence, not ours.
+//! Invariants. Only the socket that the environment names is written to, and a message that cannot be sent is dropped: the
+//! manager's time-out handles silence.
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -63,7 +63,7 @@ impl Notify {
 
     /// The end has begun.
     pub fn stopping(&self) {
-        self.send("STOPPING=1\nSTATUS=stopping; downloads go on at the next start");
+        self.send("STOPPING=1\nSTATUS=stopping; downloads continue at the next start");
     }
 
     fn send(&self, words: &str) {
@@ -82,7 +82,7 @@ fn way_to(name: &str) -> std::io::Result<(UnixDatagram, SocketAddr)> {
         None => return Err(std::io::Error::other("neither a path nor an abstract name")),
     };
     let socket = UnixDatagram::unbound()?;
-    // A manager that does not read must not hold up whoever has something to tell it.
+    // A manager that does not read must not block the server.
     socket.set_nonblocking(true)?;
     Ok((socket, address))
 }

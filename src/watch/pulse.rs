@@ -1,9 +1,9 @@
-//! Whether there is life to tell the watchdog of.
+//! Whether the watchdog is notified.
 //!
 //! The sign of life is a look-up in the index, made by the threads that serve clients: it takes the runtime, a thread
-//! that may wait for the disk, the index's lock and a record that can be read. While the index is being made again
-//! there is none to look into; then it counts that the making gets further. A disk that takes no index is tried again every
-//! minute, and each try counts too: to be killed would help nobody, and content is served by digest meanwhile.
+//! that may wait for the disk, the index's lock and a record that can be read. While the index is being
+//! rebuilt, progress of the rebuild counts instead. On a disk that takes no index the rebuild is retried every minute, and
+//! each retry counts too: a restart would not help, and content is served by digest meanwhile.
 
 use super::Notify;
 use crate::budget;
@@ -14,7 +14,7 @@ use std::sync::Arc;
 /// What was seen of the store at the last look.
 pub struct Pulse {
     store: Arc<Store>,
-    /// How far the making of the index was; `None` before the first look.
+    /// How far the rebuild of the index was; `None` before the first look.
     rebuilt: Mutex<Option<u64>>,
 }
 
@@ -34,13 +34,13 @@ impl Pulse {
                 before != Some(now)
             }
             Err(problem) => {
-                log::warn!("no sign of life for the watchdog: {problem}");
+                log::warn!("the watchdog is not notified, because the index cannot be read: {problem}");
                 false
             }
         }
     }
 
-    /// Tells the service manager of each beat, and of how larder is doing when that has changed, until it is dropped.
+    /// Notifies the service manager of each beat, and of the status when it has changed, until it is dropped.
     pub async fn tell(self, notify: Arc<Notify>, status: impl Fn() -> String) {
         if !notify.is_heard() {
             return;
@@ -71,23 +71,21 @@ impl Pulse {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Found;
 
     #[test]
     fn an_index_that_answers_is_life_and_one_that_is_not_made_is_none() {
         let folder = std::env::temp_dir().join(format!("larder-pulse-{}", std::process::id()));
-        let (store, found) = Store::open(&folder, 3).unwrap();
-        assert_eq!(found, Found::Sound);
+        let (store, startup) = Store::open(&folder, 3).unwrap();
+        assert!(!startup.needs_rebuild());
         let pulse = Pulse::of(Arc::new(store));
         assert!(pulse.beats() && pulse.beats(), "an empty index can be read");
-        let digest = crate::oci::Digest::of(crate::oci::Algorithm::Sha256, b"{}");
         let repository = "docker.io/library/app".parse().unwrap();
-        pulse.store.put_manifest(&repository, &digest, "application/json", b"{}", false).unwrap();
+        pulse.store.tag_pin(&repository, &"latest".parse().unwrap(), true).unwrap();
         drop(pulse);
 
         std::fs::remove_dir_all(folder.join("index")).unwrap();
-        let (store, found) = Store::open(&folder, 3).unwrap();
-        assert_eq!(found, Found::NeedsRebuild);
+        let (store, startup) = Store::open(&folder, 3).unwrap();
+        assert!(startup.needs_rebuild());
         let pulse = Pulse::of(Arc::new(store));
         assert!(pulse.beats(), "the making may have begun");
         assert!(!pulse.beats(), "nothing has got further since");

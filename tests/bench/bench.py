@@ -6,13 +6,15 @@ import json
 import os
 import pathlib
 import platform
-import subprocess
 import sys
 import time
 import traceback
 
 import plot
 import rows
+
+from lib import larder
+from lib.process import run
 
 SERVERS = ["Larder", "nginx", "docker-registry", "docker-registry, pull-through", "straight"]
 
@@ -56,7 +58,7 @@ def main():
 
 def this_machine():
     def said(*command):
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        return run(*command, check=False).stdout.strip()
 
     cpu = [line.split(":")[1].strip() for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("model name", "Model"))]
     total = next(int(line.split()[1]) for line in pathlib.Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
@@ -66,7 +68,7 @@ def this_machine():
         "processor": f"{os.cpu_count()} cores, {platform.machine()}, {cpu[0] if cpu else 'unknown'}",
         "memory": f"{total / 1024 / 1024:.1f} GiB",
         "kernel": platform.release().split("-")[0],
-        "Larder": said(os.environ["LARDER"], "--version").removeprefix("larder "),
+        "Larder": said(larder.PROGRAM, "--version").removeprefix("larder "),
         "nginx": version("nginx-light") or version("nginx"),
         "docker-registry": version("docker-registry"),
         "load at the start": os.getloadavg()[0],

@@ -1,7 +1,6 @@
 """Clients. Those of big blobs throw bytes away in the kernel, so that what is measured is the server and not they."""
 
 import concurrent.futures
-import ctypes
 import hashlib
 import http.client
 import os
@@ -9,12 +8,12 @@ import re
 import select
 import socket
 import ssl
-import subprocess
 import time
 
-from peers import MANIFEST, PATIENCE
+from lib import network
+from lib.oci import MANIFEST
+from lib.process import HANG_SECONDS, run
 
-CLONE_NEWNET = 0x40000000
 AWAY = bytearray(1 << 20)
 
 
@@ -25,7 +24,7 @@ class Pull:
         raw = socket.socket()
         if receive_buffer:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        raw.settimeout(PATIENCE)
+        raw.settimeout(HANG_SECONDS)
         raw.connect((server.address, server.tls_port if tls else server.port))
         self.socket, self.secure = raw, None
         if tls:
@@ -35,7 +34,7 @@ class Pull:
             context.minimum_version = ssl.TLSVersion.TLSv1_3
             self.secure = context.wrap_socket(raw)
             self.socket = socket.socket(fileno=os.dup(self.secure.fileno()))
-            self.socket.settimeout(PATIENCE)
+            self.socket.settimeout(HANG_SECONDS)
         self.path, self.status, self.length, self.got, self.head = path, None, None, 0, b""
 
     def ask(self):
@@ -94,7 +93,7 @@ def pull_all(pulls, check=True):
         ready = poll.poll(1)
         if ready:
             last = time.monotonic()
-        elif time.monotonic() - last > PATIENCE:
+        elif time.monotonic() - last > HANG_SECONDS:
             raise AssertionError(f"{len(waiting)} pulls hang, the first at {next(iter(waiting.values())).got} bytes")
         for number, _ in ready:
             if waiting[number].step():
@@ -132,7 +131,7 @@ def pull_image(server, image, check=False):
 
 def get(server, path, check):
     """A GET on a connection of its own, to the last byte."""
-    connection = http.client.HTTPConnection(server.address, server.port, timeout=PATIENCE)
+    connection = http.client.HTTPConnection(server.address, server.port, timeout=HANG_SECONDS)
     connection.request("GET", path, headers={"Accept": MANIFEST})
     answer = connection.getresponse()
     hasher, size = hashlib.sha256(), 0
@@ -157,7 +156,7 @@ def heads(server, path, clients, seconds):
     poll = select.epoll()
     sockets = {}
     for _ in range(clients):
-        one = socket.create_connection((server.address, server.port), timeout=PATIENCE)
+        one = socket.create_connection((server.address, server.port), timeout=HANG_SECONDS)
         one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         one.sendall(text)
         answer = one.recv(4096)
@@ -184,12 +183,8 @@ def heads(server, path, clients, seconds):
 def gets(server, path, clients, seconds):
     """The same with GET, by wrk."""
     before = server.cpu()
-    said = subprocess.run(
-        ["wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "-H", f"Accept: {MANIFEST}", f"http://{server.address}:{server.port}{path}"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    url = f"http://{server.address}:{server.port}{path}"
+    said = run("wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "-H", f"Accept: {MANIFEST}", url).stdout
     cpu = server.cpu() - before
     if "Non-2xx" in said or "Socket errors" in said:
         raise AssertionError(f"{server.name} GET {path}:\n{said}")
@@ -200,7 +195,7 @@ def gets(server, path, clients, seconds):
 def latencies(server, path, count=None, until=None, pause=0.0):
     """Seconds of HEADs one after the other on a kept connection: `count` of them, or until `until()`."""
     text = request_text("HEAD", path)
-    one = socket.create_connection((server.address, server.port), timeout=PATIENCE)
+    one = socket.create_connection((server.address, server.port), timeout=HANG_SECONDS)
     one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     took = []
     while len(took) < count if count else not until():
@@ -224,25 +219,14 @@ class Namespace:
 
     def __init__(self, name):
         self.name = name
-        subprocess.run(["ip", "netns", "add", name], check=True)
-        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
+        run("ip", "netns", "add", name)
+        run("ip", "-n", name, "link", "set", "lo", "up")
 
-    def __enter__(self):
-        self.home = os.open("/proc/self/ns/net", os.O_RDONLY)
-        self.enter(os.open(f"/run/netns/{self.name}", os.O_RDONLY))
-
-    def __exit__(self, *_):
-        self.enter(self.home)
-
-    @staticmethod
-    def enter(number):
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.setns(number, CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), "setns")
-        os.close(number)
+    def inside(self):
+        return network.inside(f"/run/netns/{self.name}")
 
     def prefix(self):
         return ["ip", "netns", "exec", self.name]
 
     def remove(self):
-        subprocess.run(["ip", "netns", "del", self.name], check=False)
+        run("ip", "netns", "del", self.name, check=False)

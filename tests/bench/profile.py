@@ -13,7 +13,10 @@ import time
 
 import load
 import rows
-from peers import Image
+
+from lib import larder as under_test
+from lib.process import run
+from lib.random_image import Image
 
 # The first line whose pattern is in a frame of the stack, looked at from the innermost one; kernel first.
 KERNEL = [
@@ -50,7 +53,7 @@ def main():
         larder = lab.servers()[0]
         many = [Image(f"lab/cold{number}", [32 << 20]) for number in range(24)]
         for image in many:
-            lab.registry().push(image)
+            lab.registry().upload(image)
             image.blobs = {digest: b"" for digest in image.blobs}
         # What was written just now must not be on its way to the disk while something else is looked at.
         os.sync()
@@ -76,7 +79,7 @@ def profiled(server, file, do):
     do()
     perf.send_signal(signal.SIGINT)
     perf.communicate()
-    said = subprocess.run(["perf", "script", "-i", file, "-F", "ip,sym,dso"], capture_output=True, text=True, check=True).stdout
+    said = run("perf", "script", "-i", file, "-F", "ip,sym,dso").stdout
     places, functions = collections.Counter(), collections.Counter()
     for sample in said.strip().split("\n\n"):
         frames = [re.match(r"\s*[0-9a-f]+ (.*) \((.*)\)$", line) for line in sample.splitlines() if line.strip()]
@@ -85,7 +88,7 @@ def profiled(server, file, do):
             continue
         place = place_of(frames)
         places[place] += 1
-        if frames[0][1].endswith("/" + pathlib.Path(os.environ["LARDER"]).name):
+        if frames[0][1].endswith("/" + under_test.PROGRAM.name):
             functions[frames[0][0]] += 1
     if places.total() < 500:
         raise AssertionError(f"only {places.total()} samples were taken")

@@ -5,20 +5,24 @@ alike. CPU seconds are the figure that suffers least from neighbours.
 """
 
 import contextlib
+import functools
 import hashlib
-import http.client
 import os
 import pathlib
 import resource
 import shutil
 import subprocess
-import tempfile
 import threading
 import time
 
 import load
-import peers
-from peers import Image, Larder, Nginx, Registry
+from servers import Larder, Nginx, Registry
+
+from lib import certificate, scratch
+from lib.loop_disk import LoopDisk
+from lib.network import free_port
+from lib.process import run, wait_until
+from lib.random_image import Image
 
 MIB = 1 << 20
 ROWS = {}
@@ -132,12 +136,12 @@ def instructions(lab):
     ):
         out = larder.folder / f"callgrind-{number}"
         larder.command = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={out}", *plain]
-        larder.start([larder.port])
+        larder.start()
         # Only what every later answer costs, too.
         load.pull_image(larder, lab.middle)
         work(20)
         for switch in ["on", "off"]:
-            subprocess.run(["callgrind_control", "-i", switch, str(larder.child.pid)], check=True, capture_output=True)
+            run("callgrind_control", "-i", switch, str(larder.child.pid))
             if switch == "on":
                 work(count)
         larder.stop()
@@ -152,25 +156,18 @@ def slow_disk(lab):
     count, size = 8, (24 if lab.quick else 64) * MIB
     rate = 44_000_000
     folder = lab.folder("slow-disk")
-    file, mount = folder / "disk", folder / "mount"
-    mount.mkdir()
-    with file.open("wb") as disk:
-        disk.truncate(count * size + 256 * MIB)
-    subprocess.run(["mkfs.ext4", "-q", file], check=True)
-    device = subprocess.run(["losetup", "--find", "--show", file], check=True, capture_output=True, text=True).stdout.strip()
-    lab.at_end(lambda: subprocess.run(["losetup", "-d", device], check=False))
-    subprocess.run(["mount", device, mount], check=True)
-    lab.at_end(lambda: subprocess.run(["umount", "-l", mount], check=False))
+    disk = LoopDisk(folder, str(count * size + 256 * MIB))
+    lab.at_end(disk.remove)
     group = Group("blkio", "io")
     lab.at_end(group.remove)
-    number = os.stat(device).st_rdev
+    number = os.stat(disk.device).st_rdev
     group.limit_reads(os.major(number), os.minor(number), rate)
     images = [Image(f"lab/slow{n}", [size]) for n in range(count)]
     more = '[tags]\nrevalidate = "1h"\n[disk]\nmin_free = "1MiB"\n'
-    larder = Larder(lab.folder("slow"), lab.upstream(), more, data=mount / "data", prefix=group.prefix())
+    larder = Larder(lab.folder("slow"), lab.upstream(), more, data=disk.mount / "data", prefix=group.prefix())
     lab.keep(larder)
     for image in images:
-        lab.registry().push(image)
+        lab.registry().upload(image)
         load.pull_image(larder, image)
         image.blobs.clear()
     os.sync()
@@ -178,7 +175,7 @@ def slow_disk(lab):
     load.latencies(larder, tag, 200)
     idle, busy, wall = [], [], []
     for _ in range(1 if lab.quick else 3):
-        for blob in (mount / "data/blobs/sha256").iterdir():
+        for blob in (disk.mount / "data/blobs/sha256").iterdir():
             if blob.stat().st_size > MIB:
                 with blob.open("rb") as open_file:
                     os.posix_fadvise(open_file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -207,7 +204,7 @@ def cold_pull(lab):
     link = Link(lab, "100mbit")
     registry = Registry(lab.folder("cold-upstream"), address=link.far, prefix=link.prefix())
     lab.keep(registry)
-    registry.push(image)
+    registry.upload(image)
     straight, through = [], []
     for number in range(2 if lab.quick else lab.rounds):
         straight.append(load.pull_image(registry, image))
@@ -224,7 +221,7 @@ def cold_pull(lab):
 def one_download(lab):
     """Many clients, one cold image: what the upstream has to send."""
     image = Image("lab/once", [(8 if lab.quick else 32) * MIB, MIB])
-    lab.registry().push(image)
+    lab.registry().upload(image)
     values = {}
     for name in ["Larder", "docker-registry, pull-through"]:
         counter = Nginx(lab.folder(f"counter-{len(values)}"), behind=f"127.0.0.1:{lab.registry().port}")
@@ -252,20 +249,20 @@ def one_uplink(lab):
     link = Link(lab, "10mbit")
     registry = Registry(lab.folder("uplink-upstream"), address=link.far, prefix=link.prefix())
     lab.keep(registry)
-    registry.push(image)
-    subprocess.run(["ip", "link", "add", "lardbr", "type", "bridge"], check=True)
-    lab.at_end(lambda: subprocess.run(["ip", "link", "del", "lardbr"], check=False))
-    subprocess.run(["ip", "addr", "add", "10.214.0.1/24", "dev", "lardbr"], check=True)
-    subprocess.run(["ip", "link", "set", "lardbr", "up"], check=True)
+    registry.upload(image)
+    run("ip", "link", "add", "lardbr", "type", "bridge")
+    lab.at_end(lambda: run("ip", "link", "del", "lardbr", check=False))
+    run("ip", "addr", "add", "10.214.0.1/24", "dev", "lardbr")
+    run("ip", "link", "set", "lardbr", "up")
     spaces = []
     for number in range(boards):
         space = load.Namespace(f"lard-b{number}")
         lab.at_end(space.remove)
         outer = f"lardb{number}"
-        subprocess.run(["ip", "link", "add", outer, "type", "veth", "peer", "name", "eth0", "netns", space.name], check=True)
-        subprocess.run(["ip", "link", "set", outer, "master", "lardbr", "up"], check=True)
-        subprocess.run(["ip", "-n", space.name, "addr", "add", f"10.214.0.{number + 10}/24", "dev", "eth0"], check=True)
-        subprocess.run(["ip", "-n", space.name, "link", "set", "eth0", "up"], check=True)
+        run("ip", "link", "add", outer, "type", "veth", "peer", "name", "eth0", "netns", space.name)
+        run("ip", "link", "set", outer, "master", "lardbr", "up")
+        run("ip", "-n", space.name, "addr", "add", f"10.214.0.{number + 10}/24", "dev", "eth0")
+        run("ip", "-n", space.name, "link", "set", "eth0", "up")
         spaces.append(space)
     larder = Larder(lab.folder("uplink"), f"http://{link.far}:{registry.port}", address="10.214.0.1")
     lab.keep(larder)
@@ -273,7 +270,7 @@ def one_uplink(lab):
 
     def board(space):
         try:
-            with space:
+            with space.inside():
                 took.append(load.pull_image(larder, image, check=True))
         except Exception as problem:
             wrong.append(problem)
@@ -327,16 +324,16 @@ def peak(lab, kind, readers, limit, tls):
     counter = Nginx(lab.folder(f"slow-upstream-{number}"), behind=f"127.0.0.1:{registry.port}", limit_rate="8m")
     images = [Image(f"lab/fill{n}", [(24 if lab.quick else 48) * MIB], seed=n) for n in range(4)]
     for image in images:
-        registry.push(image)
+        registry.upload(image)
     if kind == "Larder":
         more = f'[memory]\nmax = "{limit}MiB"\n'
-        tls_files = lab.certificate() if tls else None
+        tls_files = lab.certificate if tls else None
         server = Larder(lab.folder(f"memory-{number}"), f"http://127.0.0.1:{counter.port}", more, tls=tls_files, prefix=group.prefix())
         load.pull_all([load.Pull(server, lab.middle.blob(), tls)])
     else:
         server = Registry(lab.folder(f"memory-{number}"), prefix=group.prefix())
         for image in [lab.middle, *images]:
-            server.push(image)
+            server.upload(image)
     slow = []
     most = 0
     # Half of them come before the downloads and read what is here, the others read what is coming.
@@ -403,7 +400,7 @@ def scale(lab):
         scale["blobs"].append({"blobs": count, "start_ms": median(found["start"]), "memory_mib": found["memory"], "head_us": median(found["head"])})
     larder, nginx = lab.larder_for_many(), lab.nginx()
     image = Image("lab/one", [MIB])
-    lab.registry().push(image)
+    lab.registry().upload(image)
     nginx.offer(image)
     load.pull_image(larder, image)
     for clients in [1, 10, 100, 1000] if lab.quick else [1, 3, 10, 30, 100, 300, 1000]:
@@ -423,7 +420,7 @@ def scale(lab):
         scale["clients"].append(line)
     for size in [4 << 10, 64 << 10, MIB, 16 * MIB, 128 * MIB] + ([] if lab.quick else [1024 * MIB]):
         image = Image(f"lab/size{size}", [size])
-        lab.registry().push(image)
+        lab.registry().upload(image)
         nginx.offer(image)
         load.pull_image(larder, image)
         image.blobs = {digest: b"" for digest in image.blobs}
@@ -487,13 +484,13 @@ class Link:
         lab.end_link()
         self.space = load.Namespace("lard-up")
         lab.link_end = self.remove
-        subprocess.run(["ip", "link", "add", "lardup", "type", "veth", "peer", "name", "eth0", "netns", "lard-up"], check=True)
-        subprocess.run(["ip", "addr", "add", f"{self.near}/24", "dev", "lardup"], check=True)
-        subprocess.run(["ip", "link", "set", "lardup", "up"], check=True)
+        run("ip", "link", "add", "lardup", "type", "veth", "peer", "name", "eth0", "netns", "lard-up")
+        run("ip", "addr", "add", f"{self.near}/24", "dev", "lardup")
+        run("ip", "link", "set", "lardup", "up")
         for words in [["addr", "add", f"{self.far}/24", "dev", "eth0"], ["link", "set", "eth0", "up"]]:
-            subprocess.run(["ip", "-n", "lard-up", *words], check=True)
+            run("ip", "-n", "lard-up", *words)
         shape = ["tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "64kb", "latency", "100ms"]
-        subprocess.run(["ip", "netns", "exec", "lard-up", *shape], check=True)
+        run("ip", "netns", "exec", "lard-up", *shape)
 
     def prefix(self):
         return self.space.prefix()
@@ -503,7 +500,7 @@ class Link:
 
     def remove(self):
         self.space.remove()
-        subprocess.run(["ip", "link", "del", "lardup"], check=False, capture_output=True)
+        run("ip", "link", "del", "lardup", check=False)
 
 
 class Lab:
@@ -512,7 +509,7 @@ class Lab:
     def __init__(self, quick):
         # A thousand clients are files, too.
         resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
-        self.scratch, self.quick = pathlib.Path(tempfile.mkdtemp(prefix="larder-bench-")), quick
+        self.scratch, self.quick = scratch.FOLDER, quick
         self.rounds, self.seconds = (3, 1) if quick else (7, 5)
         self.blob_counts = [1_000, 10_000, 100_000]
         self.big = Image("lab/big", [128 * MIB])
@@ -529,7 +526,6 @@ class Lab:
             with contextlib.suppress(OSError):
                 undo()
         self.end_link()
-        shutil.rmtree(self.scratch, ignore_errors=True)
 
     def folder(self, name):
         path = self.scratch / name
@@ -557,20 +553,16 @@ class Lab:
             self.link_end()
         self.link_end = None
 
+    @functools.cached_property
     def certificate(self):
-        key, cert = self.scratch / "key.pem", self.scratch / "cert.pem"
-        if not cert.exists():
-            curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-            names = ["-subj", "/CN=bench", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "9"]
-            subprocess.run(["openssl", "req", "-x509", *curve, "-keyout", key, "-out", cert, *names], check=True, capture_output=True)
-        return cert, key
+        return certificate.self_signed(self.scratch, "bench", certificate.ELLIPTIC)
 
     def registry(self):
         return self.once("registry", lambda: self.filled(Registry(self.folder("upstream"))))
 
     def filled(self, registry):
         for image in [self.big, self.middle, self.many]:
-            registry.push(image)
+            registry.upload(image)
         return registry
 
     def upstream(self):
@@ -578,7 +570,7 @@ class Lab:
 
     def nginx(self):
         def make():
-            nginx = Nginx(self.folder("nginx"), tls=self.certificate())
+            nginx = Nginx(self.folder("nginx"), tls=self.certificate)
             for image in [self.big, self.middle, self.many]:
                 nginx.offer(image)
             return nginx
@@ -596,9 +588,9 @@ class Lab:
 
     def servers(self, tls=False):
         if tls:
-            make_larder = lambda: self.cache(Larder(self.folder("tls"), self.upstream(), tls=self.certificate()), True)
+            make_larder = lambda: self.cache(Larder(self.folder("tls"), self.upstream(), tls=self.certificate), True)
             larder = self.once("tls", make_larder)
-            registry = lambda: Registry(self.folder("tls-registry"), tls=self.certificate(), data=self.registry().data)
+            registry = lambda: Registry(self.folder("tls-registry"), tls=self.certificate, data=self.registry().data)
             return [larder, self.nginx(), self.once("tls-registry", registry)]
         larder = lambda: self.cache(Larder(self.folder("larder"), self.upstream(), '[tags]\nrevalidate = "1h"\n'))
         proxy = lambda: self.cache(Registry(self.folder("proxy"), self.upstream()))
@@ -610,7 +602,7 @@ class Lab:
         def make():
             folder = self.folder("offline")
             self.cache(Larder(folder, self.upstream())).stop()
-            larder = Larder(folder, f"http://127.0.0.1:{peers.free_port()}")
+            larder = Larder(folder, f"http://127.0.0.1:{free_port()}")
             load.latencies(larder, self.middle.tag(), 5, pause=0.2)
             return larder
 
@@ -635,8 +627,8 @@ class Lab:
             (blobs / hashlib.sha256(content).hexdigest()).write_bytes(content)
         # Blobs appear as a restored disk would bring them: the index is made again from what is there.
         shutil.rmtree(larder.data / "index")
-        larder.start([larder.port])
-        peers.wait_until("the rebuild", lambda: ready(larder) and larder.metric("larder_disk_used_bytes") > count)
+        larder.start()
+        wait_until("the rebuild", lambda: ready(larder) and larder.metric("larder_disk_used_bytes") > count)
         larder.stop()
         took = []
         for _ in range(5):
@@ -659,6 +651,4 @@ class Lab:
 
 
 def ready(server):
-    connection = http.client.HTTPConnection(server.address, server.port, timeout=60)
-    connection.request("GET", "/readyz")
-    return connection.getresponse().status == 200
+    return server.ask("/readyz", "GET")[0] == 200

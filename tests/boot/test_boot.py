@@ -6,22 +6,20 @@ by its owner, what comes over the network by skopeo.
 
 import hashlib
 import json
-import os
-import pathlib
 import re
 import signal
-import sys
 import time
 import unittest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "real"))
+import board as emulated
 
-import lab
-import machine
+from lib import environment, images, parts, skopeo
+from lib.process import Process, run, wait_until
 
-PACKAGE = pathlib.Path(os.environ.get("LARDER_DEB") or sys.exit("LARDER_DEB names no package for arm64: run tests/run"))
+# For arm64.
+PACKAGE = environment.path("LARDER_DEB")
 # A cut is a throw of coins, which this repeats.
-SEED = int(os.environ.get("LARDER_SEED") or os.getpid())
+SEED = environment.seed()
 
 TAG = "/v2/lab/app/manifests/latest?ns=docker.io"
 LAST_COMPLETE = "larder; hit; detail=last-complete"
@@ -31,24 +29,24 @@ BANDWIDTH = "16Mbit"
 WRITTEN_BYTES, CUT_BYTES = 3_000_000, 6_000_000
 
 
-class Field(lab.Case):
+class Field(parts.Case):
     def test_no_clock_no_network_and_a_power_cut_in_mid_pull(self):
         print(f"LARDER_SEED={SEED}")
-        app, big = lab.built_images()
+        app, big = images.built()
         registry = self.registry()
         registry.push(app, "1.0", "lab/app:latest")
         # The board listens for the owner's other machines, too.
         config = (
-            f'listen = ["0.0.0.0:{machine.PORT}"]\n[fetch]\nbandwidth = "{BANDWIDTH}"\n[disk]\nmin_free = "64MiB"\n'
-            f'[upstream."docker.io"]\nurl = "http://{machine.HOST}:{registry.port}"\n'
+            f'listen = ["0.0.0.0:{emulated.PORT}"]\n[fetch]\nbandwidth = "{BANDWIDTH}"\n[disk]\nmin_free = "64MiB"\n'
+            f'[upstream."docker.io"]\nurl = "http://{emulated.HOST}:{registry.port}"\n'
         )
-        self.files = machine.build(self.folder, PACKAGE, config, self.filled_store(registry))
+        self.files = emulated.build(self.folder, PACKAGE, config, self.filled_store(registry))
 
         board = self.switch_on(network=False)
         self.answers_without_clock_and_network(board, app)
         self.pull_the_plug(board, SEED)
 
-        registry.restart()
+        registry.start()
         registry.push(big, "1.0", "lab/big:1.0")
         board = self.switch_on(network=True)
         self.rules_hold(board)
@@ -67,14 +65,14 @@ class Field(lab.Case):
         """What a board keeps that has pulled the image once and then seen the uplink go."""
         larder = self.larder(registry, platform="linux/arm64")
         self.pull(larder.port, "lab/app:latest")
-        lab.wait_until("the complete image", lambda: larder.says("why", "lab/app")["offline"])
+        wait_until("the complete image", lambda: larder.says("why", "lab/app")["offline"])
         registry.stop(signal.SIGKILL)
         self.assertEqual(larder.tier(), LAST_COMPLETE)
         self.assertEqual(larder.stop(), 0)
         return larder.data
 
     def switch_on(self, network):
-        board = self.start(machine.Machine(self.folder, self.files, network))
+        board = self.start(emulated.Board(self.folder, self.files, network))
         # Returns once the unit has said that it is ready.
         board.says("systemctl start larder.service")
         ready = int(board.says("systemctl show --value -p ActiveEnterTimestampMonotonic larder.service")) / 1e6
@@ -105,7 +103,7 @@ class Field(lab.Case):
         """Pulls the image as a client on the board would: every part has the hash that names it. How many there are."""
 
         def get(kind, digest):
-            path = f"http://127.0.0.1:{machine.PORT}/v2/lab/app/{kind}/{digest}?ns=docker.io"
+            path = f"http://127.0.0.1:{emulated.PORT}/v2/lab/app/{kind}/{digest}?ns=docker.io"
             said = board.says(f"wget -q -O /tmp/part '{path}' && sha256sum < /tmp/part")
             self.assertEqual(said.split()[0], digest.removeprefix("sha256:"))
             return board.says("cat /tmp/part") if kind == "manifests" else None
@@ -119,7 +117,7 @@ class Field(lab.Case):
         return len(parts) + 1
 
     def tier_on(self, board):
-        said = board.says(f"wget -S -O /dev/null 'http://127.0.0.1:{machine.PORT}{TAG}' 2>&1")
+        said = board.says(f"wget -S -O /dev/null 'http://127.0.0.1:{emulated.PORT}{TAG}' 2>&1")
         found = re.search(r"Cache-Status: (.*)", said, re.IGNORECASE)
         self.assertTrue(found, said)
         return found[1].strip()
@@ -130,13 +128,13 @@ class Field(lab.Case):
               f"{board.disk.flushes} flushes before")  # fmt: skip
 
     def lose_power_in_mid_pull(self, board):
-        lab.wait_until("the registry's return", lambda: self.tier_on(board).endswith("upstream"))
-        pulling = self.start(lab.Process("skopeo", self.skopeo(board.port, "lab/big:1.0", "never"), self.folder))
-        lab.wait_until("a layer on its way", lambda: self.staged(board) > WRITTEN_BYTES)
+        wait_until("the registry's return", lambda: self.tier_on(board).endswith("upstream"))
+        pulling = self.start(Process("skopeo", self.skopeo(board.port, "lab/big:1.0", "never"), self.folder))
+        wait_until("a layer on its way", lambda: self.staged(board) > WRITTEN_BYTES)
         # Whoever else is on the board has the kernel write out what it holds, larder's bytes among it.
         board.says("sync")
         written = self.staged(board)
-        lab.wait_until("more of it", lambda: self.staged(board) > max(CUT_BYTES, written + 1))
+        wait_until("more of it", lambda: self.staged(board) > max(CUT_BYTES, written + 1))
         staged = self.staged(board)
         self.pull_the_plug(board, SEED + 1)
         pulling.stop(signal.SIGKILL)
@@ -150,9 +148,9 @@ class Field(lab.Case):
     def goes_on(self, board, registry, big):
         staged = self.staged(board)
         sent_before = registry.bytes_sent("/blobs/")
-        registry.restart()
-        lab.wait_until("the registry's return", lambda: self.tier_on(board).endswith("upstream"), machine.PATIENCE)
-        first = lab.run(*self.skopeo(board.port, "lab/big:1.0", "pulled-first"), check=False)
+        registry.start()
+        wait_until("the registry's return", lambda: self.tier_on(board).endswith("upstream"), emulated.PATIENCE)
+        first = run(*self.skopeo(board.port, "lab/big:1.0", "pulled-first"), check=False)
         torn = first.returncode != 0
         if torn:
             # A power cut may leave a file with an end that was never written. That is found by the hash, what was on the
@@ -181,29 +179,27 @@ class Field(lab.Case):
         log = board.says("journalctl --no-pager -b -u larder.service -o cat")
         for word in ("damaged", "cannot be used", "rebuilt"):
             self.assertNotIn(word, log, "the index outlives a power cut")
-        images = {image["image"]: image for image in json.loads(board.says("larder ls --json"))}
-        self.assertIn("docker.io/lab/app:latest", images)
-        print(f"the rules hold: {len(names)} blobs with the hash that names them; {sorted(images)}")
+        shown = {image["image"]: image for image in json.loads(board.says("larder ls --json"))}
+        self.assertIn("docker.io/lab/app:latest", shown)
+        print(f"the rules hold: {len(names)} blobs with the hash that names them; {sorted(shown)}")
 
     def disk_is_sound(self):
-        """The file system, and every blob on it, seen by this machine."""
-        lab.run("e2fsck", "-f", "-n", self.files.image)
+        """The file system, and every blob on it, seen by this emulated."""
+        run("e2fsck", "-f", "-n", self.files.image)
         out = self.folder / "seen"
         out.mkdir()
-        lab.run("debugfs", "-R", f"rdump /var/lib/larder/blobs {out}", self.files.image)
+        run("debugfs", "-R", f"rdump /var/lib/larder/blobs {out}", self.files.image)
         blobs = [path for path in out.rglob("*") if path.is_file()]
         self.assertGreater(len(blobs), 4)
         for path in blobs:
             self.assertEqual(hashlib.sha256(path.read_bytes()).hexdigest(), path.name)
 
     def pull(self, port, image):
-        lab.run(*self.skopeo(port, image, f"pulled-{time.monotonic_ns()}"))
+        run(*self.skopeo(port, image, f"pulled-{time.monotonic_ns()}"))
 
     def skopeo(self, port, image, name):
-        return (
-            *("skopeo", "--insecure-policy", "--override-arch", "arm64", "--override-os", "linux", "copy", "--quiet"),
-            *("--src-tls-verify=false", f"docker://127.0.0.1:{port}/{image}", f"dir:{self.folder}/{name}"),
-        )
+        platform = ("--override-arch", "arm64", "--override-os", "linux")
+        return skopeo.copy_command(skopeo.on_loopback(port, image), f"dir:{self.folder}/{name}", *platform)
 
 
 if __name__ == "__main__":

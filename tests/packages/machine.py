@@ -1,53 +1,30 @@
 """A minimal Debian that runs under a systemd of its own, in a container without a network but its loopback."""
 
 import contextlib
-import ctypes
-import http.client
 import os
 import pathlib
 import shutil
 import socket
 import subprocess
-import time
 
-# Generous: the machine may be busy. What needs this long has hung.
-PATIENCE = 180
+from lib import debian, http_client, network
+from lib.process import HANG_SECONDS, run, wait_until
+
+# How long a start and a stop of the whole machine may take, on a busy machine.
+MACHINE_SECONDS_MAX = 180
 # Debian 12 has systemd 252, the oldest that the unit is for; another suite can be named.
-SUITE = os.environ.get("SUITE", "bookworm")
-CLONE_NEWNET = 0x40000000
+SUITE = os.environ.get("SUITE", debian.SUITE)
 PORT = 5000
 
 
-def run(*command, check=True, timeout=PATIENCE, **options):
-    """Runs a program to its end; a failure shows what it said."""
-    done = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, timeout=timeout, check=False, **options
-    )
-    if check and done.returncode != 0:
-        raise AssertionError(f"{command} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
-    return done
-
-
-def wait_until(what, done, seconds=PATIENCE):
-    """Polls until `done()` is true, and returns what it returned; the failure names what never happened."""
-    deadline = time.monotonic() + seconds
-    while not (result := done()):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"{what} did not happen within {seconds} s")
-        time.sleep(0.05)
-    return result
-
-
-def debian(cache):
+def make_root(cache):
     """The folder of a Debian that has nothing but what is essential, and systemd. Made once; complete or absent."""
     root = pathlib.Path(cache) / f"debian-{SUITE}"
     if not root.exists():
-        mirror = run("apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages").stdout
-        mirror = next(line.split()[0] for line in mirror.splitlines() if line.split()[1] == SUITE)
         new = root.with_suffix(".new")
         shutil.rmtree(new, ignore_errors=True)
         new.parent.mkdir(parents=True, exist_ok=True)
-        run("debootstrap", "--variant=minbase", "--include=systemd", SUITE, new, mirror, timeout=900)
+        run("debootstrap", "--variant=minbase", "--include=systemd", SUITE, new, debian.mirror(), timeout=debian.ROOT_SECONDS_MAX)
         shutil.rmtree(new / "var/cache/apt")
         new.rename(root)
     return root
@@ -58,7 +35,7 @@ class Machine:
 
     def __init__(self, cache, folder):
         self.root = pathlib.Path(folder) / "root"
-        run("cp", "--archive", "--reflink=auto", debian(cache), self.root)
+        run("cp", "--archive", "--reflink=auto", make_root(cache), self.root)
         self.container = self.leader = None
 
     def start(self):
@@ -71,8 +48,8 @@ class Machine:
             stdout=self.console,
             stderr=self.console,
         )
-        self.leader = wait_until("the container's init", self._find_leader)
-        wait_until("the container's boot", self._is_up)
+        self.leader = wait_until("the container's init", self._find_leader, MACHINE_SECONDS_MAX)
+        wait_until("the container's boot", self._is_up, MACHINE_SECONDS_MAX)
 
     def stop(self):
         if self.container is None:
@@ -80,7 +57,7 @@ class Machine:
         if self.container.poll() is None:
             self.run("systemctl", "poweroff", check=False)
         try:
-            self.container.wait(PATIENCE)
+            self.container.wait(MACHINE_SECONDS_MAX)
         except subprocess.TimeoutExpired:
             self.container.kill()
             self.container.wait()
@@ -141,31 +118,15 @@ class Machine:
         self.run("rm", "-r", f"/run/systemd/system/{unit}.d")
         self.run("systemctl", "daemon-reload")
 
-    @contextlib.contextmanager
     def network(self):
         """The machine's network, for sockets that this thread makes inside the block: they stay in it."""
-        libc = ctypes.CDLL(None, use_errno=True)
+        return network.inside(f"/proc/{self.leader}/ns/net")
 
-        def enter(descriptor):
-            if libc.setns(descriptor, CLONE_NEWNET) != 0:
-                raise OSError(ctypes.get_errno(), "setns")
-
-        with open("/proc/thread-self/ns/net") as home, open(f"/proc/{self.leader}/ns/net") as there:
-            enter(there.fileno())
-            try:
-                yield
-            finally:
-                enter(home.fileno())
-
-    def request(self, method, path, timeout=PATIENCE):
+    def request(self, method, path, timeout=HANG_SECONDS):
         """Asks Larder: status, headers, body."""
-        connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=timeout)
         with self.network():
-            connection.sock = socket.create_connection(("127.0.0.1", PORT), timeout)
-        with contextlib.closing(connection):
-            connection.request(method, path)
-            answer = connection.getresponse()
-            return answer.status, answer.headers, answer.read()
+            connected = socket.create_connection(("127.0.0.1", PORT), timeout)
+        return http_client.request("127.0.0.1", PORT, method, path, connected=connected)
 
     def answers(self):
         with contextlib.suppress(OSError):

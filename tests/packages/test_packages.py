@@ -12,15 +12,16 @@ import shutil
 import signal
 import socket
 import sys
-import tempfile
 import time
 import unittest
 
-from machine import Machine, debian, run, wait_until
-from registry import Registry
+from machine import Machine, make_root
+from scripted_registry import ScriptedRegistry
 
-PACKAGES = pathlib.Path(os.environ.get("PACKAGES") or sys.exit("PACKAGES names no folder: run tests/run --only package"))
-CACHE = os.environ.get("CACHE") or sys.exit("CACHE names no folder: run tests/run --only package")
+from lib import environment, scratch
+from lib.process import run, wait_until
+
+PACKAGES, CACHE = environment.path("PACKAGES"), environment.path("CACHE")
 UNITS = ("larder.service", "larder.socket", "larder-retry.timer", "larder-scrub.service", "larder-scrub.timer")
 IMAGE = "/v2/library/app"
 NS = "?ns=docker.io"
@@ -38,7 +39,7 @@ class OnMachine(unittest.TestCase):
 
     @classmethod
     def setUpClass(cls):
-        folder = tempfile.mkdtemp(prefix="larder-packages-")
+        folder = scratch.new()
         cls.addClassCleanup(shutil.rmtree, folder, ignore_errors=True)
         cls.machine = Machine(CACHE, folder)
         cls.prepare()
@@ -69,12 +70,12 @@ class OnMachine(unittest.TestCase):
     def pull(self, registry):
         """A whole pull, as a client makes it; how the tag was answered."""
         status, headers, _ = self.machine.request("HEAD", f"{IMAGE}/manifests/latest{NS}")
-        self.assertEqual((status, headers["Docker-Content-Digest"]), (200, registry.digest))
-        status, _, body = self.machine.request("GET", f"{IMAGE}/manifests/{registry.digest}{NS}")
-        self.assertEqual((status, body), (200, registry.manifest))
-        for digest in (registry.config, registry.layer):
+        self.assertEqual((status, headers["Docker-Content-Digest"]), (200, registry.image.digest))
+        status, _, body = self.machine.request("GET", f"{IMAGE}/manifests/{registry.image.digest}{NS}")
+        self.assertEqual((status, body), (200, registry.image.manifest))
+        for digest in (registry.image.config, registry.layer):
             status, _, body = self.machine.request("GET", f"{IMAGE}/blobs/{digest}{NS}")
-            self.assertEqual((status, body), (200, registry.blobs[digest]))
+            self.assertEqual((status, body), (200, registry.image.blobs[digest]))
         return headers["Cache-Status"]
 
     def assert_nothing_is_left(self):
@@ -107,7 +108,7 @@ class Package(OnMachine):
         self.machine.run("dpkg", "--verify", "larder")
 
     def test_2_an_upgrade_keeps_images_and_a_changed_configuration(self):
-        registry = Registry(self.machine)
+        registry = ScriptedRegistry(self.machine)
         self.addCleanup(registry.close)
         text = self.configure(registry)
         self.machine.run("systemctl", "restart", "larder")
@@ -155,7 +156,7 @@ class Package(OnMachine):
         install = f"/root/{script.parent.name}/install.sh"
         self.machine.run(install)
         self.wait_until_active()
-        registry = Registry(self.machine)
+        registry = ScriptedRegistry(self.machine)
         self.addCleanup(registry.close)
         text = self.configure(registry)
         self.machine.run("systemctl", "restart", "larder")
@@ -179,8 +180,7 @@ class Package(OnMachine):
 
     def next_version(self, version):
         """The same package with another version and other defaults in its configuration."""
-        folder = pathlib.Path(tempfile.mkdtemp(prefix="larder-deb-"))
-        self.addCleanup(shutil.rmtree, folder)
+        folder = scratch.new()
         run("dpkg-deb", "--raw-extract", one("*.deb"), folder / "raw")
         control = folder / "raw/DEBIAN/control"
         control.write_text(re.sub("(?m)^Version: .*$", f"Version: {version}", control.read_text()))
@@ -204,7 +204,7 @@ class Unit(OnMachine):
         cls.came_up = cls.machine.run("systemctl", "is-active", "larder.service", check=False).stdout.strip()
 
     def setUp(self):
-        self.registry = Registry(self.machine, seed=self.id())
+        self.registry = ScriptedRegistry(self.machine, seed=self.id())
         self.addCleanup(self.registry.close)
         self.configure(self.registry)
         self.machine.run("systemctl", "stop", "larder.socket", "larder.service")
@@ -284,12 +284,14 @@ class Unit(OnMachine):
         self.addCleanup(client.close)
         # A tag first: a download belongs to an image.
         self.machine.request("HEAD", f"{IMAGE}/manifests/latest{NS}")
-        self.machine.request("GET", f"{IMAGE}/manifests/{self.registry.digest}{NS}")
+        self.machine.request("GET", f"{IMAGE}/manifests/{self.registry.image.digest}{NS}")
         path = f"{IMAGE}/blobs/{self.registry.layer}{NS}"
         client.sendall(f"GET {path} HTTP/1.1\r\nHost: board\r\n\r\n".encode())
         data = self.machine.root / "var/lib/larder"
-        staged = data / f"staging/{self.registry.layer.replace(':', '-')}"
-        wait_until("half of the layer", lambda: staged.exists() and staged.stat().st_size >= 1_400_000)
+        # Its name goes on with what stands for the registry and the class.
+        name = f"{self.registry.layer.replace(':', '-')}-{'[0-9a-f]' * 16}"
+        sizes = lambda: [file.stat().st_size for file in (data / "staging").glob(name)]
+        wait_until("half of the layer", lambda: any(size >= 1_400_000 for size in sizes()))
 
         began = time.monotonic()
         self.machine.run("systemctl", "stop", "larder.service")
@@ -297,7 +299,7 @@ class Unit(OnMachine):
         print(f"a stop in the middle of a download and of a client's answer: {took:.1f} s", file=sys.stderr)
         self.assertLess(took, STOP_SECONDS_MAX)
         self.assertEqual(self.machine.show("larder.service", "Result"), "success")
-        kept = staged.stat().st_size
+        [kept] = sizes()
         self.assertGreaterEqual(kept, 1_400_000)
 
         self.registry.hold_after = None
@@ -453,20 +455,19 @@ class Unit(OnMachine):
             self.machine.run("systemctl", "daemon-reload")
 
 
-class Image(unittest.TestCase):
+class Image(scratch.Case):
     """Installations into the files of a machine that does not run, as image builders make them."""
 
     def test_the_tarball_goes_into_an_image(self):
-        with tempfile.TemporaryDirectory(prefix="larder-packages-") as folder:
-            root = pathlib.Path(folder) / "root"
-            run("cp", "--archive", "--reflink=auto", debian(CACHE), root)
-            run("tar", "-xzf", one("*.tar.gz"), "-C", folder)
-            (install,) = pathlib.Path(folder).glob("larder-*/install.sh")
-            run(install, "--root", root)
-            enabled = root / "etc/systemd/system/multi-user.target.wants/larder.service"
-            self.assertEqual(str(enabled.readlink()), "/lib/systemd/system/larder.service")
-            self.assertIn("larder:", (root / "etc/passwd").read_text())
-            self.assertEqual((root / "usr/bin/larder").stat().st_mode & 0o7777, 0o755)
+        root = self.folder / "root"
+        run("cp", "--archive", "--reflink=auto", make_root(CACHE), root)
+        run("tar", "-xzf", one("*.tar.gz"), "-C", self.folder)
+        (install,) = self.folder.glob("larder-*/install.sh")
+        run(install, "--root", root)
+        enabled = root / "etc/systemd/system/multi-user.target.wants/larder.service"
+        self.assertEqual(str(enabled.readlink()), "/lib/systemd/system/larder.service")
+        self.assertIn("larder:", (root / "etc/passwd").read_text())
+        self.assertEqual((root / "usr/bin/larder").stat().st_mode & 0o7777, 0o755)
 
 
 if __name__ == "__main__":

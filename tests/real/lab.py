@@ -1,201 +1,36 @@
-"""Real parts, started for tests: registries, Larder, containerd. Each has a folder of its own and ends with its test."""
+"""Parts that tests of real clients have besides a registry and a Larder: containerd, a proxy, a token server."""
 
-import atexit
 import base64
-import contextlib
-import http.server
+import functools
 import json
 import os
 import pathlib
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import threading
 import time
-import unittest
 import urllib.parse
-import urllib.request
 
-import debian
-import images
-
-# Generous: the machine may be busy. What needs this long has hung.
-PATIENCE = 120
-LARDER = os.environ.get("LARDER") or sys.exit("LARDER names no program: run tests/run")
-
-SCRATCH = pathlib.Path(tempfile.mkdtemp(prefix="larder-real-"))
-atexit.register(shutil.rmtree, SCRATCH, ignore_errors=True)
+from lib import certificate, debian, http_server, parts, scratch
+from lib.network import free_port
+from lib.process import HANG_SECONDS, Process, run, wait_until
 
 
-def once(make):
-    """Calls a function the first time only, and remembers what it returned."""
-    kept = []
-    return lambda: kept[0] if kept else (kept.append(make()) or kept[0])
-
-
-@once
-def built_images():
-    return images.build(SCRATCH)
-
-
-@once
+@functools.cache
 def cri_messages():
     """The messages of cri.proto, compiled."""
     here = pathlib.Path(__file__).parent
-    subprocess.run(["protoc", f"-I{here}", f"--python_out={SCRATCH}", "cri.proto"], check=True)
-    sys.path.insert(0, str(SCRATCH))
+    run("protoc", f"-I{here}", f"--python_out={scratch.FOLDER}", "cri.proto")
+    sys.path.insert(0, str(scratch.FOLDER))
     import cri_pb2
 
     return cri_pb2
 
 
-@once
+@functools.cache
 def containerds():
     """The programs of each containerd by its release: Debian 12's, and a 2.x from a later suite."""
-    (deb,) = debian.packages(SCRATCH, "forky", "amd64", ["containerd"])
-    debian.unpack(deb, SCRATCH / "containerd-2")
-    return {"1.6": pathlib.Path("/usr/bin"), "2.x": SCRATCH / "containerd-2/usr/bin"}
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
-def wait_until(what, done, seconds=PATIENCE):
-    """Polls until `done()` is true; the failure names what never happened."""
-    deadline = time.monotonic() + seconds
-    while not done():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"{what} did not happen within {seconds} s")
-        time.sleep(0.02)
-
-
-def answers(port):
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-    return False
-
-
-def run(*command, check=True, **options):
-    """Runs a program to its end; a failure shows what it said."""
-    done = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, timeout=PATIENCE, check=False, **options
-    )
-    if check and done.returncode != 0:
-        raise AssertionError(f"{command} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
-    return done
-
-
-class Process:
-    """A server in a folder of its own, with its output in a file."""
-
-    def __init__(self, name, command, folder, **options):
-        self.name, self.folder, self.command, self.options = name, folder, command, options
-        self.log_path = folder / f"{name}.log"
-        self.child = None
-        self.spawn()
-
-    def spawn(self):
-        with self.log_path.open("ab") as log:
-            self.child = subprocess.Popen(
-                [str(part) for part in self.command], stdout=log, stderr=log, cwd=self.folder, **self.options
-            )
-
-    def log(self):
-        return self.log_path.read_text(errors="replace")
-
-    def send(self, number):
-        self.child.send_signal(number)
-
-    def stop(self, number=signal.SIGTERM):
-        if self.child and self.child.poll() is None:
-            # One that is held would not hear anything else.
-            self.child.send_signal(signal.SIGCONT)
-            self.child.send_signal(number)
-            try:
-                self.child.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                self.child.kill()
-                self.child.wait()
-        return self.child.returncode if self.child else None
-
-    def wait_for_port(self, port):
-        def up():
-            if self.child.poll() is not None:
-                raise AssertionError(f"{self.name} ended with {self.child.returncode}:\n{self.log()}")
-            return answers(port)
-
-        wait_until(f"{self.name} on port {port}", up)
-
-
-class Registry(Process):
-    """Debian's docker-registry. `auth` and `tls` are parts of its configuration; `proxy`: what it is a cache of."""
-
-    def __init__(self, folder, auth=None, tls=None, root=None, proxy=None):
-        self.port = free_port()
-        self.scheme = "https" if tls else "http"
-        config = {
-            "version": "0.1",
-            "log": {"level": "info", "formatter": "json"},
-            "storage": {"filesystem": {"rootdirectory": str(root or folder / "registry")}},
-            "http": {"addr": f"127.0.0.1:{self.port}"},
-        }
-        if proxy:
-            config["proxy"] = {"remoteurl": proxy}
-        if auth:
-            config["auth"] = auth
-        if tls:
-            config["http"]["tls"] = {"certificate": str(tls[0]), "key": str(tls[1])}
-        file = folder / "registry.json"
-        file.write_text(json.dumps(config))
-        super().__init__("registry", ["/usr/bin/docker-registry", "serve", file], folder)
-        self.wait_for_port(self.port)
-
-    @property
-    def url(self):
-        return f"{self.scheme}://127.0.0.1:{self.port}"
-
-    def push(self, layout, source, target, credentials=None, docker_types=False):
-        """Copies a tag of a layout, with every platform, to `REPOSITORY:TAG`."""
-        options = ["--format", "v2s2"] if docker_types else []
-        if credentials:
-            options += ["--dest-creds", ":".join(credentials)]
-        run(
-            "skopeo",
-            "--insecure-policy",
-            "copy",
-            "--quiet",
-            "--all",
-            "--dest-tls-verify=false",
-            *options,
-            f"oci:{layout.path}:{source}",
-            f"docker://127.0.0.1:{self.port}/{target}",
-        )
-
-    def restart(self):
-        self.spawn()
-        self.wait_for_port(self.port)
-
-    def requests(self):
-        """Method, path, status and bytes of every answer so far."""
-        rows = []
-        for line in self.log().splitlines():
-            with contextlib.suppress(ValueError):
-                row = json.loads(line)
-                if row.get("msg") == "response completed":
-                    written = int(row.get("http.response.written", 0))
-                    rows.append(
-                        (row["http.request.method"], row["http.request.uri"], row["http.response.status"], written)
-                    )
-        return rows
-
-    def bytes_sent(self, part):
-        return sum(row[3] for row in self.requests() if row[0] == "GET" and part in row[1])
+    return {"1.6": pathlib.Path("/usr/bin"), "2.x": debian.unpacked("containerd", "forky") / "usr/bin"}
 
 
 class Proxy(Process):
@@ -205,8 +40,8 @@ class Proxy(Process):
         self.port = free_port()
         config = folder / "tinyproxy.conf"
         config.write_text(f"Port {self.port}\nListen 127.0.0.1\nAllow 127.0.0.1\nTimeout 60\nLogLevel Connect\n")
+        self.ports = (self.port,)
         super().__init__("proxy", ["tinyproxy", "-d", "-c", config], folder)
-        self.wait_for_port(self.port)
 
     @property
     def url(self):
@@ -221,21 +56,9 @@ class Tokens:
     """A token server as registries use it: signed tokens, for everybody or for who knows the password."""
 
     def __init__(self, folder, credentials=None):
-        self.key, self.certificate = certificate(folder, "tokens")
+        self.certificate, self.key = certificate.self_signed(folder, "tokens")
         self.credentials, self.given = credentials, []
-        tokens = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self):
-                tokens.answer(self)
-
-            def log_message(self, *_):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.server = http_server.serve(self.answer)
 
     @property
     def auth(self):
@@ -279,77 +102,16 @@ class Tokens:
         return (text + b"." + _unpadded(signed.stdout)).decode()
 
     def stop(self):
-        self.server.shutdown()
-        self.server.server_close()
-
-
-class Larder(Process):
-    """The program under test, as it is installed: one binary, one configuration file."""
-
-    def __init__(self, folder, upstreams, more="", platform="linux/amd64", data=None, environment=None):
-        self.port = free_port()
-        self.config, self.data = folder / "larder.toml", data or folder / "data"
-        text = f'listen = ["127.0.0.1:{self.port}"]\ndata_dir = "{self.data}"\nplatforms = ["{platform}"]\n{more}'
-        for name, keys in upstreams.items():
-            text += f'[upstream."{name}"]\n'
-            text += "".join(f"{key} = {json.dumps(str(value))}\n" for key, value in keys.items())
-        self.config.write_text(text)
-        command = [LARDER, "--config", self.config, "-v", "serve"]
-        super().__init__("larder", command, folder, env={**os.environ, **(environment or {})})
-        self.wait_for_port(self.port)
-
-    def restart(self):
-        self.spawn()
-        self.wait_for_port(self.port)
-
-    def says(self, *arguments):
-        """What a command prints, with --json, as a value."""
-        return json.loads(run(LARDER, "--config", self.config, *arguments, "--json").stdout)
-
-    def ask(self, path, method="HEAD", headers=None):
-        """Status, headers and seconds of a request."""
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", method=method, headers=headers or {})
-        began = time.monotonic()
-        try:
-            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-                answer.read()
-                return answer.status, answer.headers, time.monotonic() - began
-        except urllib.error.HTTPError as refused:
-            return refused.code, refused.headers, time.monotonic() - began
-
-    def tier(self, repository="lab/app", tag="latest"):
-        status, headers, _ = self.ask(f"/v2/{repository}/manifests/{tag}?ns=docker.io")
-        return headers.get("Cache-Status", "") if status == 200 else str(status)
+        http_server.stop(self.server)
 
 
 class Containerd(Process):
-    """A containerd with an empty store whose every registry is a Larder, which has the last word."""
+    """A containerd with an empty store, which finds in `hosts` where each registry is. `options` are its own."""
 
-    def __init__(self, folder, release, larder, scheme="http"):
+    def __init__(self, folder, release, hosts, *options, prefix=()):
         programs = containerds()[release]
-        folder.mkdir()
-        self.ctr_program, self.socket = programs / "ctr", folder / "s"
-        self.hosts = folder / "hosts"
-        for registry in ("docker.io", "quay.io", "ghcr.io"):
-            (self.hosts / registry).mkdir(parents=True)
-            address = f"{scheme}://127.0.0.1:{larder.port}"
-            (self.hosts / registry / "hosts.toml").write_text(
-                f'server = "{address}"\n[host."{address}"]\n  capabilities = ["pull", "resolve"]\n'
-            )
-        section = "io.containerd.grpc.v1.cri" if release == "1.6" else "io.containerd.cri.v1.images"
-        config = folder / "config.toml"
-        config.write_text(
-            f'''version = {2 if release == "1.6" else 3}
-root = "{folder}/root"
-state = "{folder}/state"
-[grpc]
-address = "{self.socket}"
-[plugins."{section}".registry]
-config_path = "{self.hosts}"
-'''
-        )
-        environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
-        super().__init__("containerd", [programs / "containerd", "-c", config], folder, env=environment)
+        self.ctr_program, self.socket, self.hosts = programs / "ctr", folder / "s", hosts
+        super().__init__("containerd", [programs / "containerd", *options], folder, prefix, with_path(programs))
         wait_until("containerd", lambda: self.ctr("version", check=False).returncode == 0)
 
     def ctr(self, *arguments, check=True):
@@ -390,7 +152,7 @@ config_path = "{self.hosts}"
                 request_serializer=lambda message: message.SerializeToString(),
                 response_deserializer=response.FromString,
             )
-            return call(request, timeout=PATIENCE)
+            return call(request, timeout=HANG_SECONDS)
 
     def stop(self, number=signal.SIGTERM):
         status = super().stop(number)
@@ -398,42 +160,36 @@ config_path = "{self.hosts}"
         return status
 
 
-class Case(unittest.TestCase):
-    """A test with a folder and parts that end with it. When it fails, what the parts said is shown."""
-
-    def setUp(self):
-        # Short: a Unix socket's path has at most 107 bytes.
-        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="t", dir=SCRATCH))
-        self.parts = []
-        self.addCleanup(self.clean)
-
-    def clean(self):
-        outcome = self._outcome.result
-        failed = any(self.id() == test.id() for test, _ in [*outcome.failures, *outcome.errors])
-        for part in reversed(self.parts):
-            part.stop()
-            if failed and hasattr(part, "log"):
-                print(f"--- {part.name}:\n{part.log()[-6000:]}", file=sys.stderr)
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def start(self, part):
-        self.parts.append(part)
-        return part
-
-    def registry(self, **options):
-        folder = self.folder / f"registry-{len(self.parts)}"
-        folder.mkdir()
-        return self.start(Registry(folder, **options))
-
-    def larder(self, upstreams, more="", **options):
-        if isinstance(upstreams, Registry):
-            upstreams = {"docker.io": {"url": upstreams.url}}
-        folder = self.folder / f"larder-{len(self.parts)}"
-        folder.mkdir()
-        return self.start(Larder(folder, upstreams, more, **options))
+class Case(parts.Case):
+    """A test with a containerd, too."""
 
     def containerd(self, release, larder):
-        return self.start(Containerd(self.folder / f"containerd-{len(self.parts)}", release, larder))
+        """A containerd whose every registry is a Larder, which has the last word."""
+        folder = self.new_folder("containerd")
+        hosts, config = folder / "hosts", folder / "config.toml"
+        address = f"http://127.0.0.1:{larder.port}"
+        for registry in ("docker.io", "quay.io", "ghcr.io"):
+            (hosts / registry).mkdir(parents=True)
+            (hosts / registry / "hosts.toml").write_text(
+                f'server = "{address}"\n[host."{address}"]\n  capabilities = ["pull", "resolve"]\n'
+            )
+        section = "io.containerd.grpc.v1.cri" if release == "1.6" else "io.containerd.cri.v1.images"
+        config.write_text(
+            f'''version = {2 if release == "1.6" else 3}
+root = "{folder}/root"
+state = "{folder}/state"
+[grpc]
+address = "{folder}/s"
+[plugins."{section}".registry]
+config_path = "{hosts}"
+'''
+        )
+        return self.start(Containerd(folder, release, hosts, "-c", config))
+
+    def podman_command(self, *arguments):
+        """podman, with a storage of the test's own."""
+        storage = ("--root", self.folder / "podman", "--runroot", self.folder / "podman-run", "--storage-driver", "vfs")
+        return ("podman", *storage, *arguments)
 
     def check_blobs(self, larder):
         """Every file under blobs/ hashes to its name, by sha256sum and not by Larder."""
@@ -444,14 +200,9 @@ class Case(unittest.TestCase):
             self.assertEqual(digest, pathlib.Path(path).name)
 
 
-def certificate(folder, name):
-    """A key and a certificate for 127.0.0.1 that it signed itself."""
-    key, crt = folder / f"{name}.key", folder / f"{name}.crt"
-    run(
-        *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}"),
-        *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", crt),
-    )
-    return key, crt
+def with_path(*folders):
+    """An environment in which programs are looked for in some folders first."""
+    return {"PATH": ":".join([*map(str, folders), os.environ["PATH"]])}
 
 
 def htpasswd(folder, user, password):

@@ -2,7 +2,6 @@
 with Larder gone, when the origin is asked after it (fallback) or nobody is (sealed)."""
 
 import json
-import os
 import pathlib
 import random
 import shutil
@@ -13,8 +12,10 @@ import unittest
 
 import yaml
 
-import debian
 import lab
+
+from lib import certificate, debian, environment, images, skopeo
+from lib.process import Process, run, wait_until
 
 IMAGE = "docker.io/lab/app:latest"
 # containerd's release, and the version of the configuration that is there before.
@@ -37,35 +38,29 @@ class Root:
         return (self.path / path).read_text()
 
     def config(self, client, *options, check=True):
-        command = (lab.LARDER, "--config", self.larder.config, "config", client, "--root", self.path, *options)
-        return lab.run(*command, check=check)
+        return self.larder.run("config", client, "--root", self.path, *options, check=check)
 
-    def seen_as(self, folder, *command):
-        """The command in a mount name space where the root's folder stands at its place in /etc."""
+    def seen_as(self, folder):
+        """What has a command run in a mount namespace where the root's folder stands at its place in /etc."""
         script = f'mount --bind {self.path}/{folder} /{folder} && exec "$@"'
-        return ["unshare", "--mount", "sh", "-c", script, "sh", *(str(part) for part in command)]
+        return ("unshare", "--mount", "sh", "-c", script, "sh")
 
 
 class Containerd(lab.Containerd):
     """A containerd that reads the files of a root and nothing else."""
 
-    def __init__(self, folder, release, root, version=None):
-        programs = lab.containerds()[release]
-        folder.mkdir()
-        self.ctr_program, self.socket = programs / "ctr", folder / "s"
-        self.hosts = root.path / "etc/containerd/certs.d"
-        # A configuration without a version gets one from Larder, so places are given on the command line.
-        command = [programs / "containerd", "--root", folder / "root", "--state", folder / "state", "-a", self.socket]
-        environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
+    def __init__(self, folder, release, root):
         pathlib.Path("/etc/containerd").mkdir(exist_ok=True)
-        lab.Process.__init__(self, "containerd", root.seen_as("etc/containerd", *command), folder, env=environment)
-        lab.wait_until("containerd", lambda: self.ctr("version", check=False).returncode == 0)
+        # A configuration without a version gets one from Larder, so places are given on the command line.
+        places = ("--root", folder / "root", "--state", folder / "state", "-a", folder / "s")
+        hosts, prefix = root.path / "etc/containerd/certs.d", root.seen_as("etc/containerd")
+        super().__init__(folder, release, hosts, *places, prefix=prefix)
 
 
 class Configs(lab.Case):
     def setUp(self):
         super().setUp()
-        self.app, _ = lab.built_images()
+        self.app, _ = images.built()
         self.origin = self.registry()
         self.origin.push(self.app, "1.0", "lab/app:latest")
 
@@ -73,7 +68,7 @@ class Configs(lab.Case):
         return Root(self.folder / f"root-{time.monotonic_ns()}", larder)
 
     def board(self, release, root):
-        return self.start(Containerd(self.folder / f"c{len(self.parts)}", release, root))
+        return self.start(Containerd(self.new_folder("containerd"), release, root))
 
     def pulled(self, board, image=IMAGE):
         """What CRI's pull and ctr's make of it: whether both have the right digest."""
@@ -107,7 +102,7 @@ class Configs(lab.Case):
                     self.origin.stop(signal.SIGKILL)
                     self.pulled(self.board(release, root))
                     # Larder gone, the uplink there.
-                    self.origin.restart()
+                    self.origin.start()
                     larder.stop(signal.SIGKILL)
                     board = self.board(release, root)
                     if profile == "fallback":
@@ -144,8 +139,7 @@ class Configs(lab.Case):
 
     def test_containerd_by_https(self):
         """The files name the certificate that Larder shows, also one that signed itself."""
-        key, certificate = lab.certificate(self.folder, "board")
-        larder = self.larder(self.origin, f'[tls]\ncert_file = "{certificate}"\nkey_file = "{key}"\n')
+        larder = self.larder(self.origin, tls=certificate.self_signed(self.folder, "board"))
         for release in ("1.6", "2.x"):
             for profile in ("fallback", "sealed"):
                 with self.subTest(containerd=release, profile=profile):
@@ -156,7 +150,7 @@ class Configs(lab.Case):
                     # The second of each pair has nothing but Larder.
                     self.origin.stop(signal.SIGKILL)
                     if profile == "fallback":
-                        self.origin.restart()
+                        self.origin.start()
                     board = self.board(release, root)
                     self.pulled(board)
                     self.assertNotIn("x509", board.log())
@@ -168,12 +162,10 @@ class Configs(lab.Case):
         larder = self.larder(self.origin)
         for release, plugin in plugins.items():
             program = lab.containerds()[release] / "containerd"
-            texts = {"default": lab.run(program, "config", "default").stdout}
+            texts = {"default": run(program, "config", "default").stdout}
             if release == "1.6":
                 # dpkg's own copy, not what this machine's owner made of it.
-                (package,) = debian.packages(lab.SCRATCH, "bookworm", "amd64", ["containerd"])
-                debian.unpack(package, lab.SCRATCH / "containerd-1")
-                texts["Debian"] = (lab.SCRATCH / "containerd-1/etc/containerd/config.toml").read_text()
+                texts["Debian"] = (debian.unpacked("containerd") / "etc/containerd/config.toml").read_text()
             for name, text in texts.items():
                 with self.subTest(containerd=release, configuration=name):
                     root = self.root(larder)
@@ -185,7 +177,7 @@ class Configs(lab.Case):
                     registry["config_path"] = "/etc/containerd/certs.d"
                     self.assertEqual(tomllib.loads(root.text(path)), expected)
                     # containerd's own word for what it has read.
-                    read = lab.run(program, "-c", root.path / path, "config", "dump").stdout
+                    read = run(program, "-c", root.path / path, "config", "dump").stdout
                     read = tomllib.loads(read)["plugins"][plugin]["registry"]["config_path"]
                     self.assertEqual(read, "/etc/containerd/certs.d")
                     root.config("containerd", "--undo")
@@ -197,8 +189,8 @@ class Configs(lab.Case):
         root = self.root(larder)
         root.config("containerd", "--write")
         board = self.board("2.x", root)
-        lab.run("iptables", "-I", *drop)
-        self.addCleanup(lab.run, "iptables", "-D", *drop, check=False)
+        run("iptables", "-I", *drop)
+        self.addCleanup(run, "iptables", "-D", *drop, check=False)
         began = time.monotonic()
         board.cri_pull(IMAGE)
         took = time.monotonic() - began
@@ -213,16 +205,16 @@ class Configs(lab.Case):
         for fault in ("read-only", "full"):
             with self.subTest(fault=fault):
                 root = self.root(larder)
-                lab.run("mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", root.path)
-                self.addCleanup(lab.run, "umount", "-l", root.path, check=False)
+                run("mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", root.path)
+                self.addCleanup(run, "umount", "-l", root.path, check=False)
                 root.put(path, before)
                 if fault == "read-only":
-                    lab.run("mount", "-o", "remount,ro", root.path)
+                    run("mount", "-o", "remount,ro", root.path)
                 else:
                     # The backup finds room, what is to be written does not.
                     (root.path / "etc/larder").mkdir()
-                    lab.run("sh", "-c", f"head -c 100000000 /dev/zero > {root.path}/filler", check=False)
-                    lab.run("truncate", "--size=-8192", root.path / "filler")
+                    run("sh", "-c", f"head -c 100000000 /dev/zero > {root.path}/filler", check=False)
+                    run("truncate", "--size=-8192", root.path / "filler")
                 refused = root.config("k3s", "--write", check=False)
                 self.assertEqual(refused.returncode, 1)
                 self.assertIn({"read-only": "make it writable first", "full": "No space left"}[fault], refused.stderr)
@@ -231,14 +223,13 @@ class Configs(lab.Case):
                 if fault == "full":
                     (root.path / "filler").unlink()
                 else:
-                    lab.run("mount", "-o", "remount,rw", root.path)
+                    run("mount", "-o", "remount,rw", root.path)
                 root.config("k3s", "--write")
                 root.config("k3s", "--undo")
                 self.assertEqual(root.text(path), before)
 
     def podman(self, root, *command, check=True):
-        storage = ("--root", self.folder / "podman", "--runroot", self.folder / "podman-run", "--storage-driver", "vfs")
-        return lab.run(*root.seen_as("etc/containers", "podman", *storage, *command), check=check)
+        return run(*root.seen_as("etc/containers"), *self.podman_command(*command), check=check)
 
     def test_podman(self):
         for profile in ("fallback", "sealed"):
@@ -254,7 +245,7 @@ class Configs(lab.Case):
                     if step == "uplink gone":
                         self.origin.stop(signal.SIGKILL)
                     if step == "larder gone":
-                        self.origin.restart()
+                        self.origin.start()
                         larder.stop(signal.SIGKILL)
                     done = self.podman(root, "pull", "--quiet", IMAGE, check=False)
                     expected = step != "larder gone" or profile == "fallback"
@@ -263,8 +254,8 @@ class Configs(lab.Case):
                         shown = json.loads(self.podman(root, "image", "inspect", IMAGE).stdout)[0]
                         self.assertIn(self.app.digest("1.0"), " ".join(shown["RepoDigests"]))
                     target = self.folder / f"skopeo-{time.monotonic_ns()}"
-                    copy = ("skopeo", "--insecure-policy", "copy", "--quiet", f"docker://{IMAGE}", f"dir:{target}")
-                    copied = lab.run(*root.seen_as("etc/containers", *copy), check=False)
+                    copy = skopeo.command("copy", "--quiet", f"docker://{IMAGE}", f"dir:{target}")
+                    copied = run(*root.seen_as("etc/containers"), *copy, check=False)
                     self.assertEqual(copied.returncode == 0, expected, f"{step}: {copied.stderr}")
                 # The owner's file is read still.
                 blocked = self.podman(root, "pull", "--quiet", "r.corp/x:y", check=False)
@@ -274,9 +265,7 @@ class Configs(lab.Case):
                 self.assertFalse((root.path / "etc/containers/registries.conf.d/50-larder.conf").exists())
 
     def test_docker(self):
-        (package,) = debian.packages(lab.SCRATCH, "bookworm", "amd64", ["docker.io"])
-        debian.unpack(package, lab.SCRATCH / "docker")
-        programs = lab.SCRATCH / "docker/usr"
+        programs = debian.unpacked("docker.io") / "usr"
         larder = self.larder(self.origin)
         root = self.root(larder)
         root.put("etc/docker/daemon.json", '{\n  "max-concurrent-downloads": 2\n}\n')
@@ -285,14 +274,13 @@ class Configs(lab.Case):
         data.mkdir()
         places = ("--data-root", data / "data", "--exec-root", data / "exec", "-H", f"unix://{socket}", "-p", data / "pid")
         alone = ("--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver=vfs")
-        environment = {**os.environ, "PATH": f"{programs}/bin:{programs}/sbin:{os.environ['PATH']}"}
         command = (programs / "sbin/dockerd", "--config-file", root.path / "etc/docker/daemon.json", *places, *alone)
-        engine = self.start(lab.Process("dockerd", command, data, env=environment))
+        engine = self.start(Process("dockerd", command, data, environment=lab.with_path(programs / "bin", programs / "sbin")))
 
         def docker(*arguments, check=True):
-            return lab.run(programs / "bin/docker", "-H", f"unix://{socket}", *arguments, check=check)
+            return run(programs / "bin/docker", "-H", f"unix://{socket}", *arguments, check=check)
 
-        lab.wait_until("dockerd", lambda: docker("info", check=False).returncode == 0)
+        wait_until("dockerd", lambda: docker("info", check=False).returncode == 0)
         for uplink in ("there", "gone"):
             if uplink == "gone":
                 self.origin.stop(signal.SIGKILL)
@@ -322,7 +310,7 @@ class Configs(lab.Case):
             "\ufeffmirrors:\r\n  \"*\":\r\n    endpoint:\r\n      - \"https://all\"\r\n",
             "mirrors:\n  r.corp:\n    endpoint:\n      - https://r.corp\n    rewrite:\n      \"^(.*)$\": \"x/$1\"\n",
         )
-        printed = lab.run(lab.LARDER, "--config", larder.config, "config", "print").stdout.splitlines()
+        printed = larder.run("config", "print").stdout.splitlines()
         names = {line.split('"')[1] for line in printed if line.startswith("[upstream.")}
         self.assertIn("r.example:5000", names)
         for text in owners:
@@ -359,9 +347,9 @@ class Configs(lab.Case):
         """Files put together at random: what Larder merges, YAML reads as meant; what it refuses is as it was."""
         larder = self.larder(self.origin)
         url = f"http://127.0.0.1:{larder.port}"
-        printed = lab.run(lab.LARDER, "--config", larder.config, "config", "print").stdout.splitlines()
+        printed = larder.run("config", "print").stdout.splitlines()
         names = [line.split('"')[1] for line in printed if line.startswith("[upstream.")]
-        seed = int(os.environ.get("LARDER_SEED") or os.getpid())
+        seed = environment.seed()
         print(f"LARDER_SEED={seed}")
         dice = random.Random(seed)
         merged = refused = 0

@@ -6,6 +6,9 @@ import unittest
 
 import lab
 
+from lib import images, skopeo
+from lib.process import Process, run, wait_until
+
 IMAGE = "docker.io/lab/app:latest"
 RELEASES = ("1.6", "2.x")
 
@@ -13,7 +16,7 @@ RELEASES = ("1.6", "2.x")
 class Story(lab.Case):
     def begin(self):
         """A registry with an image, and a Larder in front of it."""
-        self.app, self.big = lab.built_images()
+        self.app, self.big = images.built()
         registry = self.registry()
         registry.push(self.app, "1.0", "lab/app:latest")
         return registry, self.larder(registry)
@@ -46,13 +49,13 @@ class Story(lab.Case):
         drop = ("INPUT", "-i", "lo", "-p", "tcp", "--dport", registry.port, "-j", "DROP")
 
         def cut():
-            lab.run("iptables", "-I", *drop)
-            self.addCleanup(lab.run, "iptables", "-D", *drop, check=False)
+            run("iptables", "-I", *drop)
+            self.addCleanup(run, "iptables", "-D", *drop, check=False)
 
         ways = {
-            "killed": (lambda: registry.stop(signal.SIGKILL), registry.restart),
+            "killed": (lambda: registry.stop(signal.SIGKILL), registry.start),
             "held": (lambda: registry.send(signal.SIGSTOP), lambda: registry.send(signal.SIGCONT)),
-            "dropped": (cut, lambda: lab.run("iptables", "-D", *drop)),
+            "dropped": (cut, lambda: run("iptables", "-D", *drop)),
         }
         for way, (go, come_back) in ways.items():
             with self.subTest(way=way):
@@ -69,7 +72,7 @@ class Story(lab.Case):
                       f"an empty containerd had the image after {time.monotonic() - began:.1f} s")
                 come_back()
                 began = time.monotonic()
-                lab.wait_until("the registry's return", lambda: larder.tier().endswith("upstream"))
+                wait_until("the registry's return", lambda: larder.tier().endswith("upstream"))
                 print(f"uplink {way}: back online after {time.monotonic() - began:.1f} s")
 
     def test_the_tag_moves_while_online(self):
@@ -98,41 +101,40 @@ class Story(lab.Case):
         # So slow that the uplink can go in the middle of a layer.
         text = larder.config.read_text()
         larder.config.write_text(text + '[fetch]\nbandwidth = "8Mbit"\n')
-        larder.restart()
+        larder.start()
         registry.push(self.big, "1.0", "lab/app:latest")
-        pulling = lab.Process(
+        pulling = Process(
             "ctr",
             [board.ctr_program, "-a", board.socket, "images", "pull", "--hosts-dir", board.hosts, IMAGE],
             board.folder,
         )
         self.start(pulling)
-        lab.wait_until("a layer on its way", lambda: list((larder.data / "staging").glob("sha256-*")))
+        wait_until("a layer on its way", lambda: list((larder.data / "staging").glob("sha256-*")))
         registry.stop(signal.SIGKILL)
         pulling.stop(signal.SIGKILL)
-        lab.wait_until("the last complete version", lambda: larder.tier().endswith("last-complete"))
+        wait_until("the last complete version", lambda: larder.tier().endswith("last-complete"))
         other = self.containerd("1.6", larder)
         other.cri_pull(IMAGE)
         self.assertIn(f"docker.io/lab/app@{self.app.digest('1.0')}", other.cri_digests(IMAGE))
         # When the uplink is back, what had begun goes on, and the new version is served.
         larder.stop()
         larder.config.write_text(text)
-        larder.restart()
-        registry.restart()
-        lab.wait_until("the registry's return", lambda: larder.tier().endswith("upstream"))
+        larder.start()
+        registry.start()
+        wait_until("the registry's return", lambda: larder.tier().endswith("upstream"))
         other.cri_pull(IMAGE)
         self.assertIn(f"docker.io/lab/app@{self.big.digest('1.0')}", other.cri_digests(IMAGE))
         self.check_blobs(larder)
 
     def test_killed_in_the_middle_of_a_pull(self):
-        self.app, self.big = lab.built_images()
+        self.app, self.big = images.built()
         registry = self.registry()
         registry.push(self.big, "1.0", "lab/big:1.0")
         larder = self.larder(registry, '[fetch]\nbandwidth = "40Mbit"\n')
         pulling = self.start(
-            lab.Process(
+            Process(
                 "skopeo",
-                ["skopeo", "--insecure-policy", "copy", "--src-tls-verify=false",
-                 f"docker://127.0.0.1:{larder.port}/lab/big:1.0", f"dir:{self.folder}/never"],
+                skopeo.copy_command(skopeo.on_loopback(larder.port, "lab/big:1.0"), f"dir:{self.folder}/never"),
                 self.folder,
             )
         )
@@ -141,11 +143,11 @@ class Story(lab.Case):
             return max((file.stat().st_size for file in (larder.data / "staging").glob("sha256-*")), default=0)
 
         # More than the small layers have, so that it is a large one that is cut.
-        lab.wait_until("two megabytes of a layer", lambda: staged() > 2_000_000)
+        wait_until("two megabytes of a layer", lambda: staged() > 2_000_000)
         larder.stop(signal.SIGKILL)
         pulling.stop(signal.SIGKILL)
         before = registry.bytes_sent("/blobs/")
-        larder.restart()
+        larder.start()
         board = self.containerd("2.x", larder)
         board.cri_pull("docker.io/lab/big:1.0")
         self.check_blobs(larder)

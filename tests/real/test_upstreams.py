@@ -5,6 +5,8 @@ import unittest
 
 import lab
 
+from lib import certificate, images, skopeo
+
 ALICE = ("alice", "s3cret")
 BOARD = ("board", "carry")
 
@@ -12,12 +14,10 @@ BOARD = ("board", "carry")
 class Upstreams(lab.Case):
     def setUp(self):
         super().setUp()
-        self.app, self.big = lab.built_images()
+        self.app, self.big = images.built()
 
     def tokens(self, credentials=None):
-        folder = self.folder / "tokens"
-        folder.mkdir()
-        return self.start(lab.Tokens(folder, credentials))
+        return self.start(lab.Tokens(self.new_folder("tokens"), credentials))
 
     def auth(self):
         """The part of a configuration that lets the board's clients log in."""
@@ -67,27 +67,25 @@ class Upstreams(lab.Case):
                 self.assertIn(f"docker.io/lab/app@{self.app.digest('1.0')}", board.cri_digests("docker.io/lab/app:latest"))
 
     def test_an_authority_of_its_own(self):
-        key, certificate = lab.certificate(self.folder, "authority")
-        registry = self.registry(tls=(certificate, key))
+        authority, key = certificate.self_signed(self.folder, "authority")
+        registry = self.registry(tls=(authority, key))
         registry.push(self.app, "1.0", "lab/app:latest")
-        larder = self.larder({"docker.io": {"url": registry.url, "ca_file": certificate}})
+        larder = self.larder({"docker.io": {"url": registry.url, "ca_file": authority}})
         self.containerd("2.x", larder).cri_pull("docker.io/lab/app:latest")
         registry.stop(signal.SIGKILL)
         self.containerd("1.6", larder).cri_pull("docker.io/lab/app:latest")
 
-        registry.restart()
+        registry.start()
         stranger = self.larder({"docker.io": {"url": registry.url}})
         status, _, _ = stranger.ask("/v2/lab/app/manifests/latest?ns=docker.io")
         self.assertEqual(status, 502)
-        self.assertIn("the certificate signed itself (ca_file can name it)", stranger.log())
+        self.assertIn("the certificate is self-signed (ca_file can name it)", stranger.log())
 
     def test_through_a_proxy(self):
-        key, authority = lab.certificate(self.folder, "authority")
+        authority, key = certificate.self_signed(self.folder, "authority")
         for named, scheme in (("configuration", "http"), ("environment", "https")):
             with self.subTest(named_in=named, scheme=scheme):
-                folder = self.folder / scheme
-                folder.mkdir()
-                proxy = self.start(lab.Proxy(folder))
+                proxy = self.start(lab.Proxy(self.new_folder("proxy")))
                 registry = self.registry(tls=(authority, key) if scheme == "https" else None)
                 registry.push(self.app, "1.0", "lab/app:latest")
                 upstream = {"url": registry.url} | ({"ca_file": authority} if scheme == "https" else {})
@@ -131,9 +129,7 @@ class Upstreams(lab.Case):
         larder = self.larder(registry)
         for version in ("1.0", "1.1"):
             registry.push(self.app, version, "lab/app:latest")
-            source = f"docker://127.0.0.1:{larder.port}/lab/app:latest"
-            target = f"dir:{self.folder}/{version}"
-            lab.run("skopeo", "--insecure-policy", "copy", "--quiet", "--src-tls-verify=false", source, target)
+            skopeo.copy(skopeo.on_loopback(larder.port, "lab/app:latest"), f"dir:{self.folder}/{version}")
         for state in ("running", "stopped"):
             with self.subTest(server=state):
                 if state == "stopped":
@@ -147,9 +143,9 @@ class Upstreams(lab.Case):
                 self.assertTrue(all(part["here"] for part in why["parts"]))
                 self.assertEqual(larder.says("status")["running"], state == "running")
                 self.assertEqual(larder.says("verify")["bad"], [])
-                lab.run(lab.LARDER, "--config", larder.config, "config", "check")
-        lab.run(lab.LARDER, "--config", larder.config, "rollback", "docker.io/lab/app:latest")
-        larder.restart()
+                larder.run("config", "check")
+        larder.run("rollback", "docker.io/lab/app:latest")
+        larder.start()
         _, headers, _ = larder.ask("/v2/lab/app/manifests/latest?ns=docker.io")
         self.assertEqual(headers["Docker-Content-Digest"], self.app.digest("1.0"))
         registry.stop(signal.SIGKILL)

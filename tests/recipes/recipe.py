@@ -1,87 +1,35 @@
 """What the recipes are tried on: the package, the tarball, and a small Debian system that they go into."""
 
-import atexit
 import contextlib
-import importlib.util
+import functools
 import os
 import pathlib
-import shutil
-import subprocess
-import sys
-import tempfile
-import unittest
+
+from lib import debian, environment, scratch
+from lib.process import run
 
 TOP = pathlib.Path(__file__).resolve().parent.parent.parent
 RECIPES = TOP / "firmware-config"
-# Generous: the machine may be busy. What needs this long has hung.
-PATIENCE = 600
-SUITE = "bookworm"
 # What is in the images that recipes work on, beyond the essential packages.
-PACKAGES = "systemd,init-system-helpers,passwd"
-
-SCRATCH = pathlib.Path(tempfile.mkdtemp(prefix="larder-recipes-"))
-atexit.register(shutil.rmtree, SCRATCH, ignore_errors=True)
-
-
-def given(name):
-    return pathlib.Path(os.environ.get(name) or sys.exit(f"{name} names no file: run tests/run"))
-
+INCLUDED = "systemd,init-system-helpers,passwd"
 
 # Of this machine's architecture, as cross/package.sh packs them.
-PACKAGE, TARBALL = given("LARDER_DEB"), given("LARDER_TARBALL")
+PACKAGE, TARBALL = environment.path("LARDER_DEB"), environment.path("LARDER_TARBALL")
 VERSION = next(
     line.split('"')[1] for line in (TOP / "Cargo.toml").read_text().splitlines() if line.startswith("version = ")
 )
 
 
-def run(*command, check=True, **options):
-    """Runs a program to its end; a failure shows what it said."""
-    done = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, timeout=PATIENCE, check=False, **options
-    )
-    if check and done.returncode != 0:
-        raise AssertionError(f"{command} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
-    return done
-
-
-def once(make):
-    """Calls a function the first time only, and remembers what it returned."""
-    kept = []
-    return lambda: kept[0] if kept else (kept.append(make()) or kept[0])
-
-
-# By its path: there is a package of the same name.
-spec = importlib.util.spec_from_file_location("real_debian", TOP / "tests/real/debian.py")
-debian = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(debian)
-
-
-def unpacked(package):
-    """A Debian package's files, for one that has no business on the machine of whoever runs the tests."""
-    folder = SCRATCH / package
-    if not folder.exists():
-        (file,) = debian.packages(SCRATCH, SUITE, "amd64", [package])
-        debian.unpack(file, folder)
-    return folder
-
-
-@once
+@functools.cache
 def debian_root():
     """A configured Debian system, made once; each test works on a copy."""
-    root = SCRATCH / "debian"
-    run(
-        *("mmdebstrap", "--quiet", "--variant=minbase", f"--include={PACKAGES}", "--aptopt=APT::Sandbox::User \"root\""),
-        *(SUITE, root, debian.mirror()),
-    )
+    root = scratch.FOLDER / "debian"
+    debian.make_root(root, "minbase", INCLUDED, '--aptopt=APT::Sandbox::User "root"')
     return root
 
 
-class Case(unittest.TestCase):
-    """A test with a folder of its own."""
-
-    def setUp(self):
-        self.folder = pathlib.Path(tempfile.mkdtemp(dir=SCRATCH))
-        self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
+class Case(scratch.Case):
+    """A test that puts Larder into a Debian system."""
 
     def root(self):
         """A copy of the Debian system."""

@@ -15,7 +15,10 @@ import unittest
 import jsonschema
 import recipe
 import yaml
-from recipe import PACKAGE, RECIPES, TARBALL, TOP, VERSION, run
+from recipe import PACKAGE, RECIPES, TARBALL, TOP, VERSION
+
+from lib import debian
+from lib.process import run
 
 # What a chroot is entered with where the build system's own function is not at hand.
 ON_CHROOT = 'on_chroot() { chroot "$ROOTFS_DIR" /bin/bash -e "$@"; }; export -f on_chroot'
@@ -345,7 +348,7 @@ class Yocto(recipe.Case):
 
 class CloudInit(recipe.Case):
     def test_user_data_follows_the_schema(self):
-        (file,) = recipe.unpacked("cloud-init").rglob("schema-cloud-config-v1.json")
+        (file,) = debian.unpacked("cloud-init").rglob("schema-cloud-config-v1.json")
         schema = json.loads(file.read_text())
         text = RECIPES / "cloud-init/user-data"
         self.assertTrue(text.read_text().startswith("#cloud-config\n"))
@@ -387,7 +390,7 @@ class Ignition(recipe.Case):
         ignition = {"ignition": {"version": "3.3.0"}, **self.turned(butane)}
         out = self.folder / "larder.ign"
         out.write_text(json.dumps(ignition))
-        validate = recipe.unpacked("ignition") / "usr/bin/ignition-validate"
+        validate = debian.unpacked("ignition") / "usr/bin/ignition-validate"
         run(validate, out)
 
         wrong = self.folder / "wrong.ign"

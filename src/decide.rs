@@ -1,0 +1,285 @@
+//! Which version a tag is answered with: the rules of DESIGN's table of tiers, as pure functions of what is known.
+//!
+//! [`before_asking`] says whether upstream is asked and how long the request waits, [`after_asking`] what is served once
+//! upstream has answered or has not, [`instead_of`] what is served when the version that was chosen cannot be had, and
+//! [`offline`] what would be served with every link down. The mirror asks and waits, commands explain; both decide here,
+//! so that neither holds a second opinion. Nothing in here can fail.
+
+use crate::config::{OnMissing, TagPolicy};
+use crate::oci::Digest;
+use std::time::Duration;
+
+/// Which rule answered a tag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Tier {
+    /// Verified with upstream less than `revalidate` ago.
+    Fresh,
+    /// Upstream answered.
+    Upstream,
+    /// A peer has a newer version that it verified.
+    Peer,
+    /// The newest complete version of the tag.
+    LastComplete,
+    /// The newest complete version of the repository.
+    OlderVersion,
+    /// Nothing could be served.
+    None,
+}
+
+impl Tier {
+    /// Every tier, best first.
+    pub const ALL: [Tier; 6] =
+        [Tier::Fresh, Tier::Upstream, Tier::Peer, Tier::LastComplete, Tier::OlderVersion, Tier::None];
+
+    /// The name in logs, headers and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Tier::Fresh => "fresh",
+            Tier::Upstream => "upstream",
+            Tier::Peer => "peer",
+            Tier::LastComplete => "last-complete",
+            Tier::OlderVersion => "older-version",
+            Tier::None => "none",
+        }
+    }
+
+    /// Whether the answer may be older than what upstream has.
+    pub fn is_stale(self) -> bool {
+        matches!(self, Tier::Peer | Tier::LastComplete | Tier::OlderVersion)
+    }
+}
+
+/// What is known of the way to an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// Nobody has asked it since the start.
+    NotAsked,
+    /// It answers.
+    Up,
+    /// It answers late.
+    Slow,
+    /// It was down when larder stopped.
+    RememberedDown,
+    /// It cannot be reached.
+    Down,
+}
+
+/// A version of a tag that is complete here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CompleteVersion<'a> {
+    /// Its manifest.
+    pub digest: &'a Digest,
+    /// A peer named it, and this board's upstream has not.
+    pub from_peer: bool,
+    /// Seconds since 1970 at which its upstream named it, if a trusted clock says so.
+    pub named_at: Option<u64>,
+}
+
+/// What is here of a tag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Here<'a> {
+    /// The first complete one of its versions, the owner's choice before the newest.
+    pub complete: Option<CompleteVersion<'a>>,
+    /// The digest that upstream named last.
+    pub seen: Option<&'a Digest>,
+    /// While upstream names the first, the owner wants the second.
+    pub rollback: Option<(&'a Digest, &'a Digest)>,
+    /// Anything was ever noted of the tag.
+    pub is_noted: bool,
+    /// The index could be asked.
+    pub is_known: bool,
+}
+
+impl Here<'_> {
+    /// Nothing is here, and the index says so.
+    pub const NOTHING: Here<'static> =
+        Here { complete: None, seen: None, rollback: None, is_noted: false, is_known: true };
+}
+
+/// What happens before anybody is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Opening<'a> {
+    /// This version is served and nobody is asked.
+    Serve(&'a Digest),
+    /// Upstream is asked, and the request waits so long for it.
+    Ask(UpstreamWait),
+    /// No request waits for upstream now.
+    Offline,
+}
+
+/// How long a request waits for upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UpstreamWait {
+    /// `tags.resolve_deadline`: there is something to fall back to.
+    Deadline,
+    /// As long as a client can: there is nothing else to serve.
+    Long,
+}
+
+/// How asking upstream ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UpstreamOutcome<'a> {
+    /// It named this digest.
+    Named(&'a Digest),
+    /// It answered 404, 401 or 403.
+    Refused,
+    /// It answered, and not as a registry does.
+    Unusable,
+    /// It could not be asked, or did not answer in time.
+    Unreachable,
+    /// Larder was too busy to ask.
+    NotAsked,
+}
+
+/// What a tag is answered with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict<'a> {
+    /// This version.
+    Serve(Tier, &'a Digest),
+    /// Upstream's own refusal.
+    PassOn,
+    /// The index is needed, and is being rebuilt.
+    WaitForIndex,
+    /// There is nothing to serve.
+    Nothing,
+}
+
+/// Whether upstream is asked for a tag. `verified`: how long ago it was verified, if it was in this run.
+pub fn before_asking<'a>(
+    policy: TagPolicy,
+    reach: Reach,
+    here: &Here<'a>,
+    verified: Option<Duration>,
+) -> Opening<'a> {
+    if let Some(complete) = here.complete {
+        // What only a peer named must not be frozen: upstream has yet to be asked.
+        let frozen = policy.frozen && !complete.from_peer;
+        // A pointer to what is not here yet is no use once the uplink goes, so it is asked for again.
+        let wanted = here.rollback.map(|(_, to)| to).or(here.seen);
+        let fresh = !policy.frozen
+            && here.seen.is_some()
+            && wanted == Some(complete.digest)
+            && verified.is_some_and(|age| age < policy.revalidate);
+        if frozen || fresh {
+            return Opening::Serve(complete.digest);
+        }
+    }
+    match (reach, here.complete.is_some()) {
+        (Reach::Down, _) | (Reach::RememberedDown | Reach::Slow, true) => Opening::Offline,
+        (Reach::NotAsked | Reach::Up, true) => Opening::Ask(UpstreamWait::Deadline),
+        (_, false) => Opening::Ask(UpstreamWait::Long),
+    }
+}
+
+/// What is served once upstream has been asked or cannot be. `claim`: a peer's version that [`best_claim`] chose;
+/// `stand_in`: another version of the repository, where [`may_stand_in`].
+pub fn after_asking<'a>(
+    policy: TagPolicy,
+    asked: UpstreamOutcome<'a>,
+    here: &Here<'a>,
+    claim: Option<&'a Digest>,
+    stand_in: Option<&'a Digest>,
+) -> Verdict<'a> {
+    match (asked, claim) {
+        (UpstreamOutcome::Named(digest), _) => match (here.rollback, here.complete) {
+            // The owner's choice holds while upstream names what was left.
+            (Some((from, to)), Some(complete)) if from == digest && to == complete.digest => {
+                Verdict::Serve(Tier::Upstream, to)
+            }
+            _ => Verdict::Serve(Tier::Upstream, digest),
+        },
+        (UpstreamOutcome::Refused, _) if policy.on_missing == OnMissing::Pass => Verdict::PassOn,
+        (UpstreamOutcome::Unreachable, Some(claimed)) => Verdict::Serve(Tier::Peer, claimed),
+        _ => fall_back(here, stand_in),
+    }
+}
+
+/// What is served with every link down.
+pub fn offline<'a>(policy: TagPolicy, here: &Here<'a>, stand_in: Option<&'a Digest>) -> Verdict<'a> {
+    match before_asking(policy, Reach::Down, here, None) {
+        Opening::Serve(digest) => Verdict::Serve(Tier::Fresh, digest),
+        Opening::Ask(_) | Opening::Offline => {
+            after_asking(policy, UpstreamOutcome::Unreachable, here, None, stand_in)
+        }
+    }
+}
+
+/// What is served when `chosen`, which `tier` named, cannot be had: an older version that is complete beats an error,
+/// where the chosen one was news from elsewhere.
+pub fn instead_of<'a>(
+    tier: Tier,
+    chosen: &Digest,
+    here: &Here<'a>,
+    stand_in: Option<&'a Digest>,
+) -> Verdict<'a> {
+    match (tier, fall_back(here, stand_in)) {
+        (Tier::Upstream | Tier::Peer, Verdict::Serve(other, digest)) if digest != chosen => {
+            Verdict::Serve(other, digest)
+        }
+        _ => Verdict::Nothing,
+    }
+}
+
+fn fall_back<'a>(here: &Here<'a>, stand_in: Option<&'a Digest>) -> Verdict<'a> {
+    match (here.complete, stand_in) {
+        (Some(complete), _) => Verdict::Serve(Tier::LastComplete, complete.digest),
+        (None, Some(other)) if !here.is_noted => Verdict::Serve(Tier::OlderVersion, other),
+        (None, _) if !here.is_known => Verdict::WaitForIndex,
+        (None, _) => Verdict::Nothing,
+    }
+}
+
+/// Whether another version of the repository may stand in for a tag of which this is here.
+pub fn may_stand_in(fallback_versions: bool, here: &Here<'_>) -> bool {
+    fallback_versions && here.complete.is_none() && !here.is_noted
+}
+
+/// Whether peers are asked for a tag while its upstream cannot be. `now`: the time, if the clock is trusted.
+///
+/// The owner's decision, a slow upstream and a clock that is not set leave peers nothing to say about what is here.
+pub fn may_ask_peers(reach: Reach, here: &Here<'_>, now: Option<u64>) -> bool {
+    match here.complete {
+        None => true,
+        Some(complete) => {
+            reach != Reach::Slow && here.rollback.is_none() && complete.named_at.is_some() && now.is_some()
+        }
+    }
+}
+
+/// What a peer claims.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerWord<'a> {
+    /// The version.
+    pub digest: &'a Digest,
+    /// When the peer's upstream named it, in seconds since 1970, if its clock was trusted.
+    pub named_at: Option<u64>,
+}
+
+/// The claim that is better than what is here: its place, and the time that is believed of it. `now`: the time, if the
+/// clock is trusted; `ahead_max`: seconds that a claim may be ahead of it.
+///
+/// Where nothing is here any claim is; those that could be true come first, the newest of them before the others. What
+/// is here gives way only to what is newer by wall times that are both known and can be believed.
+pub fn best_claim(
+    claims: &[PeerWord<'_>],
+    complete: Option<CompleteVersion<'_>>,
+    now: Option<u64>,
+    ahead_max: u64,
+) -> Option<(usize, Option<u64>)> {
+    let latest = now.map(|now| now.saturating_add(ahead_max));
+    // A time that cannot be is none, or it would stand before every later claim.
+    let believed =
+        |claim: &PeerWord<'_>| claim.named_at.filter(|at| latest.is_none_or(|latest| *at <= latest));
+    let numbered = claims.iter().enumerate();
+    let Some(complete) = complete else {
+        let (at, claim) = numbered.max_by_key(|(_, claim)| (believed(claim), claim.named_at.is_none()))?;
+        return Some((at, believed(claim)));
+    };
+    let (_, since) = now.zip(complete.named_at)?;
+    let newer = numbered.filter_map(|(at, claim)| Some((at, believed(claim).filter(|time| *time > since)?)));
+    let (at, time) = newer.max_by_key(|(_, time)| *time)?;
+    (claims[at].digest != complete.digest).then_some((at, Some(time)))
+}
+
+#[cfg(test)]
+mod tests;

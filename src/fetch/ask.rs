@@ -1,0 +1,320 @@
+//! How an endpoint is asked: one question with its login, its redirects, and the pauses that a registry demands.
+//!
+//! Each call tells the breaker how it went and none looks at it. Redirects are followed by hand; the login goes to the
+//! endpoint's own origin only. An outage, 429 and a redirect that cannot be followed are failures; every other status
+//! is an answer.
+
+use super::address::{Address, HttpOrigin};
+use super::breaker::Attempt;
+use super::challenge::Challenge;
+use super::endpoint::Endpoint;
+use super::failure::{Cause, Failure};
+use super::reply::EndpointReply;
+use super::token::EndpointLogin;
+use super::wire::{Deadline, Lane, WireRequest};
+use crate::budget::{GUEST_LOGINS_MAX, REDIRECTS_MAX, RETRY_AFTER_MAX, TOKEN_BYTES_MAX};
+use crate::oci::{RepositoryName, quoted};
+use crate::sync::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+use ureq::http::{HeaderValue, Method, header};
+
+impl Endpoint {
+    /// Asks a question, logging in where that is asked for and following redirects to who answers it. An answer of
+    /// any status but an outage's, 429 or a redirect's is `Ok`.
+    pub(super) fn ask(&self, question: &Question) -> Result<EndpointReply, Failure> {
+        self.holds.check(question.class, &self.base.origin.host)?;
+        let attempt = self.breaker.begin();
+        let mut address = self.address(&question.target);
+        for _ in 0..=REDIRECTS_MAX {
+            let reply = self.ask_at(&address, question, attempt)?;
+            if !matches!(reply.status(), 301 | 302 | 303 | 307 | 308) {
+                return Ok(reply);
+            }
+            address = self.redirected(&address, &reply)?;
+            reply.drain();
+        }
+        Err(Failure::wrong(&address.origin.host, format!("more than {REDIRECTS_MAX} redirects")))
+    }
+
+    /// Asks at one address. The upstream's own origin gets the configured login; an origin that it redirects to gets
+    /// an anonymous token of its own if it asks for one (`lscr.io` sends to `ghcr.io`), and never anything else.
+    fn ask_at(
+        &self,
+        address: &Address,
+        question: &Question,
+        attempt: Attempt,
+    ) -> Result<EndpointReply, Failure> {
+        let deadline = question.deadline;
+        let ask_realm = |realm: &Address, credentials: Option<&HeaderValue>| {
+            self.ask_realm(question, realm, credentials, attempt)
+        };
+        if address.origin == self.base.origin {
+            let sent = self.login.ready(&question.scope, deadline, &ask_realm)?;
+            let reply = self.send(address, question, sent.as_ref(), attempt)?;
+            if reply.status() != 401 {
+                return Ok(reply);
+            }
+            let challenge = reply.challenge();
+            reply.drain();
+            let better =
+                self.login.answer(challenge, &question.scope, sent.as_ref(), deadline, &ask_realm)?;
+            let reply = self.send(address, question, Some(&better), attempt)?;
+            if reply.status() == 401 {
+                let message = self.login.refused_message();
+                reply.drain();
+                return Err(Failure::Denied {
+                    status: 401,
+                    detail: format!("{}: {message}", self.base.origin.host),
+                });
+            }
+            return Ok(reply);
+        }
+        let scope = scope_of(address).unwrap_or_else(|| question.scope.clone());
+        let known = self.redirect_logins.find(&address.origin);
+        let sent = match &known {
+            Some(login) => login.ready(&scope, deadline, &ask_realm)?,
+            None => None,
+        };
+        let reply = self.send(address, question, sent.as_ref(), attempt)?;
+        match reply.challenge() {
+            Some(challenge @ Challenge::Bearer { .. }) if reply.status() == 401 => {
+                reply.drain();
+                let login = known.unwrap_or_else(|| self.redirect_logins.begin(&address.origin));
+                let better = login.answer(Some(challenge), &scope, sent.as_ref(), deadline, &ask_realm)?;
+                self.send(address, question, Some(&better), attempt)
+            }
+            _ => Ok(reply),
+        }
+    }
+
+    fn send(
+        &self,
+        address: &Address,
+        question: &Question,
+        authorization: Option<&HeaderValue>,
+        attempt: Attempt,
+    ) -> Result<EndpointReply, Failure> {
+        let host = &address.origin.host;
+        // What happens at other hosts says nothing about the link to this one, which has just answered.
+        let own = address.origin == self.base.origin;
+        let failed = |failure: Failure| {
+            if own {
+                self.breaker.failed(attempt, &failure);
+            }
+            failure
+        };
+        let response = self.wire.send(&WireRequest {
+            lane: question.class.lane(),
+            method: question.class.method(),
+            address,
+            accept: question.accept,
+            from: question.from,
+            authorization,
+            deadline: question.deadline,
+            fresh: false,
+        });
+        let reply = EndpointReply::new(host.clone(), response.map_err(failed)?);
+        match reply.status() {
+            429 => {
+                if own {
+                    self.breaker.succeeded();
+                }
+                self.holds.begin(question.class, reply.retry_after());
+                reply.drain();
+                Err(rate_limited(host))
+            }
+            status if status >= 500 && status != 501 => {
+                reply.drain();
+                Err(failed(server_error(host, status)))
+            }
+            _ => {
+                if own {
+                    self.breaker.succeeded();
+                }
+                Ok(reply)
+            }
+        }
+    }
+
+    fn redirected(&self, from: &Address, reply: &EndpointReply) -> Result<Address, Failure> {
+        let location = reply
+            .header(header::LOCATION.as_str())
+            .ok_or_else(|| reply.wrong("a redirect has no Location"))?;
+        let to = from
+            .join(location)
+            .map_err(|why| reply.wrong(format!("a redirect cannot be followed: {}", quoted(&why))))?;
+        if self.base.origin.https && !to.origin.https {
+            return Err(reply.wrong(format!(
+                "a redirect from https to plain http ({}) is not followed",
+                quoted(&to.origin.to_string())
+            )));
+        }
+        Ok(to)
+    }
+
+    fn ask_realm(
+        &self,
+        question: &Question,
+        address: &Address,
+        login: Option<&HeaderValue>,
+        attempt: Attempt,
+    ) -> Result<Vec<u8>, Failure> {
+        let host = &address.origin.host;
+        let sent = self.wire.send(&WireRequest {
+            lane: Lane::Manifests,
+            method: Method::GET,
+            address,
+            accept: None,
+            from: 0,
+            authorization: login,
+            deadline: question.deadline,
+            fresh: false,
+        });
+        let mut reply = match sent {
+            Ok(response) => EndpointReply::new(host.clone(), response),
+            Err(failure) => {
+                self.breaker.failed(attempt, &failure);
+                return Err(failure);
+            }
+        };
+        match reply.status() {
+            200..=299 => reply.read_body(TOKEN_BYTES_MAX, &AtomicU64::new(0)),
+            429 => {
+                self.holds.begin(question.class, reply.retry_after());
+                reply.drain();
+                Err(rate_limited(host))
+            }
+            status @ 500.. => {
+                let failure = server_error(host, status);
+                self.breaker.failed(attempt, &failure);
+                reply.drain();
+                Err(failure)
+            }
+            status @ 400.. => {
+                let message = reply.error_message();
+                Err(Failure::Denied {
+                    status,
+                    detail: format!("{host}: refuses a token ({status}){message}"),
+                })
+            }
+            status => Err(Failure::wrong(host, format!("the token server answered {status}"))),
+        }
+    }
+}
+
+pub(super) fn server_error(host: &str, status: u16) -> Failure {
+    Failure::unreachable(host, Cause::ServerError(status), format!("answered {status}"))
+}
+
+fn rate_limited(host: &str) -> Failure {
+    Failure::unreachable(host, Cause::RateLimited, "limits the rate of requests (429)")
+}
+
+/// A kind of question. Upstreams meter them apart, so that they are held apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Class {
+    ManifestHead,
+    ManifestGet,
+    BlobHead,
+    Blob,
+    List,
+}
+
+impl Class {
+    const COUNT: usize = 5;
+
+    fn method(self) -> Method {
+        match self {
+            Class::ManifestHead | Class::BlobHead => Method::HEAD,
+            Class::ManifestGet | Class::Blob | Class::List => Method::GET,
+        }
+    }
+
+    fn lane(self) -> Lane {
+        match self {
+            Class::Blob => Lane::Blobs,
+            Class::ManifestHead | Class::ManifestGet | Class::BlobHead | Class::List => Lane::Manifests,
+        }
+    }
+}
+
+/// A question to an endpoint.
+pub(super) struct Question {
+    pub class: Class,
+    /// What follows `/v2/`.
+    pub target: String,
+    pub scope: String,
+    pub accept: Option<&'static str>,
+    /// First byte wanted.
+    pub from: u64,
+    pub deadline: Deadline,
+}
+
+impl Question {
+    /// A listing of `/v2/TARGET`.
+    pub fn new(target: String, scope: String, deadline: Deadline) -> Self {
+        Question { class: Class::List, target, scope, accept: None, from: 0, deadline }
+    }
+
+    /// A listing unless the class is set otherwise.
+    pub fn repository(repository: &RepositoryName, rest: &str, deadline: Deadline) -> Self {
+        let scope = format!("repository:{repository}:pull");
+        Question::new(format!("{repository}/{rest}"), scope, deadline)
+    }
+}
+
+/// Until when each class of question is not to be asked, by the upstream's own `Retry-After`.
+#[derive(Default)]
+pub(super) struct Holds([Mutex<Option<Instant>>; Class::COUNT]);
+
+impl Holds {
+    fn check(&self, class: Class, host: &str) -> Result<(), Failure> {
+        let until = *self.0[class as usize].lock();
+        match until.and_then(|until| until.checked_duration_since(Instant::now())) {
+            Some(left) if !left.is_zero() => {
+                let seconds = left.as_secs() + 1;
+                let message = format!("limits the rate of requests (429) for {seconds} s more");
+                Err(Failure::unreachable(host, Cause::RateLimited, message))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn begin(&self, class: Class, length: Option<Duration>) {
+        if let Some(length) = length {
+            *self.0[class as usize].lock() = Some(Instant::now() + length.min(RETRY_AFTER_MAX));
+        }
+    }
+}
+
+/// Anonymous logins at the origins that an upstream redirects to.
+#[derive(Default)]
+pub(super) struct RedirectLogins(Mutex<Vec<(HttpOrigin, Arc<EndpointLogin>)>>);
+
+impl RedirectLogins {
+    fn find(&self, origin: &HttpOrigin) -> Option<Arc<EndpointLogin>> {
+        let logins = self.0.lock();
+        logins.iter().find(|(known, _)| known == origin).map(|(_, login)| login.clone())
+    }
+
+    fn begin(&self, origin: &HttpOrigin) -> Arc<EndpointLogin> {
+        let login = Arc::new(EndpointLogin::anonymous(origin.clone()));
+        let mut logins = self.0.lock();
+        if logins.len() == GUEST_LOGINS_MAX {
+            logins.remove(0);
+        }
+        logins.push((origin.clone(), login.clone()));
+        login
+    }
+}
+
+/// The scope that the repository in an address of the API stands for.
+fn scope_of(address: &Address) -> Option<String> {
+    let (_, rest) = address.target.split_once("/v2/")?;
+    let ends = ["/manifests/", "/blobs/", "/tags/", "/referrers/"];
+    let end = ends.iter().filter_map(|end| rest.find(end)).min()?;
+    let repository: RepositoryName = rest[..end].parse().ok()?;
+    Some(format!("repository:{repository}:pull"))
+}

@@ -1,0 +1,422 @@
+//! One endpoint of an upstream: every question it can be asked (distribution-spec, "API"), and what its answers mean.
+//!
+//! All calls block, and each but the reading of a blob ends by its deadline. What an answer claims is checked before it
+//! is returned: hashes, lengths, types, ranges. How a question travels is in `ask`.
+
+use super::address::{Address, query_value};
+use super::ask::{Class, Holds, Question, RedirectLogins, server_error};
+use super::blob::BlobStream;
+use super::breaker::Breaker;
+use super::challenge;
+use super::failure::Failure;
+use super::pace::Pace;
+use super::reply::NameList;
+use super::token::EndpointLogin;
+use super::wire::{Deadline, Lane, Wire, WireRequest};
+use crate::budget::{
+    BLOB_BYTES_MAX, LIST_BYTES_MAX, MANIFEST_BYTES_MAX, PROBE_HEADER_TIME_MAX, QUESTION_TIME_MAX,
+};
+use crate::oci::{Digest, Kind, Manifest, ManifestRef, RegistryName, RepositoryName, Tag, media};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use ureq::http::{Method, header};
+
+/// One address of a registry, with its login, its certificates and what is known of the way to it.
+pub struct Endpoint {
+    pub(super) registry: RegistryName,
+    /// Host and port.
+    pub(super) name: String,
+    pub(super) note: String,
+    /// The origin and, as target, the path prefix before `/v2/`.
+    pub(super) base: Address,
+    pub(super) login: EndpointLogin,
+    pub(super) redirect_logins: RedirectLogins,
+    pub(super) wire: Wire,
+    pub(super) breaker: Breaker,
+    pub(super) bytes: Arc<AtomicU64>,
+    pub(super) pace: Arc<Pace>,
+    pub(super) holds: Holds,
+}
+
+/// The answer to a HEAD of a manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ManifestHead {
+    /// The manifest's digest, if the upstream gives a valid one.
+    pub digest: Option<Digest>,
+    /// Its media type, without parameters.
+    pub media_type: Option<String>,
+    /// Its size in bytes.
+    pub size: Option<u64>,
+    /// When the registry answered, by its own clock, as Unix seconds.
+    pub date: Option<u64>,
+    /// The [`Endpoint::name`] that answered.
+    pub endpoint: String,
+}
+
+/// A manifest whose bytes hash to its digest.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FetchedManifest {
+    /// The digest that was asked for; for a tag the one the upstream gave, or the sha256.
+    pub digest: Digest,
+    /// The media type to serve it with.
+    pub media_type: String,
+    /// Its bytes, as they came.
+    pub bytes: Vec<u8>,
+    /// What the bytes mean.
+    pub manifest: Manifest,
+    /// When the registry answered, by its own clock, as Unix seconds.
+    pub date: Option<u64>,
+    /// The [`Endpoint::name`] that answered.
+    pub endpoint: String,
+}
+
+/// What [`Endpoint::examine`] found of an upstream that answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Examined {
+    /// Its rate limit, if it reports one.
+    pub limit: Option<RateLimit>,
+}
+
+/// Pulls that an upstream still gives in its period.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Those that are left.
+    pub left: u64,
+    /// Of how many.
+    pub of: Option<u64>,
+}
+
+/// A page of tags or repositories.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamePage {
+    /// The names; what is not a name is left out.
+    pub names: Vec<String>,
+    /// There is a next page.
+    pub more: bool,
+}
+
+impl NamePage {
+    /// The page that was asked for where an upstream that knows no pages, such as distribution 2.8 for tags, sent the
+    /// whole list in an order of its own. A page by upstream's own paging stays as it came.
+    pub(super) fn in_order(mut self, n: Option<usize>, last: Option<&str>) -> NamePage {
+        let too_many = n.is_some_and(|n| self.names.len() > n);
+        let from_the_start = last.is_none_or(|last| self.names.iter().any(|name| name == last));
+        if !self.more && (too_many || from_the_start) {
+            self.names.sort_unstable();
+            self.names.retain(|name| last.is_none_or(|last| name.as_str() > last));
+            if let Some(n) = n
+                && self.names.len() > n
+            {
+                self.names.truncate(n);
+                self.more = true;
+            }
+        }
+        self
+    }
+}
+
+/// The manifests that refer to one (distribution-spec, "Listing ReferrerList").
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReferrerList {
+    /// An image index, as it came.
+    pub bytes: Vec<u8>,
+    /// The upstream has applied the filter that was asked for.
+    pub filtered: bool,
+}
+
+impl Endpoint {
+    /// `registry-1.docker.io:443`
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The key under which its outage is remembered over a restart.
+    pub fn note(&self) -> &str {
+        &self.note
+    }
+
+    /// Whether credentials are configured: then what it gives is not for everybody.
+    pub fn is_private(&self) -> bool {
+        self.login.has_credentials()
+    }
+
+    /// Whether requests should wait for it.
+    pub fn breaker(&self) -> &Breaker {
+        &self.breaker
+    }
+
+    /// Body bytes taken from it so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Asks what a manifest is, which registries do not meter.
+    ///
+    /// An upstream that knows no HEAD (405, 501) or sends no digest gives a head without digest: then
+    /// [`Endpoint::fetch_manifest`] tells.
+    pub(super) fn head_manifest(
+        &self,
+        repository: &RepositoryName,
+        reference: &ManifestRef,
+        deadline: Deadline,
+    ) -> Result<ManifestHead, Failure> {
+        let reply = self.ask(&Question {
+            class: Class::ManifestHead,
+            accept: Some(media::ACCEPT_MANIFESTS),
+            ..Question::repository(repository, &format!("manifests/{reference}"), deadline)
+        })?;
+        let (date, endpoint) = (reply.date(), self.name.clone());
+        if matches!(reply.status(), 405 | 501) {
+            return Ok(ManifestHead { digest: None, media_type: None, size: None, date, endpoint });
+        }
+        let reply = reply.found()?;
+        let digest = reply.digest();
+        if let (ManifestRef::Digest(wanted), Some(told)) = (reference, &digest)
+            && wanted.algorithm() == told.algorithm()
+            && wanted != told
+        {
+            return Err(reply.wrong(format!("was asked for {wanted} and answered {told}")));
+        }
+        let media_type = reply.header(header::CONTENT_TYPE.as_str()).map(media::essence);
+        Ok(ManifestHead { digest, media_type, size: reply.content_length(), date, endpoint })
+    }
+
+    /// Fetches a manifest. Its bytes hash to the digest returned, and its media type is that of its body.
+    pub(super) fn fetch_manifest(
+        &self,
+        repository: &RepositoryName,
+        reference: &ManifestRef,
+        deadline: Deadline,
+    ) -> Result<FetchedManifest, Failure> {
+        let reply = self.ask(&Question {
+            class: Class::ManifestGet,
+            accept: Some(media::ACCEPT_MANIFESTS),
+            ..Question::repository(repository, &format!("manifests/{reference}"), deadline)
+        })?;
+        let mut reply = reply.found()?;
+        reply.verbatim()?;
+        let bytes = reply.read_body(MANIFEST_BYTES_MAX, &self.bytes)?;
+        let digest = match (reference, reply.digest()) {
+            (ManifestRef::Digest(wanted), _) => wanted.clone(),
+            (ManifestRef::Tag(_), Some(told)) => told,
+            (ManifestRef::Tag(_), None) => Digest::of(crate::oci::Algorithm::Sha256, &bytes),
+        };
+        let actual = Digest::of(digest.algorithm(), &bytes);
+        if actual != digest {
+            return Err(reply.wrong(format!("the manifest should be {digest} and hashes to {actual}")));
+        }
+        let manifest = Manifest::parse(&bytes, reply.header(header::CONTENT_TYPE.as_str()))
+            .map_err(|why| reply.wrong(why))?;
+        let media_type = manifest.media_type.clone();
+        let (date, endpoint) = (reply.date(), self.name.clone());
+        Ok(FetchedManifest { digest, media_type, bytes, manifest, date, endpoint })
+    }
+
+    /// Opens a blob at byte `from`. An upstream that ignores the range sends the bytes before it again.
+    pub(super) fn open_blob(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        from: u64,
+        deadline: Deadline,
+    ) -> Result<BlobStream, Failure> {
+        let reply = self.ask(&Question {
+            class: Class::Blob,
+            from,
+            ..Question::repository(repository, &format!("blobs/{digest}"), deadline)
+        })?;
+        let reply = reply.found()?;
+        reply.verbatim()?;
+        let (position, total) = if reply.status() == 206 {
+            let range = reply.header(header::CONTENT_RANGE.as_str()).and_then(challenge::content_range);
+            match range {
+                Some((start, length)) if start == from => {
+                    (from, length.or_else(|| reply.content_length().and_then(|left| from.checked_add(left))))
+                }
+                Some((start, _)) => {
+                    return Err(reply.wrong(format!("was asked for byte {from} and begins at {start}")));
+                }
+                None => return Err(reply.wrong("a partial answer has no usable Content-Range")),
+            }
+        } else {
+            (0, reply.content_length())
+        };
+        if let Some(total) = total.filter(|&total| total > BLOB_BYTES_MAX || total < from) {
+            return Err(reply.wrong(format!("announces {total} bytes, which the blob cannot have")));
+        }
+        Ok(BlobStream {
+            total,
+            host: reply.host,
+            body: reply.body,
+            position,
+            from,
+            failed: None,
+            bytes: self.bytes.clone(),
+            pace: self.pace.clone(),
+            attempt: self.breaker.begin(),
+            breaker: self.breaker.clone(),
+        })
+    }
+
+    /// Asks whether a blob is there; its size in bytes, if the upstream says.
+    pub(super) fn head_blob(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        deadline: Deadline,
+    ) -> Result<Option<u64>, Failure> {
+        let reply = self.ask(&Question {
+            class: Class::BlobHead,
+            ..Question::repository(repository, &format!("blobs/{digest}"), deadline)
+        })?;
+        Ok(reply.found()?.content_length())
+    }
+
+    /// A page of at most `n` tags after `last`.
+    pub(super) fn list_tags(
+        &self,
+        repository: &RepositoryName,
+        n: Option<usize>,
+        last: Option<&str>,
+        deadline: Deadline,
+    ) -> Result<NamePage, Failure> {
+        let question =
+            Question::repository(repository, &format!("tags/list{}", page_query(n, last)), deadline);
+        let page = self.page(&question, |name| name.parse::<Tag>().is_ok())?;
+        Ok(page.in_order(n, last))
+    }
+
+    /// A page of at most `n` repositories after `last`.
+    pub(super) fn catalog(
+        &self,
+        n: Option<usize>,
+        last: Option<&str>,
+        deadline: Deadline,
+    ) -> Result<NamePage, Failure> {
+        let scope = "registry:catalog:*".to_owned();
+        let question = Question::new(format!("_catalog{}", page_query(n, last)), scope, deadline);
+        let page = self.page(&question, |name| name.parse::<RepositoryName>().is_ok())?;
+        Ok(page.in_order(n, last))
+    }
+
+    fn page(&self, question: &Question, is_name: impl Fn(&str) -> bool) -> Result<NamePage, Failure> {
+        let mut reply = self.ask(question)?.found()?;
+        let more = reply.header(header::LINK.as_str()).is_some_and(challenge::has_next);
+        let bytes = reply.read_body(LIST_BYTES_MAX, &self.bytes)?;
+        let list: NameList = serde_json::from_slice(&bytes)
+            .map_err(|error| reply.wrong(format!("the list cannot be parsed: {error}")))?;
+        let mut names = list.tags.or(list.repositories).unwrap_or_default().0;
+        names.retain(|name| is_name(name));
+        Ok(NamePage { names, more })
+    }
+
+    /// The manifests that refer to `digest`; `Missing` where the upstream does not know the question.
+    pub(super) fn referrers(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        artifact_type: Option<&str>,
+        deadline: Deadline,
+    ) -> Result<ReferrerList, Failure> {
+        let filter = artifact_type.map(|t| format!("?artifactType={}", query_value(t))).unwrap_or_default();
+        let question = Question {
+            accept: Some(media::OCI_INDEX),
+            ..Question::repository(repository, &format!("referrers/{digest}{filter}"), deadline)
+        };
+        let mut reply = self.ask(&question)?.found()?;
+        let bytes = reply.read_body(LIST_BYTES_MAX, &self.bytes)?;
+        let index = Manifest::parse(&bytes, reply.header(header::CONTENT_TYPE.as_str()))
+            .map_err(|why| reply.wrong(why))?;
+        if index.kind != Kind::Index {
+            return Err(reply.wrong("the list of referrers is not an index"));
+        }
+        let filtered = reply
+            .header("oci-filters-applied")
+            .is_some_and(|value| value.split(',').any(|f| f.trim().eq_ignore_ascii_case("artifactType")));
+        Ok(ReferrerList { bytes, filtered })
+    }
+
+    /// Asks whether it is there, on a new connection. Any status below 500 means that it is.
+    ///
+    /// # Errors
+    /// `Unreachable`: no connection, no answer in time, or a status from 500 on.
+    pub fn probe(&self) -> Result<(), Failure> {
+        let attempt = self.breaker.begin();
+        let outcome = self.probe_quietly();
+        match &outcome {
+            Ok(()) => self.breaker.succeeded(),
+            Err(failure) => self.breaker.failed(attempt, failure),
+        }
+        outcome
+    }
+
+    /// Asks what the owner should know: whether it answers and takes the login, and what it says of its rate limit.
+    /// A question for a person who waits; no pull needs it.
+    ///
+    /// # Errors
+    /// Why it does not answer, or does not accept the login.
+    pub fn examine(&self) -> Result<Examined, Failure> {
+        let mut limit = None;
+        match self.ask(&Question::new(String::new(), String::new(), Deadline::after(QUESTION_TIME_MAX))) {
+            Ok(reply) => limit = reply.rate_limit(),
+            // Without credentials a registry may give nothing but its public repositories.
+            Err(Failure::Denied { .. }) if !self.is_private() => {}
+            Err(failure) => return Err(failure),
+        }
+        if limit.is_none() && self.registry.as_str() == "docker.io" {
+            // Docker Hub's own repository for this question; a HEAD of it costs nothing.
+            let scope = "repository:ratelimitpreview/test:pull".to_owned();
+            let target = "ratelimitpreview/test/manifests/latest".to_owned();
+            let question = Question {
+                class: Class::ManifestHead,
+                accept: Some(media::ACCEPT_MANIFESTS),
+                ..Question::new(target, scope, Deadline::after(QUESTION_TIME_MAX))
+            };
+            limit = self.ask(&question).ok().and_then(|reply| reply.rate_limit());
+        }
+        Ok(Examined { limit })
+    }
+
+    /// [`Endpoint::probe`] without a word to the breaker.
+    pub(super) fn probe_quietly(&self) -> Result<(), Failure> {
+        let times = self.wire.times();
+        let address = self.address("");
+        let response = self.wire.send(&WireRequest {
+            lane: Lane::Manifests,
+            method: Method::GET,
+            address: &address,
+            accept: None,
+            from: 0,
+            authorization: None,
+            deadline: Deadline::after(times.connect + times.header.min(PROBE_HEADER_TIME_MAX)),
+            fresh: true,
+        })?;
+        match response.status().as_u16() {
+            status @ 500.. => Err(server_error(&address.origin.host, status)),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn address(&self, target: &str) -> Address {
+        let prefix = self.base.target.trim_end_matches('/');
+        Address { origin: self.base.origin.clone(), target: format!("{prefix}/v2/{target}") }
+    }
+}
+
+impl std::fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Endpoint")
+            .field("registry", &self.registry)
+            .field("base", &self.base)
+            .finish_non_exhaustive()
+    }
+}
+
+fn page_query(n: Option<usize>, last: Option<&str>) -> String {
+    match (n, last) {
+        (None, None) => String::new(),
+        (Some(n), None) => format!("?n={n}"),
+        (None, Some(last)) => format!("?last={}", query_value(last)),
+        (Some(n), Some(last)) => format!("?n={n}&last={}", query_value(last)),
+    }
+}

@@ -1,0 +1,188 @@
+//! An answer of an endpoint: its header as typed values, and its body within limits.
+
+use super::challenge::{self, Challenge};
+use super::endpoint::RateLimit;
+use super::failure::{Cause, Failure};
+use crate::budget::{ERROR_BODY_BYTES_MAX, UPSTREAM_NAMES_MAX};
+use crate::oci::{Digest, quoted};
+use serde::Deserialize;
+use std::io::Read;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, UNIX_EPOCH};
+use ureq::http::{Response, header};
+use ureq::{Body, BodyReader};
+
+/// An answer, its body not yet read.
+pub(super) struct EndpointReply {
+    pub host: String,
+    parts: ureq::http::response::Parts,
+    pub body: BodyReader<'static>,
+}
+
+impl EndpointReply {
+    pub fn new(host: String, response: Response<Body>) -> Self {
+        let (parts, body) = response.into_parts();
+        EndpointReply { host, parts, body: body.into_reader() }
+    }
+
+    pub fn status(&self) -> u16 {
+        self.parts.status.as_u16()
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.parts.headers.get(name)?.to_str().ok()
+    }
+
+    pub fn content_length(&self) -> Option<u64> {
+        if self.parts.headers.contains_key(header::TRANSFER_ENCODING) {
+            return None;
+        }
+        self.header(header::CONTENT_LENGTH.as_str())?.trim().parse().ok()
+    }
+
+    pub fn digest(&self) -> Option<Digest> {
+        self.header("docker-content-digest")?.trim().parse().ok()
+    }
+
+    /// `ratelimit-remaining: 76;w=21600` and `ratelimit-limit: 100;w=21600`.
+    pub fn rate_limit(&self) -> Option<RateLimit> {
+        let number = |name| self.header(name)?.split(';').next()?.trim().parse().ok();
+        Some(RateLimit { left: number("ratelimit-remaining")?, of: number("ratelimit-limit") })
+    }
+
+    pub fn challenge(&self) -> Option<Challenge> {
+        let values = self.parts.headers.get_all(header::WWW_AUTHENTICATE);
+        challenge::choose(values.iter().filter_map(|value| value.to_str().ok()))
+    }
+
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.header(header::RETRY_AFTER.as_str())?.trim().parse().ok().map(Duration::from_secs)
+    }
+
+    /// When the registry gave the answer, as Unix seconds: `Date`, plus the `Age` of an answer out of a cache
+    /// (RFC 9110, 6.6.1; RFC 9111, 5.1).
+    pub fn date(&self) -> Option<u64> {
+        let date = httpdate::parse_http_date(self.header(header::DATE.as_str())?.trim()).ok()?;
+        let age = self.header(header::AGE.as_str()).and_then(|age| age.trim().parse().ok()).unwrap_or(0);
+        date.duration_since(UNIX_EPOCH).ok()?.as_secs().checked_add(age)
+    }
+
+    pub fn wrong(&self, message: impl std::fmt::Display) -> Failure {
+        Failure::wrong(&self.host, message)
+    }
+
+    /// The reply if it is one that has what was asked for.
+    ///
+    /// # Errors
+    /// By its status: `Missing`, `Denied`, `Unreachable` or `Wrong`.
+    pub fn found(mut self) -> Result<EndpointReply, Failure> {
+        let status = self.status();
+        if matches!(status, 200 | 206) {
+            return Ok(self);
+        }
+        let message = self.error_message();
+        let detail = format!("{}: answered {status}{message}", self.host);
+        Err(match status {
+            404 | 410 | 405 | 501 => Failure::Missing { detail },
+            401 | 403 | 451 => Failure::Denied { status, detail },
+            408 => Failure::Unreachable { cause: Cause::Timeout, detail },
+            _ => Failure::Wrong { detail },
+        })
+    }
+
+    /// Refuses a body that is not the content itself: it was not asked to be compressed.
+    ///
+    /// # Errors
+    /// `Wrong`, if it is encoded.
+    pub fn verbatim(&self) -> Result<(), Failure> {
+        match self.header(header::CONTENT_ENCODING.as_str()) {
+            Some(coding) if !coding.trim().eq_ignore_ascii_case("identity") => {
+                Err(self.wrong(format!("the answer is encoded as {}", quoted(coding))))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The complete body, if it is no longer than `most`.
+    ///
+    /// # Errors
+    /// `Wrong` if it is longer, `Unreachable` if it is cut.
+    pub fn read_body(&mut self, most: u64, count: &AtomicU64) -> Result<Vec<u8>, Failure> {
+        let long = |reply: &EndpointReply| reply.wrong(format!("the answer is larger than {most} bytes"));
+        let announced = self.content_length();
+        if announced.is_some_and(|length| length > most) {
+            return Err(long(self));
+        }
+        let mut bytes = Vec::new();
+        let outcome = self.body.by_ref().take(most + 1).read_to_end(&mut bytes);
+        count.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        outcome.map_err(|error| Failure::from_client(&self.host, ureq::Error::from(error)))?;
+        if bytes.len() as u64 > most { Err(long(self)) } else { Ok(bytes) }
+    }
+
+    /// Reads the rest of a small body, so that its connection can be used again.
+    pub fn drain(mut self) {
+        let mut rest = Vec::new();
+        drop(self.body.by_ref().take(ERROR_BODY_BYTES_MAX).read_to_end(&mut rest));
+    }
+
+    /// `: "message"` from an error body (distribution-spec, "Error Codes"), or nothing.
+    pub fn error_message(&mut self) -> String {
+        let mut bytes = Vec::new();
+        if self.body.by_ref().take(ERROR_BODY_BYTES_MAX).read_to_end(&mut bytes).is_err() {
+            return String::new();
+        }
+        let errors: Option<ErrorBody> = serde_json::from_slice(&bytes).ok();
+        let message = errors.and_then(|body| body.errors.into_iter().next()).and_then(|error| error.message);
+        message.filter(|m| !m.is_empty()).map_or(String::new(), |message| format!(": {}", quoted(&message)))
+    }
+}
+
+#[derive(Deserialize)]
+struct ErrorBody {
+    errors: Vec<ErrorEntry>,
+}
+
+#[derive(Deserialize)]
+struct ErrorEntry {
+    #[serde(default)]
+    message: Option<String>,
+}
+
+/// A page of tags or repositories, as it is sent.
+#[derive(Deserialize)]
+pub(super) struct NameList {
+    #[serde(default)]
+    pub tags: Option<ListedNames>,
+    #[serde(default)]
+    pub repositories: Option<ListedNames>,
+}
+
+/// Names, no more than `UPSTREAM_NAMES_MAX`.
+#[derive(Default)]
+pub(super) struct ListedNames(pub Vec<String>);
+
+impl<'de> Deserialize<'de> for ListedNames {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = ListedNames;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(f, "at most {UPSTREAM_NAMES_MAX} names")
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut items: A) -> Result<ListedNames, A::Error> {
+                let mut names = Vec::new();
+                while let Some(name) = items.next_element()? {
+                    if names.len() == UPSTREAM_NAMES_MAX {
+                        return Err(serde::de::Error::invalid_length(names.len() + 1, &self));
+                    }
+                    names.push(name);
+                }
+                Ok(ListedNames(names))
+            }
+        }
+        deserializer.deserialize_seq(Visitor)
+    }
+}

@@ -1,0 +1,103 @@
+//! Repair: what was corrupt is fetched again where its upstream can be reached and something still needs it.
+
+use super::super::context::Context;
+use super::super::fill::FillPool;
+use super::super::progress::Demand;
+use super::manifest::Manifests;
+use crate::budget;
+use crate::oci::{Digest, Repository};
+use crate::store::{ContentLink, StoreError};
+use crate::sync::Mutex;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+/// Corrupt content, and how often it was tried to be fetched again.
+pub(in crate::mirror) struct Repairs {
+    context: Arc<Context>,
+    manifests: Arc<Manifests>,
+    fills: Arc<FillPool>,
+    tried: Mutex<HashMap<Digest, u32>>,
+}
+
+impl Repairs {
+    pub(in crate::mirror) fn new(
+        context: Arc<Context>,
+        manifests: Arc<Manifests>,
+        fills: Arc<FillPool>,
+    ) -> Repairs {
+        Repairs { context, manifests, fills, tried: Mutex::default() }
+    }
+
+    /// An upstream is back: what was corrupt is tried again at the next occasion.
+    pub(in crate::mirror) fn retry(&self) {
+        self.tried.lock().values_mut().for_each(|tried| *tried = 1);
+    }
+
+    /// Begins to refetch what is in quarantine, and does not wait for it.
+    pub(in crate::mirror) fn refetch(&self) {
+        let mut known = self.tried.lock();
+        let corrupt: HashSet<Digest> = self.context.store.quarantined().into_iter().collect();
+        known.retain(|digest, _| corrupt.contains(digest));
+        for digest in corrupt {
+            let tried = known.entry(digest.clone()).or_default();
+            // It is worth a try for as long as it is wanted, at growing distances, and at once when an upstream is back.
+            *tried = tried.saturating_add(1);
+            if !tried.is_power_of_two() {
+                continue;
+            }
+            match self.refetch_one(&digest, *tried == 1) {
+                Ok(()) => {}
+                Err(StoreError::Rebuilding) => return,
+                Err(problem) => log::warn!("what needs {digest} cannot be looked up: {problem}"),
+            }
+        }
+    }
+
+    fn refetch_one(&self, digest: &Digest, first: bool) -> Result<(), StoreError> {
+        let links = self.context.store.links_to(digest)?;
+        let images = if first { self.images_with(digest, &links)? } else { Vec::new() };
+        if !images.is_empty() {
+            let images = images.join(", ");
+            log::error!("{digest} was corrupt on the disk; not complete without it: {images}");
+        }
+        if links.is_empty() {
+            log::info!("{digest} was corrupt on the disk, and nothing needs it any more");
+            self.context.store.forget_quarantined(digest);
+            return Ok(());
+        }
+        let reachable = links.iter().find(|(repository, _)| {
+            let upstream = self.context.upstreams.find(&repository.registry);
+            upstream.is_some_and(|upstream| upstream.link().is_up())
+        });
+        let Some((repository, link)) = reachable else { return Ok(()) };
+        let begun = if link.media_type.is_some() {
+            self.manifests.prefetch(repository, digest)
+        } else {
+            self.fills.begin(repository, digest, link.size, Demand::Background).map(drop)
+        };
+        if let Err(refusal) = begun {
+            log::warn!("{digest} of {repository} could not be refetched: {refusal}");
+        }
+        Ok(())
+    }
+
+    /// The tags that lack this content.
+    fn images_with(
+        &self,
+        digest: &Digest,
+        links: &[(Repository, ContentLink)],
+    ) -> Result<Vec<String>, StoreError> {
+        let mut images = Vec::new();
+        for (repository, _) in links {
+            for (tag, record) in self.context.store.tags(repository, None, budget::PENDING_TAGS_MAX)? {
+                for version in record.candidates() {
+                    if self.context.closure(&version.digest)?.absent.contains_key(digest) {
+                        images.push(format!("{repository}:{tag}"));
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(images)
+    }
+}

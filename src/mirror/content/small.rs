@@ -1,0 +1,62 @@
+//! Small public manifests, kept in memory until the store changes.
+//!
+//! Invariants. One is given out only while the store's stamp is the one that was taken before it was read, so it is as
+//! right as if it were read now. What needs a login is never kept. All of them together cost no more than
+//! [`budget::SMALL_MANIFESTS_BYTES_MAX`]; when that is reached they are forgotten and read again.
+
+use crate::budget;
+use crate::oci::{Digest, Repository};
+use crate::store::Stamp;
+use crate::sync::Mutex;
+use bytes::Bytes;
+use std::collections::HashMap;
+
+/// A manifest with its bytes at hand, which hash to its digest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SmallManifest {
+    /// The media type to serve it with.
+    pub media_type: Bytes,
+    /// Its digest in quotation marks ([`Digest::quoted`]).
+    pub quoted: Bytes,
+    /// Its content.
+    pub bytes: Bytes,
+}
+
+impl SmallManifest {
+    /// A manifest of which it is known that it hashes to `digest`.
+    pub(super) fn new(media_type: &str, digest: &Digest, bytes: Vec<u8>) -> SmallManifest {
+        let media_type = Bytes::from(media_type.to_owned());
+        SmallManifest { media_type, quoted: digest.quoted().into(), bytes: bytes.into() }
+    }
+}
+
+/// The small manifests that are in memory.
+#[derive(Default)]
+pub(super) struct SmallManifests(Mutex<Kept>);
+
+#[derive(Default)]
+struct Kept {
+    manifests: HashMap<(Repository, Digest), (Stamp, SmallManifest)>,
+    bytes: usize,
+}
+
+impl SmallManifests {
+    /// The manifest `key`, if it is kept and holds at `stamp`.
+    pub(super) fn find(&self, stamp: Stamp, key: &(Repository, Digest)) -> Option<SmallManifest> {
+        let kept = self.0.lock();
+        kept.manifests.get(key).filter(|(at, _)| *at == stamp).map(|(_, manifest)| manifest.clone())
+    }
+
+    /// Keeps a manifest that was read after `stamp` was taken.
+    pub(super) fn keep(&self, stamp: Stamp, key: (Repository, Digest), manifest: SmallManifest) {
+        let cost = |manifest: &SmallManifest| budget::SMALL_MANIFEST_COST_BYTES + manifest.bytes.len();
+        let mut kept = self.0.lock();
+        if kept.bytes.saturating_add(cost(&manifest)) > budget::SMALL_MANIFESTS_BYTES_MAX {
+            *kept = Kept::default();
+        }
+        kept.bytes += cost(&manifest);
+        if let Some((_, before)) = kept.manifests.insert(key, (stamp, manifest)) {
+            kept.bytes -= cost(&before);
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! Uncached streams: content that the disk does not take is given to the client that asked, and not stored.
+//!
+//! Each client costs the upstream its bytes, and a range costs those before it, because nothing is believed before the
+//! hash of it all is right: here too the last piece is held back until then. As many are streamed as there are download
+//! slots; one more is [`Refusal::Busy`].
+
+use super::super::context::Context;
+use super::super::fill::download_failed;
+use super::super::progress::Fill;
+use super::super::refusal::{Missing, Refusal};
+use crate::budget;
+use crate::fetch::Upstream;
+use crate::oci::{Digest, Hasher, Repository};
+use bytes::Bytes;
+use std::io;
+use std::sync::Arc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+/// The pieces of a blob on their way from an upstream to one client.
+pub type Pieces = mpsc::Receiver<io::Result<Bytes>>;
+
+/// What is streamed and not stored.
+pub(in crate::mirror) struct Streams {
+    context: Arc<Context>,
+    slots: Arc<Semaphore>,
+}
+
+/// The right to pass something on from memory.
+#[derive(Debug, Clone)]
+pub(super) struct StreamSlot {
+    _permit: Arc<OwnedSemaphorePermit>,
+}
+
+impl StreamSlot {
+    /// `bytes`, which keep the slot taken while they are read.
+    pub(super) fn pay_for(&self, bytes: Bytes) -> Bytes {
+        struct Paid {
+            bytes: Bytes,
+            _slot: StreamSlot,
+        }
+        impl AsRef<[u8]> for Paid {
+            fn as_ref(&self) -> &[u8] {
+                &self.bytes
+            }
+        }
+        Bytes::from_owner(Paid { bytes, _slot: self.clone() })
+    }
+}
+
+/// One blob to be streamed.
+struct UncachedBlob {
+    upstream: Arc<Upstream>,
+    repository: Repository,
+    digest: Digest,
+    /// The size that a manifest states.
+    stated: Option<u64>,
+}
+
+impl Streams {
+    pub(in crate::mirror) fn new(context: Arc<Context>) -> Streams {
+        let slots = context.config.now().fetch.streams;
+        Streams { context, slots: Arc::new(Semaphore::new(slots)) }
+    }
+
+    /// A slot, if one is free.
+    pub(super) fn slot(&self) -> Option<StreamSlot> {
+        let slot = Arc::clone(&self.slots).try_acquire_owned();
+        slot.ok().map(|permit| StreamSlot { _permit: Arc::new(permit) })
+    }
+
+    /// Every slot is taken.
+    pub(super) fn busy() -> Refusal {
+        Refusal::Busy("all fetch.streams download slots are in use; retry".into())
+    }
+
+    /// Streams a blob: its size, and its pieces from the first byte on. `cause`: why it is not stored.
+    ///
+    /// # Errors
+    /// As for any blob; [`Refusal::Busy`] when every slot is taken.
+    pub(super) async fn stream_uncached(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        stated: Option<u64>,
+        cause: &str,
+    ) -> Result<(u64, Pieces), Refusal> {
+        let upstream = self.context.upstream(&repository.registry)?;
+        let slot = self.slot().ok_or_else(Streams::busy)?;
+        log::warn!("{digest} of {repository} is streamed and not stored: {cause}");
+        let blob = UncachedBlob { upstream, repository: repository.clone(), digest: digest.clone(), stated };
+        let (opened, total) = oneshot::channel();
+        let (pieces, received) = mpsc::channel(budget::THROUGH_PIECES);
+        std::thread::Builder::new()
+            .name("stream".into())
+            .stack_size(budget::THREAD_STACK_BYTES)
+            .spawn(move || {
+                blob.run(opened, &pieces);
+                drop(slot);
+            })
+            .map_err(|e| Refusal::Busy(format!("no thread for another download: {e}")))?;
+        match tokio::time::timeout(budget::MISS_WAIT_MAX, total).await {
+            Ok(Ok(total)) => Ok((total?, received)),
+            Ok(Err(_)) => Err(download_failed()),
+            Err(_) => Err(Refusal::Unavailable(format!("{} is slow to offer {digest}", repository.registry))),
+        }
+    }
+
+    /// Goes on with a download that the disk would not take to its end, for one client: the blob of `total` bytes comes
+    /// from its first byte again.
+    ///
+    /// # Errors
+    /// As [`Streams::stream_uncached`]; [`Refusal::Unavailable`] if its size has changed.
+    pub(in crate::mirror) async fn resume_uncached(
+        &self,
+        repository: &Repository,
+        fill: &Fill,
+        total: u64,
+        cause: &str,
+    ) -> Result<Pieces, Refusal> {
+        match self.stream_uncached(repository, fill.digest(), fill.stated(), cause).await? {
+            (offered, pieces) if offered == total => Ok(pieces),
+            _ => Err(Refusal::Unavailable(format!("{} changed its size", fill.digest()))),
+        }
+    }
+}
+
+impl UncachedBlob {
+    /// Says in `opened` how large the blob is, and passes it on.
+    fn run(&self, opened: oneshot::Sender<Result<u64, Refusal>>, pieces: &mpsc::Sender<io::Result<Bytes>>) {
+        let mut stream = match self.upstream.open_blob(&self.repository.name, &self.digest, 0) {
+            Ok(stream) => stream,
+            Err(failure) => {
+                let _ = opened.send(Err(Refusal::from_failure(&failure, Missing::Blob)));
+                return;
+            }
+        };
+        let fits = |total: &u64| self.stated.is_none_or(|stated| stated == *total);
+        let Some(total) = stream.total.or(self.stated).filter(fits) else {
+            let name = self.upstream.name();
+            let text = format!("{name} does not offer {} in the size it should have", self.digest);
+            let _ = opened.send(Err(Refusal::Unavailable(text)));
+            return;
+        };
+        if opened.send(Ok(total)).is_err() {
+            return;
+        }
+        let read = |buffer: &mut [u8]| stream.read(buffer).map_err(|failure| failure.to_string());
+        if let Err(problem) = pass_on(read, &self.digest, total, pieces) {
+            log::warn!("{} was cut while it was streamed: {problem}", self.digest);
+            let _ = pieces.blocking_send(Err(io::Error::other(problem)));
+        }
+    }
+}
+
+/// Passes a body on, all but its last piece as it comes, and that once the hash of the whole is right. `Err` says what
+/// went wrong; a client that has gone is no failure.
+fn pass_on(
+    mut read: impl FnMut(&mut [u8]) -> Result<usize, String>,
+    digest: &Digest,
+    total: u64,
+    pieces: &mpsc::Sender<io::Result<Bytes>>,
+) -> Result<(), String> {
+    let mut hasher = Hasher::new(digest.algorithm());
+    let held_back = usize::try_from(budget::HELD_BACK_BYTES).unwrap_or(usize::MAX);
+    // What has come and has not been passed on: never more than a chunk and what is held back.
+    let mut waiting = Vec::new();
+    let mut chunk = vec![0; budget::SERVE_CHUNK_BYTES];
+    let mut come = 0u64;
+    loop {
+        let n = read(&mut chunk)?;
+        if n == 0 {
+            break;
+        }
+        come += n as u64;
+        if come > total {
+            return Err(format!("it has more than its {total} bytes"));
+        }
+        hasher.update(&chunk[..n]);
+        waiting.extend_from_slice(&chunk[..n]);
+        if waiting.len() > held_back {
+            let rest = waiting.split_off(waiting.len() - held_back);
+            if pieces.blocking_send(Ok(Bytes::from(std::mem::replace(&mut waiting, rest)))).is_err() {
+                return Ok(());
+            }
+        }
+    }
+    if come < total {
+        return Err(format!("it ended after {come} of {total} bytes"));
+    }
+    let actual = hasher.finish();
+    if actual != *digest {
+        return Err(format!("it hashes to {actual}"));
+    }
+    let _ = pieces.blocking_send(Ok(Bytes::from(waiting)));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Algorithm;
+
+    /// What a client gets of a body that comes in pieces of 10,000 bytes.
+    fn passed_on(body: &[u8], digest: &Digest, total: u64) -> (Vec<u8>, Result<(), String>) {
+        let (sender, mut received) = mpsc::channel(1_000);
+        let mut left = body;
+        let read = |buffer: &mut [u8]| {
+            let n = left.len().min(10_000).min(buffer.len());
+            let (now, later) = left.split_at(n);
+            buffer[..n].copy_from_slice(now);
+            left = later;
+            Ok(n)
+        };
+        let outcome = pass_on(read, digest, total, &sender);
+        drop(sender);
+        let mut got = Vec::new();
+        while let Some(piece) = received.blocking_recv() {
+            got.extend_from_slice(&piece.unwrap());
+        }
+        (got, outcome)
+    }
+
+    #[test]
+    fn the_last_piece_waits_for_the_hash() {
+        let body: Vec<u8> = (0..100_000u32).map(|n| n as u8).collect();
+        let digest = Digest::of(Algorithm::Sha256, &body);
+        assert_eq!(passed_on(&body, &digest, 100_000), (body.clone(), Ok(())));
+        assert_eq!(passed_on(b"", &Digest::of(Algorithm::Sha256, b""), 0), (Vec::new(), Ok(())));
+        let mut wrong = body.clone();
+        wrong[5] ^= 1;
+        for (sent, total) in [(&wrong[..], 100_000), (&body[..99_000], 100_000), (&body[..], 99_000)] {
+            let (got, outcome) = passed_on(sent, &digest, total);
+            assert!(outcome.is_err());
+            assert!(got.len() <= 100_000 - 4_096, "{} bytes were passed on", got.len());
+        }
+    }
+}

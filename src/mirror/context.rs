@@ -1,0 +1,192 @@
+//! What every part of the mirror works on: the configuration, the store, the upstreams, the kit, and what is counted.
+//!
+//! It owns no decision. Work that may wait for the disk is done on the runtime's threads for that ([`Context::blocking`]).
+
+use super::counters::Counters;
+use super::pulls::Pulls;
+use super::refusal::Refusal;
+use crate::config::{Config, LiveConfig};
+use crate::decide::Reach;
+use crate::fetch::{Cause, Failure, LinkState, Upstream, Upstreams};
+use crate::image::{Closure, closure};
+use crate::kit::Kit;
+use crate::oci::{Digest, RegistryName, Repository};
+use crate::store::{Store, StoreError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// What the parts share.
+pub(super) struct Context {
+    pub(super) config: LiveConfig,
+    pub(super) store: Arc<Store>,
+    pub(super) upstreams: Arc<Upstreams>,
+    /// The other boards, if there is a kit.
+    pub(super) kit: Option<Arc<Kit>>,
+    pub(super) counters: Counters,
+    pub(super) pulls: Pulls,
+    stopping: AtomicBool,
+}
+
+impl Context {
+    pub(super) fn new(config: Arc<Config>, store: Arc<Store>, upstreams: Upstreams) -> Context {
+        let kit = config.kit.as_ref().map(|settings| Arc::new(Kit::new(settings)));
+        Context {
+            config: LiveConfig::new(config),
+            store,
+            upstreams: Arc::new(upstreams),
+            kit,
+            counters: Counters::default(),
+            pulls: Pulls::default(),
+            stopping: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// The upstream of a registry.
+    pub(super) fn upstream(&self, registry: &RegistryName) -> Result<Arc<Upstream>, Refusal> {
+        self.upstreams.find(registry).cloned().ok_or_else(|| Refusal::UnknownRegistry(registry.clone()))
+    }
+
+    /// What a manifest needs and has, for the wanted platforms.
+    pub(super) fn closure(&self, digest: &Digest) -> Result<Closure, StoreError> {
+        closure(&self.store, &self.config.now().platforms, digest)
+    }
+
+    /// The size that a manifest of a repository states for some content, in bytes.
+    pub(super) fn stated_size(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<u64>, StoreError> {
+        match self.store.link(repository, digest) {
+            Ok(link) => Ok(link.and_then(|link| link.size)),
+            Err(problem) if problem.is_without_index() => Ok(None),
+            Err(problem) => Err(problem),
+        }
+    }
+
+    /// Does work that may wait for the disk, off the threads that serve connections.
+    pub(super) async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Context) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        self.try_blocking(work).await.map_err(|problem| Refusal::from_store(&problem))
+    }
+
+    /// The same, for callers that tell the store's failures apart.
+    pub(super) async fn try_blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Context) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let context = Arc::clone(self);
+        let done = tokio::task::spawn_blocking(move || work(&context)).await;
+        done.unwrap_or_else(|e| {
+            let source = std::io::Error::other(e.to_string());
+            Err(StoreError::Io { what: "cannot ask the store".into(), source })
+        })
+    }
+}
+
+/// The way to an upstream, as decisions see it.
+pub(super) fn reach(link: &LinkState) -> Reach {
+    match link {
+        LinkState::NotAsked => Reach::NotAsked,
+        LinkState::Up => Reach::Up,
+        LinkState::Slow { .. } => Reach::Slow,
+        LinkState::Down { restored: true, .. } => Reach::RememberedDown,
+        LinkState::Down { restored: false, .. } => Reach::Down,
+    }
+}
+
+/// Since when an upstream is down and why: `docker.io is unreachable for 12 s: connection refused`.
+pub fn outage_text(upstream: &Upstream) -> String {
+    let name = upstream.name();
+    match upstream.link() {
+        LinkState::Down { cause, restored: true, .. } => {
+            format!("{name} is unreachable since before larder started: {cause}")
+        }
+        LinkState::Down { since, cause, restored: false } => {
+            format!("{name} is unreachable for {} s: {cause}", since.elapsed().as_secs())
+        }
+        LinkState::Slow { since } => format!("{name} is slow for {} s", since.elapsed().as_secs()),
+        LinkState::Up | LinkState::NotAsked => format!("{name} can be reached"),
+    }
+}
+
+/// An outage as the failure of a question that was not asked.
+pub(super) fn outage(upstream: &Upstream) -> Failure {
+    Failure::Unreachable { cause: Cause::Connection, detail: outage_text(upstream) }
+}
+
+/// Why content is not served while its upstream is known to be down.
+pub(super) fn unavailable(upstream: &Upstream, digest: &Digest) -> Refusal {
+    Refusal::Unavailable(format!("{}; {digest} is not cached", outage_text(upstream)))
+}
+
+/// Is told of content that has arrived in a repository. The tag part listens, so that what brings content need not know
+/// of tags.
+pub(super) trait Arrivals: Send + Sync {
+    /// Something of `repository` is on the disk now that was not before.
+    fn arrived(&self, repository: &Repository);
+}
+
+/// A context over a store of its own, for tests.
+#[cfg(test)]
+pub(super) mod testing {
+    use super::*;
+    use crate::auth::AccessClass;
+    use crate::config::Options;
+    use crate::oci::Algorithm;
+    use std::path::PathBuf;
+    use std::sync::atomic::AtomicU32;
+
+    /// A folder that goes when the test ends.
+    pub(in crate::mirror) struct Scratch(PathBuf);
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    /// A context whose configuration is `toml`, in a folder of its own.
+    pub(in crate::mirror) fn context(toml: &str) -> (Scratch, Arc<Context>) {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let n = COUNT.fetch_add(1, Ordering::Relaxed);
+        let folder = std::env::temp_dir().join(format!("larder-mirror-{}-{n}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let file = folder.join("larder.toml");
+        std::fs::write(&file, format!("platforms = [\"linux/arm64\"]\n{toml}")).unwrap();
+        let data_dir = Some(folder.join("data"));
+        let config = Config::load(&Options { file: Some(file), data_dir, ..Options::default() }).unwrap();
+        let (store, startup) = Store::open(&config.data_dir, config.tags.history).unwrap();
+        startup.finish(&store).unwrap();
+        let upstreams = Upstreams::new(&config).unwrap();
+        let context = Context::new(Arc::new(config), Arc::new(store), upstreams);
+        (Scratch(folder), Arc::new(context))
+    }
+
+    /// Stores `size` bytes as an image of their own, which is as good as used now.
+    pub(in crate::mirror) fn put(context: &Context, size: usize, fill: u8) -> Digest {
+        let bytes = vec![fill; size];
+        let digest = Digest::of(Algorithm::Sha256, &bytes);
+        let repository = "docker.io/library/app".parse().unwrap();
+        let stored = context.store.put_manifest(
+            &repository,
+            &digest,
+            "application/vnd.oci.image.manifest.v1+json",
+            &bytes,
+            AccessClass::Public,
+        );
+        stored.unwrap();
+        context.store.touch(&digest);
+        digest
+    }
+}

@@ -1,0 +1,264 @@
+//! One run of one fill in a download slot: stages what comes from upstream or peers, verifies the hash, publishes.
+
+use super::super::context::outage_text;
+use super::super::progress::{Fill, Phase};
+use super::super::refusal::{Missing, Refusal};
+use super::super::reserve::Reservation;
+use super::pool::FillPool;
+use crate::auth::AccessClass;
+use crate::budget;
+use crate::fetch::{Failure, LinkState, Upstream};
+use crate::kit::Kit;
+use crate::store::{Staged, StagedFrom, StoreError};
+use std::sync::atomic::Ordering;
+
+/// How a run of a fill can end short of the complete blob.
+pub(super) enum Ending {
+    /// It can go on later.
+    Parked(String),
+    /// It cannot.
+    Failed(Refusal),
+}
+
+impl From<StoreError> for Ending {
+    fn from(problem: StoreError) -> Self {
+        Ending::Failed(match problem {
+            StoreError::NoRoom { what: cause } => Refusal::NotStored(cause),
+            problem if problem.is_disk_failure() => {
+                Refusal::NotStored(format!("the mirror's disk: {problem}"))
+            }
+            problem => Refusal::from_store(&problem),
+        })
+    }
+}
+
+/// How copying a body ended.
+enum Copied {
+    ToTheEnd,
+    Cut(String),
+}
+
+/// One run.
+pub(super) struct Run<'a> {
+    pool: &'a FillPool,
+    fill: &'a Fill,
+    /// Attempts in a row that brought not a byte.
+    fruitless: u32,
+    reservation: Reservation<'a>,
+    /// The content was put together from several answers, so a wrong hash may be the seam's fault.
+    resumed: bool,
+}
+
+impl<'a> Run<'a> {
+    pub(super) fn of(pool: &'a FillPool, fill: &'a Fill) -> Run<'a> {
+        Run { pool, fill, fruitless: 0, reservation: pool.reserve.open(), resumed: false }
+    }
+
+    pub(super) fn run(&mut self) -> Result<(), Ending> {
+        let (fill, store) = (self.fill, &self.pool.context.store);
+        let upstream = self.pool.context.upstream(&fill.key.registry).map_err(Ending::Failed)?;
+        // It may have come between its client's look at the disk and this run.
+        if store.contains(fill.digest()) {
+            return Ok(());
+        }
+        let from = StagedFrom { repository: fill.repository.clone(), size: fill.stated };
+        let mut staged = store.stage(&fill.key, &from)?;
+        self.resumed = !staged.is_empty();
+        // A later run of the same fill opens the same file by name; readers keep the handle of the first.
+        let _ = fill.file.set(staged.file());
+        fill.set_phase(Phase::Running);
+        self.publish(&staged, None);
+        let kit = self.pool.context.kit.as_ref().filter(|_| fill.key.class == AccessClass::Public);
+        let down = upstream.link().is_known_down();
+        let taken = if down && kit.is_some() {
+            Err(Ending::Parked(outage_text(&upstream)))
+        } else {
+            self.take_from_upstream(&upstream, &mut staged)
+        };
+        match (taken, kit) {
+            (Ok(()), _) => {}
+            (Err(Ending::Parked(cause)), Some(kit)) if !self.pool.is_stopping() => {
+                if !self.take_from_peers(kit, &mut staged)? {
+                    if down && staged.is_empty() {
+                        // It was begun for the peers alone, and none has it.
+                        staged.discard();
+                        let text = format!("{cause}; {} is not cached", fill.digest());
+                        return Err(Ending::Failed(Refusal::Unavailable(text)));
+                    }
+                    return Err(Ending::Parked(cause));
+                }
+            }
+            (Err(ending), _) => return Err(ending),
+        }
+        self.finish(staged)
+    }
+
+    /// Downloads what is missing from upstream.
+    fn take_from_upstream(&mut self, upstream: &Upstream, staged: &mut Staged) -> Result<(), Ending> {
+        let fill = self.fill;
+        loop {
+            let total = fill.progress.borrow().total;
+            if total == Some(staged.len()) || (total.is_none() && fill.stated == Some(staged.len())) {
+                return Ok(());
+            }
+            match upstream.open_blob(&fill.repository.name, fill.digest(), staged.len()) {
+                Ok(mut stream) => {
+                    let total = stream.total;
+                    self.check_total(total)?;
+                    self.resumed |= !staged.is_empty();
+                    self.publish(staged, total);
+                    let read = |chunk: &mut [u8]| stream.read(chunk).map_err(|failure| failure.to_string());
+                    match self.copy(total, read, staged)? {
+                        Copied::ToTheEnd => return Ok(()),
+                        Copied::Cut(cause) => self.pause(upstream.link(), &cause)?,
+                    }
+                }
+                Err(failure) if failure.is_outage() => self.pause(upstream.link(), &failure.to_string())?,
+                Err(failure) => {
+                    // What upstream no longer has, or sends wrong, cannot be finished; what it denies today may be
+                    // allowed tomorrow.
+                    if staged.is_empty() || !matches!(failure, Failure::Denied { .. }) {
+                        staged.discard();
+                    }
+                    return Err(Ending::Failed(Refusal::from_failure(&failure, Missing::Blob)));
+                }
+            }
+        }
+    }
+
+    /// Has the peers send what is missing, one after the other. `false`: none of them could send all of it.
+    ///
+    /// Only where the size is known: a peer that lied about it would have clients promised a wrong length.
+    fn take_from_peers(&mut self, kit: &Kit, staged: &mut Staged) -> Result<bool, Ending> {
+        let fill = self.fill;
+        let Some(known) = fill.stated.or(fill.progress.borrow().total) else { return Ok(false) };
+        // Whoever fails is left out by the kit, so that this ends; the bound is for peers that fail at once and return.
+        for _ in 0..budget::PEERS_MAX {
+            let begin = staged.len();
+            let Some(mut stream) = kit.blob(&fill.repository, fill.digest(), begin) else {
+                return Ok(false);
+            };
+            let (peer, total) = (stream.peer(), stream.total());
+            if total != known || begin > total {
+                let digest = fill.digest();
+                stream.is_wrong(&format!("it offers {total} bytes for {digest}, which has {known}"));
+                continue;
+            }
+            self.check_total(Some(total))?;
+            fill.from_peer.store(true, Ordering::Relaxed);
+            self.publish(staged, Some(total));
+            log::debug!("{} of {} comes from peer {peer}", fill.digest(), fill.repository);
+            let copied = self.copy(Some(total), |chunk: &mut [u8]| stream.read(chunk), staged)?;
+            if matches!(copied, Copied::Cut(_)) {
+                continue;
+            }
+            let Err(problem) = staged.matches() else { return Ok(true) };
+            let others = if begin > 0 { " (others sent its beginning)" } else { "" };
+            stream.is_wrong(&format!("{problem}{others}"));
+            // Begins at zero, so that the next source does not add to what is wrong.
+            staged.discard();
+            return Err(Ending::Failed(Refusal::Unavailable(format!("peer {peer} sent wrong bytes"))));
+        }
+        Ok(false)
+    }
+
+    /// Copies until the body ends. `offered`: the size of the blob, if the source says.
+    fn copy(
+        &mut self,
+        offered: Option<u64>,
+        mut read: impl FnMut(&mut [u8]) -> Result<usize, String>,
+        staged: &mut Staged,
+    ) -> Result<Copied, Ending> {
+        let total = offered.or(self.fill.stated);
+        let limit = total.unwrap_or(budget::BLOB_BYTES_MAX);
+        let mut chunk = vec![0; budget::FETCH_CHUNK_BYTES];
+        loop {
+            if self.pool.is_stopping() {
+                return Err(Ending::Parked("larder is stopping".into()));
+            }
+            match read(&mut chunk) {
+                Ok(0) if total.is_none_or(|total| staged.len() == total) => return Ok(Copied::ToTheEnd),
+                Ok(0) => return Ok(Copied::Cut("the body ended early".into())),
+                Ok(n) if staged.len() + n as u64 > limit => {
+                    staged.discard();
+                    return Err(self.wrong(format!("sent more than the {limit} bytes that it should have")));
+                }
+                Ok(n) => {
+                    if let Err(problem) = staged.append(&chunk[..n]) {
+                        // What cannot be finished takes no room from what can, and is not to be believed.
+                        staged.discard();
+                        return Err(problem.into());
+                    }
+                    self.fruitless = 0;
+                    self.publish(staged, offered);
+                    self.reservation.set(total.map_or(0, |total| total.saturating_sub(staged.len())));
+                }
+                Err(failure) => return Ok(Copied::Cut(failure)),
+            }
+        }
+    }
+
+    /// Verifies the content and makes it a blob.
+    fn finish(&mut self, staged: Staged) -> Result<(), Ending> {
+        let (fill, store) = (self.fill, &self.pool.context.store);
+        let known = store.open_blob(fill.digest()).ok().flatten();
+        // What everybody may read stays so.
+        let class =
+            if known.is_some_and(|blob| !blob.private) { AccessClass::Public } else { fill.key.class };
+        fill.progress.send_modify(|progress| progress.total = Some(staged.len()));
+        match staged.publish(store, class) {
+            Ok(()) => {}
+            Err(StoreError::Mismatch { actual, .. }) => {
+                let seam = if self.resumed { " (it was put together from several answers)" } else { "" };
+                return Err(self.wrong(format!("sent content that hashes to {actual}{seam}")));
+            }
+            Err(problem) => return Err(problem.into()),
+        }
+        if class == AccessClass::Private
+            && let Err(problem) = store.hold(&fill.repository, fill.digest())
+        {
+            log::warn!("{} will be confirmed again: {problem}", fill.digest());
+        }
+        Ok(())
+    }
+
+    /// Refuses a blob of a size that its manifest does not state, and one that the disk cannot take.
+    fn check_total(&mut self, total: Option<u64>) -> Result<(), Ending> {
+        let Some(total) = total else { return Ok(()) };
+        if let Some(stated) = self.fill.stated
+            && stated != total
+        {
+            return Err(self.wrong(format!("offers {total} bytes where the manifest says {stated}")));
+        }
+        if total > budget::BLOB_BYTES_MAX {
+            return Err(self.wrong(format!("offers {total} bytes, more than larder keeps")));
+        }
+        let rest = total.saturating_sub(self.fill.progress.borrow().available);
+        self.reservation.make(rest).map_err(Ending::from)
+    }
+
+    /// Tells clients how far it is, less what is held back until the hash is right.
+    fn publish(&self, staged: &Staged, total: Option<u64>) {
+        self.fill.progress.send_modify(|progress| {
+            progress.total = progress.total.or(total);
+            let end = progress.total.unwrap_or(staged.len());
+            let may = staged.len().min(end.saturating_sub(budget::HELD_BACK_BYTES));
+            progress.available = progress.available.max(may);
+        });
+    }
+
+    /// Waits a little before the next attempt; parks the fill when there is no point in one.
+    fn pause(&mut self, link: LinkState, cause: &str) -> Result<(), Ending> {
+        self.fruitless += 1;
+        if self.fruitless > budget::FILL_FRUITLESS_TRIES || matches!(link, LinkState::Down { .. }) {
+            return Err(Ending::Parked(cause.to_owned()));
+        }
+        log::debug!("{} goes on after a cut: {cause}", self.fill.digest());
+        std::thread::sleep(budget::FILL_RETRY_PAUSE * self.fruitless);
+        Ok(())
+    }
+
+    fn wrong(&self, what: String) -> Ending {
+        Ending::Failed(Refusal::Unavailable(format!("{} {what}", self.fill.key.registry)))
+    }
+}

@@ -1,0 +1,63 @@
+//! Short questions to upstreams and peers, each on a lane of its registry.
+
+use super::context::Context;
+use super::lane::{Lanes, QueueFull};
+use super::refusal::Refusal;
+use crate::budget;
+use crate::fetch::{Failure, Upstream};
+use crate::oci::RegistryName;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// The lanes to every registry, and those to the peers: the lanes of an upstream that is down may all be waiting for it.
+pub(super) struct Questions {
+    by_registry: HashMap<RegistryName, Lanes>,
+    pub(super) peers: Lanes,
+}
+
+impl Questions {
+    pub(super) fn new(context: &Context) -> Questions {
+        let lanes = |name: &str| Lanes::new(name, budget::MANIFEST_LANES, budget::MANIFEST_QUEUE_MAX);
+        let each = context.upstreams.iter();
+        Questions {
+            by_registry: each.map(|up| (up.name().clone(), lanes(up.name().as_str()))).collect(),
+            peers: lanes("peers"),
+        }
+    }
+
+    /// The lanes to an upstream.
+    pub(super) fn lanes(&self, upstream: &Upstream) -> Result<&Lanes, QueueFull> {
+        self.by_registry.get(upstream.name()).ok_or(QueueFull)
+    }
+
+    /// Has a question asked, and waits for the answer as long as a client can.
+    pub(super) async fn ask<T: Send + 'static>(
+        &self,
+        upstream: &Arc<Upstream>,
+        question: impl FnOnce(&Upstream) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<Result<T, Failure>, Refusal> {
+        let (sender, answer) = tokio::sync::oneshot::channel();
+        let asked = Arc::clone(upstream);
+        self.lanes(upstream)
+            .and_then(|lanes| lanes.run(move || drop(sender.send(question(&asked)))))
+            .map_err(|_| queue_full())?;
+        match tokio::time::timeout(budget::MISS_WAIT_MAX, answer).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(_)) => Err(question_failed()),
+            Err(_) => Err(Refusal::Unavailable("upstream did not answer in time".into())),
+        }
+    }
+}
+
+/// As many questions wait for upstreams as may.
+pub(super) fn queue_full() -> Refusal {
+    Refusal::Busy(QUEUE_FULL.into())
+}
+
+/// The same in words.
+pub(super) const QUEUE_FULL: &str = "too many questions wait for upstreams";
+
+/// A question ended without an answer.
+pub(super) fn question_failed() -> Refusal {
+    Refusal::Failed("the question to upstream failed; the log says how".into())
+}

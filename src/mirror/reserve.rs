@@ -1,0 +1,414 @@
+//! Room on the disk: the one place that says whether there is enough, and that makes more (rules 6 and 12).
+//!
+//! Invariants. What running fills will still write is reserved, so that several do not count on the same free space.
+//! One looks at the disk and reserves at a time; one makes room at a time. Failure: room that cannot be made is
+//! [`StoreError::NoRoom`], and nothing has gone for it.
+
+use super::context::Context;
+use super::progress::FillTable;
+use crate::budget;
+use crate::config::Config;
+use crate::image::{Busy, Catalogue, Gone, Otherwise};
+use crate::oci::Digest;
+use crate::store::StoreError;
+use crate::sync::Mutex;
+use crate::text::bytes_text;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Bytes that are missing on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Shortage {
+    /// For `disk.min_free`.
+    by_free: u64,
+    /// For `disk.max`.
+    by_max: u64,
+}
+
+impl Shortage {
+    fn bytes(self) -> u64 {
+        self.by_free.max(self.by_max)
+    }
+
+    /// What to remove for the limits' own sake. What larder has beyond `disk.max` goes as far as it may; for a floor that
+    /// neighbours broke images go only if that mends it.
+    fn remedy(self) -> Option<(u64, Otherwise)> {
+        if self.by_free > self.by_max {
+            Some((self.by_free, Otherwise::Nothing))
+        } else {
+            (self.by_max > 0).then_some((self.by_max, Otherwise::Everything))
+        }
+    }
+}
+
+/// The disk as limits see it, in bytes.
+#[derive(Debug, Clone, Copy)]
+struct DiskState {
+    /// Free on the file system.
+    free: u64,
+    /// Larder's own.
+    own: u64,
+}
+
+/// The shortage for `coming` more bytes.
+fn shortage(state: DiskState, coming: u64, min_free: u64, max: Option<u64>) -> Shortage {
+    Shortage {
+        by_free: coming.saturating_add(min_free).saturating_sub(state.free),
+        by_max: max.map_or(0, |max| state.own.saturating_add(coming).saturating_sub(max)),
+    }
+}
+
+/// What an attempt that freed too little is remembered by, so that it is not made again at once.
+#[derive(Debug, Clone, Copy)]
+struct FailedAttempt {
+    at: Instant,
+    needed: u64,
+    /// Bytes that there were on the disk.
+    stored: u64,
+}
+
+impl FailedAttempt {
+    /// Whether another attempt would fail like this one.
+    fn covers(&self, needed: u64, stored: u64, now: Instant) -> bool {
+        needed >= self.needed
+            && stored == self.stored
+            && now.saturating_duration_since(self.at) < budget::ROOM_PAUSE
+    }
+}
+
+/// Room on the disk.
+pub(super) struct Reserve {
+    context: Arc<Context>,
+    fills: Arc<FillTable>,
+    /// Held from the look at the disk until what is needed is reserved.
+    turn: Mutex<()>,
+    /// Bytes that running fills will still write.
+    reserved: Mutex<u64>,
+    /// Held while room is being made.
+    last_failed: Mutex<Option<FailedAttempt>>,
+}
+
+/// The bytes that one fill will still write. Given back when it is dropped.
+pub(super) struct Reservation<'a> {
+    reserve: &'a Reserve,
+    bytes: u64,
+}
+
+impl Reservation<'_> {
+    /// So many bytes are still to come.
+    pub(super) fn set(&mut self, bytes: u64) {
+        let mut reserved = self.reserve.reserved.lock();
+        *reserved = (*reserved).saturating_sub(self.bytes).saturating_add(bytes);
+        self.bytes = bytes;
+    }
+
+    /// Reserves `bytes` in place of what was reserved, and makes room for them.
+    ///
+    /// # Errors
+    /// [`StoreError::NoRoom`] where nothing that may go would make room; then nothing has gone.
+    pub(super) fn make(&mut self, bytes: u64) -> Result<(), StoreError> {
+        // One after the other, so that two do not count on the same bytes.
+        let _turn = self.reserve.turn.lock();
+        let lacking = self.reserve.shortage(bytes, self.bytes)?.bytes();
+        if lacking > 0 && self.reserve.make_room(lacking, Otherwise::Nothing) < lacking {
+            return Err(self.reserve.no_room_for(bytes)?);
+        }
+        self.set(bytes);
+        Ok(())
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        self.set(0);
+    }
+}
+
+impl Reserve {
+    pub(super) fn new(context: Arc<Context>, fills: Arc<FillTable>) -> Reserve {
+        Reserve {
+            context,
+            fills,
+            turn: Mutex::default(),
+            reserved: Mutex::default(),
+            last_failed: Mutex::default(),
+        }
+    }
+
+    /// A reservation of nothing yet.
+    pub(super) fn open(&self) -> Reservation<'_> {
+        Reservation { reserve: self, bytes: 0 }
+    }
+
+    /// Makes room for a manifest of so many bytes and has it stored, one at a time, so that two do not count on the same
+    /// room.
+    ///
+    /// # Errors
+    /// As `store`, and [`StoreError::NoRoom`] if nothing may go that would make room.
+    pub(super) fn with_room_for_manifest(
+        &self,
+        digest: &Digest,
+        bytes: u64,
+        store: impl FnOnce() -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let _turn = self.turn.lock();
+        if !self.context.store.contains(digest) {
+            let lacking = self.shortage(bytes, 0)?;
+            self.mend(lacking);
+            if lacking.bytes() > 0 && self.shortage(bytes, 0)?.bytes() > 0 {
+                return Err(StoreError::NoRoom { what: format!("there is no room for {digest}") });
+            }
+        }
+        store()
+    }
+
+    /// Keeps `disk.max` and `disk.min_free`, whoever it was that took the space.
+    pub(super) fn watch(&self) {
+        match self.shortage(0, 0) {
+            Ok(lacking) => self.mend(lacking),
+            Err(problem) => log::warn!("the disk cannot be looked at: {problem}"),
+        }
+    }
+
+    /// Removes images that were not used for `disk.expire_unused` - of time for which a server has run, so that a board
+    /// that was switched off for long, or whose clock jumps, finds everything as it was - while the clock is trusted.
+    pub(super) fn expire(&self) {
+        let config = self.context.config.now();
+        let Some(age) = config.disk.expire_unused.filter(|_| crate::clock::trusted_unix().is_some()) else {
+            return;
+        };
+        let Some(count) = self.context.store.unused_for(age) else { return };
+        let _turn = self.last_failed.lock();
+        let gone = Catalogue::take(&self.context.store, &config, &self.busy()).and_then(|catalogue| {
+            let victims = catalogue.unused_since(count);
+            catalogue.remove(&self.context.store, &victims)
+        });
+        match gone {
+            Ok(gone) => drop(self.count("expired", &gone)),
+            Err(problem) => log::warn!("images unused for {age:?} could not be removed: {problem}"),
+        }
+    }
+
+    /// What must not go just now.
+    pub(super) fn busy(&self) -> Busy {
+        Busy { fills: self.fills.under_way(), repositories: self.context.pulls.busy() }
+    }
+
+    fn mend(&self, lacking: Shortage) {
+        if let Some((needed, otherwise)) = lacking.remedy() {
+            self.make_room(needed, otherwise);
+        }
+    }
+
+    /// The shortage for a download with `rest` bytes to come, of which `own` are reserved already: `disk.max` and
+    /// `disk.min_free` both hold.
+    fn shortage(&self, rest: u64, own: u64) -> Result<Shortage, StoreError> {
+        let (store, disk) = (&self.context.store, &self.context.config.now().disk);
+        let coming = self.reserved.lock().saturating_sub(own).saturating_add(rest);
+        let own =
+            if disk.max.is_some() { store.counted_bytes().saturating_add(store.staged_bytes()) } else { 0 };
+        let state = DiskState { free: store.free_bytes()?, own };
+        Ok(shortage(state, coming, disk.min_free, disk.max))
+    }
+
+    /// Removes images until `needed` more bytes are free; the bytes that are.
+    fn make_room(&self, needed: u64, otherwise: Otherwise) -> u64 {
+        let store = &self.context.store;
+        let mut last_failed = self.last_failed.lock();
+        if last_failed.is_some_and(|last| last.covers(needed, store.stored_bytes(), Instant::now())) {
+            return 0;
+        }
+        let config: Arc<Config> = self.context.config.now();
+        let gone = Catalogue::take(store, &config, &self.busy())
+            .and_then(|catalogue| catalogue.remove(store, &catalogue.choose(needed, otherwise)));
+        let gone = gone.unwrap_or_else(|problem| {
+            log::warn!("no room could be made: {problem}");
+            Vec::new()
+        });
+        let freed = self.count("evicted", &gone);
+        *last_failed = (freed < needed).then(|| FailedAttempt {
+            at: Instant::now(),
+            needed,
+            stored: store.stored_bytes(),
+        });
+        if freed < needed {
+            let needed = bytes_text(needed);
+            log::warn!("{needed} more are needed on the disk, and nothing that may go would free them");
+        }
+        freed
+    }
+
+    /// Logs and counts what has gone; its bytes.
+    fn count(&self, how: &str, gone: &[Gone]) -> u64 {
+        for image in gone {
+            log::info!("{how} {}: {} are free again", image.what, bytes_text(image.bytes));
+        }
+        let freed = gone.iter().map(|image| image.bytes).sum();
+        self.context.counters.count_evicted(freed);
+        freed
+    }
+
+    fn no_room_for(&self, bytes: u64) -> Result<StoreError, StoreError> {
+        let disk = &self.context.config.now().disk;
+        let max = disk.max.map_or(String::new(), |max| format!(", and disk.max is {}", bytes_text(max)));
+        let what = format!(
+            "the mirror's disk has {} free, of which {} stay free{max}; {} are to come, and nothing that may go would make room for them",
+            bytes_text(self.context.store.free_bytes()?),
+            bytes_text(disk.min_free),
+            bytes_text(bytes),
+        );
+        Ok(StoreError::NoRoom { what })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::context::testing::{Scratch, context, put};
+    use super::*;
+    use std::time::Duration;
+
+    const KIB: usize = 1024;
+
+    /// A reserve over three images of 100 KiB with `disk.max` of so many KiB; the images, oldest first.
+    fn full(max: usize) -> (Scratch, Arc<Context>, Reserve, [Digest; 3]) {
+        let (scratch, context) = context(&format!("[disk]\nmax = \"{max}KiB\"\nmin_free = \"1MiB\"\n"));
+        let images = [1, 2, 3].map(|fill| put(&context, 100 * KIB, fill));
+        let reserve = Reserve::new(Arc::clone(&context), Arc::default());
+        (scratch, context, reserve, images)
+    }
+
+    fn here(context: &Context, images: &[Digest]) -> Vec<bool> {
+        images.iter().map(|digest| context.store.contains(digest)).collect()
+    }
+
+    #[test]
+    fn what_is_missing_for_a_download() {
+        let state = DiskState { free: 500, own: 300 };
+        let table = [
+            (0, 400, None, (0, 0)),
+            (100, 400, None, (0, 0)),
+            (101, 400, None, (1, 0)),
+            (0, 501, None, (1, 0)),
+            (100, 0, Some(400), (0, 0)),
+            (101, 0, Some(400), (0, 1)),
+            (0, 0, Some(299), (0, 1)),
+            (300, 300, Some(400), (100, 200)),
+            (u64::MAX, u64::MAX, Some(1), (u64::MAX - 500, u64::MAX - 1)),
+        ];
+        for (coming, min_free, max, (by_free, by_max)) in table {
+            let expected = Shortage { by_free, by_max };
+            assert_eq!(shortage(state, coming, min_free, max), expected, "{coming} {min_free} {max:?}");
+        }
+        assert_eq!(Shortage { by_free: 3, by_max: 2 }.bytes(), 3);
+        assert_eq!(Shortage { by_free: 2, by_max: 3 }.bytes(), 3);
+    }
+
+    #[test]
+    fn a_floor_is_kept_only_if_that_mends_it_and_a_ceiling_as_far_as_may_be() {
+        let remedy = |by_free, by_max| Shortage { by_free, by_max }.remedy();
+        assert_eq!(remedy(0, 0), None);
+        assert_eq!(remedy(5, 0), Some((5, Otherwise::Nothing)));
+        assert_eq!(remedy(5, 4), Some((5, Otherwise::Nothing)));
+        assert_eq!(remedy(5, 5), Some((5, Otherwise::Everything)));
+        assert_eq!(remedy(0, 5), Some((5, Otherwise::Everything)));
+    }
+
+    #[test]
+    fn an_attempt_that_failed_is_not_made_again_at_once() {
+        let at = Instant::now();
+        let failed = FailedAttempt { at, needed: 100, stored: 7 };
+        assert!(failed.covers(100, 7, at) && failed.covers(200, 7, at));
+        assert!(!failed.covers(99, 7, at), "less may be had");
+        assert!(!failed.covers(100, 6, at), "something has changed");
+        assert!(failed.covers(100, 7, at + budget::ROOM_PAUSE - Duration::from_millis(1)));
+        assert!(!failed.covers(100, 7, at + budget::ROOM_PAUSE));
+    }
+
+    #[test]
+    fn room_is_made_for_what_comes_and_only_as_much_as_is_needed() {
+        let (_scratch, context, reserve, images) = full(400);
+        let mut reservation = reserve.open();
+        reservation.make(100 * KIB as u64).unwrap();
+        assert_eq!(here(&context, &images), [true, true, true], "it fits");
+        reservation.make(101 * KIB as u64).unwrap();
+        assert_eq!(here(&context, &images), [false, true, true], "the one used longest ago went");
+        assert_eq!(context.counters.evicted_bytes(), 100 * KIB as u64);
+    }
+
+    #[test]
+    fn what_others_reserved_is_not_counted_on_and_comes_back_when_they_end() {
+        let (_scratch, context, reserve, images) = full(400);
+        let mut first = reserve.open();
+        first.make(100 * KIB as u64).unwrap();
+        let mut second = reserve.open();
+        second.make(KIB as u64).unwrap();
+        assert_eq!(here(&context, &images), [false, true, true], "the first has the room that was left");
+        drop(first);
+        assert_eq!(*reserve.reserved.lock(), KIB as u64);
+        second.set(3);
+        assert_eq!(*reserve.reserved.lock(), 3);
+        drop(second);
+        assert_eq!(*reserve.reserved.lock(), 0);
+        let mut third = reserve.open();
+        third.make(200 * KIB as u64).unwrap();
+        assert_eq!(here(&context, &images), [false, true, true], "room that came back needs no victim");
+    }
+
+    #[test]
+    fn nothing_goes_for_what_cannot_fit_and_nothing_is_reserved_for_it() {
+        let (_scratch, context, reserve, images) = full(400);
+        let mut reservation = reserve.open();
+        let refused = reservation.make(401 * KIB as u64);
+        assert!(matches!(refused, Err(StoreError::NoRoom { .. })), "{refused:?}");
+        assert_eq!(here(&context, &images), [true, true, true]);
+        assert_eq!(*reserve.reserved.lock(), 0);
+        assert!(reserve.last_failed.lock().is_some(), "it is remembered");
+    }
+
+    #[test]
+    fn what_is_being_downloaded_stays() {
+        let (_scratch, context, _, images) = full(400);
+        let (table, repository) = (Arc::<FillTable>::default(), "docker.io/library/app".parse().unwrap());
+        let key = crate::store::ContentKey {
+            registry: "docker.io".parse().unwrap(),
+            class: crate::auth::AccessClass::Public,
+            digest: images[0].clone(),
+        };
+        let demand = super::super::progress::Demand::Client;
+        let fill = super::super::progress::Fill::download(key.clone(), &repository, None, demand);
+        table.lock().insert(key, Arc::new(fill));
+        let reserve = Reserve::new(Arc::clone(&context), table);
+        reserve.open().make(150 * KIB as u64).unwrap();
+        assert_eq!(here(&context, &images), [true, false, true]);
+    }
+
+    #[test]
+    fn a_manifest_gets_room_or_a_refusal_and_one_that_is_here_needs_none() {
+        let (_scratch, context, reserve, images) = full(400);
+        let new = Digest::of(crate::oci::Algorithm::Sha256, b"new");
+        let store = |stored: &mut bool| {
+            *stored = true;
+            Ok(())
+        };
+        let mut stored = false;
+        reserve.with_room_for_manifest(&images[0], 500 * KIB as u64, || store(&mut stored)).unwrap();
+        assert!(stored, "it is here already");
+        assert_eq!(here(&context, &images), [true, true, true]);
+        stored = false;
+        reserve.with_room_for_manifest(&new, 150 * KIB as u64, || store(&mut stored)).unwrap();
+        assert!(stored);
+        assert_eq!(here(&context, &images), [false, true, true]);
+        stored = false;
+        let refused = reserve.with_room_for_manifest(&new, 500 * KIB as u64, || store(&mut stored));
+        assert!(matches!(refused, Err(StoreError::NoRoom { .. })) && !stored);
+    }
+
+    #[test]
+    fn the_limits_are_kept_whoever_took_the_space() {
+        let (_scratch, context, reserve, images) = full(250);
+        reserve.watch();
+        assert_eq!(here(&context, &images), [false, true, true]);
+        reserve.watch();
+        assert_eq!(here(&context, &images), [false, true, true], "no more than is needed goes");
+    }
+}

@@ -1,0 +1,94 @@
+//! Checks: asking upstream which digest a tag is, and moving the pointers by the answer. Runs on lanes.
+
+use super::resolve::Tags;
+use crate::budget;
+use crate::fetch::{Failure, Upstream};
+use crate::oci::{Digest, ManifestRef, Repository, Tag};
+use crate::store::{Observation, VersionSource};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::super::lane::QueueFull;
+use super::super::single_flight::Wait;
+
+/// What upstream says of a tag.
+#[derive(Debug, Clone)]
+pub(super) struct UpstreamDigest {
+    pub(super) digest: Digest,
+    /// The manifest's media type and its size in bytes, as upstream states them.
+    pub(super) stated: Option<(String, u64)>,
+}
+
+impl Tags {
+    /// Has upstream asked for a tag, or joins the question that is under way.
+    pub(super) fn begin_check(
+        self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
+        repository: &Repository,
+        tag: &Tag,
+    ) -> Result<Wait<Result<UpstreamDigest, Failure>>, QueueFull> {
+        let (tags, asked) = (Arc::clone(self), Arc::clone(upstream));
+        let (question, key) = ((repository.clone(), tag.clone()), (repository.clone(), tag.clone()));
+        let lanes = self.questions.lanes(upstream)?;
+        self.checks.join(lanes, &key, move || tags.check(&asked, &question.0, &question.1))
+    }
+
+    /// Has an upstream that is down asked in the background now and then: there are registries whose `/v2/`, which probes
+    /// ask for, fails while their manifests are well.
+    pub(super) fn check_in_background(
+        self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
+        repository: &Repository,
+        tag: &Tag,
+    ) {
+        let now = Instant::now();
+        let due = {
+            let mut last = self.last_background_check.lock();
+            let last = last.entry(upstream.name().clone()).or_insert(now);
+            let due = now.duration_since(*last) >= budget::BESIDE_EVERY;
+            if due {
+                *last = now;
+            }
+            due
+        };
+        if due {
+            let _ = self.begin_check(upstream, repository, tag);
+        }
+    }
+
+    /// Asks upstream for a tag and moves the pointers.
+    fn check(
+        &self,
+        upstream: &Upstream,
+        repository: &Repository,
+        tag: &Tag,
+    ) -> Result<UpstreamDigest, Failure> {
+        let reference = ManifestRef::Tag(tag.clone());
+        let head = upstream.head_manifest(&repository.name, &reference)?;
+        let (answer, date, endpoint) = match head.digest {
+            Some(digest) => {
+                let stated = head.media_type.zip(head.size);
+                (UpstreamDigest { digest, stated }, head.date, head.endpoint)
+            }
+            // Not every registry tells a digest on HEAD; then there is no way but to take the manifest.
+            None => {
+                let fetched = upstream.fetch_manifest(&repository.name, &reference)?;
+                self.manifests.keep(upstream, repository, &fetched);
+                let stated = Some((fetched.media_type, fetched.bytes.len() as u64));
+                (UpstreamDigest { digest: fetched.digest, stated }, fetched.date, fetched.endpoint)
+            }
+        };
+        self.table.verified(&(repository.clone(), tag.clone()), Instant::now());
+        let seen = Observation {
+            digest: answer.digest.clone(),
+            source: VersionSource::Upstream,
+            date,
+            endpoint: Some(endpoint),
+        };
+        let noted = self.context.store.tag_seen(repository, tag, &seen);
+        if let Err(problem) = noted.and_then(|record| self.settler.settle(repository, tag, &record)) {
+            log::warn!("{repository}:{tag} is {} but that could not be noted: {problem}", answer.digest);
+        }
+        Ok(answer)
+    }
+}

@@ -1,0 +1,95 @@
+//! Claims: what peers say of a tag while its upstream cannot be reached (rule 8), and what they are offered in turn.
+//!
+//! A claim does not move the *seen* pointer, and it is used only where nothing that this board verified itself is newer.
+
+use super::super::access::{Access, Viewer};
+use super::super::context::{Context, reach};
+use super::local::LocalTag;
+use super::resolve::Tags;
+use super::table::TagTable;
+use crate::budget;
+use crate::clock;
+use crate::decide::{self, PeerWord};
+use crate::fetch::Upstream;
+use crate::image::closure;
+use crate::kit::Claim;
+use crate::oci::{Digest, Platform, Repository, Tag};
+use crate::store::StoreError;
+use std::sync::Arc;
+
+impl Tags {
+    /// When the version that is complete here was last named, as far as a claim has to be newer.
+    fn named_at(&self, repository: &Repository, tag: &Tag, local: &LocalTag) -> Option<u64> {
+        let version = local.complete.as_ref()?;
+        if !local.complete_is_seen() {
+            return version.unix;
+        }
+        let seen = local.record.as_ref()?.seen.as_ref()?;
+        self.table.named_at(&(repository.clone(), tag.clone()), seen.unix)
+    }
+
+    /// What a peer says that a tag is, where that is better than what is here.
+    pub(super) async fn claim(
+        self: &Arc<Self>,
+        upstream: &Upstream,
+        repository: &Repository,
+        tag: &Tag,
+        local: &LocalTag,
+    ) -> Option<Claim> {
+        let kit = self.context.live_kit(&repository.registry)?;
+        let here = local.here(self.named_at(repository, tag, local));
+        if !decide::may_ask_peers(reach(&upstream.link()), &here, clock::trusted_unix()) {
+            return None;
+        }
+        let claims = kit.ask_tag(repository, tag, &self.context.config.now().platforms).await;
+        let words: Vec<PeerWord<'_>> =
+            claims.iter().map(|claim| PeerWord { digest: &claim.digest, named_at: claim.unix }).collect();
+        let ahead = budget::CLAIM_AHEAD_MAX.as_secs();
+        let (at, unix) = decide::best_claim(&words, here.complete, clock::trusted_unix(), ahead)?;
+        let claim = Claim { unix, ..claims[at].clone() };
+        self.table.claim(&(repository.clone(), tag.clone()), &claim);
+        // All of it may be here already, by other tags.
+        let (settler, settled) = (Arc::clone(&self.settler), repository.clone());
+        let _ = self
+            .context
+            .blocking(move |_| {
+                settler.settle_claims(&settled);
+                Ok(())
+            })
+            .await;
+        Some(claim)
+    }
+}
+
+/// The newest version of a tag that upstream named and that is complete and public, and when upstream named it. What
+/// peers said is not passed on: it would come back.
+///
+/// # Errors
+/// The store's.
+pub(in crate::mirror) fn offer(
+    context: &Context,
+    table: &TagTable,
+    repository: &Repository,
+    tag: &Tag,
+    platforms: &[Platform],
+) -> Result<Option<(Digest, Option<u64>)>, StoreError> {
+    if context.access(&repository.registry, None, Viewer::Board) != Access::Granted {
+        return Ok(None);
+    }
+    let store = &context.store;
+    let Some(record) = store.tag(repository, tag)? else { return Ok(None) };
+    for version in record.seen.iter().chain(&record.complete).chain(&record.history) {
+        let public = || Ok(store.open_blob(&version.digest)?.is_some_and(|blob| !blob.private));
+        if version.is_from_peer() || !public()? {
+            continue;
+        }
+        if closure(store, platforms, &version.digest)?.is_complete() {
+            // Only of what upstream named last is it known when that was; one before it is offered without a time.
+            let last = record.seen.as_ref().filter(|seen| seen.digest == version.digest);
+            let key = (repository.clone(), tag.clone());
+            let unix = last.and_then(|seen| table.named_at(&key, seen.unix));
+            return Ok(Some((version.digest.clone(), unix)));
+        }
+    }
+    Ok(None)
+}

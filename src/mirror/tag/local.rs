@@ -1,0 +1,53 @@
+//! What the board itself can say of a tag.
+
+use super::super::content::SmallManifest;
+use crate::budget;
+use crate::decide::{CompleteVersion, Here};
+use crate::store::{TagRecord, TagVersion};
+
+/// What the store says of a tag, read at one time.
+#[derive(Default)]
+pub(super) struct LocalTag {
+    pub(super) record: Option<TagRecord>,
+    /// The best complete version.
+    pub(super) complete: Option<TagVersion>,
+    /// Its manifest, if that is public and small.
+    pub(super) small: Option<SmallManifest>,
+    /// What the nearest version lacks, if none is complete.
+    pub(super) missing: Option<String>,
+    /// Why it can say nothing: there is no index, and none can be made.
+    pub(super) unknown: Option<String>,
+}
+
+impl LocalTag {
+    /// As decisions see it. `named_at`: see [`CompleteVersion`].
+    pub(super) fn here(&self, named_at: Option<u64>) -> Here<'_> {
+        let record = self.record.as_ref();
+        let rollback = record.and_then(|record| record.rollback.as_ref());
+        Here {
+            complete: self.complete.as_ref().map(|version| CompleteVersion {
+                digest: &version.digest,
+                from_peer: version.is_from_peer(),
+                named_at,
+            }),
+            seen: record.and_then(|record| record.seen.as_ref()).map(|seen| &seen.digest),
+            rollback: rollback.map(|rollback| (&rollback.from, &rollback.to)),
+            is_noted: record.is_some(),
+            is_known: self.unknown.is_none(),
+        }
+    }
+
+    /// Whether the complete version is what upstream named last.
+    pub(super) fn complete_is_seen(&self) -> bool {
+        let seen = self.record.as_ref().and_then(|record| record.seen.as_ref());
+        seen.zip(self.complete.as_ref()).is_some_and(|(seen, complete)| seen.digest == complete.digest)
+    }
+
+    /// What it costs in memory, about.
+    pub(super) fn cost(&self) -> usize {
+        let versions = self.record.as_ref().map_or(0, |record| record.history.len() + 2) + 1;
+        let small =
+            self.small.as_ref().map_or(0, |small| budget::SMALL_MANIFEST_COST_BYTES + small.bytes.len());
+        versions * budget::TAG_VERSION_COST_BYTES + small
+    }
+}

@@ -1,0 +1,401 @@
+//! Answering a tag: asks and waits within a bound, has `decide` choose, and brings the manifest.
+//!
+//! Upstream is asked first wherever it can be reached. A question that outlives its bound goes on in the background and
+//! moves the pointer when it ends, so that a slow link is a request behind and never stuck. Nothing waits for an upstream
+//! that is known to be down.
+
+use super::super::content::{ManifestAnswer, ManifestContent, Manifests, SmallManifest};
+use super::super::context::{Context, outage_text, reach};
+use super::super::counters::ByteSource;
+use super::super::questions::{QUEUE_FULL, Questions, question_failed};
+use super::super::refusal::{Missing, Refusal};
+use super::super::single_flight::SingleFlight;
+use super::check::UpstreamDigest;
+use super::local::LocalTag;
+use super::settle::Settler;
+use super::table::TagTable;
+use crate::budget;
+use crate::decide::{self, Here, Opening, Tier, UpstreamOutcome, UpstreamWait, Verdict};
+use crate::fetch::{Failure, Upstream};
+use crate::image::{Closures, first_complete, served};
+use crate::oci::{Digest, RegistryName, Repository, Tag};
+use crate::store::{Stamp, StoreError, TagVersion};
+use crate::sync::Mutex;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The answer to a tag.
+#[derive(Debug)]
+pub struct TagAnswer {
+    /// What the tag stands for.
+    pub digest: Digest,
+    /// Which rule said so.
+    pub tier: Tier,
+    /// Why nothing better answered, where the answer may be stale.
+    pub cause: Option<String>,
+    /// What of its manifest there is.
+    pub content: TagContent,
+}
+
+/// What is known of the manifest that a tag stands for.
+#[derive(Debug)]
+pub enum TagContent {
+    /// It is not here; media type and size in bytes as upstream stated them, which is all that a HEAD needs.
+    Stated(String, u64),
+    /// The manifest.
+    Manifest(ManifestAnswer),
+}
+
+/// Tags.
+pub(in crate::mirror) struct Tags {
+    pub(super) context: Arc<Context>,
+    pub(super) questions: Arc<Questions>,
+    pub(super) manifests: Arc<Manifests>,
+    pub(super) table: Arc<TagTable>,
+    pub(super) settler: Arc<Settler>,
+    pub(super) checks: SingleFlight<(Repository, Tag), Result<UpstreamDigest, Failure>>,
+    /// When an upstream that is down was last asked in the background.
+    pub(super) last_background_check: Mutex<HashMap<RegistryName, Instant>>,
+}
+
+/// The version that was chosen for a tag.
+struct Choice {
+    digest: Digest,
+    tier: Tier,
+    cause: Option<String>,
+    stated: Option<(String, u64)>,
+    /// Its manifest, if that is here, public and small.
+    small: Option<SmallManifest>,
+}
+
+/// How asking upstream ended, and why.
+enum Outcome {
+    Named(UpstreamDigest),
+    Failed(Failure),
+    Unreachable(String),
+    NotAsked(String),
+}
+
+impl Outcome {
+    fn asked(&self) -> UpstreamOutcome<'_> {
+        match self {
+            Outcome::Named(answer) => UpstreamOutcome::Named(&answer.digest),
+            Outcome::Failed(Failure::Missing { .. } | Failure::Denied { .. }) => UpstreamOutcome::Refused,
+            Outcome::Failed(failure) if failure.is_outage() => UpstreamOutcome::Unreachable,
+            Outcome::Failed(_) => UpstreamOutcome::Unusable,
+            Outcome::Unreachable(_) => UpstreamOutcome::Unreachable,
+            Outcome::NotAsked(_) => UpstreamOutcome::NotAsked,
+        }
+    }
+
+    fn cause(&self) -> String {
+        match self {
+            Outcome::Named(_) => String::new(),
+            Outcome::Failed(failure) => failure.to_string(),
+            Outcome::Unreachable(cause) | Outcome::NotAsked(cause) => cause.clone(),
+        }
+    }
+}
+
+impl Tags {
+    pub(in crate::mirror) fn new(
+        context: Arc<Context>,
+        questions: Arc<Questions>,
+        manifests: Arc<Manifests>,
+        table: Arc<TagTable>,
+        settler: Arc<Settler>,
+    ) -> Tags {
+        let (checks, last_background_check) = (SingleFlight::default(), Mutex::default());
+        Tags { context, questions, manifests, table, settler, checks, last_background_check }
+    }
+
+    /// What a tag is answered with. `head`: the manifest's bytes are not wanted.
+    ///
+    /// # Errors
+    /// [`Refusal::Missing`] and [`Refusal::Denied`] are upstream's own answers; [`Refusal::Unavailable`] names the
+    /// upstream, since when it is unreachable and what is missing here.
+    pub(in crate::mirror) async fn answer(
+        self: &Arc<Self>,
+        repository: &Repository,
+        tag: &Tag,
+        head: bool,
+    ) -> Result<TagAnswer, Refusal> {
+        let choice = match self.choose(repository, tag).await {
+            Ok(choice) => choice,
+            Err(refusal) => {
+                self.context.counters.count_resolve(Tier::None);
+                log::warn!("{repository}:{tag} not answered: {refusal}");
+                return Err(refusal);
+            }
+        };
+        self.report(repository, tag, &choice);
+        if let Some(small) = choice.small.clone() {
+            self.context.store.touch(&choice.digest);
+            let content = ManifestContent::Small(small);
+            return Ok(choice.with(ManifestAnswer { content, source: ByteSource::Cache }));
+        }
+        if head && let Some((media_type, size)) = choice.stated.clone() {
+            return Ok(match self.manifests.cached(repository, &choice.digest).await? {
+                Some(answer) => choice.with(answer),
+                None => choice.into_answer(TagContent::Stated(media_type, size)),
+            });
+        }
+        let refusal = match self.manifests.manifest(repository, &choice.digest).await {
+            Ok(answer) => return Ok(choice.with(answer)),
+            Err(refusal @ (Refusal::Unavailable(_) | Refusal::Missing { .. })) => refusal,
+            Err(refusal) => return Err(refusal),
+        };
+        let Some(other) = self.instead(repository, tag, &choice, &refusal).await else { return Err(refusal) };
+        self.report(repository, tag, &other);
+        let answer = self.manifests.manifest(repository, &other.digest).await?;
+        Ok(other.with(answer))
+    }
+
+    /// Another version in place of one that cannot be had.
+    async fn instead(
+        self: &Arc<Self>,
+        repository: &Repository,
+        tag: &Tag,
+        chosen: &Choice,
+        refusal: &Refusal,
+    ) -> Option<Choice> {
+        let (local, _) = self.local(repository, tag).await.ok()?;
+        let here = local.here(None);
+        let stand_in = self.stand_in(repository, &here).await.ok()?;
+        let other = stand_in.as_ref().map(|(_, digest)| digest);
+        match decide::instead_of(chosen.tier, &chosen.digest, &here, other) {
+            Verdict::Serve(tier, digest) => {
+                let cause = cause_with_stand_in(refusal.to_string(), tier, stand_in.as_ref());
+                Some(Choice::of(tier, digest, Some(cause), &local))
+            }
+            Verdict::PassOn | Verdict::WaitForIndex | Verdict::Nothing => None,
+        }
+    }
+
+    async fn choose(self: &Arc<Self>, repository: &Repository, tag: &Tag) -> Result<Choice, Refusal> {
+        let upstream = self.context.upstream(&repository.registry)?;
+        let policy = self.context.config.now().tags.policy(repository, tag);
+        let (local, verified) = self.local(repository, tag).await?;
+        let here = local.here(None);
+        let age = verified.map(|at| at.elapsed());
+        let outcome = match decide::before_asking(policy, reach(&upstream.link()), &here, age) {
+            Opening::Serve(digest) => return Ok(Choice::of(Tier::Fresh, digest, None, &local)),
+            Opening::Ask(wait) => self.ask(&upstream, repository, tag, wait).await?,
+            Opening::Offline => {
+                let cause = outage_text(&upstream);
+                self.check_in_background(&upstream, repository, tag);
+                Outcome::Unreachable(cause)
+            }
+        };
+        let asked = outcome.asked();
+        let claim = match asked {
+            UpstreamOutcome::Unreachable => self.claim(&upstream, repository, tag, &local).await,
+            _ => None,
+        };
+        let claimed = claim.as_ref().map(|claim| &claim.digest);
+        let mut stand_in = None;
+        let mut verdict = decide::after_asking(policy, asked, &here, claimed, None);
+        if matches!(verdict, Verdict::Nothing | Verdict::WaitForIndex) {
+            stand_in = self.stand_in(repository, &here).await?;
+            let other = stand_in.as_ref().map(|(_, digest)| digest);
+            verdict = decide::after_asking(policy, asked, &here, claimed, other);
+        }
+        let cause = outcome.cause();
+        match (verdict, &outcome, claim.as_ref()) {
+            (Verdict::Serve(tier, digest), Outcome::Named(named), _) => {
+                let stated = named.stated.clone().filter(|_| *digest == named.digest);
+                Ok(Choice { stated, ..Choice::of(tier, digest, None, &local) })
+            }
+            (Verdict::Serve(Tier::Peer, digest), _, Some(claim)) => {
+                let cause = format!("{cause}; peer {} has this version", claim.peer);
+                Ok(Choice::of(Tier::Peer, digest, Some(cause), &local))
+            }
+            (Verdict::Serve(tier, digest), ..) => {
+                let cause = cause_with_stand_in(cause, tier, stand_in.as_ref());
+                Ok(Choice::of(tier, digest, Some(cause), &local))
+            }
+            (Verdict::PassOn, Outcome::Failed(failure), _) => {
+                Err(Refusal::from_failure(failure, Missing::Manifest))
+            }
+            (Verdict::WaitForIndex, ..) => {
+                Err(Refusal::Busy(format!("{cause}; the tag index is being rebuilt; retry")))
+            }
+            (Verdict::Nothing | Verdict::PassOn, ..) => {
+                let missing = match &local.missing {
+                    Some(missing) => format!("the cached version lacks {missing}"),
+                    None => "nothing of it is cached".to_owned(),
+                };
+                Err(Refusal::Unavailable(format!("{cause}; {missing}")))
+            }
+        }
+    }
+
+    /// Asks upstream, and waits for it within a bound.
+    async fn ask(
+        self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
+        repository: &Repository,
+        tag: &Tag,
+        wait: UpstreamWait,
+    ) -> Result<Outcome, Refusal> {
+        let bound = self.upstream_wait(wait);
+        let Ok(question) = self.begin_check(upstream, repository, tag) else {
+            return Ok(Outcome::NotAsked(QUEUE_FULL.into()));
+        };
+        match tokio::time::timeout(bound, question.answer()).await {
+            Ok(Some(Ok(answer))) => Ok(Outcome::Named(answer)),
+            Ok(Some(Err(failure))) => Ok(Outcome::Failed(failure)),
+            Ok(None) => Err(question_failed()),
+            Err(_) => {
+                upstream.overdue();
+                let registry = &repository.registry;
+                Ok(Outcome::Unreachable(format!("{registry} did not answer within {bound:?}")))
+            }
+        }
+    }
+
+    fn upstream_wait(&self, wait: UpstreamWait) -> Duration {
+        match wait {
+            UpstreamWait::Deadline => self.context.config.now().tags.resolve_deadline,
+            UpstreamWait::Long => budget::MISS_WAIT_MAX,
+        }
+    }
+
+    fn report(&self, repository: &Repository, tag: &Tag, choice: &Choice) {
+        self.context.counters.count_resolve(choice.tier);
+        let Some(cause) = choice.cause.as_ref().filter(|_| choice.tier.is_stale()) else { return };
+        let key = (repository.clone(), tag.clone());
+        if self.table.is_report_due(&key, &choice.digest, choice.tier, Instant::now()) {
+            let tier = choice.tier.as_str();
+            log::warn!("{repository}:{tag} answered from {tier} ({}): {cause}", choice.digest);
+        }
+    }
+
+    /// What the board itself can say of a tag, and when it was last verified.
+    async fn local(
+        self: &Arc<Self>,
+        repository: &Repository,
+        tag: &Tag,
+    ) -> Result<(Arc<LocalTag>, Option<Instant>), Refusal> {
+        let key = (repository.clone(), tag.clone());
+        let stamp = self.context.store.stamp();
+        let (known, verified) = self.table.find(&key, stamp);
+        if let Some(local) = known {
+            return Ok((local, verified));
+        }
+        let local = Arc::new(self.read_local(repository, tag, stamp).await?);
+        if let Some(stamp) = stamp.filter(|_| local.unknown.is_none()) {
+            self.table.keep(&key, stamp, &local);
+        }
+        Ok((local, verified))
+    }
+
+    async fn read_local(
+        self: &Arc<Self>,
+        repository: &Repository,
+        tag: &Tag,
+        stamp: Option<Stamp>,
+    ) -> Result<LocalTag, Refusal> {
+        let began = Instant::now();
+        loop {
+            let (repository, tag, tags) = (repository.clone(), tag.clone(), Arc::clone(self));
+            let read = move |context: &Context| tags.local_now(context, &repository, &tag, stamp);
+            let problem = match self.context.try_blocking(read).await {
+                Ok(local) => return Ok(local),
+                Err(problem) => problem,
+            };
+            // A rebuild takes a moment, and until then the owner's wishes are not known. Where the disk lets none be made
+            // upstream is asked all the same.
+            let unbuildable = self.context.store.cannot_rebuild();
+            if matches!(problem, StoreError::Rebuilding) && unbuildable {
+                return Ok(LocalTag { unknown: Some(problem.to_string()), ..LocalTag::default() });
+            }
+            if unbuildable || !problem.is_without_index() || began.elapsed() >= budget::INDEX_WAIT_MAX {
+                return Err(Refusal::from_store(&problem));
+            }
+            tokio::time::sleep(budget::INDEX_WAIT_STEP).await;
+        }
+    }
+
+    fn local_now(
+        &self,
+        context: &Context,
+        repository: &Repository,
+        tag: &Tag,
+        stamp: Option<Stamp>,
+    ) -> Result<LocalTag, StoreError> {
+        let Some(record) = context.store.tag(repository, tag)? else { return Ok(LocalTag::default()) };
+        let config = context.config.now();
+        let closures = Closures::new(&context.store, &config.platforms);
+        let (mut missing, mut small) = (None, None);
+        let complete = served(&closures, &record)?.map(|(version, _)| version.clone());
+        match (&complete, record.candidates().first()) {
+            // What goes wrong is found again, and reported, when the manifest is served.
+            (Some(version), _) => {
+                if let Ok(Some(ManifestContent::Small(read))) =
+                    self.manifests.read(repository, &version.digest, stamp)
+                {
+                    small = Some(read);
+                }
+            }
+            (None, Some(nearest)) => missing = Some(closures.of(&nearest.digest)?.missing_text()),
+            (None, None) => {}
+        }
+        Ok(LocalTag { record: Some(record), complete, small, missing, unknown: None })
+    }
+
+    /// The newest complete version of a repository, by name and digest, where it may stand in for a tag of which this is
+    /// here.
+    async fn stand_in(
+        &self,
+        repository: &Repository,
+        here: &Here<'_>,
+    ) -> Result<Option<(String, Digest)>, Refusal> {
+        if !decide::may_stand_in(self.context.config.now().tags.fallback_versions, here) {
+            return Ok(None);
+        }
+        let wanted = repository.clone();
+        let find = move |context: &Context| {
+            let mut versions = Vec::new();
+            for (tag, record) in context.store.tags(&wanted, None, budget::PENDING_TAGS_MAX)? {
+                let each = record.candidates().into_iter().cloned();
+                versions.extend(each.map(|version| (format!(":{tag}"), version)));
+            }
+            versions.sort_by_key(|(_, version)| std::cmp::Reverse(version.n));
+            let config = context.config.now();
+            let closures = Closures::new(&context.store, &config.platforms);
+            let newest = first_complete(&closures, versions.iter().map(|(_, version)| version))?;
+            let named = |found: &TagVersion| {
+                let at = versions.iter().find(|(_, version)| std::ptr::eq(version, found))?;
+                Some((at.0.clone(), found.digest.clone()))
+            };
+            Ok(newest.and_then(|(version, _)| named(version)))
+        };
+        self.context.blocking(find).await
+    }
+}
+
+/// Why nothing better answered; an older version of the repository is named.
+fn cause_with_stand_in(cause: String, tier: Tier, stand_in: Option<&(String, Digest)>) -> String {
+    match stand_in {
+        Some((version, _)) if tier == Tier::OlderVersion => format!("{cause}; {version} stands in"),
+        _ => cause,
+    }
+}
+
+impl Choice {
+    fn of(tier: Tier, digest: &Digest, cause: Option<String>, local: &LocalTag) -> Choice {
+        let complete = local.complete.as_ref().is_some_and(|version| version.digest == *digest);
+        let small = local.small.clone().filter(|_| complete);
+        Choice { digest: digest.clone(), tier, cause, stated: None, small }
+    }
+
+    fn with(self, manifest: ManifestAnswer) -> TagAnswer {
+        self.into_answer(TagContent::Manifest(manifest))
+    }
+
+    fn into_answer(self, content: TagContent) -> TagAnswer {
+        TagAnswer { digest: self.digest, tier: self.tier, cause: self.cause, content }
+    }
+}

@@ -1,0 +1,78 @@
+//! The part of the report that looks at every image: how many are complete, and which would be removed first.
+//!
+//! It is kept while the store's [`Stamp`] and what the server is busy with stay the same. Uses of images move no stamp,
+//! so that it is kept for [`budget::IMAGE_REPORT_AGE_MAX`] at most. Failure is the store's; nothing is kept then.
+
+use crate::budget;
+use crate::config::Config;
+use crate::image::{Busy, Catalogue, Closures, Otherwise, each_repository, each_tag, served};
+use crate::store::{Stamp, Store, StoreError};
+use crate::sync::Mutex;
+use std::time::Instant;
+
+/// What images there are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageReport {
+    /// Tags of which a version is complete.
+    pub complete: u64,
+    /// Tags without a complete version.
+    pub partial: u64,
+    /// Verified blobs.
+    pub blobs: u64,
+    /// What is removed first when room is needed, and the bytes that it frees.
+    pub next_to_go: Option<(String, u64)>,
+}
+
+/// The last report, and what it holds for.
+#[derive(Default)]
+pub struct ImageCache(Mutex<Option<CachedReport>>);
+
+struct CachedReport {
+    stamp: Stamp,
+    busy: Busy,
+    at: Instant,
+    report: ImageReport,
+}
+
+impl ImageCache {
+    /// The report of now. `busy`: what must not be removed.
+    ///
+    /// # Errors
+    /// The disk cannot be listed, or the index or a manifest cannot be read.
+    pub fn report(&self, store: &Store, config: &Config, busy: Busy) -> Result<ImageReport, StoreError> {
+        // Held while images are looked at: several that ask at once wait for one look.
+        let mut cached = self.0.lock();
+        let stamp = store.stamp();
+        let holds = |cached: &&CachedReport| {
+            Some(cached.stamp) == stamp
+                && cached.busy == busy
+                && cached.at.elapsed() < budget::IMAGE_REPORT_AGE_MAX
+        };
+        if let Some(cached) = cached.as_ref().filter(holds) {
+            return Ok(cached.report.clone());
+        }
+        let report = ImageReport::take(store, config, &busy)?;
+        *cached = stamp.map(|stamp| CachedReport { stamp, busy, at: Instant::now(), report: report.clone() });
+        Ok(report)
+    }
+}
+
+impl ImageReport {
+    fn take(store: &Store, config: &Config, busy: &Busy) -> Result<ImageReport, StoreError> {
+        let closures = Closures::new(store, &config.platforms);
+        let (mut complete, mut partial) = (0, 0);
+        each_repository(store, |repository| {
+            each_tag(store, repository, |_, record| {
+                match served(&closures, record)? {
+                    Some(_) => complete += 1,
+                    None => partial += 1,
+                }
+                Ok::<_, StoreError>(())
+            })
+        })?;
+        let catalogue = Catalogue::take(store, config, busy)?;
+        let victims = catalogue.choose(1, Otherwise::Nothing);
+        let next_to_go = victims.first().map(|first| (first.description(), catalogue.frees(&victims)));
+        Ok(ImageReport { complete, partial, blobs: catalogue.blobs(), next_to_go })
+    }
+}

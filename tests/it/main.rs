@@ -1,0 +1,29 @@
+//! The real binary against an upstream that fails on command: one module per topic, linked once.
+//!
+//! The tests of all modules run in one process and side by side, so none changes what the process has only once: its
+//! environment, its working directory, its panic hook. Each has folders and ports of its own. `numbers`, `model` and
+//! `crash`, which measure, take long or do have to change such a thing, are binaries of their own.
+
+// Where a test cannot go on, it stops.
+#![allow(clippy::unwrap_used)]
+
+mod api;
+mod board;
+mod broken_disk;
+mod clients;
+mod damage;
+mod doctor;
+mod facts;
+mod faults;
+mod fills;
+mod integrity;
+mod kill;
+mod kit;
+mod limits;
+mod private;
+mod profiles;
+mod room;
+mod serving;
+mod systemd;
+mod tags;
+mod upgrade;
