@@ -1,6 +1,6 @@
 //! Figures that users care about, printed and not judged: machines are shared and noisy. What is asserted is what was
-//! measured, not how fast it was. `cargo test --release --test numbers -- --nocapture` shows them at their best; with
-//! `LARDER=FILE` they are another build's, such as a static one's.
+//! measured, not how fast it was. `cargo test --release --test numbers -- --nocapture --test-threads 1` shows them at
+//! their best; with `LARDER=FILE` they are another build's, such as a static one's.
 
 // Where a test cannot go on, it stops.
 #![allow(clippy::unwrap_used)]
