@@ -125,9 +125,7 @@ fn the_registry_is_named_by_ns_by_the_path_or_not_at_all() {
 #[test]
 fn ranges_of_what_is_cached() {
     let image = image(1);
-    let upstream = upstream_with(&image);
-    let board = Board::new(&upstream, "");
-    board.pull("lab/app", "latest").unwrap();
+    let (_upstream, board) = board::pulled(&image, "");
     let layer = layer_of(&image);
     let path = format!("/v2/lab/app/blobs/{layer}?ns=docker.io");
     let whole = &image.blobs[&layer];

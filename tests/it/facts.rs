@@ -1,6 +1,6 @@
 //! What is kept in memory about tags is never older than the disk: whatever changes there shows in the next answer.
 
-use crate::board::{Board, image, layer_of, upstream_with};
+use crate::board::{self, Board, image, layer_of, upstream_with};
 use larder::demo::image::SampleImage as Image;
 use larder::demo::upstream::FaultyRegistry as Upstream;
 
@@ -48,9 +48,7 @@ fn a_blob_that_is_removed_by_hand_is_missed_at_once() {
 #[test]
 fn a_tag_that_is_verified_again_is_fresh_again() {
     let image = image(1);
-    let upstream = upstream_with(&image);
-    let board = Board::new(&upstream, "[tags]\nrevalidate = \"4s\"\n");
-    board.pull("lab/app", "latest").unwrap();
+    let (upstream, board) = board::pulled(&image, "[tags]\nrevalidate = \"4s\"\n");
     // Kept in memory, and in the store nothing changes from here on.
     board.wait_until("a fresh answer", || status(&board) == FRESH);
     for _ in 0..2 {

@@ -44,9 +44,7 @@ fn row(fault: &str, seen: &Seen, on_disk: usize) {
 /// An outage that begins while the server runs.
 fn outage(fault: &str, words: &str, breaks: impl Fn(&Upstream)) {
     let image = image(1);
-    let upstream = upstream_with(&image);
-    let board = Board::new(&upstream, "");
-    board.pull("lab/app", "latest").unwrap();
+    let (upstream, board) = board::pulled(&image, "");
     breaks(&upstream);
     is_outage(&board, fault, &[words]);
     assert_eq!(board.pull("lab/app", "latest").unwrap().digest, image.root, "{fault}");
@@ -100,9 +98,7 @@ fn no_http_at_all() {
 /// An upstream that cannot even be connected to, from the start.
 fn unreachable(fault: &str, url: &str, words: &[&str]) {
     let image = image(1);
-    let upstream = upstream_with(&image);
-    let mut board = Board::new(&upstream, "");
-    board.pull("lab/app", "latest").unwrap();
+    let (upstream, mut board) = board::pulled(&image, "");
     board.stop();
     let file = board.folder().join("larder.toml");
     let text = std::fs::read_to_string(&file).unwrap();
@@ -210,9 +206,7 @@ fn answers_are_passed_on() {
 /// A fault in content: what a pull of a new version makes of it, and that the old one is served on.
 fn bad_content(fault: &str, method: Option<&str>, path: &str, behaviour: &Behaviour, ok: bool) {
     let (first, second) = (image(1), Image::multi_arch(2, &[700_000]));
-    let upstream = upstream_with(&first);
-    let board = Board::new(&upstream, "");
-    board.pull("lab/app", "latest").unwrap();
+    let (upstream, board) = board::pulled(&first, "");
     upstream.push("lab/app", "latest", &second);
     upstream.on(method, path, behaviour.clone());
     let began = Instant::now();

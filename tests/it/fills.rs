@@ -60,9 +60,7 @@ fn the_first_byte_follows_the_upstreams() {
 #[test]
 fn only_what_is_asked_for_is_fetched() {
     let image = image(1);
-    let upstream = upstream_with(&image);
-    let board = Board::new(&upstream, "");
-    board.pull("lab/app", "latest").unwrap();
+    let (upstream, board) = board::pulled(&image, "");
     let fetched = upstream.count("GET", "/blobs/");
     assert_eq!(fetched, needed(&image).len());
     assert_eq!(board.check_blobs(), fetched + 2);

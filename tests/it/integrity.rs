@@ -44,9 +44,7 @@ fn small_part(image: &Image) -> Digest {
 #[test]
 fn after_an_unclean_stop_everything_is_hashed_before_it_is_served() {
     let image = big(1);
-    let upstream = upstream_with(&image);
-    let mut board = Board::new(&upstream, "");
-    board.pull("lab/app", "latest").unwrap();
+    let (_upstream, mut board) = board::pulled(&image, "");
     let layer = layer_of(&image);
     board.kill();
     damage(&board.data(), &layer);
@@ -77,9 +75,7 @@ fn after_an_unclean_stop_everything_is_hashed_before_it_is_served() {
 #[test]
 fn a_sound_blob_is_a_hit_after_an_unclean_stop_and_ranges_are_served() {
     let image = big(1);
-    let upstream = upstream_with(&image);
-    let mut board = Board::new(&upstream, "");
-    board.pull("lab/app", "latest").unwrap();
+    let (upstream, mut board) = board::pulled(&image, "");
     board.kill();
     upstream.hang_up();
     board.start_again();
@@ -96,9 +92,7 @@ fn a_sound_blob_is_a_hit_after_an_unclean_stop_and_ranges_are_served() {
 #[test]
 fn offline_a_damaged_version_gives_way_to_the_one_before_and_comes_back_with_the_uplink() {
     let (old, new) = (big(1), big(2));
-    let upstream = upstream_with(&old);
-    let mut board = Board::new(&upstream, "");
-    board.pull("lab/app", "latest").unwrap();
+    let (upstream, mut board) = board::pulled(&old, "");
     upstream.push("lab/app", "latest", &new);
     // A version is one to go back to from when its completion is noted.
     board.wait_for_log(&format!("is complete at {}", old.root));
@@ -129,9 +123,7 @@ fn offline_a_damaged_version_gives_way_to_the_one_before_and_comes_back_with_the
 #[test]
 fn a_damaged_manifest_is_fetched_again_at_once() {
     let image = big(1);
-    let upstream = upstream_with(&image);
-    let mut board = Board::new(&upstream, "");
-    board.pull("lab/app", "latest").unwrap();
+    let (_upstream, mut board) = board::pulled(&image, "");
     board.kill();
     damage(&board.data(), &image.root);
     board.start_again();
@@ -143,9 +135,7 @@ fn a_damaged_manifest_is_fetched_again_at_once() {
 #[test]
 fn what_verify_sets_aside_comes_back_by_itself() {
     let image = big(1);
-    let upstream = upstream_with(&image);
-    let board = Board::new(&upstream, "");
-    board.pull("lab/app", "latest").unwrap();
+    let (_upstream, board) = board::pulled(&image, "");
     let layer = layer_of(&image);
     damage(&board.data(), &layer);
     let found = board.command(&["verify"]);
@@ -226,9 +216,7 @@ fn unused_images_expire_but_not_by_a_clock_that_is_not_set() {
 #[test]
 fn the_scrub_reads_everything_in_turn_and_goes_on_where_it_was() {
     let image = big(1);
-    let upstream = upstream_with(&image);
-    let mut board = Board::new(&upstream, "");
-    board.pull("lab/app", "latest").unwrap();
+    let (_upstream, mut board) = board::pulled(&image, "");
     board.stop();
     let layer = layer_of(&image);
     damage(&board.data(), &layer);

@@ -1,6 +1,6 @@
 //! Limits: what one client more than there is memory for is told, and that it is told at once.
 
-use crate::board::{Board, PATIENCE, layer_of, upstream_with};
+use crate::board::{self, Board, PATIENCE, layer_of};
 use larder::demo::image::SampleImage as Image;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -12,9 +12,7 @@ const MEMORY: &str = "[memory]\nmax = \"16MiB\"\n";
 /// A board with a cached layer that no socket buffer holds.
 fn board() -> (Board, String) {
     let image = Image::multi_arch(1, &[24_000_000]);
-    let upstream = upstream_with(&image);
-    let board = Board::new(&upstream, MEMORY);
-    board.pull("lab/app", "latest").unwrap();
+    let (_upstream, board) = board::pulled(&image, MEMORY);
     (board, format!("/v2/lab/app/blobs/{}?ns=docker.io", layer_of(&image)))
 }
 

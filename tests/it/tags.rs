@@ -28,9 +28,7 @@ fn online_the_newest_is_served_at_once_and_an_unchanged_tag_costs_a_head() {
 #[test]
 fn with_the_uplink_gone_the_last_complete_version_is_served() {
     let first = image(1);
-    let upstream = upstream_with(&first);
-    let board = Board::new(&upstream, "");
-    board.pull("lab/app", "latest").unwrap();
+    let (upstream, board) = board::pulled(&first, "");
     upstream.hang_up();
     let answer = board.head(TAG);
     assert_eq!(answer.status, 200);
@@ -69,9 +67,7 @@ fn what_is_not_cached_is_a_502_that_says_why() {
 #[test]
 fn a_half_fetched_version_does_not_hide_the_complete_one() {
     let (first, second) = (image(1), image(2));
-    let upstream = upstream_with(&first);
-    let board = Board::new(&upstream, "");
-    board.pull("lab/app", "latest").unwrap();
+    let (upstream, board) = board::pulled(&first, "");
     upstream.push("lab/app", "latest", &second);
     // A client that gets as far as the index, the manifest and one blob.
     let index = board.get(TAG);
@@ -88,9 +84,7 @@ fn a_half_fetched_version_does_not_hide_the_complete_one() {
 #[test]
 fn a_check_that_outlives_the_deadline_moves_the_pointer_beside_the_request() {
     let (first, second) = (image(1), image(2));
-    let upstream = upstream_with(&first);
-    let board = Board::new(&upstream, "");
-    board.pull("lab/app", "latest").unwrap();
+    let (upstream, board) = board::pulled(&first, "");
     upstream.push("lab/app", "latest", &second);
     upstream.on(Some("HEAD"), "/manifests/latest", Behaviour::HangBeforeHeader);
     let (status, tier, took) = board.ask("lab/app", "latest");
@@ -136,9 +130,7 @@ fn simultaneous_requests_ask_upstream_once() {
 #[test]
 fn a_fresh_tag_is_served_without_asking() {
     let first = image(1);
-    let upstream = upstream_with(&first);
-    let board = Board::new(&upstream, "[tags]\nrevalidate = \"1h\"\n");
-    board.pull("lab/app", "latest").unwrap();
+    let (upstream, board) = board::pulled(&first, "[tags]\nrevalidate = \"1h\"\n");
     let before = upstream.requests().len();
     let again = board.pull("lab/app", "latest").unwrap();
     assert_eq!((again.tag_status.as_str(), again.digest), ("larder; hit; detail=fresh", first.root));
@@ -191,9 +183,7 @@ fn an_older_version_stands_in_where_that_is_allowed() {
 #[test]
 fn a_cold_offline_boot_answers_at_once() {
     let first = image(1);
-    let upstream = upstream_with(&first);
-    let mut board = Board::new(&upstream, "[tags]\nresolve_deadline = \"20s\"\n");
-    board.pull("lab/app", "latest").unwrap();
+    let (upstream, mut board) = board::pulled(&first, "[tags]\nresolve_deadline = \"20s\"\n");
     // An uplink that swallows: without its memory the next start would wait for the deadline.
     upstream.on(None, "/v2/", Behaviour::HangBeforeHeader);
     assert_eq!(board.ask("lab/app", "latest").0, 200);
@@ -224,9 +214,7 @@ fn the_uplinks_return_is_seen_without_a_restart() {
 #[test]
 fn a_rollback_holds_until_upstream_moves_on() {
     let (first, second, third) = (image(1), image(2), image(3));
-    let upstream = upstream_with(&first);
-    let mut board = Board::new(&upstream, "");
-    board.pull("lab/app", "latest").unwrap();
+    let (upstream, mut board) = board::pulled(&first, "");
     upstream.push("lab/app", "latest", &second);
     board.pull("lab/app", "latest").unwrap();
     board.wait_for_log(&format!("docker.io/lab/app:latest is complete at {}", second.root));
@@ -267,9 +255,7 @@ fn commands_say_the_same_with_the_server_running_and_stopped() {
 #[test]
 fn verify_finds_and_repairs_a_flipped_byte() {
     let first = image(1);
-    let upstream = upstream_with(&first);
-    let board = Board::new(&upstream, "");
-    board.pull("lab/app", "latest").unwrap();
+    let (_upstream, board) = board::pulled(&first, "");
     let layer = layer_of(&first);
     let path = board.data().join("blobs/sha256").join(layer.hex());
     let mut bytes = std::fs::read(&path).unwrap();
@@ -290,9 +276,7 @@ fn verify_finds_and_repairs_a_flipped_byte() {
 #[test]
 fn the_index_can_be_lost_and_damaged() {
     let (first, second) = (image(1), image(2));
-    let upstream = upstream_with(&first);
-    let mut board = Board::new(&upstream, "");
-    board.pull("lab/app", "latest").unwrap();
+    let (upstream, mut board) = board::pulled(&first, "");
     upstream.push("lab/app", "latest", &second);
     board.pull("lab/app", "latest").unwrap();
     board.wait_for_log(&format!("is complete at {}", second.root));

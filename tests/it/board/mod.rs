@@ -13,6 +13,7 @@ pub use random::{Random, from_environment};
 pub use upstream::{image, layer_of, needed, tls_settings, upstream_with};
 
 use larder::demo::client::{self, ClientAnswer as Answer, PullError, Pulled};
+use larder::demo::image::SampleImage;
 use larder::demo::upstream::FaultyRegistry as Upstream;
 use larder::oci::{Digest, Hasher};
 use std::io::{BufRead, BufReader, Read};
@@ -56,6 +57,14 @@ impl Drop for Folder {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }
+}
+
+/// An upstream with `image`, and a board that has pulled it. `more` is appended to the board's configuration.
+pub fn pulled(image: &SampleImage, more: &str) -> (Upstream, Board) {
+    let upstream = upstream_with(image);
+    let board = Board::new(&upstream, more);
+    board.pull("lab/app", "latest").unwrap();
+    (upstream, board)
 }
 
 /// A board: its folder, its configuration, and the server while it runs.
