@@ -72,16 +72,7 @@ impl Demo {
         let config = Config {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
             data_dir: folder.clone(),
-            upstreams: vec![UpstreamSettings {
-                name,
-                endpoints: vec![EndpointSettings {
-                    url: upstream.url(),
-                    url_configured: true,
-                    ca_file: None,
-                    realm: None,
-                    credentials: None,
-                }],
-            }],
+            upstreams: vec![UpstreamSettings { name, endpoints: vec![EndpointSettings::at(upstream.url())] }],
             tls: None,
             htpasswd_file: None,
             kit: None,
@@ -184,15 +175,7 @@ impl Demo {
         let text = format!("{status} after {} ({tier})", ms(first));
         let bound = format!("{} for the first request", ms(self.deadline));
         self.row("upstream hangs, cached", "last complete", &bound, text, held);
-        let (worst, tier) = self.worst_of(50, "latest")?;
-        let held = tier.contains("last-complete") && worst < AT_ONCE + LEEWAY;
-        self.row(
-            "  the next 50 requests",
-            "last complete",
-            &ms(AT_ONCE),
-            format!("slowest {} ({tier})", ms(worst)),
-            held,
-        );
+        self.next_requests()?;
         let (status, took, _) = self.ask_tag_of("lab/never", "latest")?;
         let held = status == 502 && took < self.header_timeout + Duration::from_secs(5) + LEEWAY;
         let text = format!("{status} after {}", ms(took));
@@ -214,15 +197,7 @@ impl Demo {
             format!("{status} after {} ({tier})", ms(took)),
             held,
         );
-        let (worst, tier) = self.worst_of(50, "latest")?;
-        let held = tier.contains("last-complete") && worst < AT_ONCE + LEEWAY;
-        self.row(
-            "  the next 50 requests",
-            "last complete",
-            &ms(AT_ONCE),
-            format!("slowest {} ({tier})", ms(worst)),
-            held,
-        );
+        self.next_requests()?;
         let pulled = self.pull("latest").map_err(|e| e.to_string())?;
         let text = format!("{} in {}", bytes_text(pulled.bytes), ms(pulled.elapsed));
         self.row(
@@ -261,6 +236,19 @@ impl Demo {
             std::thread::sleep(Duration::from_millis(50));
         }
         Ok(began.elapsed())
+    }
+    /// The requests after the first, which wait for nobody.
+    fn next_requests(&mut self) -> Result<(), String> {
+        let (worst, tier) = self.worst_of(50, "latest")?;
+        let held = tier.contains("last-complete") && worst < AT_ONCE + LEEWAY;
+        self.row(
+            "  the next 50 requests",
+            "last complete",
+            &ms(AT_ONCE),
+            format!("slowest {} ({tier})", ms(worst)),
+            held,
+        );
+        Ok(())
     }
 
     fn worst_of(&self, requests: usize, tag: &str) -> Result<(Duration, String), String> {

@@ -246,6 +246,12 @@ impl UpstreamSettings {
 }
 
 impl EndpointSettings {
+    /// An endpoint at an address that the owner has chosen, without a login.
+    pub fn at(url: impl Into<String>) -> EndpointSettings {
+        let url = url.into();
+        EndpointSettings { url, url_configured: true, ca_file: None, realm: None, credentials: None }
+    }
+
     /// Host and port, such as `registry-1.docker.io:443`.
     pub fn host_port(&self) -> String {
         let (scheme, rest) = self.url.split_once("://").unwrap_or(("https", &self.url));

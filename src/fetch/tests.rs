@@ -162,13 +162,7 @@ fn config(url: &str) -> Config {
         },
         upstreams: vec![UpstreamSettings {
             name: "reg.test".parse().unwrap(),
-            endpoints: vec![EndpointSettings {
-                url: url.to_owned(),
-                url_configured: true,
-                ca_file: None,
-                realm: None,
-                credentials: None,
-            }],
+            endpoints: vec![EndpointSettings::at(url)],
         }],
         tls: None,
         htpasswd_file: None,
