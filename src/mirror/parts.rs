@@ -1,6 +1,6 @@
 //! How the parts of the mirror are put together, each from those below it.
 
-use super::content::{Blobs, Manifests, Repairs, Streams};
+use super::content::{AskedManifests, Blobs, Manifests, Repairs, Streams};
 use super::context::{Arrivals, Context};
 use super::fill::FillPool;
 use super::lists::Lists;
@@ -47,14 +47,15 @@ impl Parts {
         let fills =
             FillPool::start(Arc::clone(&context), Arc::clone(&reserve), in_flight, Arc::clone(&arrivals))?;
         let streams = Arc::new(Streams::new(Arc::clone(&context)));
-        let manifests = Arc::new(Manifests::new(
-            Arc::clone(&context),
-            Arc::clone(&questions),
-            Arc::clone(&reserve),
-            Arc::clone(&verifier),
-            Arc::clone(&streams),
+        let manifests = Arc::new(Manifests {
+            context: Arc::clone(&context),
+            questions: Arc::clone(&questions),
+            reserve: Arc::clone(&reserve),
+            verifier: Arc::clone(&verifier),
+            streams: Arc::clone(&streams),
             arrivals,
-        ));
+            asked: AskedManifests::default(),
+        });
         let blobs = Blobs {
             context: Arc::clone(&context),
             questions: Arc::clone(&questions),

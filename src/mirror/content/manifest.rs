@@ -76,41 +76,26 @@ enum Held {
 type ManifestWait = Wait<Result<ManifestOutcome, Refusal>>;
 type ManifestFlights = SingleFlight<(Repository, Digest), Result<ManifestOutcome, Refusal>>;
 
+/// The small manifests that are in memory, and the questions for manifests that are under way.
+#[derive(Default)]
+pub(in crate::mirror) struct AskedManifests {
+    small: SmallManifests,
+    upstream: ManifestFlights,
+    peers: ManifestFlights,
+}
+
 /// Manifests.
 pub(in crate::mirror) struct Manifests {
-    context: Arc<Context>,
-    questions: Arc<Questions>,
-    reserve: Arc<Reserve>,
-    verifier: Arc<Verifier>,
-    streams: Arc<Streams>,
-    arrivals: Arc<dyn Arrivals>,
-    small: SmallManifests,
-    asked: ManifestFlights,
-    asked_of_peers: ManifestFlights,
+    pub(in crate::mirror) context: Arc<Context>,
+    pub(in crate::mirror) questions: Arc<Questions>,
+    pub(in crate::mirror) reserve: Arc<Reserve>,
+    pub(in crate::mirror) verifier: Arc<Verifier>,
+    pub(in crate::mirror) streams: Arc<Streams>,
+    pub(in crate::mirror) arrivals: Arc<dyn Arrivals>,
+    pub(in crate::mirror) asked: AskedManifests,
 }
 
 impl Manifests {
-    pub(in crate::mirror) fn new(
-        context: Arc<Context>,
-        questions: Arc<Questions>,
-        reserve: Arc<Reserve>,
-        verifier: Arc<Verifier>,
-        streams: Arc<Streams>,
-        arrivals: Arc<dyn Arrivals>,
-    ) -> Manifests {
-        Manifests {
-            context,
-            questions,
-            reserve,
-            verifier,
-            streams,
-            arrivals,
-            small: SmallManifests::default(),
-            asked: SingleFlight::default(),
-            asked_of_peers: SingleFlight::default(),
-        }
-    }
-
     /// A manifest by its digest.
     ///
     /// # Errors
@@ -155,7 +140,7 @@ impl Manifests {
         stamp: Option<Stamp>,
     ) -> Result<Option<ManifestContent>, Refusal> {
         let key = (repository.clone(), digest.clone());
-        if let Some(manifest) = stamp.and_then(|stamp| self.small.find(stamp, &key)) {
+        if let Some(manifest) = stamp.and_then(|stamp| self.asked.small.find(stamp, &key)) {
             return Ok(Some(ManifestContent::Small(manifest)));
         }
         let manifests = Arc::clone(self);
@@ -193,7 +178,7 @@ impl Manifests {
         }
         let small = SmallManifest::new(&media_type, digest, bytes);
         if let Some(stamp) = stamp {
-            self.small.keep(stamp, (repository.clone(), digest.clone()), small.clone());
+            self.asked.small.keep(stamp, (repository.clone(), digest.clone()), small.clone());
         }
         Ok(Some(ManifestContent::Small(small)))
     }
@@ -229,7 +214,7 @@ impl Manifests {
         let (manifests, question, asked) = (Arc::clone(self), key.clone(), Arc::clone(upstream));
         let ask = move || manifests.fetch(&asked, &question.0, &question.1, looked);
         let lanes = self.questions.lanes(upstream).map_err(|_| queue_full())?;
-        self.asked.join(lanes, &key, ask).map_err(|_| queue_full())
+        self.asked.upstream.join(lanes, &key, ask).map_err(|_| queue_full())
     }
 
     /// Has a manifest fetched that nobody waits for.
@@ -261,7 +246,7 @@ impl Manifests {
             let cause = || format!("{}; {} is not cached", outage_text(&absent), question.1);
             manifests.take_from_peers(&question.0, &question.1, &cause)
         };
-        let joined = self.asked_of_peers.join(&self.questions.peers, &key, ask);
+        let joined = self.asked.peers.join(&self.questions.peers, &key, ask);
         joined.map_err(|_| Refusal::Busy("too many questions wait for peers".into()))
     }
 

@@ -24,7 +24,7 @@ pub use small::SmallManifest;
 pub use stream::Pieces;
 
 pub(super) use blob::Blobs;
-pub(super) use manifest::Manifests;
+pub(super) use manifest::{AskedManifests, Manifests};
 pub(super) use repair::Repairs;
 pub(super) use stream::Streams;
 
