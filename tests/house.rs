@@ -23,20 +23,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("clock", &[]),
     ("sync", &[]),
     ("text", &[]),
-    ("auth", &["oci", "budget", "sync", "text"]),
-    ("config", &["oci", "budget", "sync", "text", "auth"]),
+    ("auth", &["oci", "budget"]),
+    ("config", &["oci", "budget", "sync"]),
     ("decide", &["oci", "config"]),
-    ("store", &["oci", "budget", "clock", "sync", "text", "auth"]),
-    ("fetch", &["oci", "budget", "clock", "sync", "text", "config"]),
-    ("kit", &["oci", "budget", "clock", "sync", "text", "config"]),
-    ("image", &["oci", "budget", "clock", "sync", "text", "auth", "config", "decide", "store"]),
-    (
-        "report",
-        &[
-            "oci", "budget", "clock", "sync", "text", "auth", "config", "decide", "store", "fetch", "kit",
-            "image",
-        ],
-    ),
+    ("store", &["oci", "budget", "clock", "sync", "auth"]),
+    ("fetch", &["oci", "budget", "clock", "sync", "config"]),
+    ("kit", &["oci", "budget", "sync", "config"]),
+    ("image", &["oci", "budget", "text", "auth", "config", "decide", "store"]),
+    ("report", &["oci", "budget", "clock", "sync", "config", "store", "fetch", "image"]),
     (
         "mirror",
         &[
@@ -44,29 +38,17 @@ const ARROWS: &[(&str, &[&str])] = &[
             "image", "report",
         ],
     ),
-    ("http", &["oci", "budget", "sync", "text", "auth", "config", "fetch", "report", "mirror"]),
-    ("clients", &["oci", "budget", "text", "config"]),
-    (
-        "control",
-        &[
-            "oci", "budget", "clock", "sync", "text", "auth", "config", "decide", "store", "fetch", "image",
-            "report", "mirror",
-        ],
-    ),
-    (
-        "doctor",
-        &[
-            "oci", "budget", "clock", "sync", "text", "config", "fetch", "report", "mirror", "control",
-            "clients",
-        ],
-    ),
-    ("demo", &["oci", "budget", "sync"]),
-    ("watch", &["oci", "budget", "sync", "text", "store", "report"]),
+    ("http", &["oci", "budget", "sync", "auth", "config", "report", "mirror"]),
+    ("clients", &["oci", "budget", "config"]),
+    ("control", &["oci", "budget", "clock", "text", "config", "decide", "store", "fetch", "image", "report"]),
+    ("doctor", &["oci", "budget", "clock", "text", "config", "fetch", "control", "clients"]),
+    ("demo", &["oci", "sync"]),
+    ("watch", &["budget", "sync", "store"]),
     (
         "cli",
         &[
-            "oci", "budget", "clock", "sync", "text", "auth", "config", "decide", "store", "fetch", "kit",
-            "image", "report", "mirror", "http", "control", "demo", "clients", "doctor", "watch",
+            "oci", "budget", "text", "config", "store", "fetch", "kit", "report", "mirror", "http",
+            "control", "demo", "clients", "doctor", "watch",
         ],
     ),
 ];
@@ -117,6 +99,10 @@ const KEPT_TO: &[(&str, &[&str])] = &[
     ("clap", &["cli"]),
     ("bcrypt", &["auth"]),
     ("ring", &["kit"]),
+    ("listenfd", &["watch"]),
+    ("humantime", &["config"]),
+    ("parse_size", &["config"]),
+    ("httpdate", &["fetch"]),
 ];
 
 const FUNCTION_LINES_MAX: usize = 70;
