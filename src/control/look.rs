@@ -6,8 +6,9 @@ use super::{
 };
 use crate::clock;
 use crate::config::OnMissing;
+use crate::decide::{self, Verdict};
 use crate::fetch::LinkState;
-use crate::image::{Closure, Closures, each_repository, each_tag, served};
+use crate::image::{Closure, Closures, each_repository, each_tag, here, served};
 use crate::oci::{Digest, Reference, RegistryName};
 use crate::report::UpstreamState;
 use crate::store::{StoreError, TagRecord};
@@ -37,13 +38,23 @@ impl Admin {
         if record.is_none() && image.digest.is_none() {
             return Err(unknown(image));
         }
-        let record = record.unwrap_or_default();
         let closures = self.closures();
-        let offline = match &image.digest {
-            Some(digest) => closures.of(digest)?.is_complete().then(|| (digest.clone(), "digest".to_owned())),
-            None => served(&closures, &record)?
-                .map(|(version, _)| (version.digest.clone(), "last-complete".to_owned())),
+        let complete = record.as_ref().map(|record| served(&closures, record)).transpose()?.flatten();
+        let here = here(record.as_ref(), complete.as_ref().map(|(version, _)| *version), None);
+        let offline = match (&image.digest, &image.tag) {
+            (Some(digest), _) => {
+                closures.of(digest)?.is_complete().then(|| (digest.clone(), "digest".to_owned()))
+            }
+            (None, Some(tag)) => {
+                let policy = self.config.tags.policy(&image.repository, tag);
+                match decide::offline(policy, &here, None) {
+                    Verdict::Serve(tier, digest) => Some((digest.clone(), tier.as_str().to_owned())),
+                    Verdict::PassOn | Verdict::WaitForIndex | Verdict::Nothing => None,
+                }
+            }
+            (None, None) => None,
         };
+        let record = record.unwrap_or_default();
         let shown = offline
             .as_ref()
             .map(|(digest, _)| digest)

@@ -3,7 +3,8 @@
 
 use super::closure::{Closure, Closures};
 use crate::budget;
-use crate::oci::{Platform, Repository, Tag};
+use crate::decide::{CompleteVersion, Here};
+use crate::oci::{Repository, Tag};
 use crate::store::{Store, StoreError, TagRecord, TagVersion};
 
 /// Visits every repository known, in order.
@@ -69,14 +70,22 @@ pub fn served<'v>(
     first_complete(closures, record.candidates())
 }
 
-/// The same for one tag, without its closure.
-///
-/// # Errors
-/// A manifest cannot be read.
-pub fn served_version<'v>(
-    store: &Store,
-    platforms: &[Platform],
-    record: &'v TagRecord,
-) -> Result<Option<&'v TagVersion>, StoreError> {
-    Ok(served(&Closures::new(store, platforms), record)?.map(|(version, _)| version))
+/// What is here of a tag, as decisions see it. `complete`: what [`served`] found; `named_at`: see [`CompleteVersion`].
+pub fn here<'a>(
+    record: Option<&'a TagRecord>,
+    complete: Option<&'a TagVersion>,
+    named_at: Option<u64>,
+) -> Here<'a> {
+    let rollback = record.and_then(|record| record.rollback.as_ref());
+    Here {
+        complete: complete.map(|version| CompleteVersion {
+            digest: &version.digest,
+            from_peer: version.is_from_peer(),
+            named_at,
+        }),
+        seen: record.and_then(|record| record.seen.as_ref()).map(|seen| &seen.digest),
+        rollback: rollback.map(|rollback| (&rollback.from, &rollback.to)),
+        is_noted: record.is_some(),
+        is_known: true,
+    }
 }

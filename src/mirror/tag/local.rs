@@ -2,7 +2,8 @@
 
 use super::super::content::SmallManifest;
 use crate::budget;
-use crate::decide::{CompleteVersion, Here};
+use crate::decide::Here;
+use crate::image;
 use crate::store::{TagRecord, TagVersion};
 
 /// What the store says of a tag, read at one time.
@@ -20,21 +21,10 @@ pub(super) struct LocalTag {
 }
 
 impl LocalTag {
-    /// As decisions see it. `named_at`: see [`CompleteVersion`].
+    /// As decisions see it. `named_at`: see [`image::here`].
     pub(super) fn here(&self, named_at: Option<u64>) -> Here<'_> {
-        let record = self.record.as_ref();
-        let rollback = record.and_then(|record| record.rollback.as_ref());
-        Here {
-            complete: self.complete.as_ref().map(|version| CompleteVersion {
-                digest: &version.digest,
-                from_peer: version.is_from_peer(),
-                named_at,
-            }),
-            seen: record.and_then(|record| record.seen.as_ref()).map(|seen| &seen.digest),
-            rollback: rollback.map(|rollback| (&rollback.from, &rollback.to)),
-            is_noted: record.is_some(),
-            is_known: self.unknown.is_none(),
-        }
+        let here = image::here(self.record.as_ref(), self.complete.as_ref(), named_at);
+        Here { is_known: self.unknown.is_none(), ..here }
     }
 
     /// Whether the complete version is what upstream named last.
