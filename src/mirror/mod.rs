@@ -259,3 +259,9 @@ impl Mirror {
         self.parts.context.kit.as_ref().map_or_else(Vec::new, |kit| kit.peers())
     }
 }
+
+impl Drop for Mirror {
+    fn drop(&mut self) {
+        self.maintenance.stop();
+    }
+}

@@ -68,21 +68,19 @@ impl Blobs {
         digest: &Digest,
     ) -> Result<BlobSource, Refusal> {
         let upstream = self.context.upstream(&repository.registry)?;
-        let mut stated = None;
-        match self.look(repository, digest).await? {
-            Found::Here(blob) => match self.verified(repository, digest, blob).await? {
+        let (found, stated) = match self.look(repository, digest).await? {
+            Found::Here(blob) => (Some(blob), None),
+            Found::Unproven => (Some(self.confirm(&upstream, repository, digest).await?), None),
+            Found::Absent(stated) => (None, stated),
+        };
+        let stated = match found {
+            None => stated,
+            Some(blob) => match self.verified(repository, digest, blob).await? {
                 Some(source) => return Ok(source),
                 // It was corrupt, and is not here any more.
-                None => stated = self.stated(repository, digest).await?,
+                None => self.stated(repository, digest).await?,
             },
-            Found::Absent(size) => stated = size,
-            Found::Unproven => {
-                let blob = self.confirm(&upstream, repository, digest).await?;
-                if let Some(source) = self.verified(repository, digest, blob).await? {
-                    return Ok(source);
-                }
-            }
-        }
+        };
         if upstream.link().is_known_down() && self.context.live_kit(&repository.registry).is_none() {
             return Err(unavailable(&upstream, digest));
         }
