@@ -1,4 +1,4 @@
-//! Which version a tag is answered with: the rules of DESIGN's table of tiers, as pure functions of what is known.
+//! Which version a tag is answered with: the rules of the tiers, as pure functions of what is known.
 //!
 //! [`before_asking`] says whether upstream is asked and how long the request waits, [`after_asking`] what is served once
 //! upstream has answered or has not, [`instead_of`] what is served when the version that was chosen cannot be had, and

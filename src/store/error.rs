@@ -15,7 +15,7 @@ pub enum StoreError {
     },
     /// The limits that the owner set for the disk leave no room, though the disk may not be full.
     NoRoom {
-        /// For what.
+        /// What there is no room for, and why, in a sentence.
         what: String,
     },
     /// Another process holds the store.
@@ -68,7 +68,7 @@ impl std::fmt::Display for StoreError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             StoreError::Io { what, source } => write!(f, "{what}: {source}"),
-            StoreError::NoRoom { what } => write!(f, "the limits of the disk leave no room for {what}"),
+            StoreError::NoRoom { what } => f.write_str(what),
             StoreError::Locked(path) => {
                 let path = path.display();
                 write!(f, "another larder uses {path}: stop it, or name another folder with --data-dir")
