@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -120,7 +120,11 @@ impl Store {
         let note = OriginNote { from: from.clone(), class: Some(key.class) };
         let note = serde_json::to_vec(&note).unwrap_or_default();
         let origin = path.with_extension("origin");
-        fs::write(&origin, note).map_err(StoreError::io(format!("cannot write {}", origin.display())))?;
+        // At once: others read it to see what may go on under another key.
+        let written = origin.with_extension("new");
+        fs::write(&written, note)
+            .and_then(|()| fs::rename(&written, &origin))
+            .map_err(StoreError::io(format!("cannot write {}", origin.display())))?;
         self.adopt(key, &path);
         let file = open_staging(&path, false)?;
         let mut staged = Staged {
@@ -338,8 +342,12 @@ impl Staged {
         let target = store.layout.blob(&self.digest);
         let moving = store.accounts.moving();
         let known = store.layout.blob_size(&self.digest);
-        // Counted before it is there: a download that looks for room in between must not count on what this one takes.
         let new = if known.is_some() { 0 } else { self.len };
+        // What everybody may read stays so.
+        if fs::symlink_metadata(&target).is_ok_and(|meta| meta.mode() & 0o077 != 0) {
+            set_private(&self.path, false)?;
+        }
+        // Counted before it is there: a download that looks for room in between must not count on what this one takes.
         moving.add(new);
         if let Err(e) = fs::rename(&self.path, &target) {
             moving.take(new);

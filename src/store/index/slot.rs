@@ -107,7 +107,11 @@ impl IndexSlot {
 
     /// The attempt to build an index has failed.
     pub(in crate::store) fn cannot_be_built(&self) {
-        *self.state.write() = IndexState::Unbuildable;
+        let mut state = self.state.write();
+        // Another attempt may have put one into service meanwhile.
+        if !matches!(*state, IndexState::Ready(_)) {
+            *state = IndexState::Unbuildable;
+        }
     }
 
     pub(in crate::store) fn is_there(&self) -> bool {
