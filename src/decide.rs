@@ -84,6 +84,8 @@ pub struct Here<'a> {
     pub seen: Option<&'a Digest>,
     /// While upstream names the first, the owner wants the second.
     pub rollback: Option<(&'a Digest, &'a Digest)>,
+    /// The manifest that the owner wants is on the disk; what it names may not be.
+    pub rollback_is_here: bool,
     /// Anything was ever noted of the tag.
     pub is_noted: bool,
     /// The index could be asked.
@@ -92,8 +94,14 @@ pub struct Here<'a> {
 
 impl Here<'_> {
     /// Nothing is here, and the index says so.
-    pub const NOTHING: Here<'static> =
-        Here { complete: None, seen: None, rollback: None, is_noted: false, is_known: true };
+    pub const NOTHING: Here<'static> = Here {
+        complete: None,
+        seen: None,
+        rollback: None,
+        rollback_is_here: false,
+        is_noted: false,
+        is_known: true,
+    };
 }
 
 /// What happens before anybody is asked.
@@ -181,11 +189,9 @@ pub fn after_asking<'a>(
     stand_in: Option<&'a Digest>,
 ) -> Verdict<'a> {
     match (asked, claim) {
-        (UpstreamOutcome::Named(digest), _) => match (here.rollback, here.complete) {
-            // The owner's choice holds while upstream names what was left.
-            (Some((from, to)), Some(complete)) if from == digest && to == complete.digest => {
-                Verdict::Serve(Tier::Upstream, to)
-            }
+        (UpstreamOutcome::Named(digest), _) => match here.rollback {
+            // The owner's choice holds while upstream names what was left, also where a layer has to be fetched again.
+            Some((from, to)) if from == digest && here.rollback_is_here => Verdict::Serve(Tier::Upstream, to),
             _ => Verdict::Serve(Tier::Upstream, digest),
         },
         (UpstreamOutcome::Refused, _) if policy.on_missing == OnMissing::Pass => Verdict::PassOn,

@@ -40,7 +40,7 @@ impl Admin {
         }
         let closures = self.closures();
         let complete = record.as_ref().map(|record| served(&closures, record)).transpose()?.flatten();
-        let here = here(record.as_ref(), complete.as_ref().map(|(version, _)| *version), None);
+        let here = here(record.as_ref(), complete.as_ref().map(|(version, _)| *version), None, false);
         let offline = match (&image.digest, &image.tag) {
             (Some(digest), _) => {
                 closures.of(digest)?.is_complete().then(|| (digest.clone(), "digest".to_owned()))

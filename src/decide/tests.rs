@@ -29,7 +29,7 @@ fn complete(digest: &Digest) -> CompleteVersion<'_> {
 
 /// The old version is complete, and upstream named it last.
 fn cached() -> Here<'static> {
-    Here { complete: Some(complete(&OLD)), seen: Some(&OLD), rollback: None, is_noted: true, is_known: true }
+    Here { complete: Some(complete(&OLD)), seen: Some(&OLD), is_noted: true, ..Here::NOTHING }
 }
 
 /// Upstream named the new version, of which nothing is here, and the old one is complete.
@@ -44,7 +44,7 @@ fn partial() -> Here<'static> {
 
 /// Upstream named the new version and the owner wants the old one.
 fn rolled_back() -> Here<'static> {
-    Here { rollback: Some((&NEW, &OLD)), ..half() }
+    Here { rollback: Some((&NEW, &OLD)), rollback_is_here: true, ..half() }
 }
 
 #[test]
@@ -120,6 +120,12 @@ fn what_upstream_says_decides_what_is_served() {
             plain(),
             UpstreamOutcome::Named(&NEW),
             Here { complete: None, ..rolled_back() },
+            Serve(Tier::Upstream, &OLD),
+        ),
+        (
+            plain(),
+            UpstreamOutcome::Named(&NEW),
+            Here { rollback_is_here: false, ..rolled_back() },
             Serve(Tier::Upstream, &NEW),
         ),
         (plain(), UpstreamOutcome::Refused, cached(), PassOn),

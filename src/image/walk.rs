@@ -75,6 +75,7 @@ pub fn here<'a>(
     record: Option<&'a TagRecord>,
     complete: Option<&'a TagVersion>,
     named_at: Option<u64>,
+    rollback_is_here: bool,
 ) -> Here<'a> {
     let rollback = record.and_then(|record| record.rollback.as_ref());
     Here {
@@ -85,6 +86,7 @@ pub fn here<'a>(
         }),
         seen: record.and_then(|record| record.seen.as_ref()).map(|seen| &seen.digest),
         rollback: rollback.map(|rollback| (&rollback.from, &rollback.to)),
+        rollback_is_here,
         is_noted: record.is_some(),
         is_known: true,
     }

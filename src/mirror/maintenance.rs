@@ -7,7 +7,7 @@
 use super::parts::Parts;
 use crate::budget;
 use crate::config::Config;
-use crate::store::{Startup, StoreError};
+use crate::store::Startup;
 use crate::sync::{Condvar, Mutex};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -216,10 +216,12 @@ impl Drop for Maintenance {
 
 /// What is done once: the index is made ready, and what an earlier process left unfinished goes on.
 fn begin(parts: &Parts, startup: Startup) {
+    let rebuilds = startup.needs_rebuild();
     match startup.finish(&parts.context.store) {
         Ok(()) => {}
-        Err(problem) if problem.is_without_index() => log::debug!("{problem}"),
-        Err(problem @ StoreError::Io { .. }) => log::error!("the index could not be rebuilt: {problem}"),
+        Err(problem) if rebuilds => log::error!("the index could not be rebuilt: {problem}"),
+        // It has been logged.
+        Err(problem) if problem.is_without_index() => {}
         Err(problem) => log::warn!("the index could not be read through: {problem}"),
     }
     parts.fills.resume_staged();

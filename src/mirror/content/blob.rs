@@ -188,7 +188,9 @@ impl Blobs {
         }
         let total = blob.size;
         let key = self.fills.key(repository, digest);
-        if let Some(fill) = self.verifier.begin(&key, repository, blob)? {
+        let (verifier, name) = (Arc::clone(&self.verifier), repository.clone());
+        let begun = self.context.blocking(move |_| Ok(verifier.begin(&key, &name, blob))).await?;
+        if let Some(fill) = begun? {
             return Ok(Some(BlobSource::Fill { fill, total, joined: false }));
         }
         // Somebody else's check has just ended.

@@ -129,7 +129,10 @@ impl Manifests {
         digest: &Digest,
     ) -> Result<Option<ManifestAnswer>, Refusal> {
         let content = self.here(repository, digest, self.context.store.stamp()).await?;
-        Ok(content.map(|content| ManifestAnswer { content, source: ByteSource::Cache }))
+        Ok(content.map(|content| {
+            self.context.store.touch(digest);
+            ManifestAnswer { content, source: ByteSource::Cache }
+        }))
     }
 
     /// What is here of a manifest; in memory if its stamp is still that of the store.

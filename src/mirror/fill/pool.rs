@@ -186,6 +186,13 @@ impl FillPool {
                 log::warn!("download of {} of {} is parked: {cause}", fill.digest(), fill.repository);
                 fill.set_phase(Phase::Parked(cause));
             }
+            Err(Ending::Restarted) => {
+                self.forget(fill);
+                let began = self.begin(&fill.repository, fill.digest(), fill.stated, Demand::Background);
+                let again =
+                    began.err().unwrap_or(Refusal::Unavailable("the download began again; retry".into()));
+                fill.set_phase(Phase::Failed(again));
+            }
             Err(Ending::Failed(refusal)) => {
                 self.forget(fill);
                 log::warn!("download of {} of {} failed: {refusal}", fill.digest(), fill.repository);

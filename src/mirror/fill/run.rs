@@ -10,6 +10,9 @@ use crate::budget;
 use crate::fetch::{Failure, LinkState, Upstream};
 use crate::kit::Kit;
 use crate::store::{Staged, StagedFrom, StoreError};
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// How a run of a fill can end short of the complete blob.
@@ -18,6 +21,8 @@ pub(super) enum Ending {
     Parked(String),
     /// It cannot.
     Failed(Refusal),
+    /// Another file has taken the place of the one that its readers have: they begin again, and so does it.
+    Restarted,
 }
 
 impl From<StoreError> for Ending {
@@ -58,14 +63,15 @@ impl<'a> Run<'a> {
         let (fill, store) = (self.fill, &self.pool.context.store);
         let upstream = self.pool.context.upstream(&fill.key.registry).map_err(Ending::Failed)?;
         // It may have come between its client's look at the disk and this run.
-        if store.contains(fill.digest()) {
+        if let Some(blob) = store.open_blob(fill.digest())?.filter(|blob| !blob.private && !blob.unverified) {
+            self.follow(Arc::new(blob.file))?;
+            fill.progress.send_modify(|progress| progress.total = Some(blob.size));
             return Ok(());
         }
         let from = StagedFrom { repository: fill.repository.clone(), size: fill.stated };
         let mut staged = store.stage(&fill.key, &from)?;
         self.resumed = !staged.is_empty();
-        // A later run of the same fill opens the same file by name; readers keep the handle of the first.
-        let _ = fill.file.set(staged.file());
+        self.follow(staged.file())?;
         fill.set_phase(Phase::Running);
         self.publish(&staged, None);
         let kit = self.pool.context.kit.as_ref().filter(|_| fill.key.class == AccessClass::Public);
@@ -91,6 +97,14 @@ impl<'a> Run<'a> {
             (Err(ending), _) => return Err(ending),
         }
         self.finish(staged)
+    }
+
+    /// Has readers follow `file`. A later run of the same fill opens the same file by name, and readers keep the handle of
+    /// the first; what is staged may have gone on for another registry meanwhile.
+    fn follow(&self, file: Arc<File>) -> Result<(), Ending> {
+        let known = self.fill.file.get_or_init(|| Arc::clone(&file));
+        let inode = |file: &File| file.metadata().map(|meta| (meta.dev(), meta.ino())).ok();
+        if inode(known) == inode(&file) { Ok(()) } else { Err(Ending::Restarted) }
     }
 
     /// Downloads what is missing from upstream.

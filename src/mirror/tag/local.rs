@@ -12,6 +12,8 @@ pub(super) struct LocalTag {
     pub(super) record: Option<TagRecord>,
     /// The best complete version.
     pub(super) complete: Option<TagVersion>,
+    /// The manifest of what the owner went back to is here.
+    pub(super) rollback_is_here: bool,
     /// Its manifest, if that is public and small.
     pub(super) small: Option<SmallManifest>,
     /// What the nearest version lacks, if none is complete.
@@ -23,7 +25,7 @@ pub(super) struct LocalTag {
 impl LocalTag {
     /// As decisions see it. `named_at`: see [`image::here`].
     pub(super) fn here(&self, named_at: Option<u64>) -> Here<'_> {
-        let here = image::here(self.record.as_ref(), self.complete.as_ref(), named_at);
+        let here = image::here(self.record.as_ref(), self.complete.as_ref(), named_at, self.rollback_is_here);
         Here { is_known: self.unknown.is_none(), ..here }
     }
 

@@ -160,7 +160,7 @@ impl Tags {
         chosen: &Choice,
         refusal: &Refusal,
     ) -> Option<Choice> {
-        let (local, _) = self.local(repository, tag).await.ok()?;
+        let (local, ..) = self.local(repository, tag).await.ok()?;
         let here = local.here(None);
         let stand_in = self.stand_in(repository, &here).await.ok()?;
         let other = stand_in.as_ref().map(|(_, digest)| digest);
@@ -176,7 +176,7 @@ impl Tags {
     async fn choose(self: &Arc<Self>, repository: &Repository, tag: &Tag) -> Result<Choice, Refusal> {
         let upstream = self.context.upstream(&repository.registry)?;
         let policy = self.context.config.now().tags.policy(repository, tag);
-        let (local, verified) = self.local(repository, tag).await?;
+        let (local, verified, stamp) = self.local(repository, tag).await?;
         let here = local.here(None);
         let age = verified.map(|at| at.elapsed());
         let outcome = match decide::before_asking(policy, reach(&upstream.link()), &here, age) {
@@ -205,7 +205,10 @@ impl Tags {
         match (verdict, &outcome, claim.as_ref()) {
             (Verdict::Serve(tier, digest), Outcome::Named(named), _) => {
                 let stated = named.stated.clone().filter(|_| *digest == named.digest);
-                Ok(Choice { stated, ..Choice::of(tier, digest, None, &local) })
+                let choice = Choice::of(tier, digest, None, &local);
+                // While upstream was asked it may have been removed.
+                let small = choice.small.filter(|_| stamp == self.context.store.stamp());
+                Ok(Choice { stated, small, ..choice })
             }
             (Verdict::Serve(Tier::Peer, digest), _, Some(claim)) => {
                 let cause = format!("{cause}; peer {} has this version", claim.peer);
@@ -272,23 +275,23 @@ impl Tags {
         }
     }
 
-    /// What the board itself can say of a tag, and when it was last verified.
+    /// What the board itself can say of a tag, when it was last verified, and the store's stamp at which that holds.
     async fn local(
         self: &Arc<Self>,
         repository: &Repository,
         tag: &Tag,
-    ) -> Result<(Arc<LocalTag>, Option<Instant>), Refusal> {
+    ) -> Result<(Arc<LocalTag>, Option<Instant>, Option<Stamp>), Refusal> {
         let key = (repository.clone(), tag.clone());
         let stamp = self.context.store.stamp();
         let (known, verified) = self.table.find(&key, stamp);
         if let Some(local) = known {
-            return Ok((local, verified));
+            return Ok((local, verified, stamp));
         }
         let local = Arc::new(self.read_local(repository, tag, stamp).await?);
         if let Some(stamp) = stamp.filter(|_| local.unknown.is_none()) {
             self.table.keep(&key, stamp, &local);
         }
-        Ok((local, verified))
+        Ok((local, verified, stamp))
     }
 
     async fn read_local(
@@ -342,7 +345,9 @@ impl Tags {
             (None, Some(nearest)) => missing = Some(closures.of(&nearest.digest)?.missing_text()),
             (None, None) => {}
         }
-        Ok(LocalTag { record: Some(record), complete, small, missing, unknown: None })
+        let rollback = record.rollback.as_ref();
+        let rollback_is_here = rollback.is_some_and(|rollback| context.store.contains(&rollback.to));
+        Ok(LocalTag { record: Some(record), complete, small, missing, rollback_is_here, unknown: None })
     }
 
     /// The newest complete version of a repository, by name and digest, where it may stand in for a tag of which this is

@@ -74,13 +74,20 @@ impl Entries {
         look(entry)
     }
 
+    /// Forgets what the store says of the half that was not used for the longest, and all of that half if that is not
+    /// enough.
     fn forget_half(&mut self) {
         let mut uses: Vec<u64> = self.by_tag.values().map(|entry| entry.used).collect();
         let middle = uses.len() / 2;
         let (_, median, _) = uses.select_nth_unstable(middle);
         let median = *median;
-        self.by_tag.retain(|_, entry| entry.used > median);
+        let older = self.by_tag.values_mut().filter(|entry| entry.used <= median);
+        older.for_each(|entry| entry.local = None);
         self.bytes = self.by_tag.values().map(TagEntry::cost).sum();
+        if self.bytes > budget::TAG_TABLE_BYTES_MAX / 2 {
+            self.by_tag.retain(|_, entry| entry.used > median);
+            self.bytes = self.by_tag.values().map(TagEntry::cost).sum();
+        }
     }
 }
 
