@@ -1,4 +1,4 @@
-//! Order and time: what larder may believe about either (design rule 7).
+//! Order and time: what larder may believe about either (rule 7).
 //!
 //! A board without a battery-backed clock starts in 1970 and jumps. So order is counted by [`Sequence`], never timed;
 //! durations are monotonic; and the wall clock is believed only once something says that it has been set.

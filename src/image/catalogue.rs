@@ -1,4 +1,4 @@
-//! Making room: which images there are, which of them stay, and what is removed with one (design rule 6).
+//! Making room: which images there are, which of them stay, and what is removed with one (rule 6).
 //!
 //! The catalogue is taken from the disk when room is needed and thrown away after: what it costs is paid by those who
 //! need room, and it cannot be stale. Each manifest is read once; what an image takes with it is known from that. The choice

@@ -1,4 +1,4 @@
-//! Content on its way in (design rule 2): staged in the same file system, hashed as it comes, flushed, renamed.
+//! Content on its way in (rule 2): staged in the same file system, hashed as it comes, flushed, renamed.
 //!
 //! A staging file holds a prefix of the content. It outlives the process, with a small `.origin` file beside it that
 //! names where the rest can be had; whoever takes it up hashes the prefix, so that nothing is believed of a
