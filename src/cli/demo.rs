@@ -27,7 +27,7 @@ const LEEWAY: Duration = Duration::from_secs(2);
 /// Longest the return of the upstream may go unnoticed.
 const BACK_WITHIN: Duration = Duration::from_secs(30);
 /// Longest any request may take; beyond it the demo has hung.
-const PATIENCE: Duration = Duration::from_secs(60);
+const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// Runs the demo with the time-outs of `config`, in a folder that it removes.
 pub fn run(config: &Config) -> ExitCode {
@@ -166,7 +166,7 @@ impl Demo {
         self.upstream.on(Some("GET"), "/blobs/", Behaviour::CutBodyAfter(1_000_000));
         let sent = self.upstream.blob_bytes_sent();
         let pulled =
-            client::pull(self.address, Some(REGISTRY), "lab/cut", "latest", &self.platform, PATIENCE);
+            client::pull(self.address, Some(REGISTRY), "lab/cut", "latest", &self.platform, WAIT_MAX);
         self.upstream.clear();
         let pulled = pulled.map_err(|e| e.to_string())?;
         let cost = (self.upstream.blob_bytes_sent() - sent) as f64 / pulled.bytes.max(1) as f64;
@@ -283,13 +283,13 @@ impl Demo {
         let path = format!("/v2/{repository}/manifests/{tag}?ns={REGISTRY}");
         let began = Instant::now();
         let answer =
-            client::request(self.address, "HEAD", &path, &[], PATIENCE).map_err(|e| e.to_string())?;
+            client::request(self.address, "HEAD", &path, &[], WAIT_MAX).map_err(|e| e.to_string())?;
         let status = answer.header("cache-status").unwrap_or("").trim_start_matches("larder; ").to_owned();
         Ok((answer.status, began.elapsed(), status))
     }
 
     fn pull(&self, tag: &str) -> Result<Pulled, PullError> {
-        client::pull(self.address, Some(REGISTRY), REPOSITORY, tag, &self.platform, PATIENCE)
+        client::pull(self.address, Some(REGISTRY), REPOSITORY, tag, &self.platform, WAIT_MAX)
     }
 
     fn row(&mut self, situation: &'static str, answer: &str, bound: &str, measured: String, held: bool) {

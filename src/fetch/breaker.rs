@@ -344,7 +344,7 @@ mod tests {
     use std::sync::mpsc::{Receiver, Sender, channel};
 
     /// Far more than a probe thread takes to get going on a busy machine.
-    const PATIENCE: Duration = Duration::from_secs(60);
+    const WAIT_MAX: Duration = Duration::from_secs(60);
 
     struct Bench {
         breaker: Breaker,
@@ -388,13 +388,13 @@ mod tests {
         };
         assert_eq!(bench.breaker.link(), down);
         assert!(!bench.breaker.is_up());
-        assert_eq!(bench.changes.recv_timeout(PATIENCE), Ok(down.clone()));
+        assert_eq!(bench.changes.recv_timeout(WAIT_MAX), Ok(down.clone()));
         for expected in [250, 250, 500, 1000, 2000, 4000, 8000, 10_000, 10_000] {
-            assert_eq!(bench.pauses.recv_timeout(PATIENCE), Ok(Duration::from_millis(expected)));
+            assert_eq!(bench.pauses.recv_timeout(WAIT_MAX), Ok(Duration::from_millis(expected)));
             bench.results.send(Err(outage())).unwrap();
         }
         bench.results.send(Ok(())).unwrap();
-        assert_eq!(bench.changes.recv_timeout(PATIENCE), Ok(LinkState::Up));
+        assert_eq!(bench.changes.recv_timeout(WAIT_MAX), Ok(LinkState::Up));
         assert!(bench.breaker.is_up());
     }
 
@@ -442,7 +442,7 @@ mod tests {
         assert_eq!(bench.breaker.link(), LinkState::Up);
         bench.breaker.overdue();
         bench.results.send(Ok(())).unwrap();
-        while bench.changes.recv_timeout(PATIENCE).unwrap() != LinkState::Up || !bench.breaker.is_up() {}
+        while bench.changes.recv_timeout(WAIT_MAX).unwrap() != LinkState::Up || !bench.breaker.is_up() {}
     }
 
     #[test]
@@ -450,12 +450,12 @@ mod tests {
         let bench = bench();
         bench.breaker.restore_down("it was down");
         assert!(matches!(bench.breaker.link(), LinkState::Down { restored: true, .. }));
-        bench.changes.recv_timeout(PATIENCE).unwrap();
+        bench.changes.recv_timeout(WAIT_MAX).unwrap();
         bench.breaker.start_probe();
         bench.results.send(Err(outage())).unwrap();
-        assert!(matches!(bench.changes.recv_timeout(PATIENCE), Ok(LinkState::Down { restored: false, .. })));
+        assert!(matches!(bench.changes.recv_timeout(WAIT_MAX), Ok(LinkState::Down { restored: false, .. })));
         bench.results.send(Ok(())).unwrap();
-        assert_eq!(bench.changes.recv_timeout(PATIENCE), Ok(LinkState::Up));
+        assert_eq!(bench.changes.recv_timeout(WAIT_MAX), Ok(LinkState::Up));
         bench.breaker.restore_down("too late");
         assert!(bench.breaker.is_up());
     }
@@ -465,11 +465,11 @@ mod tests {
         let bench = bench();
         bench.breaker.start_probe();
         bench.results.send(Err(outage())).unwrap();
-        assert!(matches!(bench.changes.recv_timeout(PATIENCE), Ok(LinkState::Down { .. })));
+        assert!(matches!(bench.changes.recv_timeout(WAIT_MAX), Ok(LinkState::Down { .. })));
         bench.breaker.shutdown();
         // The thread is waiting for a result; the next one finds it closed.
         bench.results.send(Err(outage())).unwrap_or(());
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + WAIT_MAX;
         while bench.breaker.shared.state().probing {
             assert!(Instant::now() < deadline, "the probe thread goes on");
             thread::yield_now();

@@ -146,7 +146,7 @@ impl Verifier {
         }
         store.set_scrubbed(Some(blob.digest.clone()));
         let unverified = store.has_unverified();
-        let pass = if unverified { budget::SCRUB_PASS_SUSPECT } else { budget::SCRUB_PASS };
+        let pass = if unverified { budget::SCRUB_PASS_UNVERIFIED } else { budget::SCRUB_PASS };
         Ok(pause_after(blob.size, total, pass))
     }
 

@@ -89,7 +89,7 @@ impl Streams {
         log::warn!("{digest} of {repository} is streamed and not stored: {cause}");
         let blob = UncachedBlob { upstream, repository: repository.clone(), digest: digest.clone(), stated };
         let (opened, total) = oneshot::channel();
-        let (pieces, received) = mpsc::channel(budget::THROUGH_PIECES);
+        let (pieces, received) = mpsc::channel(budget::STREAM_PIECES);
         std::thread::Builder::new()
             .name("stream".into())
             .stack_size(budget::THREAD_STACK_BYTES)

@@ -45,7 +45,7 @@ impl Tags {
         let due = {
             let mut last = self.last_background_check.lock();
             let last = last.entry(upstream.name().clone()).or_insert(now);
-            let due = now.duration_since(*last) >= budget::BESIDE_EVERY;
+            let due = now.duration_since(*last) >= budget::BACKGROUND_CHECK_EVERY;
             if due {
                 *last = now;
             }
