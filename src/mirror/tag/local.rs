@@ -1,11 +1,11 @@
-//! What the board itself can say of a tag.
+//! What this board itself knows of a tag.
 
 use super::super::content::SmallManifest;
 use crate::budget;
 use crate::decide::{CompleteVersion, Here};
 use crate::store::{TagRecord, TagVersion};
 
-/// What the store says of a tag, read at one time.
+/// What the store knows of a tag, read at one time.
 #[derive(Default)]
 pub(super) struct LocalTag {
     pub(super) record: Option<TagRecord>,
@@ -15,12 +15,12 @@ pub(super) struct LocalTag {
     pub(super) small: Option<SmallManifest>,
     /// What the nearest version lacks, if none is complete.
     pub(super) missing: Option<String>,
-    /// Why it can say nothing: there is no index, and none can be made.
+    /// Why nothing is known: there is no index, and none can be built.
     pub(super) unknown: Option<String>,
 }
 
 impl LocalTag {
-    /// As decisions see it. `named_at`: see [`CompleteVersion`].
+    /// The same for `decide`. `named_at`: see [`CompleteVersion`].
     pub(super) fn here(&self, named_at: Option<u64>) -> Here<'_> {
         let record = self.record.as_ref();
         let rollback = record.and_then(|record| record.rollback.as_ref());
@@ -37,13 +37,13 @@ impl LocalTag {
         }
     }
 
-    /// Whether the complete version is what upstream named last.
+    /// Whether the complete version is the one that upstream named last.
     pub(super) fn complete_is_seen(&self) -> bool {
         let seen = self.record.as_ref().and_then(|record| record.seen.as_ref());
         seen.zip(self.complete.as_ref()).is_some_and(|(seen, complete)| seen.digest == complete.digest)
     }
 
-    /// What it costs in memory, about.
+    /// Its approximate cost in memory.
     pub(super) fn cost(&self) -> usize {
         let versions = self.record.as_ref().map_or(0, |record| record.history.len() + 2) + 1;
         let small =
