@@ -22,7 +22,7 @@ const REPOSITORY: &str = "lab/app";
 const LAYERS: [usize; 3] = [3_000_000, 700_000, 20_000];
 /// What the contract allows once the breaker is open.
 const AT_ONCE: Duration = Duration::from_millis(10);
-/// What loopback, a busy machine and qemu may add to a bound before it is called broken.
+/// Added to each bound for loopback, a busy machine and qemu.
 const LEEWAY: Duration = Duration::from_secs(2);
 /// Longest the return of the upstream may go unnoticed.
 const BACK_WITHIN: Duration = Duration::from_secs(30);
@@ -324,6 +324,6 @@ fn ms(time: Duration) -> String {
 }
 
 fn print_line(text: &str) {
-    // A reader that has gone is no reason to stop: the exit status still says whether everything held.
+    // A closed pipe is no reason to stop: the exit status still says whether everything held.
     let _ = print::out(&format!("{text}\n"));
 }
