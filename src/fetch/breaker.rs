@@ -8,8 +8,8 @@
 use super::failure::{Cause, Failure};
 use crate::budget::{PROBE_PAUSE_MAX, PROBE_PAUSE_MIN, SMALL_STACK_BYTES};
 use crate::sync::{Condvar, Mutex};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -138,17 +138,17 @@ impl Breaker {
     /// The link as it is now.
     pub fn link(&self) -> LinkState {
         let up = self.shared.up.load(Ordering::Acquire);
-        if up { LinkState::Up } else { self.shared.state().link.clone() }
+        if up { LinkState::Up } else { self.shared.state.lock().link.clone() }
     }
 
     /// See [`LinkState::is_up`].
     pub fn is_up(&self) -> bool {
-        self.shared.up.load(Ordering::Acquire) || self.shared.state().link.is_up()
+        self.shared.up.load(Ordering::Acquire) || self.shared.state.lock().link.is_up()
     }
 
     /// Marks the begin of a request.
     pub fn begin(&self) -> Attempt {
-        Attempt(self.shared.state().successes)
+        Attempt(self.shared.state.lock().successes)
     }
 
     /// The endpoint answered.
@@ -172,7 +172,7 @@ impl Breaker {
     /// Takes over what the last run knew. Call it before [`Breaker::start_probe`].
     pub fn restore_down(&self, cause: &str) {
         let since = (self.shared.timing.now)();
-        let mut state = self.shared.state();
+        let mut state = self.shared.state.lock();
         if state.link == LinkState::NotAsked {
             self.shared
                 .change(&mut state, LinkState::Down { since, cause: cause.to_owned(), restored: true });
@@ -188,20 +188,20 @@ impl Breaker {
 
     /// Calls `callback` on every change from now on; changes that follow closely may be announced as one.
     pub(super) fn on_change(&self, callback: OnLinkChange) {
-        let version = self.shared.state().version;
+        let version = self.shared.state.lock().version;
         let mut announcer = self.shared.announcer.lock();
         *announcer = Announcer { version, callback: Some(callback) };
     }
 
     /// Ends the probe thread, for good.
     pub fn shutdown(&self) {
-        self.shared.state().closed = true;
+        self.shared.state.lock().closed = true;
         self.shared.settled.notify_all();
     }
 
     fn probe_in_background(&self, first: First) {
         {
-            let mut state = self.shared.state();
+            let mut state = self.shared.state.lock();
             if state.probing || state.closed {
                 return;
             }
@@ -215,7 +215,7 @@ impl Breaker {
         if let Err(error) = spawned {
             // The next failure tries again.
             log::warn!("cannot start a thread to probe {}: {error}", self.shared.name);
-            self.shared.state().probing = false;
+            self.shared.state.lock().probing = false;
         }
     }
 }
@@ -230,12 +230,8 @@ enum First {
 }
 
 impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
-    }
-
     fn succeeded(&self) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.successes = state.successes.wrapping_add(1);
         if state.link != LinkState::Up {
             self.change(&mut state, LinkState::Up);
@@ -251,7 +247,7 @@ impl Shared {
             return false;
         }
         let since = (self.timing.now)();
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if attempt.0 != state.successes {
             return false;
         }
@@ -268,7 +264,7 @@ impl Shared {
 
     fn overdue(&self) {
         let since = (self.timing.now)();
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if state.link.is_up() {
             self.change(&mut state, LinkState::Slow { since });
             drop(state);
@@ -289,7 +285,7 @@ impl Shared {
     fn announce(&self) {
         let mut announcer = self.announcer.lock();
         let (version, link) = {
-            let state = self.state();
+            let state = self.state.lock();
             (state.version, state.link.clone())
         };
         if version > announcer.version {
@@ -308,7 +304,7 @@ impl Shared {
         let mut wanted = first == First::Now;
         loop {
             let attempt = {
-                let mut state = self.state();
+                let mut state = self.state.lock();
                 if state.closed || (state.link.is_up() && !wanted) {
                     state.probing = false;
                     return;
@@ -317,7 +313,7 @@ impl Shared {
             };
             wanted = false;
             match (self.probe)() {
-                None => self.state().closed = true,
+                None => self.state.lock().closed = true,
                 Some(Ok(())) => self.succeeded(),
                 Some(Err(failure)) => {
                     self.failed(attempt, &failure);
@@ -334,7 +330,7 @@ impl Shared {
             return stand_in(length);
         }
         let unsettled = |state: &mut State| !state.link.is_up() && !state.closed;
-        drop(self.settled.wait_timeout_while(self.state(), length, unsettled));
+        drop(self.settled.wait_timeout_while(self.state.lock(), length, unsettled));
     }
 }
 
@@ -470,7 +466,7 @@ mod tests {
         // The thread is waiting for a result; the next one finds it closed.
         bench.results.send(Err(outage())).unwrap_or(());
         let deadline = Instant::now() + WAIT_MAX;
-        while bench.breaker.shared.state().probing {
+        while bench.breaker.shared.state.lock().probing {
             assert!(Instant::now() < deadline, "the probe thread goes on");
             thread::yield_now();
         }

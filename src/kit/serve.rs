@@ -10,8 +10,8 @@ use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// The listener for peers. Dropping it closes it; open connections end by themselves.
@@ -121,7 +121,7 @@ impl PeerServer {
     }
 
     fn place(self: &Arc<Self>, ip: IpAddr) -> Option<Place> {
-        let mut callers = self.callers();
+        let mut callers = self.callers.lock();
         let all: usize = callers.values().sum();
         let here = callers.get(&ip).copied().unwrap_or(0);
         if all >= budget::KIT_CONNECTIONS_MAX || here >= budget::KIT_CONNECTIONS_EACH {
@@ -129,10 +129,6 @@ impl PeerServer {
         }
         callers.insert(ip, here + 1);
         Some(Place { server: Arc::clone(self), ip })
-    }
-
-    fn callers(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        self.callers.lock()
     }
 
     fn talk(&self, socket: TcpStream, caller: SocketAddr) {
@@ -220,7 +216,7 @@ struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut callers = self.server.callers();
+        let mut callers = self.server.callers.lock();
         if let Some(open) = callers.get_mut(&self.ip) {
             *open -= 1;
             if *open == 0 {

@@ -6,7 +6,7 @@
 use crate::budget;
 use crate::sync::{Condvar, Mutex};
 use std::collections::VecDeque;
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -45,7 +45,7 @@ impl Lanes {
     /// Queues a job.
     pub(super) fn run(&self, job: impl FnOnce() + Send + 'static) -> Result<(), QueueFull> {
         let job: Job = Box::new(job);
-        let mut state = self.shared.state();
+        let mut state = self.shared.state.lock();
         if state.queue.len() >= self.shared.queue_max {
             // The job is dropped only after the lock: what it owns may queue another job when dropped.
             drop(state);
@@ -79,19 +79,15 @@ impl Lanes {
 
 impl Drop for Lanes {
     fn drop(&mut self) {
-        self.shared.state().closed = true;
+        self.shared.state.lock().closed = true;
         self.shared.wake.notify_all();
     }
 }
 
 impl LaneShared {
-    fn state(&self) -> MutexGuard<'_, LaneState> {
-        self.state.lock()
-    }
-
     /// The next job; `None` when the thread is no longer needed.
     fn next(&self) -> Option<Job> {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let mut waited = false;
         loop {
             if let Some(job) = state.queue.pop_front() {
