@@ -23,12 +23,17 @@ struct Chore {
 
 /// All chores.
 const CHORES: &[Chore] = &[
-    Chore { name: "log pulls", every: |_| budget::MAINTENANCE_TICK, at_start: true, run: log_pulls },
+    Chore {
+        name: "log pulls",
+        every: |_| budget::MAINTENANCE_TICK,
+        at_start: true,
+        run: |parts| parts.context.pulls.log_finished(Instant::now()),
+    },
     Chore {
         name: "retry parked fills",
         every: |_| budget::MAINTENANCE_TICK,
         at_start: true,
-        run: revive_fills,
+        run: |parts| parts.fills.revive(Instant::now()),
     },
     Chore {
         name: "recover the index",
@@ -38,7 +43,12 @@ const CHORES: &[Chore] = &[
     },
     Chore { name: "keep counts", every: |_| budget::MAINTENANCE_TICK, at_start: true, run: keep_counts },
     Chore { name: "watch the disk", every: |_| budget::DISK_WATCH_EVERY, at_start: false, run: watch_disk },
-    Chore { name: "refetch", every: |_| budget::REFETCH_PAUSE, at_start: true, run: refetch },
+    Chore {
+        name: "refetch",
+        every: |_| budget::REFETCH_PAUSE,
+        at_start: true,
+        run: |parts| parts.repairs.refetch(),
+    },
     Chore { name: "write uses", every: |_| budget::TOUCH_FLUSH_EVERY, at_start: false, run: flush_touches },
     Chore { name: "expire", every: expire_every, at_start: true, run: expire },
     Chore {
@@ -48,14 +58,6 @@ const CHORES: &[Chore] = &[
         run: save_session,
     },
 ];
-
-fn log_pulls(parts: &Parts) {
-    parts.context.pulls.log_finished(Instant::now());
-}
-
-fn revive_fills(parts: &Parts) {
-    parts.fills.revive(Instant::now());
-}
 
 /// Puts an index that failed back into service.
 fn recover_index(parts: &Parts) {
@@ -79,10 +81,6 @@ fn watch_disk(parts: &Parts) {
     if parts.context.store.has_index() {
         parts.reserve.watch();
     }
-}
-
-fn refetch(parts: &Parts) {
-    parts.repairs.refetch();
 }
 
 fn flush_touches(parts: &Parts) {
