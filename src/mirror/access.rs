@@ -33,15 +33,6 @@ pub enum Access {
     Hidden,
 }
 
-/// Whether a repository is known to hold content that is on the disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Possession {
-    /// Yes.
-    Proven,
-    /// Only its upstream knows.
-    Unproven,
-}
-
 impl Context {
     /// The access class of content from a registry.
     pub(super) fn class_of(&self, registry: &RegistryName) -> AccessClass {
@@ -70,26 +61,21 @@ impl Context {
         self.kit.as_ref().filter(|kit| shared && kit.has_live_peer())
     }
 
-    /// Whether a repository may have the blob `digest`, which is on the disk.
-    pub(super) fn possession(
+    /// Whether a repository is known to hold `blob`, which is on the disk; else only its upstream can tell.
+    pub(super) fn holds(
         &self,
         repository: &Repository,
         digest: &Digest,
         blob: &Blob,
-    ) -> Result<Possession, StoreError> {
+    ) -> Result<bool, StoreError> {
         if !blob.private {
-            return Ok(Possession::Proven);
+            return Ok(true);
         }
         // This registry has no credentials now, so its clients need no login. Content that earlier credentials fetched is
         // served only after upstream has shown that it is public.
         if self.class_of(&repository.registry) == AccessClass::Public {
-            return Ok(Possession::Unproven);
+            return Ok(false);
         }
-        match self.store.link(repository, digest) {
-            Ok(Some(link)) if link.held => Ok(Possession::Proven),
-            Ok(_) => Ok(Possession::Unproven),
-            Err(problem) if problem.is_without_index() => Ok(Possession::Unproven),
-            Err(problem) => Err(problem),
-        }
+        Ok(self.known_link(repository, digest)?.is_some_and(|link| link.held))
     }
 }

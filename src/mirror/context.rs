@@ -11,7 +11,7 @@ use crate::fetch::{Cause, Failure, LinkState, Upstream, Upstreams};
 use crate::image::{Closure, closure};
 use crate::kit::Kit;
 use crate::oci::{Digest, RegistryName, Repository};
-use crate::store::{Store, StoreError};
+use crate::store::{ContentLink, Store, StoreError};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -59,16 +59,15 @@ impl Context {
         closure(&self.store, &self.config.now().platforms, digest)
     }
 
-    /// The size in bytes that a manifest of the repository states for a blob.
-    pub(super) fn stated_size(
+    /// What the index knows of some content in a repository; nothing while there is no index.
+    pub(super) fn known_link(
         &self,
         repository: &Repository,
         digest: &Digest,
-    ) -> Result<Option<u64>, StoreError> {
+    ) -> Result<Option<ContentLink>, StoreError> {
         match self.store.link(repository, digest) {
-            Ok(link) => Ok(link.and_then(|link| link.size)),
             Err(problem) if problem.is_without_index() => Ok(None),
-            Err(problem) => Err(problem),
+            link => link,
         }
     }
 

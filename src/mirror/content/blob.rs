@@ -160,7 +160,9 @@ impl Blobs {
             Ok(match found? {
                 Lookup::Here(blob) => Found::Here(blob),
                 Lookup::Unproven => Found::Unproven,
-                Lookup::Absent => Found::Absent(context.stated_size(&name, &wanted)?),
+                Lookup::Absent => {
+                    Found::Absent(context.known_link(&name, &wanted)?.and_then(|link| link.size))
+                }
             })
         };
         self.context.blocking(look).await
@@ -168,7 +170,8 @@ impl Blobs {
 
     async fn stated(&self, repository: &Repository, digest: &Digest) -> Result<Option<u64>, Refusal> {
         let (name, wanted) = (repository.clone(), digest.clone());
-        self.context.blocking(move |context| context.stated_size(&name, &wanted)).await
+        let link = self.context.blocking(move |context| context.known_link(&name, &wanted)).await?;
+        Ok(link.and_then(|link| link.size))
     }
 
     /// Serves a blob from the disk; an unverified one is hashed first. `None`: it was corrupt and is now in quarantine.

@@ -16,7 +16,6 @@ use super::{Lookup, look_up};
 use crate::auth::AccessClass;
 use crate::budget;
 use crate::fetch::{FetchedManifest, Upstream};
-use crate::kit::Kit;
 use crate::oci::{Digest, Manifest, ManifestRef, Repository};
 use crate::store::{Blob, Stamp, StoreError};
 use bytes::Bytes;
@@ -199,13 +198,9 @@ impl Manifests {
     }
 
     fn media_type(&self, repository: &Repository, digest: &Digest) -> Result<Option<String>, StoreError> {
-        let linked = match self.context.store.link(repository, digest) {
-            Ok(link) => link.and_then(|link| link.media_type),
-            Err(problem) if problem.is_without_index() => None,
-            Err(problem) => return Err(problem),
-        };
-        if linked.is_some() {
-            return Ok(linked);
+        let link = self.context.known_link(repository, digest)?;
+        if let Some(media_type) = link.and_then(|link| link.media_type) {
+            return Ok(Some(media_type));
         }
         // The index does not know it as a manifest of this repository, so its own text must state the media type.
         let bytes = self.context.store.read_small(digest)?;
@@ -252,7 +247,7 @@ impl Manifests {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<ManifestWait, Refusal> {
-        if self.live_kit(repository).is_none() {
+        if self.context.live_kit(&repository.registry).is_none() {
             return Err(unavailable(upstream, digest));
         }
         let key = (repository.clone(), digest.clone());
@@ -327,7 +322,8 @@ impl Manifests {
         digest: &Digest,
         cause: &dyn Fn() -> String,
     ) -> Result<ManifestOutcome, Refusal> {
-        let found = self.live_kit(repository).and_then(|kit| kit.manifest(repository, digest));
+        let kit = self.context.live_kit(&repository.registry);
+        let found = kit.and_then(|kit| kit.manifest(repository, digest));
         let Some(found) = found else { return Err(Refusal::Unavailable(cause())) };
         // The hash is right; the media type must still match the content.
         let manifest = Manifest::parse(&found.bytes, Some(&found.media_type))
@@ -400,10 +396,5 @@ impl Manifests {
         self.reserve.with_room_for_manifest(digest, bytes.len() as u64, || {
             self.context.store.put_manifest(repository, digest, media_type, bytes, class)
         })
-    }
-
-    /// See [`Context::live_kit`].
-    fn live_kit(&self, repository: &Repository) -> Option<&Arc<Kit>> {
-        self.context.live_kit(&repository.registry)
     }
 }

@@ -28,7 +28,6 @@ pub(super) use manifest::Manifests;
 pub(super) use repair::Repairs;
 pub(super) use stream::Streams;
 
-use super::access::Possession;
 use super::context::Context;
 use crate::oci::{Digest, Repository};
 use crate::store::{Blob, StoreError};
@@ -57,8 +56,5 @@ fn judge(
     digest: &Digest,
     blob: Blob,
 ) -> Result<Lookup, StoreError> {
-    Ok(match context.possession(repository, digest, &blob)? {
-        Possession::Proven => Lookup::Here(blob),
-        Possession::Unproven => Lookup::Unproven,
-    })
+    Ok(if context.holds(repository, digest, &blob)? { Lookup::Here(blob) } else { Lookup::Unproven })
 }
