@@ -184,15 +184,7 @@ impl Demo {
         let text = format!("{status} after {} ({tier})", ms(first));
         let bound = format!("{} for the first request", ms(self.deadline));
         self.row("upstream hangs, cached", "last complete", &bound, text, held);
-        let (worst, tier) = self.worst_of(50, "latest")?;
-        let held = tier.contains("last-complete") && worst < AT_ONCE + LEEWAY;
-        self.row(
-            "  the next 50 requests",
-            "last complete",
-            &ms(AT_ONCE),
-            format!("slowest {} ({tier})", ms(worst)),
-            held,
-        );
+        self.next_requests()?;
         let (status, took, _) = self.ask_tag_of("lab/never", "latest")?;
         let held = status == 502 && took < self.header_timeout + Duration::from_secs(5) + LEEWAY;
         let text = format!("{status} after {}", ms(took));
@@ -214,15 +206,7 @@ impl Demo {
             format!("{status} after {} ({tier})", ms(took)),
             held,
         );
-        let (worst, tier) = self.worst_of(50, "latest")?;
-        let held = tier.contains("last-complete") && worst < AT_ONCE + LEEWAY;
-        self.row(
-            "  the next 50 requests",
-            "last complete",
-            &ms(AT_ONCE),
-            format!("slowest {} ({tier})", ms(worst)),
-            held,
-        );
+        self.next_requests()?;
         let pulled = self.pull("latest").map_err(|e| e.to_string())?;
         let text = format!("{} in {}", bytes_text(pulled.bytes), ms(pulled.elapsed));
         self.row(
@@ -263,15 +247,19 @@ impl Demo {
         Ok(began.elapsed())
     }
 
-    fn worst_of(&self, requests: usize, tag: &str) -> Result<(Duration, String), String> {
-        let mut worst = (Duration::ZERO, String::new());
-        for _ in 0..requests {
-            let (_, took, tier) = self.ask_tag(tag)?;
-            if took >= worst.0 {
-                worst = (took, tier);
+    /// The slowest of 50 requests once the breaker is open.
+    fn next_requests(&mut self) -> Result<(), String> {
+        let (mut worst, mut tier) = (Duration::ZERO, String::new());
+        for _ in 0..50 {
+            let (_, took, by) = self.ask_tag("latest")?;
+            if took >= worst {
+                (worst, tier) = (took, by);
             }
         }
-        Ok(worst)
+        let held = tier.contains("last-complete") && worst < AT_ONCE + LEEWAY;
+        let text = format!("slowest {} ({tier})", ms(worst));
+        self.row("  the next 50 requests", "last complete", &ms(AT_ONCE), text, held);
+        Ok(())
     }
 
     fn ask_tag(&self, tag: &str) -> Result<(u16, Duration, String), String> {
