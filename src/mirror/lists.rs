@@ -212,7 +212,7 @@ fn referrers_here(
 
 /// A page of `names`, which hold one more than the page takes if there are more.
 fn cut(mut names: Vec<String>, limit: usize, cause: String) -> Page {
-    let more = names.len() > limit && limit > 0;
+    let more = names.len() > limit;
     names.truncate(limit);
     Page { names, more, stale: Some(cause) }
 }

@@ -23,7 +23,7 @@ use crate::store::{Stamp, StoreError, TagVersion};
 use crate::sync::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// The answer to a tag.
 #[derive(Debug)]
@@ -239,7 +239,10 @@ impl Tags {
         tag: &Tag,
         wait: UpstreamWait,
     ) -> Result<Outcome, Refusal> {
-        let bound = self.upstream_wait(wait);
+        let bound = match wait {
+            UpstreamWait::Deadline => self.context.config.now().tags.resolve_deadline,
+            UpstreamWait::Long => budget::MISS_WAIT_MAX,
+        };
         let Ok(question) = self.begin_check(upstream, repository, tag) else {
             return Ok(Outcome::NotAsked(QUEUE_FULL.into()));
         };
@@ -252,13 +255,6 @@ impl Tags {
                 let registry = &repository.registry;
                 Ok(Outcome::Unreachable(format!("{registry} did not answer within {bound:?}")))
             }
-        }
-    }
-
-    fn upstream_wait(&self, wait: UpstreamWait) -> Duration {
-        match wait {
-            UpstreamWait::Deadline => self.context.config.now().tags.resolve_deadline,
-            UpstreamWait::Long => budget::MISS_WAIT_MAX,
         }
     }
 
