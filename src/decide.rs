@@ -90,9 +90,10 @@ pub struct Here<'a> {
     pub is_known: bool,
 }
 
+#[cfg(test)]
 impl Here<'_> {
     /// Nothing is here, and the index is readable.
-    pub const NOTHING: Here<'static> =
+    const NOTHING: Here<'static> =
         Here { complete: None, seen: None, rollback: None, is_noted: false, is_known: true };
 }
 

@@ -18,7 +18,7 @@ mod walk;
 pub use catalogue::{Busy, Catalogue, Gone, Stocked};
 pub use closure::{Closure, Closures, closure};
 pub use evict::Otherwise;
-pub use walk::{each_repository, each_tag, first_complete, served, served_version};
+pub use walk::{each_repository, each_tag, first_complete, served};
 
 #[cfg(test)]
 pub(crate) mod tests;

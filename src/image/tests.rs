@@ -104,8 +104,8 @@ impl Board {
 
     fn served(&self, of: &str, name: &str) -> Option<Digest> {
         let record = self.record(of, name);
-        let served = served_version(&self.store, &self.config.platforms, &record).unwrap();
-        served.map(|version| version.digest.clone())
+        let served = served(&Closures::new(&self.store, &self.config.platforms), &record).unwrap();
+        served.map(|(version, _)| version.digest.clone())
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::closure::{Closure, Closures};
 use crate::budget;
-use crate::oci::{Platform, Repository, Tag};
+use crate::oci::{Repository, Tag};
 use crate::store::{Store, StoreError, TagRecord, TagVersion};
 
 /// Visits every repository known, in order.
@@ -67,16 +67,4 @@ pub fn served<'v>(
     record: &'v TagRecord,
 ) -> Result<Option<(&'v TagVersion, Closure)>, StoreError> {
     first_complete(closures, record.candidates())
-}
-
-/// The same for one tag, without its closure.
-///
-/// # Errors
-/// A manifest cannot be read.
-pub fn served_version<'v>(
-    store: &Store,
-    platforms: &[Platform],
-    record: &'v TagRecord,
-) -> Result<Option<&'v TagVersion>, StoreError> {
-    Ok(served(&Closures::new(store, platforms), record)?.map(|(version, _)| version))
 }

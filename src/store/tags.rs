@@ -135,11 +135,9 @@ impl Store {
         self.index.ask(|index| index.repositories(last, limit))
     }
 
-    /// Who may read a repository, as far as that was found out.
-    ///
-    /// # Errors
-    /// There is no index to answer from.
-    pub fn repository_class(&self, repository: &Repository) -> Result<Option<AccessClass>> {
+    /// The access class of a repository, if it is known.
+    #[cfg(test)]
+    pub(super) fn repository_class(&self, repository: &Repository) -> Result<Option<AccessClass>> {
         self.index.ask(|index| index.class(repository))
     }
 
