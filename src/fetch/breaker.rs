@@ -1,6 +1,6 @@
 //! The breaker of one endpoint: whether requests wait for it.
 //!
-//! It opens on the first outage and closes on the first success, whoever has it. While it is slow or down, one probe
+//! It opens on the first outage of any request and closes on the first success. While it is slow or down, one probe
 //! thread asks in the background, with growing pauses, and ends when the link is up. What a request learns
 //! counts only if nobody has succeeded since it began, so that one that hung for half a minute cannot close a link
 //! that has come back. The breaker refuses nobody: callers look at [`Breaker::link`] and decide.
@@ -220,7 +220,7 @@ impl Breaker {
 enum First {
     /// At once, even while the link is up.
     Now,
-    /// After a pause: somebody has just failed.
+    /// After a pause, because a request has just failed.
     Pause,
 }
 

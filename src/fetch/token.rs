@@ -36,7 +36,7 @@ pub(super) struct EndpointLogin {
     /// The configured realm.
     realm: Option<HttpOrigin>,
     state: Mutex<State>,
-    /// Signalled when somebody stops asking for a token.
+    /// Signalled when a thread stops asking for a token.
     asked: Condvar,
 }
 

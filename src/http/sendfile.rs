@@ -179,7 +179,7 @@ pub(super) fn read_cached(file: &File, into: &mut [u8], offset: u64) -> Result<u
 /// # Errors
 /// The disk cannot read it, or the file is shorter.
 pub(super) fn load(file: &File, offset: u64, length: usize) -> io::Result<()> {
-    // The kernel is told to read all of it, and then one byte of each page is read: nothing is copied.
+    // The kernel reads all of it ahead, and then one byte of each page is read: nothing is copied.
     let _ = rustix::fs::fadvise(file, offset, NonZeroU64::new(length as u64), rustix::fs::Advice::WillNeed);
     let end = offset + length as u64;
     let pages = (offset..end).step_by(budget::PAGE_BYTES_MIN).chain([end - 1]);
