@@ -1,4 +1,4 @@
-//! Every limit larder has, with its unit and its reason (design rule 9).
+//! Every limit larder has, with its unit and its reason (rule 9).
 //!
 //! What a user may change is in the configuration, where its default stands beside it; everything else is here and
 //! nowhere else. Sizes are bytes unless the name says otherwise; times are `Duration`s.
@@ -37,13 +37,14 @@ pub const MANIFEST_LANES: usize = 4;
 pub const MANIFEST_QUEUE_MAX: usize = 64;
 /// A lane without a question for this long ends.
 pub const LANE_IDLE: Duration = Duration::from_secs(30);
-/// How often a request has an upstream that is down asked beside it, for one whose probes fail where questions do not.
-pub const BESIDE_EVERY: Duration = Duration::from_secs(30);
+/// How often a request for a tag starts a check of an upstream that is down: there are registries whose probes fail
+/// while their manifests can be had.
+pub const BACKGROUND_CHECK_EVERY: Duration = Duration::from_secs(30);
 /// Pause before a rebuild of the index that failed is tried again.
 pub const REBUILD_PAUSE: Duration = Duration::from_secs(10);
-/// Longest a question for a tag waits for an index that is being put back into service, before it is answered 503.
+/// Longest a request for a tag waits while the index is being put back into service; then it is answered 503.
 pub const INDEX_WAIT_MAX: Duration = Duration::from_secs(2);
-/// How often it looks.
+/// Pause between two looks whether the index is ready.
 pub const INDEX_WAIT_STEP: Duration = Duration::from_millis(25);
 /// Fills that may be under way or waiting; one more is answered 503.
 pub const FILLS_MAX: usize = 1_024;
@@ -61,9 +62,9 @@ pub const UPSTREAM_HEADER_BYTES_MAX: usize = 64 * 1024;
 pub const FETCH_CHUNK_BYTES: usize = 128 * 1024;
 /// Longest a Retry-After of an upstream is honoured.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
-/// Attempts of one fill in a row that bring not a byte, before it is parked until the upstream is back.
+/// Attempts of one fill in a row that bring no byte; after that it is parked until the upstream is back.
 pub const FILL_FRUITLESS_TRIES: u32 = 3;
-/// Pause before a fill asks again after a cut, growing by this much with each fruitless try.
+/// Pause before a fill asks again after a cut; it grows by this much with each attempt that brings no byte.
 pub const FILL_RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// First pause between probes of an upstream that cannot be reached; it doubles up to [`PROBE_PAUSE_MAX`].
 pub const PROBE_PAUSE_MIN: Duration = Duration::from_millis(250);
@@ -99,7 +100,8 @@ pub const CA_BYTES_MAX: u64 = 8 * MIB;
 
 /// Stack of a fetch, lane or probe thread.
 pub const THREAD_STACK_BYTES: usize = 512 * 1024;
-/// What is cut off the end of an unfinished download, and rounded down to, after a stop that was not an orderly one.
+/// After an unclean shutdown so much is cut off the end of an unfinished download, and the rest is rounded down to a
+/// multiple of it.
 pub const TORN_BYTES: u64 = 64 * KIB;
 /// First pause before a parked fill whose upstream answers is tried again; it doubles up to an hour.
 pub const FILL_REVIVAL_PAUSE: Duration = Duration::from_secs(15);
@@ -118,7 +120,7 @@ pub const SMALL_MANIFESTS_BYTES_MAX: usize = 1024 * 1024;
 pub const SMALL_MANIFEST_COST_BYTES: usize = 512;
 /// Largest manifest whose bytes are kept: a real one has 1 to 10 KiB.
 pub const SMALL_MANIFEST_BYTES_MAX: u64 = 16 * KIB;
-/// How often the log says of one tag that it is answered from something old, while nothing changes.
+/// Pause between two log lines that a tag has a stale answer, while the answer stays the same.
 pub const STALE_REPORT_EVERY: Duration = Duration::from_secs(1);
 
 /// Least memory.max: what the process needs with one client and one download.
@@ -161,16 +163,16 @@ pub const DIRECT_PIECE_BYTES: usize = 4 * 1024 * 1024;
 pub const DIRECT_TURN_BYTES: usize = 4 * 1024 * 1024;
 /// Largest body, or end of one, that is copied to go out together with its header.
 pub const COPIED_BYTES_MAX: u64 = 16 * KIB;
-/// Of how many bytes one is looked at to see whether a file is in memory. A gap between two that is overlooked costs its
-/// thread one short read; a look costs as much as sending some 10 KiB does.
+/// Distance between the bytes that are probed to see whether a file is in memory. A gap that the probes miss costs the
+/// thread one short read; a probe costs as much as sending some 10 KiB.
 pub const PAGE_CACHE_PROBE_STEP_BYTES: usize = 1024 * 1024;
-/// What is brought into memory at a time for a client where it was not: a card takes some milliseconds for it.
+/// Bytes of a file that are read into memory at a time for a client: an SD card takes some milliseconds for them.
 pub const COLD_PIECE_BYTES: usize = 256 * 1024;
 /// Reads at a time that wait for the disk for clients: enough to keep a disk busy, and most of
 /// [`BLOCKING_THREADS_MAX`] stay free for short questions.
 pub const COLD_READS_MAX: usize = 8;
-/// Where a control group limits memory to less than this, page cache of big bodies is given back: a layer or two would
-/// fill it.
+/// In a control group whose memory limit is below this, the page cache of big bodies is given back: one or two layers
+/// would fill it.
 pub const SMALL_GROUP_BYTES: u64 = 512 * MIB;
 /// Smallest file whose page cache is given back.
 pub const GIVE_BACK_BYTES_MIN: u64 = 8 * MIB;
@@ -184,47 +186,47 @@ pub const SPARE_BUFFERS_MAX: usize = 16;
 pub const CONNECTION_BUFFER_BYTES: usize = 16 * 1024;
 /// Longest a client waits for the first byte of a blob whose download waits for its turn.
 pub const QUEUE_WAIT_MAX: Duration = Duration::from_secs(3_600);
-/// Longest a login waits for those before it to be checked.
+/// Longest a login waits while earlier ones are checked.
 pub const LOGIN_WAIT_MAX: Duration = Duration::from_secs(10);
-/// Bytes of damaged content that are kept to be looked at; of more only the names stay.
+/// Bytes of corrupt blobs that are kept in quarantine for inspection; of further ones only the names are kept.
 pub const QUARANTINE_BYTES_MAX: u64 = 64 * MIB;
-/// Names of damaged content that are remembered to be fetched again.
+/// Names of corrupt blobs that are kept so that the blobs can be refetched.
 pub const QUARANTINE_FILES_MAX: usize = 1_024;
-/// How often the quickest chores of maintenance are looked at, all of them in one wake.
+/// Interval of the most frequent maintenance chores, all of which run in one wake-up.
 pub const MAINTENANCE_TICK: Duration = Duration::from_millis(500);
-/// Pause between attempts to fetch again what was damaged.
+/// Pause between attempts to refetch corrupt blobs.
 pub const REFETCH_PAUSE: Duration = Duration::from_secs(15);
-/// Threads that hash content which is served for the first time after a stop that was not an orderly one.
+/// Threads that hash content which is served for the first time after an unclean shutdown.
 pub const RECHECKS: usize = 2;
-/// A blob up to this size is hashed before it is answered for then; of a larger one the header of the answer goes out
-/// first, for that takes longer than clients wait for a header.
+/// An unverified blob up to this size is hashed before the answer begins. For a larger one the header goes out first:
+/// the hash takes longer than clients wait for a header.
 pub const RECHECK_FIRST_BYTES: u64 = 4 * MIB;
-/// In what time a scrub reads everything once.
+/// Time in which the scrub reads every blob once.
 pub const SCRUB_PASS: Duration = Duration::from_secs(30 * 24 * 3600);
-/// The same while there is content that was not hashed since a stop that was not an orderly one.
-pub const SCRUB_PASS_SUSPECT: Duration = Duration::from_secs(24 * 3600);
-/// Pause of the scrub when it has come to the end, so that a store of a few blobs is not read all the time.
+/// The same while there are blobs that were not verified since an unclean shutdown.
+pub const SCRUB_PASS_UNVERIFIED: Duration = Duration::from_secs(24 * 3600);
+/// Pause of the scrub after its last blob, so that a small store is not read all the time.
 pub const SCRUB_REST: Duration = Duration::from_secs(24 * 3600);
-/// Pause of the scrub after a start, and while there is something else to do.
+/// Pause of the scrub after a start, and after a step that failed or was interrupted.
 pub const SCRUB_PAUSE: Duration = Duration::from_secs(60);
-/// How often it is written down how far the scrub is.
+/// How often the position of the scrub is saved.
 pub const SCRUB_SAVE_EVERY: Duration = Duration::from_secs(6 * 3600);
 /// What the scrub adds to the nice value of its thread; the kernel derives the priority of its reads from it.
 pub const SCRUB_NICE: i32 = 19;
 /// What a scrub reads at a time.
 pub const SCRUB_CHUNK_BYTES: usize = 256 * 1024;
-/// Longest a request waits for something it has no substitute for, well under containerd's 30 s.
+/// Longest a request waits for upstream when there is nothing else to serve; well under containerd's 30 s.
 pub const MISS_WAIT_MAX: Duration = Duration::from_secs(25);
-/// Repositories and tags looked at in one step of a walk over all of them.
+/// Repositories or tags read from the index in one step of a walk over all of them.
 pub const LISTING_STEP: usize = 256;
-/// Pause before room that could not be made is tried for again.
+/// Pause after an attempt to make room that freed too little.
 pub const ROOM_PAUSE: Duration = Duration::from_secs(5);
-/// How often the disk is looked at for neighbours that fill it.
+/// How often free space is checked, which other programs may use up.
 pub const DISK_WATCH_EVERY: Duration = Duration::from_secs(2);
-/// Pieces of a blob that is streamed through which may wait for its client.
-pub const THROUGH_PIECES: usize = 1;
-/// Starts in a row that may end before the index has been read through; then it is made again. One may have met a
-/// power cut.
+/// Pieces of an uncached stream that may wait for its client.
+pub const STREAM_PIECES: usize = 1;
+/// Starts in a row that may end before the index has been read to its end; then it is rebuilt. A single one may have
+/// met a power cut.
 pub const UNFINISHED_STARTS_MAX: u32 = 2;
 
 /// Most names in one page of `tags/list` or `_catalog`.
@@ -237,20 +239,20 @@ pub const PULLS_TRACKED_MAX: usize = 256;
 pub const PULL_IDLE: Duration = Duration::from_secs(3);
 /// Verified passwords remembered, so that bcrypt is paid once and not per request.
 pub const LOGINS_REMEMBERED_MAX: usize = 64;
-/// How long a command, or a server that starts, waits for whoever has the store just now.
+/// How long a command, or a server that starts, waits while another process has the store's lock.
 pub const LOCK_WAIT_MAX: Duration = Duration::from_secs(5);
-/// How often it looks.
+/// Pause between two attempts to take that lock.
 pub const LOCK_WAIT_STEP: Duration = Duration::from_millis(50);
 /// Control connections (the commands of the same binary) at a time.
 pub const CONTROL_CONNECTIONS_MAX: usize = 8;
 /// Longest line of a control request or answer. An answer has as many as it needs: one for each image, for example.
 pub const CONTROL_BYTES_MAX: u64 = MIB;
-/// Images named in one line; more of them are told in more lines.
+/// Images named in one line; further ones are named in further lines.
 pub const CONTROL_NAMES_MAX: usize = 1_024;
-/// Longest the look at every image is used again for a report; uses of images do not end it earlier.
+/// Longest an image report is reused. Uses of images do not end it earlier.
 pub const IMAGE_REPORT_AGE_MAX: Duration = Duration::from_secs(5);
 
-/// How often a long command says how far it is.
+/// How often a long command reports its progress.
 pub const CONTROL_PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
 /// Threads for work that waits for the disk.
@@ -263,7 +265,7 @@ pub const STOP_GRACE: Duration = Duration::from_secs(2);
 /// Signs of life in one watchdog period. With WatchdogSec=2min a beat is due every 30 s, so that a rebuild of the index
 /// that fails and is tried again after [`REBUILD_PAUSE`] is no reason to be killed.
 pub const WATCHDOG_BEATS: u32 = 4;
-/// How often the line for people is looked after where no watchdog is set.
+/// How often systemd's status line is updated where no watchdog is set.
 pub const STATUS_EVERY: Duration = Duration::from_secs(30);
 /// Most sockets taken from a socket unit: a few addresses, each IPv4 and IPv6.
 pub const INHERITED_SOCKETS_MAX: u32 = 16;
@@ -282,11 +284,12 @@ pub const PEER_STALL_TIME: Duration = Duration::from_secs(5);
 pub const PEER_PAUSE_MIN: Duration = Duration::from_secs(1);
 /// Longest pause of a peer that fails, and the pause of one that sent wrong bytes.
 pub const PEER_PAUSE_MAX: Duration = Duration::from_secs(60);
-/// Tags asked of one peer at a time, so that its other questions find a place among [`KIT_CONNECTIONS_EACH`].
+/// Questions for tags that one peer is asked at a time, so that other questions find a place among
+/// [`KIT_CONNECTIONS_EACH`].
 pub const PEER_TAGS_MAX: usize = 8;
-/// How far in the future of a clock that is set a peer's claim may be: what boards' clocks differ, and no more.
+/// How far a peer's claim may be ahead of a clock that is set: as far as the clocks of boards differ.
 pub const CLAIM_AHEAD_MAX: Duration = Duration::from_secs(600);
-/// Shortest secret of a kit, in bytes: it can be guessed at without asking a board again.
+/// Shortest secret of a kit, in bytes: an attacker can try guesses without asking a board each time.
 pub const KIT_SECRET_BYTES_MIN: usize = 16;
 /// Largest question or answer between peers, content apart: the longest names and 16 platforms fit.
 pub const KIT_FRAME_BYTES_MAX: usize = 16 * 1024;
@@ -302,7 +305,7 @@ pub const KIT_HANDSHAKE_TIME: Duration = Duration::from_secs(2);
 pub const KIT_IDLE_TIME: Duration = Duration::from_secs(10);
 /// A peer that takes no byte for this long is cut.
 pub const KIT_STALL_TIME: Duration = Duration::from_secs(20);
-/// How often the log tells of callers without the secret: anybody on the network can cause that line.
+/// How often callers without the secret are logged: any machine on the network can cause that line.
 pub const KIT_WARN_EVERY: Duration = Duration::from_secs(60);
 
 // -- Store -----------------------------------------------------------------------------------------------------
@@ -321,7 +324,7 @@ pub const JOURNAL_COMPACT_BYTES: u64 = 4 * MIB;
 pub const JOURNAL_RECORD_BYTES_MAX: usize = 64 * 1024;
 /// Uses of blobs kept in memory before they are written in one batch.
 pub const TOUCHES_MAX: usize = 16_384;
-/// Counts that touches may take before the session file has to be written again; a power cut skips as many at most.
+/// Counts that uses of blobs may take before the session file must be written again; a power cut skips at most as many.
 pub const COUNTS_AHEAD: u64 = 20_000;
 /// Largest session file read; one that larder wrote has a few kilobytes.
 pub const SESSION_BYTES_MAX: usize = 64 * 1024;
@@ -329,9 +332,9 @@ pub const SESSION_BYTES_MAX: usize = 64 * 1024;
 pub const USE_MARKS_MAX: usize = 64;
 /// The part of `disk.expire_unused` that passes between two such notes, so that they reach back far enough.
 pub const USE_MARKS_EACH: u32 = 32;
-/// How often images are looked for that were not used for `disk.expire_unused`, at the most.
+/// Longest pause between two searches for images that were not used for `disk.expire_unused`.
 pub const EXPIRE_EVERY: Duration = Duration::from_secs(600);
-/// How often that batch is written at the most.
+/// How often the batch of [`TOUCHES_MAX`] uses is written.
 pub const TOUCH_FLUSH_EVERY: Duration = Duration::from_secs(60);
 /// Longest `history` a tag may have.
 pub const HISTORY_MAX: usize = 64;
@@ -347,23 +350,23 @@ pub const CLIENT_DIAL_TIME: Duration = Duration::from_secs(2);
 
 // -- Doctor ----------------------------------------------------------------------------------------------------
 
-/// Longest that all upstreams together are waited for; each is asked on a thread of its own.
+/// Longest that doctor waits for all upstreams together; each is asked on a thread of its own.
 pub const DOCTOR_UPSTREAMS_TIME: Duration = Duration::from_secs(25);
-/// Longest that the running server is waited for.
+/// Longest that doctor waits for the running server.
 pub const DOCTOR_SERVER_TIME: Duration = Duration::from_secs(10);
-/// Longest that the disk is written to for its speed.
+/// Longest that doctor writes to the disk to measure its speed.
 pub const DOCTOR_DISK_TIME: Duration = Duration::from_secs(3);
-/// What is written at a time for that, and how often at most: 8 MiB in all.
+/// Bytes of one such write, and the most writes: 8 MiB in all.
 pub const DOCTOR_DISK_WRITES: (usize, u64) = (MIB as usize, 8);
 /// Small writes with a flush each, whose median is the time of a flush.
 pub const DOCTOR_FLUSHES: u32 = 16;
-/// Blobs of a client's store that are looked at; more are left out, and that is said.
+/// Blobs of a client's store that doctor examines; it says if there are more.
 pub const DOCTOR_BLOBS_MAX: usize = 100_000;
 /// Bytes of its manifests that are read to tell layers from the rest.
 pub const DOCTOR_MANIFEST_BYTES_MAX: u64 = 64 * MIB;
 /// Largest file of /proc and /sys that is read.
 pub const DOCTOR_TEXT_BYTES_MAX: u64 = 4 * MIB;
-/// Open files of all processes that are looked through for who has a port.
+/// Open files of all processes that doctor searches for the owner of a port.
 pub const DOCTOR_OPEN_FILES_MAX: usize = 100_000;
-/// A flush that a card or stick ends sooner than this is not believed: its cells take longer.
+/// A card or stick that reports a flush as done sooner than this is lying: its cells take longer.
 pub const DOCTOR_FLUSH_TIME_MIN: Duration = Duration::from_micros(150);

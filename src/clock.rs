@@ -1,7 +1,7 @@
-//! Order and time: what larder may believe about either (design rule 7).
+//! Order and time: what larder may trust about either (rule 7).
 //!
 //! A board without a battery-backed clock starts in 1970 and jumps. So order is counted by [`Sequence`], never timed;
-//! durations are monotonic; and the wall clock is believed only once something says that it has been set.
+//! durations are monotonic; and the wall clock is trusted only once something says that it has been set.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +13,8 @@ const BUILD_EPOCH_SECONDS: u64 = 1_767_225_600;
 /// systemd-timesyncd leaves this file once it has set the clock in this boot.
 const TIMESYNC_FLAG: &str = "/run/systemd/timesync/synchronized";
 
-/// A counter that only grows, over restarts too: who persists it feeds the highest value back with [`Sequence::raise`].
+/// A counter that only grows, also over restarts: its owner persists it and restores the highest value with
+/// [`Sequence::raise`].
 #[derive(Debug, Default)]
 pub struct Sequence(AtomicU64);
 
@@ -34,7 +35,7 @@ impl Sequence {
     }
 }
 
-/// Seconds since 1970 if the wall clock can be believed, else `None`.
+/// Seconds since 1970 if the wall clock is trusted, else `None`.
 pub fn trusted_unix() -> Option<u64> {
     let now = SystemTime::now();
     let seconds = now.duration_since(UNIX_EPOCH).ok()?.as_secs();

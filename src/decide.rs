@@ -1,9 +1,9 @@
 //! Which version a tag is answered with: the rules of the tiers, as pure functions of what is known.
 //!
-//! [`before_asking`] says whether upstream is asked and how long the request waits, [`after_asking`] what is served once
-//! upstream has answered or has not, [`instead_of`] what is served when the version that was chosen cannot be had, and
-//! [`offline`] what would be served with every link down. The mirror asks and waits, commands explain; both decide here,
-//! so that neither holds a second opinion. Nothing in here can fail.
+//! [`before_asking`] decides whether upstream is asked and how long the request waits, [`after_asking`] what is served
+//! after upstream's answer or its absence, [`instead_of`] what is served if the chosen version cannot be fetched, and
+//! [`offline`] what would be served with every link down. The mirror and the commands use the same functions, so that they
+//! cannot disagree. Nothing in here can fail.
 
 use crate::config::{OnMissing, TagPolicy};
 use crate::oci::Digest;
@@ -16,7 +16,7 @@ pub enum Tier {
     Fresh,
     /// Upstream answered.
     Upstream,
-    /// A peer has a newer version that it verified.
+    /// A peer has verified a newer version.
     Peer,
     /// The newest complete version of the tag.
     LastComplete,
@@ -49,14 +49,14 @@ impl Tier {
     }
 }
 
-/// What is known of the way to an upstream.
+/// The state of the link to an upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
-    /// Nobody has asked it since the start.
+    /// It was not asked since the start.
     NotAsked,
     /// It answers.
     Up,
-    /// It answers late.
+    /// It answers slowly.
     Slow,
     /// It was down when larder stopped.
     RememberedDown,
@@ -69,29 +69,30 @@ pub enum Reach {
 pub struct CompleteVersion<'a> {
     /// Its manifest.
     pub digest: &'a Digest,
-    /// A peer named it, and this board's upstream has not.
+    /// A peer named it; this board's upstream did not.
     pub from_peer: bool,
-    /// Seconds since 1970 at which its upstream named it, if a trusted clock says so.
+    /// When its upstream named it, in seconds since 1970, if the clock was trusted.
     pub named_at: Option<u64>,
 }
 
 /// What is here of a tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Here<'a> {
-    /// The first complete one of its versions, the owner's choice before the newest.
+    /// Its first complete version; a rollback comes before the newest.
     pub complete: Option<CompleteVersion<'a>>,
     /// The digest that upstream named last.
     pub seen: Option<&'a Digest>,
-    /// While upstream names the first, the owner wants the second.
+    /// A rollback: while upstream names the first digest, the second is served.
     pub rollback: Option<(&'a Digest, &'a Digest)>,
     /// The manifest that the owner wants is on the disk; what it names may not be.
     pub rollback_is_here: bool,
     /// Anything was ever noted of the tag.
     pub is_noted: bool,
-    /// The index could be asked.
+    /// The index could be read.
     pub is_known: bool,
 }
 
+#[cfg(test)]
 impl Here<'_> {
     /// Nothing is here, and the index says so.
     pub const NOTHING: Here<'static> = Here {
@@ -104,21 +105,21 @@ impl Here<'_> {
     };
 }
 
-/// What happens before anybody is asked.
+/// What to do before upstream is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Opening<'a> {
-    /// This version is served and nobody is asked.
+    /// Serve this version without asking.
     Serve(&'a Digest),
-    /// Upstream is asked, and the request waits so long for it.
+    /// Ask upstream, and wait for so long.
     Ask(UpstreamWait),
-    /// No request waits for upstream now.
+    /// Answer without waiting for upstream.
     Offline,
 }
 
 /// How long a request waits for upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UpstreamWait {
-    /// `tags.resolve_deadline`: there is something to fall back to.
+    /// `tags.resolve_deadline`: a cached version can be served instead.
     Deadline,
     /// As long as a client can: there is nothing else to serve.
     Long,
@@ -131,7 +132,7 @@ pub enum UpstreamOutcome<'a> {
     Named(&'a Digest),
     /// It answered 404, 401 or 403.
     Refused,
-    /// It answered, and not as a registry does.
+    /// It answered, but not as a registry does.
     Unusable,
     /// It could not be asked, or did not answer in time.
     Unreachable,
@@ -142,17 +143,17 @@ pub enum UpstreamOutcome<'a> {
 /// What a tag is answered with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict<'a> {
-    /// This version.
+    /// Serve this version.
     Serve(Tier, &'a Digest),
-    /// Upstream's own refusal.
+    /// Pass on upstream's refusal.
     PassOn,
-    /// The index is needed, and is being rebuilt.
+    /// The client must retry: the index is being rebuilt.
     WaitForIndex,
     /// There is nothing to serve.
     Nothing,
 }
 
-/// Whether upstream is asked for a tag. `verified`: how long ago it was verified, if it was in this run.
+/// Whether upstream is asked for a tag. `verified`: how long ago the tag was verified, if it was since the start.
 pub fn before_asking<'a>(
     policy: TagPolicy,
     reach: Reach,
@@ -160,9 +161,9 @@ pub fn before_asking<'a>(
     verified: Option<Duration>,
 ) -> Opening<'a> {
     if let Some(complete) = here.complete {
-        // What only a peer named must not be frozen: upstream has yet to be asked.
+        // A version that only a peer named must not be frozen: upstream was never asked.
         let frozen = policy.frozen && !complete.from_peer;
-        // A pointer to what is not here yet is no use once the uplink goes, so it is asked for again.
+        // If the newest version is not complete yet, upstream is asked again: the pull that follows completes it.
         let wanted = here.rollback.map(|(_, to)| to).or(here.seen);
         let fresh = !policy.frozen
             && here.seen.is_some()
@@ -179,8 +180,8 @@ pub fn before_asking<'a>(
     }
 }
 
-/// What is served once upstream has been asked or cannot be. `claim`: a peer's version that [`best_claim`] chose;
-/// `stand_in`: another version of the repository, where [`may_stand_in`].
+/// What is served after upstream was asked, or could not be. `claim`: a peer's version that [`best_claim`] chose;
+/// `stand_in`: another version of the repository, if [`may_stand_in`].
 pub fn after_asking<'a>(
     policy: TagPolicy,
     asked: UpstreamOutcome<'a>,
@@ -210,8 +211,8 @@ pub fn offline<'a>(policy: TagPolicy, here: &Here<'a>, stand_in: Option<&'a Dige
     }
 }
 
-/// What is served when `chosen`, which `tier` named, cannot be had: an older version that is complete beats an error,
-/// where the chosen one was news from elsewhere.
+/// What is served if `chosen`, which `tier` named, cannot be fetched: an older complete version is better than an error,
+/// if the chosen one came from upstream or a peer.
 pub fn instead_of<'a>(
     tier: Tier,
     chosen: &Digest,
@@ -235,14 +236,15 @@ fn fall_back<'a>(here: &Here<'a>, stand_in: Option<&'a Digest>) -> Verdict<'a> {
     }
 }
 
-/// Whether another version of the repository may stand in for a tag of which this is here.
+/// Whether another version of the repository may stand in for a tag with this local state.
 pub fn may_stand_in(fallback_versions: bool, here: &Here<'_>) -> bool {
     fallback_versions && here.complete.is_none() && !here.is_noted
 }
 
 /// Whether peers are asked for a tag while its upstream cannot be. `now`: the time, if the clock is trusted.
 ///
-/// The owner's decision, a slow upstream and a clock that is not set leave peers nothing to say about what is here.
+/// A complete version here is kept without asking peers if it is a rollback, if upstream is only slow, or if the times
+/// cannot be compared.
 pub fn may_ask_peers(reach: Reach, here: &Here<'_>, now: Option<u64>) -> bool {
     match here.complete {
         None => true,
@@ -252,37 +254,37 @@ pub fn may_ask_peers(reach: Reach, here: &Here<'_>, now: Option<u64>) -> bool {
     }
 }
 
-/// What a peer claims.
+/// The claim of a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PeerWord<'a> {
+pub struct PeerClaim<'a> {
     /// The version.
     pub digest: &'a Digest,
     /// When the peer's upstream named it, in seconds since 1970, if its clock was trusted.
     pub named_at: Option<u64>,
 }
 
-/// The claim that is better than what is here: its place, and the time that is believed of it. `now`: the time, if the
+/// The claim that is better than the version here: its index, and its time if that is plausible. `now`: the time, if the
 /// clock is trusted; `ahead_max`: seconds that a claim may be ahead of it.
 ///
-/// Where nothing is here any claim is; those that could be true come first, the newest of them before the others. What
-/// is here gives way only to what is newer by wall times that are both known and can be believed.
+/// If nothing is complete here, any claim is better; the newest with a plausible time comes first. A complete version is
+/// replaced only by a newer one, and only if both times are known and plausible.
 pub fn best_claim(
-    claims: &[PeerWord<'_>],
+    claims: &[PeerClaim<'_>],
     complete: Option<CompleteVersion<'_>>,
     now: Option<u64>,
     ahead_max: u64,
 ) -> Option<(usize, Option<u64>)> {
     let latest = now.map(|now| now.saturating_add(ahead_max));
-    // A time that cannot be is none, or it would stand before every later claim.
-    let believed =
-        |claim: &PeerWord<'_>| claim.named_at.filter(|at| latest.is_none_or(|latest| *at <= latest));
+    // An implausible time counts as none; else it would come before every later claim.
+    let plausible =
+        |claim: &PeerClaim<'_>| claim.named_at.filter(|at| latest.is_none_or(|latest| *at <= latest));
     let numbered = claims.iter().enumerate();
     let Some(complete) = complete else {
-        let (at, claim) = numbered.max_by_key(|(_, claim)| (believed(claim), claim.named_at.is_none()))?;
-        return Some((at, believed(claim)));
+        let (at, claim) = numbered.max_by_key(|(_, claim)| (plausible(claim), claim.named_at.is_none()))?;
+        return Some((at, plausible(claim)));
     };
     let (_, since) = now.zip(complete.named_at)?;
-    let newer = numbered.filter_map(|(at, claim)| Some((at, believed(claim).filter(|time| *time > since)?)));
+    let newer = numbered.filter_map(|(at, claim)| Some((at, plausible(claim).filter(|time| *time > since)?)));
     let (at, time) = newer.max_by_key(|(_, time)| *time)?;
     (claims[at].digest != complete.digest).then_some((at, Some(time)))
 }

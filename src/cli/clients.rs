@@ -1,4 +1,4 @@
-//! `config k3s`, `containerd`, `podman`, `docker`: the files that make a client use larder: shown, written or undone.
+//! `config k3s`, `containerd`, `podman`, `docker`: shows, writes or restores the files that make a client use larder.
 
 use super::print;
 use crate::clients::files::{self, Root};
@@ -28,7 +28,7 @@ pub(super) struct Form {
     root: PathBuf,
 }
 
-/// Shows, writes or takes back the files of `client`.
+/// Shows, writes or restores the files of `client`.
 pub(super) fn run(config: &Config, client: Client, form: &Form) -> ExitCode {
     let done = if form.undo { undo(client, form) } else { show_or_write(config, client, form) };
     match done.and_then(|text| print::out(&text).map_err(|e| format!("cannot print: {e}"))) {

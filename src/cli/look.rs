@@ -1,8 +1,8 @@
 //! `ls`, `why`, `history`, `status`, `rollback`, `verify`: one command, its records gathered and printed for people or as
 //! JSON. Failure is exit status 1 and a sentence.
 //!
-//! Nothing is printed before the answer is complete: columns are as wide as their widest cell, and a pager that stands
-//! still must not have the server wait.
+//! Nothing is printed before the answer is complete: columns are as wide as their widest cell, and a pager that does not
+//! read must not block the server.
 
 use super::print;
 use crate::budget;
@@ -47,7 +47,7 @@ fn ask(config: &Config, request: &AdminRequest, answer: &mut GatheredAnswer) -> 
         if !config.data_dir.exists() {
             return Err(format!("there is no store at {}; is data_dir right?", config.data_dir.display()));
         }
-        // What root writes into a store of larder's must stay larder's.
+        // Files that root writes into larder's store must belong to larder.
         work_as_owner(&config.data_dir).map_err(|e| e.to_string())?;
         match Admin::open(config) {
             Ok(admin) => {
@@ -57,7 +57,7 @@ fn ask(config: &Config, request: &AdminRequest, answer: &mut GatheredAnswer) -> 
                 });
                 return Ok(());
             }
-            // A server that starts or ends, or another command: both are soon over.
+            // A server that starts or stops, or another command: the lock is free again soon.
             Err(StoreError::Locked(_)) if began.elapsed() < budget::LOCK_WAIT_MAX => {
                 std::thread::sleep(budget::LOCK_WAIT_STEP);
             }
@@ -113,7 +113,7 @@ impl GatheredAnswer {
         }
     }
 
-    /// What is to be printed, and why the command failed.
+    /// The text to print, and why the command failed.
     fn show(self, request: &AdminRequest, json: bool) -> (String, Option<String>) {
         let corrupt = self.verified.as_ref().and_then(corrupt_text);
         let text = match (self.why, self.history, self.status, self.verified) {
@@ -241,7 +241,7 @@ fn verified(verified: &VerifyReport) -> String {
     text
 }
 
-/// What becomes of corrupt blobs, if there are any.
+/// What happens to the corrupt blobs, if there are any.
 fn corrupt_text(verified: &VerifyReport) -> Option<String> {
     let text = match verified.repaired {
         true => "corrupt blobs were quarantined; they are refetched as soon as their upstream can be reached",

@@ -155,12 +155,12 @@ pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(e) => {
-            // Help and version are no errors and go to standard output; a reader that has gone is none either.
+            // Help and version are no errors and go to standard output; a closed pipe is no error either.
             let _ = e.print();
             return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
         }
     };
-    // The demo's table is its output; what the server makes of the faults would drown it.
+    // The demo prints a table; the server's warnings about its faults would bury it.
     let quieter = u8::from(matches!(arguments.command, Command::Demo)) * 2;
     set_up_log(arguments.global.verbose, arguments.global.quiet.saturating_add(quieter));
     let options = Options {
@@ -219,8 +219,8 @@ fn printed(text: &str) -> ExitCode {
     }
 }
 
-/// The log goes to standard error, one line an event. Other crates are heard only when something is wrong; ureq's own
-/// lines could hold signed addresses.
+/// The log goes to standard error, one line an event. Other crates log only warnings and errors; ureq's debug
+/// lines could contain signed addresses.
 fn set_up_log(verbose: u8, quiet: u8) {
     let level = match i16::from(verbose) - i16::from(quiet) {
         ..=-2 => LevelFilter::Error,
@@ -230,6 +230,6 @@ fn set_up_log(verbose: u8, quiet: u8) {
         2.. => LevelFilter::Trace,
     };
     let logger = simple_logger::SimpleLogger::new().with_level(level.min(LevelFilter::Warn));
-    // There is one logger, and this is the one place that sets it, so it cannot be set already.
+    // This fails only if a logger is set already, and no other place sets one.
     let _ = logger.with_module_level("larder", level).init();
 }

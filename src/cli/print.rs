@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-/// Writes to standard output. A reader that has gone is no error.
+/// Writes to standard output. A closed pipe is no error.
 ///
 /// # Errors
 /// Standard output cannot be written for another reason.

@@ -37,18 +37,18 @@ pub fn run(config: &Config) -> ExitCode {
 fn serve(config: &Config) -> Result<(), String> {
     let inherited = inherited_listeners()?;
     let notify = Arc::new(Notify::from_environment());
-    // Before there is a second thread.
+    // This must happen while there is one thread.
     work_as_owner(&config.data_dir).map_err(|e| e.to_string())?;
     let runtime = runtime()?;
-    // Before anything is touched, so that a stop during the start is a clean shutdown too.
+    // Before the store is opened, so that a stop during the start is a clean shutdown too.
     let signals = {
         let _inside = runtime.enter();
         Signals::listen()?
     };
     let running = RunningServer::start(runtime, config.clone(), inherited, true)?;
     notify.ready(&running.status());
-    running.tell(&notify);
-    running.runtime.block_on(signals.come());
+    running.report_to(&notify);
+    running.runtime.block_on(signals.wait());
     notify.stopping();
     running.stop();
     Ok(())
@@ -65,7 +65,7 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime, String> {
         .map_err(|e| format!("cannot start the runtime: {e}"))
 }
 
-/// A server that runs: what `serve` and `demo` have in common, which is everything.
+/// A running server, for `serve` and `demo`.
 pub(super) struct RunningServer {
     runtime: tokio::runtime::Runtime,
     server: Arc<Server>,
@@ -91,12 +91,12 @@ impl RunningServer {
         let config = Arc::new(config);
         let mirror = Mirror::start(Arc::clone(&config), Arc::new(store), upstreams, startup)
             .map_err(|e| format!("cannot start a thread: {e}"))?;
-        // A start that fails here is a clean shutdown for the store, or the next ones would take its index for corrupt.
+        // A start that fails here must shut the store down cleanly; else later starts would take the index for corrupt.
         let stop = Arc::clone(&mirror);
-        RunningServer::open_doors(runtime, mirror, inherited, with_control).inspect_err(|_| stop.stop())
+        RunningServer::listen(runtime, mirror, inherited, with_control).inspect_err(|_| stop.stop())
     }
 
-    fn open_doors(
+    fn listen(
         runtime: tokio::runtime::Runtime,
         mirror: Arc<Mirror>,
         inherited: Vec<TcpListener>,
@@ -105,7 +105,7 @@ impl RunningServer {
         let config = mirror.config();
         let server = Arc::new(Server::new(Arc::clone(&mirror))?);
         let listeners = runtime.block_on(async {
-            // What a socket unit says stands in place of our own settings: it has those addresses already.
+            // The sockets of a socket unit replace `listen`: systemd has bound those addresses already.
             if !inherited.is_empty() {
                 return inherited.into_iter().map(Listener::inherited).collect();
             }
@@ -126,7 +126,7 @@ impl RunningServer {
         }
         let peers = mirror.serve_peers()?;
         if with_control {
-            // A disk that takes no socket is no reason not to serve what is on it.
+            // If the disk takes no socket, its content can still be served.
             let admin = Admin::of(&config, mirror.store(), Arc::clone(&mirror) as Arc<_>);
             if let Err(problem) = control::socket::serve(admin, &config.data_dir) {
                 log::error!("{problem}; larder commands cannot reach this server");
@@ -135,18 +135,18 @@ impl RunningServer {
         Ok(RunningServer { runtime, server, mirror, addresses, peers })
     }
 
-    /// Where it listens.
+    /// The addresses that it listens on.
     pub(super) fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
 
-    /// How it is doing, in a line for people.
+    /// Its status in one line.
     fn status(&self) -> String {
         status(&self.mirror.snapshot(), &self.addresses)
     }
 
-    /// Tells the service manager how it is doing for as long as it runs.
-    fn tell(&self, notify: &Arc<Notify>) {
+    /// Reports its status to the service manager while it runs.
+    fn report_to(&self, notify: &Arc<Notify>) {
         let (mirror, addresses) = (Arc::clone(&self.mirror), self.addresses.clone());
         let pulse = Pulse::of(Arc::clone(self.mirror.store()));
         self.runtime.spawn(pulse.tell(Arc::clone(notify), move || status(&mirror.snapshot(), &addresses)));
@@ -163,7 +163,7 @@ impl RunningServer {
     }
 }
 
-/// How it is doing, in a line for people.
+/// The status of a server in one line.
 fn status(report: &Snapshot, addresses: &[SocketAddr]) -> String {
     match report.index {
         IndexReport::Ready => {}
@@ -179,7 +179,7 @@ fn status(report: &Snapshot, addresses: &[SocketAddr]) -> String {
     format!("answers on {}{rest}", addresses.join(", "))
 }
 
-/// Opens the store; waits for a command that has it just now.
+/// Opens the store; waits while a command holds it.
 fn open_store(config: &Config) -> Result<(Store, Startup), String> {
     let began = Instant::now();
     loop {
@@ -192,7 +192,7 @@ fn open_store(config: &Config) -> Result<(Store, Startup), String> {
     }
 }
 
-/// What tells the server to stop.
+/// The signals that stop the server.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -207,7 +207,7 @@ impl Signals {
         })
     }
 
-    async fn come(mut self) {
+    async fn wait(mut self) {
         let name = tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",

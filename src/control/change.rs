@@ -1,5 +1,5 @@
-//! `rollback`, `pin`, `unpin` and `rm`: what an owner may change. Failure is the store's, and what was changed before it
-//! stays changed.
+//! `rollback`, `pin`, `unpin` and `rm`: commands that change the store. Failure is the store's, and what was changed
+//! before it stays changed.
 
 use super::{Admin, Problem, unknown};
 use crate::image::{first_complete, served};
@@ -20,7 +20,7 @@ impl Admin {
             None => {
                 let present =
                     record.rollback.as_ref().map(|rollback| &rollback.to).or(offered).unwrap_or(&newest);
-                // Newest first, whatever was gone back to. Not by count: a version may be found complete only after
+                // Newest first, without the current rollback. Not by count: a version may become complete only after
                 // upstream has named the next.
                 let mut plain = record.clone();
                 plain.rollback = None;
@@ -68,7 +68,7 @@ impl Admin {
         }
         self.store.tag_remove(repository, tag)?;
         let catalogue = self.catalogue()?;
-        // What other tags name stays.
+        // Images that other tags name stay.
         let roots =
             record.candidates().into_iter().filter_map(|version| catalogue.find(repository, &version.digest));
         let victims: Vec<_> = roots.filter(|stocked| stocked.tags.is_empty()).collect();

@@ -1,4 +1,4 @@
-//! `ls`, `why`, `history`, `status`: nothing is changed by looking. Failure is the store's.
+//! `ls`, `why`, `history`, `status`: commands that change nothing. Failure is the store's.
 
 use super::{
     Admin, AdminRecord, AnswerSink, Completeness, HistoryReport, ImageRow, PartRow, Problem, StatusReport,
@@ -175,7 +175,7 @@ fn image(closures: &Closures<'_>, name: String, record: &TagRecord) -> Result<Op
             (newest, closure)
         }
     };
-    // A version that is complete, too, is not being waited for: a peer's version is newer than upstream's.
+    // If upstream's version is complete too, the served one is a peer's, which is newer.
     let newer = match &record.seen {
         Some(seen) if seen.digest != digest && is_served && record.rollback.is_none() => {
             (!closures.of(&seen.digest)?.is_complete()).then(|| seen.digest.clone())

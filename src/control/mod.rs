@@ -1,8 +1,8 @@
-//! The commands of the owner of the board: looking at the store and changing it.
+//! The administration commands: looking at the store and changing it.
 //!
-//! A command is an [`AdminRequest`], its answer a sequence of [`AdminRecord`]s. With the server running they cross a Unix
-//! socket ([`socket`]) that only root and larder's group may open; with it stopped the same code works on the store
-//! itself, under its lock. So a command says the same either way. What fails is the last record of an answer.
+//! A command is an [`AdminRequest`], its answer a sequence of [`AdminRecord`]s. While the server runs they cross a Unix
+//! socket ([`socket`]) that only root and larder's group may open; while it is stopped the same code works on the store
+//! itself, under its lock. So a command gives the same answer either way. A failure is the last record of an answer.
 
 mod change;
 mod look;
@@ -24,7 +24,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Where the records of an answer go. An error says that nobody takes them any more.
+/// Takes the records of an answer. An error means that the client has left.
 pub type AnswerSink<'a> = dyn FnMut(AdminRecord) -> io::Result<()> + 'a;
 
 /// Executes commands.
@@ -57,7 +57,7 @@ impl Admin {
         Admin { config, store, live, opened: Instant::now(), images: ImageCache::default() }
     }
 
-    /// Executes a command. Its answer has ended when this returns.
+    /// Executes a command. The answer is complete when this returns.
     pub fn execute(&self, request: &AdminRequest, answer: &mut AnswerSink<'_>) {
         if let Err(problem) = self.run(request, answer) {
             // The client may have left.
@@ -97,7 +97,7 @@ impl Admin {
         Snapshot::take(&self.config, &self.store, self.live.as_deref())
     }
 
-    /// The tag that an image names, and what is known of it.
+    /// The tag that an image names, and its record.
     fn tag<'a>(&self, image: &'a Reference) -> Result<(&'a Repository, &'a Tag, TagRecord), Problem> {
         let tag = image
             .tag
@@ -108,7 +108,7 @@ impl Admin {
     }
 }
 
-/// Why a command could not be executed, for the owner.
+/// Why a command could not be executed, as a message.
 struct Problem(String);
 
 impl From<StoreError> for Problem {

@@ -1,24 +1,24 @@
-//! What the owner asks and is told, as plain data.
+//! Requests and answers of commands, as plain data.
 //!
-//! An answer is a sequence of records. Each is bounded by [`crate::budget::CONTROL_BYTES_MAX`], an answer is not, and
-//! nobody has to hold all of it. The names of fields are what `--json` prints. Nothing in here can fail.
+//! An answer is a sequence of records. Each is bounded by [`crate::budget::CONTROL_BYTES_MAX`]; an answer is not, because
+//! neither side holds all of it. `--json` prints the names of the fields. Nothing in here can fail.
 
 use crate::oci::{Digest, Platform, Reference};
 use crate::report::PeerReport;
 use serde::{Deserialize, Serialize};
 
-/// What the owner asks.
+/// A command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AdminRequest {
-    /// Every tag known.
+    /// List every tag.
     Ls,
-    /// Why an image would be answered as it would.
+    /// Explain which version of an image is served.
     Why {
         /// The image.
         image: Reference,
     },
-    /// The versions of a tag.
+    /// List the versions of a tag.
     History {
         /// The image.
         image: Reference,
@@ -32,14 +32,14 @@ pub enum AdminRequest {
         /// The version; the newest one before the present one if `None`.
         to: Option<Digest>,
     },
-    /// Keep an image whatever room is needed, or no longer.
+    /// Protect an image from removal, or end that.
     Pin {
         /// The image.
         image: Reference,
         /// Whether it is to stay.
         pinned: bool,
     },
-    /// Forget a tag and remove what only it had.
+    /// Forget a tag and remove the content that only it needs.
     Rm {
         /// The image.
         image: Reference,
@@ -104,9 +104,9 @@ pub struct ImageRow {
     pub missing_bytes: u64,
     /// Upstream has named a newer version that is not complete yet.
     pub newer: Option<Digest>,
-    /// The owner wants it to stay.
+    /// It is pinned.
     pub pinned: bool,
-    /// Bytes that would be free if it were removed: those that no other image has.
+    /// Bytes that its removal would free: those that no other image needs.
     pub frees: u64,
 }
 
@@ -119,7 +119,7 @@ pub struct WhyReport {
     pub seen: Option<Digest>,
     /// The newest version that was complete when it was recorded.
     pub complete: Option<Digest>,
-    /// What the owner went back to.
+    /// The version that it was rolled back to.
     pub rolled_back_to: Option<Digest>,
     /// What would be answered with every link down, and by which tier.
     pub offline: Option<(Digest, String)>,
@@ -205,7 +205,7 @@ pub struct StatusReport {
     /// The other boards of the kit.
     #[serde(default)]
     pub peers: Vec<PeerReport>,
-    /// Whether the wall clock is believed.
+    /// Whether the wall clock is trusted.
     pub clock_trusted: bool,
 }
 

@@ -67,10 +67,10 @@ pub fn remove(data_dir: &Path) {
     let _ = fs::remove_file(data_dir.join(NAME));
 }
 
-/// Asks the running server, and hands each record on as it comes. `false`: no server runs.
+/// Asks the running server, and passes each record to `take` as it comes. `false`: no server runs.
 ///
 /// # Errors
-/// A sentence that says why the server that runs cannot be asked, or that its answer was cut.
+/// A sentence that says why the running server cannot be asked, or that its answer was cut.
 pub fn ask(
     data_dir: &Path,
     request: &AdminRequest,
@@ -137,8 +137,8 @@ fn receive<T: serde::de::DeserializeOwned>(reader: &mut impl BufRead) -> io::Res
     Ok(Some(serde_json::from_slice(&line)?))
 }
 
-/// A path to the socket that fits into a socket address however long the data folder's own path is. It is good for as
-/// long as the folder's handle, which comes with it, is open.
+/// A path to the socket that fits into a socket address, however long the path of the data folder is. It is valid while
+/// the returned handle of the folder is open.
 fn short_path(data_dir: &Path) -> io::Result<(PathBuf, OwnedFd)> {
     let folder =
         rustix::fs::open(data_dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;

@@ -7,7 +7,7 @@ use crate::store::StoreError;
 
 impl Admin {
     pub(super) fn verify(&self, repair: bool, answer: &mut AnswerSink<'_>) -> Result<(), Problem> {
-        // The thread is this command's own. Where its priority cannot be lowered it continues as it is.
+        // This thread runs only this command. If its priority cannot be lowered, it continues as it is.
         let _ = rustix::process::nice(budget::SCRUB_NICE);
         let blobs: Vec<_> = self.store.blob_files()?.collect();
         let total = blobs.iter().map(|blob| blob.size).sum();

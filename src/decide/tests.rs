@@ -217,10 +217,10 @@ fn best(
     known: Option<Option<u64>>,
     now: Option<u64>,
 ) -> Option<(char, Option<u64>)> {
-    let words: Vec<PeerWord<'_>> =
-        claims.iter().map(|(digest, named_at)| PeerWord { digest, named_at: *named_at }).collect();
+    let offered: Vec<PeerClaim<'_>> =
+        claims.iter().map(|(digest, named_at)| PeerClaim { digest, named_at: *named_at }).collect();
     let known = known.map(|named_at| CompleteVersion { named_at, ..complete(&OLD) });
-    let (at, time) = best_claim(&words, known, now, AHEAD)?;
+    let (at, time) = best_claim(&offered, known, now, AHEAD)?;
     Some((claims[at].0.hex().chars().next().unwrap(), time))
 }
 

@@ -166,9 +166,9 @@ pub fn pull(
             scope.spawn(|| {
                 while let Some(child) = image.children.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let got = asking.blob(&child.digest, || {
-                        lock(&first_byte).get_or_insert_with(|| blobs_began.elapsed());
+                        first_byte.lock().get_or_insert_with(|| blobs_began.elapsed());
                     });
-                    let mut total = lock(&total);
+                    let mut total = total.lock();
                     match (total.as_mut(), got) {
                         (Ok(sum), Ok(n)) => *sum += n,
                         (Ok(_), Err(e)) => *total = Err(e),
@@ -179,12 +179,8 @@ pub fn pull(
         }
     });
     bytes += total.into_inner()?;
-    let first_byte = lock(&first_byte).unwrap_or_default();
+    let first_byte = first_byte.lock().unwrap_or_default();
     Ok(Pulled { digest, bytes, tag_status, tag_time, first_byte, elapsed: began.elapsed() })
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock()
 }
 
 struct Asking<'a> {

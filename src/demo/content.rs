@@ -40,7 +40,7 @@ impl RegistryAnswer {
 }
 
 pub(super) fn content(shared: &RegistryShared, asked: &Asked<'_>) -> RegistryAnswer {
-    let state = shared.state();
+    let state = shared.state.lock();
     if asked.path == "/token" {
         return token(&state, asked);
     }

@@ -13,8 +13,8 @@ use crate::sync::{Condvar, Mutex};
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, BufReader};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// Longest that anything waits in here.
@@ -98,7 +98,7 @@ pub struct FaultyRegistry {
 
 /// What the registry and its connections share.
 pub(super) struct RegistryShared {
-    state: Mutex<RegistryState>,
+    pub(super) state: Mutex<RegistryState>,
     changed: Condvar,
     pub blob_bytes: AtomicU64,
     ended: AtomicBool,
@@ -159,7 +159,7 @@ impl FaultyRegistry {
 
     /// Puts an image into a repository, and has a tag point to it.
     pub fn push(&self, repository: &str, tag: &str, image: &SampleImage) {
-        let mut state = self.shared.state();
+        let mut state = self.shared.state.lock();
         for (digest, bytes) in &image.blobs {
             state.blobs.insert((repository.to_owned(), digest.clone()), Arc::clone(bytes));
         }
@@ -171,7 +171,7 @@ impl FaultyRegistry {
 
     /// Takes a tag away.
     pub fn remove_tag(&self, repository: &str, tag: &str) {
-        if let Some(tags) = self.shared.state().tags.get_mut(repository) {
+        if let Some(tags) = self.shared.state.lock().tags.get_mut(repository) {
             tags.remove(tag);
         }
     }
@@ -179,28 +179,28 @@ impl FaultyRegistry {
     /// From now on requests of that method (`None`: any) whose path contains the text are answered so. The first rule
     /// that matches counts.
     pub fn on(&self, method: Option<&str>, path_contains: &str, behaviour: Behaviour) {
-        self.shared.state().rules.push((method.map(str::to_owned), path_contains.to_owned(), behaviour));
+        self.shared.state.lock().rules.push((method.map(str::to_owned), path_contains.to_owned(), behaviour));
     }
 
     /// Forgets every rule. Requests that wait go on waiting.
     pub fn clear(&self) {
-        self.shared.state().rules.clear();
+        self.shared.state.lock().rules.clear();
     }
 
     /// Lets every request go that waits now.
     pub fn release(&self) {
-        self.shared.state().releases += 1;
+        self.shared.state.lock().releases += 1;
         self.shared.changed.notify_all();
     }
 
     /// Asks for a login from now on.
     pub fn login(&self, login: LoginDemand) {
-        self.shared.state().login = Some(login);
+        self.shared.state.lock().login = Some(login);
     }
 
     /// The uplink goes: connections are refused, and those that are open are closed.
     pub fn hang_up(&self) {
-        let mut state = self.shared.state();
+        let mut state = self.shared.state.lock();
         state.listener = 0;
         for (_, stream) in state.connections.drain() {
             let _ = stream.shutdown(Shutdown::Both);
@@ -231,18 +231,18 @@ impl FaultyRegistry {
 
     /// Every request so far.
     pub fn requests(&self) -> Vec<Seen> {
-        self.shared.state().seen.clone()
+        self.shared.state.lock().seen.clone()
     }
 
     /// Requests of that method whose path contains the text.
     pub fn count(&self, method: &str, path_contains: &str) -> usize {
-        self.shared.state().count(method, path_contains)
+        self.shared.state.lock().count(method, path_contains)
     }
 
     /// Waits until so many such requests have come.
     pub fn wait_for(&self, count: usize, method: &str, path_contains: &str, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
-        let mut state = self.shared.state();
+        let mut state = self.shared.state.lock();
         while state.count(method, path_contains) < count {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -259,7 +259,7 @@ impl FaultyRegistry {
     }
 
     fn listen(&self, listener: TcpListener) -> io::Result<()> {
-        let mut state = self.shared.state();
+        let mut state = self.shared.state.lock();
         state.listeners += 1;
         state.listener = state.listeners;
         let (number, shared) = (state.listener, Arc::clone(&self.shared));
@@ -267,7 +267,7 @@ impl FaultyRegistry {
         let accept = move || {
             for stream in listener.incoming() {
                 let Ok(stream) = stream else { continue };
-                if shared.ended.load(Ordering::Relaxed) || shared.state().listener != number {
+                if shared.ended.load(Ordering::Relaxed) || shared.state.lock().listener != number {
                     return;
                 }
                 let shared = Arc::clone(&shared);
@@ -290,14 +290,10 @@ impl Drop for FaultyRegistry {
 }
 
 impl RegistryShared {
-    pub fn state(&self) -> MutexGuard<'_, RegistryState> {
-        self.state.lock()
-    }
-
     /// Waits for the next release.
     pub fn wait(&self) {
         let deadline = Instant::now() + CEILING;
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let before = state.releases;
         while state.releases == before && !self.ended.load(Ordering::Relaxed) {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -328,7 +324,7 @@ fn serve(shared: &RegistryShared, stream: TcpStream) -> io::Result<()> {
     stream.set_read_timeout(Some(CEILING))?;
     stream.set_write_timeout(Some(CEILING))?;
     let number = {
-        let mut state = shared.state();
+        let mut state = shared.state.lock();
         if state.connections.len() >= CONNECTIONS_MAX {
             return Ok(());
         }
@@ -338,7 +334,7 @@ fn serve(shared: &RegistryShared, stream: TcpStream) -> io::Result<()> {
         number
     };
     let served = converse(shared, &stream);
-    shared.state().connections.remove(&number);
+    shared.state.lock().connections.remove(&number);
     let _ = stream.shutdown(Shutdown::Both);
     served
 }
@@ -351,7 +347,7 @@ fn converse(shared: &RegistryShared, stream: &TcpStream) -> io::Result<()> {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let asked = Asked { method, path, query, headers: &headers };
         let behaviour = {
-            let mut state = shared.state();
+            let mut state = shared.state.lock();
             state.seen.push(Seen {
                 method: method.to_owned(),
                 path: path.to_owned(),

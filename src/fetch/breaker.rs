@@ -1,6 +1,6 @@
 //! The breaker of one endpoint: whether requests wait for it.
 //!
-//! It opens on the first outage and closes on the first success, whoever has it. While it is slow or down, one probe
+//! It opens on the first outage of any request and closes on the first success. While it is slow or down, one probe
 //! thread asks in the background, with growing pauses, and ends when the link is up. What a request learns
 //! counts only if nobody has succeeded since it began, so that one that hung for half a minute cannot close a link
 //! that has come back. The breaker refuses nobody: callers look at [`Breaker::link`] and decide.
@@ -8,8 +8,8 @@
 use super::failure::{Cause, Failure};
 use crate::budget::{PROBE_PAUSE_MAX, PROBE_PAUSE_MIN, SMALL_STACK_BYTES};
 use crate::sync::{Condvar, Mutex};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -138,17 +138,12 @@ impl Breaker {
     /// The link as it is now.
     pub fn link(&self) -> LinkState {
         let up = self.shared.up.load(Ordering::Acquire);
-        if up { LinkState::Up } else { self.shared.state().link.clone() }
-    }
-
-    /// See [`LinkState::is_up`].
-    pub fn is_up(&self) -> bool {
-        self.shared.up.load(Ordering::Acquire) || self.shared.state().link.is_up()
+        if up { LinkState::Up } else { self.shared.state.lock().link.clone() }
     }
 
     /// Marks the begin of a request.
     pub fn begin(&self) -> Attempt {
-        Attempt(self.shared.state().successes)
+        Attempt(self.shared.state.lock().successes)
     }
 
     /// The endpoint answered.
@@ -172,7 +167,7 @@ impl Breaker {
     /// Takes over what the last run knew. Call it before [`Breaker::start_probe`].
     pub fn restore_down(&self, cause: &str) {
         let since = (self.shared.timing.now)();
-        let mut state = self.shared.state();
+        let mut state = self.shared.state.lock();
         if state.link == LinkState::NotAsked {
             self.shared
                 .change(&mut state, LinkState::Down { since, cause: cause.to_owned(), restored: true });
@@ -188,20 +183,20 @@ impl Breaker {
 
     /// Calls `callback` on every change from now on; changes that follow closely may be announced as one.
     pub(super) fn on_change(&self, callback: OnLinkChange) {
-        let version = self.shared.state().version;
+        let version = self.shared.state.lock().version;
         let mut announcer = self.shared.announcer.lock();
         *announcer = Announcer { version, callback: Some(callback) };
     }
 
     /// Ends the probe thread, for good.
     pub fn shutdown(&self) {
-        self.shared.state().closed = true;
+        self.shared.state.lock().closed = true;
         self.shared.settled.notify_all();
     }
 
     fn probe_in_background(&self, first: First) {
         {
-            let mut state = self.shared.state();
+            let mut state = self.shared.state.lock();
             if state.probing || state.closed {
                 return;
             }
@@ -215,7 +210,7 @@ impl Breaker {
         if let Err(error) = spawned {
             // The next failure tries again.
             log::warn!("cannot start a thread to probe {}: {error}", self.shared.name);
-            self.shared.state().probing = false;
+            self.shared.state.lock().probing = false;
         }
     }
 }
@@ -225,17 +220,13 @@ impl Breaker {
 enum First {
     /// At once, even while the link is up.
     Now,
-    /// After a pause: somebody has just failed.
+    /// After a pause, because a request has just failed.
     Pause,
 }
 
 impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
-    }
-
     fn succeeded(&self) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.successes = state.successes.wrapping_add(1);
         if state.link != LinkState::Up {
             self.change(&mut state, LinkState::Up);
@@ -251,7 +242,7 @@ impl Shared {
             return false;
         }
         let since = (self.timing.now)();
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if attempt.0 != state.successes {
             return false;
         }
@@ -268,7 +259,7 @@ impl Shared {
 
     fn overdue(&self) {
         let since = (self.timing.now)();
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if state.link.is_up() {
             self.change(&mut state, LinkState::Slow { since });
             drop(state);
@@ -289,7 +280,7 @@ impl Shared {
     fn announce(&self) {
         let mut announcer = self.announcer.lock();
         let (version, link) = {
-            let state = self.state();
+            let state = self.state.lock();
             (state.version, state.link.clone())
         };
         if version > announcer.version {
@@ -308,7 +299,7 @@ impl Shared {
         let mut wanted = first == First::Now;
         loop {
             let attempt = {
-                let mut state = self.state();
+                let mut state = self.state.lock();
                 if state.closed || (state.link.is_up() && !wanted) {
                     state.probing = false;
                     return;
@@ -317,7 +308,7 @@ impl Shared {
             };
             wanted = false;
             match (self.probe)() {
-                None => self.state().closed = true,
+                None => self.state.lock().closed = true,
                 Some(Ok(())) => self.succeeded(),
                 Some(Err(failure)) => {
                     self.failed(attempt, &failure);
@@ -334,7 +325,7 @@ impl Shared {
             return stand_in(length);
         }
         let unsettled = |state: &mut State| !state.link.is_up() && !state.closed;
-        drop(self.settled.wait_timeout_while(self.state(), length, unsettled));
+        drop(self.settled.wait_timeout_while(self.state.lock(), length, unsettled));
     }
 }
 
@@ -344,7 +335,7 @@ mod tests {
     use std::sync::mpsc::{Receiver, Sender, channel};
 
     /// Far more than a probe thread takes to get going on a busy machine.
-    const PATIENCE: Duration = Duration::from_secs(60);
+    const WAIT_MAX: Duration = Duration::from_secs(60);
 
     struct Bench {
         breaker: Breaker,
@@ -387,15 +378,15 @@ mod tests {
             restored: false,
         };
         assert_eq!(bench.breaker.link(), down);
-        assert!(!bench.breaker.is_up());
-        assert_eq!(bench.changes.recv_timeout(PATIENCE), Ok(down.clone()));
+        assert!(!bench.breaker.link().is_up());
+        assert_eq!(bench.changes.recv_timeout(WAIT_MAX), Ok(down.clone()));
         for expected in [250, 250, 500, 1000, 2000, 4000, 8000, 10_000, 10_000] {
-            assert_eq!(bench.pauses.recv_timeout(PATIENCE), Ok(Duration::from_millis(expected)));
+            assert_eq!(bench.pauses.recv_timeout(WAIT_MAX), Ok(Duration::from_millis(expected)));
             bench.results.send(Err(outage())).unwrap();
         }
         bench.results.send(Ok(())).unwrap();
-        assert_eq!(bench.changes.recv_timeout(PATIENCE), Ok(LinkState::Up));
-        assert!(bench.breaker.is_up());
+        assert_eq!(bench.changes.recv_timeout(WAIT_MAX), Ok(LinkState::Up));
+        assert!(bench.breaker.link().is_up());
     }
 
     #[test]
@@ -414,7 +405,7 @@ mod tests {
             bench.breaker.begin(),
             &Failure::unreachable("a.example", Cause::ServerError(503), "answered 503"),
         );
-        assert!(!bench.breaker.is_up());
+        assert!(!bench.breaker.link().is_up());
     }
 
     #[test]
@@ -424,9 +415,9 @@ mod tests {
         bench.breaker.failed(bench.breaker.begin(), &outage());
         bench.breaker.succeeded();
         bench.breaker.failed(hung, &outage());
-        assert!(bench.breaker.is_up());
+        assert!(bench.breaker.link().is_up());
         bench.breaker.failed(bench.breaker.begin(), &outage());
-        assert!(!bench.breaker.is_up());
+        assert!(!bench.breaker.link().is_up());
     }
 
     #[test]
@@ -442,7 +433,9 @@ mod tests {
         assert_eq!(bench.breaker.link(), LinkState::Up);
         bench.breaker.overdue();
         bench.results.send(Ok(())).unwrap();
-        while bench.changes.recv_timeout(PATIENCE).unwrap() != LinkState::Up || !bench.breaker.is_up() {}
+        while bench.changes.recv_timeout(WAIT_MAX).unwrap() != LinkState::Up || !bench.breaker.link().is_up()
+        {
+        }
     }
 
     #[test]
@@ -450,14 +443,14 @@ mod tests {
         let bench = bench();
         bench.breaker.restore_down("it was down");
         assert!(matches!(bench.breaker.link(), LinkState::Down { restored: true, .. }));
-        bench.changes.recv_timeout(PATIENCE).unwrap();
+        bench.changes.recv_timeout(WAIT_MAX).unwrap();
         bench.breaker.start_probe();
         bench.results.send(Err(outage())).unwrap();
-        assert!(matches!(bench.changes.recv_timeout(PATIENCE), Ok(LinkState::Down { restored: false, .. })));
+        assert!(matches!(bench.changes.recv_timeout(WAIT_MAX), Ok(LinkState::Down { restored: false, .. })));
         bench.results.send(Ok(())).unwrap();
-        assert_eq!(bench.changes.recv_timeout(PATIENCE), Ok(LinkState::Up));
+        assert_eq!(bench.changes.recv_timeout(WAIT_MAX), Ok(LinkState::Up));
         bench.breaker.restore_down("too late");
-        assert!(bench.breaker.is_up());
+        assert!(bench.breaker.link().is_up());
     }
 
     #[test]
@@ -465,12 +458,12 @@ mod tests {
         let bench = bench();
         bench.breaker.start_probe();
         bench.results.send(Err(outage())).unwrap();
-        assert!(matches!(bench.changes.recv_timeout(PATIENCE), Ok(LinkState::Down { .. })));
+        assert!(matches!(bench.changes.recv_timeout(WAIT_MAX), Ok(LinkState::Down { .. })));
         bench.breaker.shutdown();
         // The thread is waiting for a result; the next one finds it closed.
         bench.results.send(Err(outage())).unwrap_or(());
-        let deadline = Instant::now() + PATIENCE;
-        while bench.breaker.shared.state().probing {
+        let deadline = Instant::now() + WAIT_MAX;
+        while bench.breaker.shared.state.lock().probing {
             assert!(Instant::now() < deadline, "the probe thread goes on");
             thread::yield_now();
         }

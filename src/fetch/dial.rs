@@ -113,7 +113,7 @@ impl fmt::Debug for Dialer {
     }
 }
 
-/// A handshake's failure is told from its connection's.
+/// Distinguishes a failed handshake from a failed connection.
 fn tls_error(error: io::Error) -> Error {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         Some(inner) => Obstacle::Tls(inner.clone()).into(),

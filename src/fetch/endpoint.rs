@@ -49,7 +49,7 @@ pub struct ManifestHead {
     pub size: Option<u64>,
     /// When the registry answered, by its own clock, as Unix seconds.
     pub date: Option<u64>,
-    /// The [`Endpoint::name`] that answered.
+    /// The host and port that answered.
     pub endpoint: String,
 }
 
@@ -66,7 +66,7 @@ pub struct FetchedManifest {
     pub manifest: Manifest,
     /// When the registry answered, by its own clock, as Unix seconds.
     pub date: Option<u64>,
-    /// The [`Endpoint::name`] that answered.
+    /// The host and port that answered.
     pub endpoint: String,
 }
 
@@ -125,11 +125,6 @@ pub struct ReferrerList {
 }
 
 impl Endpoint {
-    /// `registry-1.docker.io:443`
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
     /// The key under which its outage is remembered over a restart.
     pub fn note(&self) -> &str {
         &self.note
@@ -336,11 +331,9 @@ impl Endpoint {
         Ok(ReferrerList { bytes, filtered })
     }
 
-    /// Asks whether it is there, on a new connection. Any status below 500 means that it is.
-    ///
-    /// # Errors
-    /// `Unreachable`: no connection, no answer in time, or a status from 500 on.
-    pub fn probe(&self) -> Result<(), Failure> {
+    /// Probes, and reports the outcome to the breaker.
+    #[cfg(test)]
+    pub(super) fn probe(&self) -> Result<(), Failure> {
         let attempt = self.breaker.begin();
         let outcome = self.probe_quietly();
         match &outcome {
@@ -377,7 +370,11 @@ impl Endpoint {
         Ok(Examined { limit })
     }
 
-    /// [`Endpoint::probe`] without a word to the breaker.
+    /// Asks whether it is there, on a new connection. Any status below 500 means that it is. The caller reports the
+    /// outcome to the breaker.
+    ///
+    /// # Errors
+    /// `Unreachable`: no connection, no answer in time, or a status from 500 on.
     pub(super) fn probe_quietly(&self) -> Result<(), Failure> {
         let times = self.wire.times();
         let address = self.address("");

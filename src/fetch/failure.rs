@@ -60,21 +60,6 @@ pub enum Cause {
     RateLimited,
 }
 
-impl Cause {
-    /// The cause, for people.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Cause::Refused => "connection refused",
-            Cause::Timeout => "timed out",
-            Cause::Dns => "name not resolved",
-            Cause::Tls => "tls failed",
-            Cause::Connection => "connection lost",
-            Cause::ServerError(_) => "server error",
-            Cause::RateLimited => "rate limited",
-        }
-    }
-}
-
 impl Failure {
     /// Whether the upstream could not be asked, so that something older may answer in its place.
     pub fn is_outage(&self) -> bool {

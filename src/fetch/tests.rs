@@ -283,7 +283,7 @@ fn wrong_manifests_are_refused() {
         let failure = upstream.fetch_manifest(&repository(), &tag()).unwrap_err();
         assert!(matches!(failure, Failure::Wrong { .. }), "{failure:?}");
         assert!(failure.to_string().contains(words), "{failure}");
-        assert!(upstream.endpoints()[0].breaker().is_up(), "nonsense is no outage");
+        assert!(upstream.endpoints()[0].breaker().link().is_up(), "nonsense is no outage");
     }
     let server = Server::new(index_answer);
     let (_all, upstream) = open(&config(&server.url())).unwrap();
@@ -321,7 +321,7 @@ fn heads_that_say_little() {
     assert!(matches!(upstream.head_manifest(&repository(), &tag()), Err(Failure::Missing { .. })));
     let failure = upstream.fetch_manifest(&repository(), &tag()).unwrap_err();
     assert_eq!(failure.to_string(), r#"127.0.0.1: answered 404: "no \u{1b}[31m such""#);
-    assert!(upstream.endpoints()[0].breaker().is_up());
+    assert!(upstream.endpoints()[0].breaker().link().is_up());
 }
 
 /// An upstream that wants a token, and the token server at another port of the same host.
@@ -494,7 +494,7 @@ fn redirects_end() {
     assert!(failure.to_string().contains("refused to connect to the private address"), "{failure}");
     let failure = upstream.fetch_manifest(&repository(), &"nowhere".parse().unwrap()).unwrap_err();
     assert!(failure.to_string().contains("has no Location"), "{failure}");
-    assert!(upstream.endpoints()[0].breaker().is_up());
+    assert!(upstream.endpoints()[0].breaker().link().is_up());
 }
 
 #[test]
@@ -576,7 +576,7 @@ fn a_cut_blob_is_no_whole_one() {
     let failure = read_all(&mut stream).unwrap_err();
     assert_eq!(failure.cause(), Some(Cause::Connection), "{failure}");
     assert_eq!(stream.read(&mut [0; 10]), Err(failure), "a failed stream stays failed");
-    assert!(upstream.endpoints()[0].breaker().is_up());
+    assert!(upstream.endpoints()[0].breaker().link().is_up());
 }
 
 #[test]
@@ -589,7 +589,7 @@ fn a_stalled_blob_is_given_up() {
     let mut stream = upstream.open_blob(&repository(), &sha256(b""), 0).unwrap();
     let failure = read_all(&mut stream).unwrap_err();
     assert_eq!(failure.to_string(), "127.0.0.1: the connection stalled");
-    assert!(!upstream.endpoints()[0].breaker().is_up());
+    assert!(!upstream.endpoints()[0].breaker().link().is_up());
 }
 
 #[test]
@@ -615,7 +615,7 @@ fn outages_are_told_apart() {
     let (_all, upstream) = open(&config(&broken.url())).unwrap();
     let failure = upstream.fetch_manifest(&repository(), &tag()).unwrap_err();
     assert_eq!(failure.cause(), Some(Cause::ServerError(503)));
-    assert!(!upstream.endpoints()[0].breaker().is_up());
+    assert!(!upstream.endpoints()[0].breaker().link().is_up());
 
     let gibberish = Server::new(|_, out| {
         drop(out.write_all(b"SSH-2.0-OpenSSH\r\n\r\n"));
@@ -669,7 +669,7 @@ fn rate_limits_are_kept_without_a_connection() {
     }
     assert_eq!(server.requests().len(), 1);
     upstream.head_manifest(&repository(), &tag()).unwrap();
-    assert!(upstream.endpoints()[0].breaker().is_up());
+    assert!(upstream.endpoints()[0].breaker().link().is_up());
 }
 
 #[test]
@@ -805,7 +805,7 @@ fn tls_needs_trust() {
     let failure = distrustful.head_manifest(&repository(), &tag()).unwrap_err();
     assert_eq!(failure.cause(), Some(Cause::Tls), "{failure}");
     assert!(failure.to_string().contains("issuer is not trusted"), "{failure}");
-    assert!(!distrustful.endpoints()[0].breaker().is_up());
+    assert!(!distrustful.endpoints()[0].breaker().link().is_up());
 
     let (_all, upstream) = open_trusting(&url, &authority);
     let before = server.connections.load(Ordering::SeqCst);
@@ -899,7 +899,7 @@ fn an_outage_of_one_endpoint_leads_to_the_next() {
     assert_eq!(other.breaker().link(), LinkState::Up);
     assert_eq!(
         (one.note(), other.note()),
-        ("down/reg.test", format!("down/reg.test/{}", other.name()).as_str())
+        ("down/reg.test", format!("down/reg.test/{}", other.name).as_str())
     );
     // What is known to be down is passed over.
     upstream.fetch_manifest(&repository(), &tag()).unwrap();

@@ -17,7 +17,6 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use std::collections::{HashMap, HashSet};
-use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
 use ureq::http::HeaderValue;
 
@@ -37,7 +36,7 @@ pub(super) struct EndpointLogin {
     /// The configured realm.
     realm: Option<HttpOrigin>,
     state: Mutex<State>,
-    /// Signalled when somebody stops asking for a token.
+    /// Signalled when a thread stops asking for a token.
     asked: Condvar,
 }
 
@@ -109,7 +108,7 @@ impl EndpointLogin {
         deadline: Deadline,
         ask: AskRealm,
     ) -> Result<Option<HeaderValue>, Failure> {
-        let scheme = self.state().scheme.clone();
+        let scheme = self.state.lock().scheme.clone();
         match scheme {
             None => Ok(None),
             Some(Scheme::Basic) => Ok(self.basic.clone()),
@@ -134,12 +133,13 @@ impl EndpointLogin {
         match challenge {
             Some(Challenge::Bearer { realm, service }) => {
                 let realm = self.permitted(&realm)?;
-                self.state().scheme = Some(Scheme::Bearer { realm: realm.clone(), service: service.clone() });
+                self.state.lock().scheme =
+                    Some(Scheme::Bearer { realm: realm.clone(), service: service.clone() });
                 self.token(&realm, service, scope, used, deadline, ask)
             }
             Some(Challenge::Basic) => match &self.basic {
                 Some(basic) if used != Some(basic) => {
-                    self.state().scheme = Some(Scheme::Basic);
+                    self.state.lock().scheme = Some(Scheme::Basic);
                     Ok(basic.clone())
                 }
                 Some(_) => Err(self.denied("the user name or password is not accepted")),
@@ -185,7 +185,7 @@ impl EndpointLogin {
         ask: AskRealm,
     ) -> Result<HeaderValue, Failure> {
         let key: Key = (service, scope.to_owned());
-        let mut state = self.state();
+        let mut state = self.state.lock();
         loop {
             let now = Instant::now();
             let kept = state.tokens.get(&key).filter(|token| token.until > now);
@@ -208,14 +208,10 @@ impl EndpointLogin {
         let begun = Instant::now();
         let body = ask(&token_address(realm, &key), self.basic.as_ref())?;
         let (header, age) = read_token(&body).map_err(|why| Failure::wrong(&realm.origin.host, why))?;
-        let mut state = self.state();
+        let mut state = self.state.lock();
         make_room(&mut state.tokens, begun);
         state.tokens.insert(key.clone(), Token { header: header.clone(), until: begun + age });
         Ok(header)
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
     }
 }
 
@@ -227,7 +223,7 @@ struct Asking<'a> {
 
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
-        self.login.state().asking.remove(self.key);
+        self.login.state.lock().asking.remove(self.key);
         self.login.asked.notify_all();
     }
 }
@@ -377,7 +373,7 @@ mod tests {
         for count in 0..TOKENS_MAX + 10 {
             login.answer(challenge(), &format!("scope {count}"), None, deadline, &ask).unwrap();
         }
-        assert_eq!(login.state().tokens.len(), TOKENS_MAX);
+        assert_eq!(login.state.lock().tokens.len(), TOKENS_MAX);
         let before = asked.load(std::sync::atomic::Ordering::SeqCst);
         std::thread::scope(|scope| {
             for _ in 0..8 {

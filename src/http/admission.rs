@@ -1,4 +1,4 @@
-//! Admission: how many connections and bodies `memory.max` allows, and what happens to one more (design rule 5).
+//! Admission: how many connections and bodies `memory.max` allows, and what happens to one more (rule 5).
 //!
 //! A small request needs no permit for a body, so that tags are answered while as many bodies are served as memory allows.
 //! One connection or body too many waits briefly and is then answered 503 with Retry-After: a client tries its next host

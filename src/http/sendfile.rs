@@ -21,7 +21,7 @@ use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, LazyLock, MutexGuard};
+use std::sync::{Arc, LazyLock};
 
 /// Stands for pieces of files: address space that the kernel never has to back, because nobody touches it.
 fn placeholder() -> &'static [u8] {
@@ -71,7 +71,7 @@ impl SendfileQueue {
         on_failure: OnReadFailure,
     ) -> Bytes {
         let placeholder = &placeholder()[..length];
-        self.pieces().push_back(FilePiece { file, offset, left: length, on_failure });
+        self.0.lock().push_back(FilePiece { file, offset, left: length, on_failure });
         Bytes::from_static(placeholder)
     }
 
@@ -80,7 +80,7 @@ impl SendfileQueue {
     /// # Errors
     /// The slices are not those of the queue: then the connection must end.
     pub(super) fn next_write(&self, slices: &[IoSlice<'_>]) -> io::Result<NextWrite> {
-        let pieces = self.pieces();
+        let pieces = self.0.lock();
         let mut expected = pieces.iter();
         let mut first = None;
         for (at, slice) in slices.iter().enumerate() {
@@ -106,17 +106,13 @@ impl SendfileQueue {
 
     /// Removes so many bytes of the first piece, which have been sent.
     pub(super) fn sent(&self, bytes: usize) {
-        let mut pieces = self.pieces();
+        let mut pieces = self.0.lock();
         let Some(piece) = pieces.front_mut() else { return };
         piece.offset += bytes as u64;
         piece.left = piece.left.saturating_sub(bytes);
         if piece.left == 0 {
             pieces.pop_front();
         }
-    }
-
-    fn pieces(&self) -> MutexGuard<'_, VecDeque<FilePiece>> {
-        self.0.lock()
     }
 }
 
@@ -183,7 +179,7 @@ pub(super) fn read_cached(file: &File, into: &mut [u8], offset: u64) -> Result<u
 /// # Errors
 /// The disk cannot read it, or the file is shorter.
 pub(super) fn load(file: &File, offset: u64, length: usize) -> io::Result<()> {
-    // The kernel is told to read all of it, and then one byte of each page is read: nothing is copied.
+    // The kernel reads all of it ahead, and then one byte of each page is read: nothing is copied.
     let _ = rustix::fs::fadvise(file, offset, NonZeroU64::new(length as u64), rustix::fs::Advice::WillNeed);
     let end = offset + length as u64;
     let pages = (offset..end).step_by(budget::PAGE_BYTES_MIN).chain([end - 1]);

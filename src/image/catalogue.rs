@@ -1,8 +1,8 @@
-//! Making room: which images there are, which of them stay, and what is removed with one (design rule 6).
+//! Making room: which images there are, which of them must stay, and what is removed with one (rule 6).
 //!
-//! The catalogue is taken from the disk when room is needed and thrown away after: what it costs is paid by those who
-//! need room, and it cannot be stale. Each manifest is read once; what an image takes with it is known from that. The choice
-//! itself is [`evict::choose`]. Failure is the store's; what was removed before it stays removed.
+//! The catalogue is read from the disk when room is needed and dropped afterwards, so it cannot be stale. Each manifest is
+//! read once, and it tells which content its image needs. [`evict::choose`] makes the choice. Failure is the store's; what
+//! was removed before it stays removed.
 
 use super::closure::Closures;
 use super::evict::{self, Candidate, Otherwise};
@@ -27,22 +27,22 @@ pub struct Catalogue {
     images: Vec<Stocked>,
     /// Versions of tags whose manifest is not here, by repository and place.
     absent: Vec<(Repository, usize)>,
-    /// What is on the disk, sorted; after it what is only named.
+    /// The blobs on the disk, sorted; then content that manifests name and that is absent.
     digests: Vec<Digest>,
     /// How many of them are on the disk.
     stocked: usize,
-    /// Bytes of each; 0 for what is only named.
+    /// Bytes of each; 0 for what is absent.
     sizes: Vec<u64>,
-    /// How many images have each of them.
+    /// How many images need each of them.
     owners: Vec<u32>,
 }
 
-/// What happens in memory only while the server runs.
+/// What must not be removed now; empty while no server runs.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Busy {
     /// Downloads under way.
     pub fills: HashSet<Digest>,
-    /// Repositories of which something is being read.
+    /// Repositories whose content is being read.
     pub repositories: HashSet<Repository>,
 }
 
@@ -92,7 +92,7 @@ impl Catalogue {
                     candidate: Candidate { used: used[root], keep: image.keep || filling, parts },
                 });
             }
-            // What is being read just now is the one that was used last.
+            // The image that is being read is the one that was used last.
             let newest = catalogue.images[first..].iter_mut().max_by_key(|image| image.candidate.used);
             if let (true, Some(newest)) = (busy.repositories.contains(repository), newest) {
                 newest.candidate.keep = true;
@@ -108,7 +108,7 @@ impl Catalogue {
         Ok(catalogue)
     }
 
-    /// What would go if so many bytes were needed, the first first.
+    /// The images that would be removed if `needed` bytes were needed, in that order.
     pub fn choose(&self, needed: u64, otherwise: Otherwise) -> Vec<&Stocked> {
         let candidates: Vec<Candidate> = self.images.iter().map(|image| image.candidate.clone()).collect();
         evict::choose(&candidates, &self.sizes, needed, otherwise)
@@ -117,7 +117,7 @@ impl Catalogue {
             .collect()
     }
 
-    /// What may go and was used last at this count or before.
+    /// The images that may be removed and were last used at this count or before.
     pub fn unused_since(&self, count: u64) -> Vec<&Stocked> {
         let unused = |image: &&Stocked| !image.candidate.keep && image.candidate.used <= count;
         let mut unused: Vec<&Stocked> = self.images.iter().filter(unused).collect();
@@ -155,7 +155,7 @@ impl Catalogue {
         let (mut owners, mut links) = (self.owners.clone(), self.links_of(victims));
         let mut gone: Vec<Gone> = Vec::new();
         for victim in victims {
-            // What no other image has that is left is removed with this one.
+            // Content that no remaining image needs is removed with this one.
             let (mut digests, mut unlinked, mut bytes) = (Vec::new(), Vec::new(), 0);
             for &part in &victim.candidate.parts {
                 owners[part] -= 1;
@@ -180,7 +180,7 @@ impl Catalogue {
         Ok(gone)
     }
 
-    /// How many images of each victim's repository have each part.
+    /// How many images of each victim's repository need each part.
     fn links_of(&self, victims: &[&Stocked]) -> HashMap<(&Repository, usize), u32> {
         let concerned: HashSet<&Repository> =
             victims.iter().filter_map(|victim| Some(&victim.image.as_ref()?.0)).collect();
@@ -198,7 +198,7 @@ impl Catalogue {
         links
     }
 
-    /// The place of a digest among `digests`; what is not on the disk gets one at the end.
+    /// The place of a digest in `digests`; absent content is added at the end.
     fn place(&mut self, digest: &Digest, named: &mut HashMap<Digest, usize>) -> usize {
         if let Ok(at) = self.digests[..self.stocked].binary_search(digest) {
             return at;
@@ -230,7 +230,7 @@ impl Stocked {
 struct Found {
     root: Digest,
     tags: Vec<Tag>,
-    /// A tag that has to stay needs it.
+    /// A pinned or configured tag needs it.
     keep: bool,
     /// All that the root names, itself included, here or not.
     members: BTreeSet<Digest>,
@@ -255,7 +255,7 @@ fn images_of(
         for version in record.candidates() {
             roots.entry(version.digest.clone()).or_default().push(tag.clone());
         }
-        // The version that is served with every link down, and the one that upstream named and that is on its way.
+        // The version that is served with every link down, and the one that upstream named last.
         if record.pinned || is_wanted(config, repository, tag) {
             kept.extend(served(closures, record)?.map(|(version, _)| version.digest.clone()));
             kept.extend(record.seen.as_ref().map(|seen| seen.digest.clone()));
@@ -278,7 +278,7 @@ fn images_of(
     Ok(found.collect())
 }
 
-/// Whether the configuration wants the image to be here always.
+/// Whether the configuration protects the image from removal.
 fn is_wanted(config: &Config, repository: &Repository, tag: &Tag) -> bool {
     let wanted = config.warm.iter().flat_map(|warm| &warm.images);
     wanted.into_iter().any(|image| image.repository == *repository && image.tag.as_ref() == Some(tag))

@@ -1,8 +1,8 @@
 //! Readiness: would this image start with every link down?
 //!
-//! The closure of a manifest for the wanted platforms is walked on the disk as it is, not as it was: a version is
-//! called complete only if every manifest and blob of it is there now. [`Closures`] remembers what manifests name, which
-//! their digest fixes, and looks for each blob every time. Failure is the store's.
+//! The closure of a manifest for the wanted platforms is checked on the disk each time: a version is complete only if
+//! every manifest and blob of it is there now. [`Closures`] remembers which content a manifest names, because that cannot
+//! change, but looks for each blob every time. Failure is the store's.
 
 use crate::budget;
 use crate::oci::{Descriptor, Digest, Kind, Manifest, Platform};
@@ -15,11 +15,11 @@ use std::rc::Rc;
 /// What a manifest needs, and how much of it is on the disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Closure {
-    /// All that is needed and here, with its size in bytes.
+    /// Needed content on the disk, with its size in bytes.
     pub present: BTreeMap<Digest, u64>,
-    /// All that is needed and not here, with the size that the manifest states.
+    /// Needed content that is absent, with the size that the manifest states.
     pub absent: BTreeMap<Digest, u64>,
-    /// It could not be walked to the end: a manifest is absent or not readable, or there are too many.
+    /// Not all of it is known: a manifest is absent or not readable, or there are too many.
     pub unknown: bool,
 }
 

@@ -1,15 +1,16 @@
-//! Which images are removed when room is needed. Pure: sizes, uses and what stays go in, victims come out. It cannot fail.
+//! Which images are removed when room is needed. Pure: it takes sizes, uses and what must stay, and returns victims. It
+//! cannot fail.
 //!
-//! An image is removed with all its parts, the least recently used first. It frees what no image that stays has: a layer
-//! goes with its last image. An image that can free nothing is left alone, however old, and so is one without which enough
-//! is freed all the same. If not enough can be freed at all, nothing goes, or everything: see [`Otherwise`].
+//! The least recently used image is removed first, with all its parts. This frees the parts that no remaining image
+//! needs: a layer is removed with its last image. An image that would free nothing stays, however old, and so does one
+//! that is not needed to free enough. If not enough can be freed, nothing is removed, or everything: see [`Otherwise`].
 
-/// Something that is removed or stays with all its parts.
+/// An image, which is removed or stays with all its parts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
     /// The count of its last use.
     pub used: u64,
-    /// It stays whatever is needed.
+    /// It must stay.
     pub keep: bool,
     /// Its content, each piece by its place in the list of sizes, once.
     pub parts: Vec<usize>,
@@ -20,7 +21,7 @@ pub struct Candidate {
 pub enum Otherwise {
     /// Nothing is removed: part of the room is of no use.
     Nothing,
-    /// Everything that may be removed is: each byte counts.
+    /// Everything that may be removed is removed: each byte counts.
     Everything,
 }
 
@@ -58,7 +59,7 @@ pub fn choose(candidates: &[Candidate], sizes: &[u64], needed: u64, otherwise: O
     if freed < needed {
         return if otherwise == Otherwise::Everything { victims } else { Vec::new() };
     }
-    // The most recently used first: who turns out to be spared is the one that is wanted most.
+    // The most recently used is spared first, because it is needed most.
     let mut spared = Vec::new();
     for &at in victims.iter().rev() {
         let parts = &candidates[at].parts;

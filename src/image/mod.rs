@@ -1,14 +1,14 @@
-//! What images are on the disk: which versions of which tags, what belongs to them, what would go first.
+//! The images on the disk: the versions of tags, their content, and which would be removed first.
 //!
 //! | file | what |
 //! |---|---|
-//! | [`closure`] | what a manifest needs, and how much of it is here |
+//! | [`closure`] | what a manifest needs, and how much of it is on the disk |
 //! | [`catalogue`] | everything on the disk, by image |
-//! | [`evict`] | which images go when room is needed; pure |
+//! | [`evict`] | which images are removed when room is needed; pure |
 //! | [`walk`] | each repository and each tag, a step at a time; the version that is served with every link down |
 //!
-//! Every answer is read from the store when it is asked for, so it cannot be stale; only what manifests name, which their
-//! digests fix, is remembered for the length of a command. Failure is the store's.
+//! Every answer is read from the store each time, so it cannot be stale; only the content that manifests name, which cannot
+//! change, is remembered for the length of a command. Failure is the store's.
 
 mod catalogue;
 mod closure;

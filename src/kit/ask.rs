@@ -7,7 +7,7 @@ use crate::config::{self, Secret};
 use crate::oci::{Digest, Platform, Repository, Tag};
 use crate::sync::Mutex;
 use std::net::{SocketAddr, TcpStream};
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc};
 
@@ -95,7 +95,7 @@ impl Kit {
     /// Whether there is a peer that is not left out just now.
     pub fn has_live_peer(&self) -> bool {
         let now = Instant::now();
-        self.peers.iter().any(|peer| peer.state().until.is_none_or(|until| until <= now))
+        self.peers.iter().any(|peer| peer.state.lock().until.is_none_or(|until| until <= now))
     }
 
     /// The claims of the peers about a tag. All are asked at once, and a peer that has not answered within
@@ -167,7 +167,7 @@ impl Kit {
 impl Peer {
     /// Whether it may be asked. After a pause one question tries it, and the others leave it out until that is answered.
     fn may_be_asked(&self) -> bool {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let now = Instant::now();
         match state.until {
             None => true,
@@ -226,7 +226,7 @@ impl Peer {
     fn note<T>(&self, outcome: Result<T, Broken>) -> Option<T> {
         match outcome {
             Ok(value) => {
-                let mut state = self.state();
+                let mut state = self.state.lock();
                 // An answer that was under way when it was left out does not call it back.
                 if !state.is_left_out() {
                     if state.failures > 0 {
@@ -245,7 +245,7 @@ impl Peer {
 
     /// Leaves it out for longer than after the failure before.
     fn failed(&self, cause: &str) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         // Questions that were under way together fail together; that is one failure.
         if state.is_left_out() {
             return;
@@ -263,7 +263,7 @@ impl Peer {
     /// Leaves it out for as long as any: it gave what it cannot have had.
     fn lied(&self, what: &str) {
         log::warn!("peer {} sent wrong content and is left out: {what}", self.address);
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.failures = state.failures.saturating_add(1);
         state.until = Some(Instant::now() + budget::PEER_PAUSE_MAX);
         state.tried = false;
@@ -271,7 +271,7 @@ impl Peer {
     }
 
     fn describe(&self, now: Instant) -> PeerState {
-        let state = self.state();
+        let state = self.state.lock();
         let paused = state.until.map(|until| until.saturating_duration_since(now));
         let text = match paused {
             Some(pause) if !pause.is_zero() => {
@@ -282,10 +282,6 @@ impl Peer {
             None => "not asked yet".to_owned(),
         };
         PeerState { address: self.address, up: paused.is_none(), text }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
     }
 }
 

@@ -1,4 +1,4 @@
-//! Boards that share (design rule 8): the claim of a peer is a hint.
+//! Boards that share (rule 8): the claim of a peer is a hint.
 //!
 //! - [`Kit`] asks the other boards, [`listen`] answers them, `wire` is how both talk
 //! - a board answers from its own disk only; it asks nobody on behalf of a peer, so that no question goes round

@@ -10,8 +10,8 @@ use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// The listener for peers. Dropping it closes it; open connections end by themselves.
@@ -61,7 +61,7 @@ pub fn listen(
     let listener = TcpListener::bind(address).map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     let closed = Arc::new(AtomicBool::new(false));
-    let door = Arc::new(Door {
+    let server = Arc::new(PeerServer {
         secret: secret.clone(),
         content,
         closed: Arc::clone(&closed),
@@ -71,13 +71,13 @@ pub fn listen(
     std::thread::Builder::new()
         .name("kit".into())
         .stack_size(budget::SMALL_STACK_BYTES)
-        .spawn(move || door.accept(&listener))
+        .spawn(move || server.accept(&listener))
         .map_err(failed)?;
     log::info!("kit listening on {address}");
     Ok(Listening { address, closed })
 }
 
-struct Door {
+struct PeerServer {
     secret: Secret,
     content: Arc<dyn PeerContent>,
     closed: Arc<AtomicBool>,
@@ -87,7 +87,7 @@ struct Door {
     warned: Mutex<Option<Instant>>,
 }
 
-impl Door {
+impl PeerServer {
     fn accept(self: &Arc<Self>, listener: &TcpListener) {
         loop {
             let accepted = listener.accept();
@@ -100,12 +100,12 @@ impl Door {
                         log::debug!("a connection of peer {caller} was closed: there are too many");
                         continue;
                     };
-                    let door = Arc::clone(self);
+                    let server = Arc::clone(self);
                     let begun = std::thread::Builder::new()
                         .name("kit peer".into())
                         .stack_size(budget::SMALL_STACK_BYTES)
                         .spawn(move || {
-                            door.talk(socket, caller);
+                            server.talk(socket, caller);
                             drop(place);
                         });
                     if let Err(e) = begun {
@@ -121,18 +121,14 @@ impl Door {
     }
 
     fn place(self: &Arc<Self>, ip: IpAddr) -> Option<Place> {
-        let mut callers = self.callers();
+        let mut callers = self.callers.lock();
         let all: usize = callers.values().sum();
         let here = callers.get(&ip).copied().unwrap_or(0);
         if all >= budget::KIT_CONNECTIONS_MAX || here >= budget::KIT_CONNECTIONS_EACH {
             return None;
         }
         callers.insert(ip, here + 1);
-        Some(Place { door: Arc::clone(self), ip })
-    }
-
-    fn callers(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        self.callers.lock()
+        Some(Place { server: Arc::clone(self), ip })
     }
 
     fn talk(&self, socket: TcpStream, caller: SocketAddr) {
@@ -214,13 +210,13 @@ fn send_file(session: &mut PeerSession, file: &File, from: u64, size: u64) -> Re
 
 /// A caller's place among the connections; given back on drop.
 struct Place {
-    door: Arc<Door>,
+    server: Arc<PeerServer>,
     ip: IpAddr,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut callers = self.door.callers();
+        let mut callers = self.server.callers.lock();
         if let Some(open) = callers.get_mut(&self.ip) {
             *open -= 1;
             if *open == 0 {

@@ -38,7 +38,7 @@ pub(super) enum Broken {
     Io(io::Error),
     /// The other side does not know the secret.
     Secret,
-    /// The other side does not speak this protocol, or somebody changed what it said.
+    /// The other side does not speak this protocol, or its bytes were changed on the way.
     Speech(String),
 }
 

@@ -1,8 +1,8 @@
-//! Who may see what: the one answer to "may this client see this content through this repository?".
+//! Access: the one answer to "may this client see this content through this repository?".
 //!
-//! Content that was fetched with credentials is private. It is served only through a repository whose upstream was seen
-//! to hold it, because a manifest elsewhere can name any digest it likes, and only to a client that has logged in where
-//! the repository is private. Other boards get public content alone.
+//! Content that was fetched with credentials is private. It is served only through a repository whose upstream is known
+//! to hold it, because a manifest of another repository can name any digest. If the repository is private, the client
+//! must have logged in. Other boards get public content only.
 
 use super::context::Context;
 use crate::auth::{AccessClass, Identity, may_read};
@@ -11,39 +11,30 @@ use crate::oci::{Digest, RegistryName, Repository};
 use crate::store::{Blob, StoreError};
 use std::sync::Arc;
 
-/// Who wants to see something.
+/// Who asks for content.
 #[derive(Debug, Clone, Copy)]
 pub enum Viewer<'a> {
     /// A client of the mirror.
     Client(&'a Identity),
-    /// Anybody, whoever it is: a list that names all registries.
+    /// An anonymous reader: for a list that names all registries.
     Anybody,
     /// Another board of the kit.
     Board,
 }
 
-/// What a viewer is told.
+/// Whether a viewer may see something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// It may see it.
+    /// Yes.
     Granted,
-    /// It has to log in first.
+    /// Only after a login.
     LoginNeeded,
-    /// It may not, and is not told whether it exists.
+    /// No, and the answer does not reveal whether it exists.
     Hidden,
 }
 
-/// Whether content that is here may be served through a repository.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Possession {
-    /// Yes.
-    Proven,
-    /// Only its upstream can say.
-    Unproven,
-}
-
 impl Context {
-    /// The class of what a repository's upstream gives.
+    /// The access class of content from a registry.
     pub(super) fn class_of(&self, registry: &RegistryName) -> AccessClass {
         let private = self.upstreams.find(registry).is_some_and(|upstream| upstream.is_private());
         AccessClass::of_upstream(private)
@@ -64,31 +55,27 @@ impl Context {
         }
     }
 
-    /// The peers that can be asked for what an upstream cannot give now: never for what needs credentials.
+    /// The peers that can stand in for an upstream. `None` for private registries: their content is never asked of peers.
     pub(super) fn live_kit(&self, registry: &RegistryName) -> Option<&Arc<Kit>> {
         let shared = self.access(registry, None, Viewer::Board) == Access::Granted;
         self.kit.as_ref().filter(|kit| shared && kit.has_live_peer())
     }
 
-    /// Whether a repository may have the blob `digest`, which is on the disk.
-    pub(super) fn possession(
+    /// Whether a repository is known to hold `blob`, which is on the disk; else only its upstream can tell.
+    pub(super) fn holds(
         &self,
         repository: &Repository,
         digest: &Digest,
         blob: &Blob,
-    ) -> Result<Possession, StoreError> {
+    ) -> Result<bool, StoreError> {
         if !blob.private {
-            return Ok(Possession::Proven);
+            return Ok(true);
         }
-        // Without credentials nobody has to log in here, so what they once fetched has to be seen in public first.
+        // This registry has no credentials now, so its clients need no login. Content that earlier credentials fetched is
+        // served only after upstream has shown that it is public.
         if self.class_of(&repository.registry) == AccessClass::Public {
-            return Ok(Possession::Unproven);
+            return Ok(false);
         }
-        match self.store.link(repository, digest) {
-            Ok(Some(link)) if link.held => Ok(Possession::Proven),
-            Ok(_) => Ok(Possession::Unproven),
-            Err(problem) if problem.is_without_index() => Ok(Possession::Unproven),
-            Err(problem) => Err(problem),
-        }
+        Ok(self.known_link(repository, digest)?.is_some_and(|link| link.held))
     }
 }

@@ -1,6 +1,6 @@
-//! What every part of the mirror works on: the configuration, the store, the upstreams, the kit, and what is counted.
+//! What all parts of the mirror share: the configuration, the store, the upstreams, the kit, and the counters.
 //!
-//! It owns no decision. Work that may wait for the disk is done on the runtime's threads for that ([`Context::blocking`]).
+//! It takes no decision. Work that may wait for the disk runs on the runtime's blocking threads ([`Context::blocking`]).
 
 use super::counters::Counters;
 use super::pulls::Pulls;
@@ -11,11 +11,11 @@ use crate::fetch::{Cause, Failure, LinkState, Upstream, Upstreams};
 use crate::image::{Closure, closure};
 use crate::kit::Kit;
 use crate::oci::{Digest, RegistryName, Repository};
-use crate::store::{Store, StoreError};
+use crate::store::{ContentLink, Store, StoreError};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What the parts share.
+/// The shared state.
 pub(super) struct Context {
     pub(super) config: LiveConfig,
     pub(super) store: Arc<Store>,
@@ -54,25 +54,24 @@ impl Context {
         self.upstreams.find(registry).cloned().ok_or_else(|| Refusal::UnknownRegistry(registry.clone()))
     }
 
-    /// What a manifest needs and has, for the wanted platforms.
+    /// The closure of a manifest for the wanted platforms.
     pub(super) fn closure(&self, digest: &Digest) -> Result<Closure, StoreError> {
         closure(&self.store, &self.config.now().platforms, digest)
     }
 
-    /// The size that a manifest of a repository states for some content, in bytes.
-    pub(super) fn stated_size(
+    /// What the index knows of some content in a repository; nothing while there is no index.
+    pub(super) fn known_link(
         &self,
         repository: &Repository,
         digest: &Digest,
-    ) -> Result<Option<u64>, StoreError> {
+    ) -> Result<Option<ContentLink>, StoreError> {
         match self.store.link(repository, digest) {
-            Ok(link) => Ok(link.and_then(|link| link.size)),
             Err(problem) if problem.is_without_index() => Ok(None),
-            Err(problem) => Err(problem),
+            link => link,
         }
     }
 
-    /// Does work that may wait for the disk, off the threads that serve connections.
+    /// Runs work that may wait for the disk, off the threads that serve connections.
     pub(super) async fn blocking<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Context) -> Result<T, StoreError> + Send + 'static,
@@ -80,7 +79,7 @@ impl Context {
         self.try_blocking(work).await.map_err(|problem| Refusal::from_store(&problem))
     }
 
-    /// The same, for callers that tell the store's failures apart.
+    /// The same, for callers that distinguish the store's errors.
     pub(super) async fn try_blocking<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Context) -> Result<T, StoreError> + Send + 'static,
@@ -94,7 +93,7 @@ impl Context {
     }
 }
 
-/// The way to an upstream, as decisions see it.
+/// The state of a link in the terms of `decide`.
 pub(super) fn reach(link: &LinkState) -> Reach {
     match link {
         LinkState::NotAsked => Reach::NotAsked,
@@ -105,7 +104,7 @@ pub(super) fn reach(link: &LinkState) -> Reach {
     }
 }
 
-/// Since when an upstream is down and why: `docker.io is unreachable for 12 s: connection refused`.
+/// How long an upstream has been down, and why: `docker.io is unreachable for 12 s: connection refused`.
 pub fn outage_text(upstream: &Upstream) -> String {
     let name = upstream.name();
     match upstream.link() {
@@ -120,7 +119,7 @@ pub fn outage_text(upstream: &Upstream) -> String {
     }
 }
 
-/// An outage as the failure of a question that was not asked.
+/// The failure of a question that was not asked because the upstream is down.
 pub(super) fn outage(upstream: &Upstream) -> Failure {
     Failure::Unreachable { cause: Cause::Connection, detail: outage_text(upstream) }
 }
@@ -130,10 +129,10 @@ pub(super) fn unavailable(upstream: &Upstream, digest: &Digest) -> Refusal {
     Refusal::Unavailable(format!("{}; {digest} is not cached", outage_text(upstream)))
 }
 
-/// Is told of content that has arrived in a repository. The tag part listens, so that what brings content need not know
-/// of tags.
+/// A listener for content that arrives in a repository. The tag part implements it, so that the parts that bring content
+/// know nothing of tags.
 pub(super) trait Arrivals: Send + Sync {
-    /// Something of `repository` is on the disk now that was not before.
+    /// New content of `repository` is on the disk.
     fn arrived(&self, repository: &Repository);
 }
 
@@ -147,7 +146,7 @@ pub(super) mod testing {
     use std::path::PathBuf;
     use std::sync::atomic::AtomicU32;
 
-    /// A folder that goes when the test ends.
+    /// A folder that is removed when the test ends.
     pub(in crate::mirror) struct Scratch(PathBuf);
 
     impl Drop for Scratch {
@@ -173,7 +172,7 @@ pub(super) mod testing {
         (Scratch(folder), Arc::new(context))
     }
 
-    /// Stores `size` bytes as an image of their own, which is as good as used now.
+    /// Stores `size` bytes as an image of their own and marks it as used.
     pub(in crate::mirror) fn put(context: &Context, size: usize, fill: u8) -> Digest {
         let bytes = vec![fill; size];
         let digest = Digest::of(Algorithm::Sha256, &bytes);

@@ -1,4 +1,4 @@
-//! What the mirror counts about itself, for `status` and the metrics.
+//! Counters of the mirror, for `status` and the metrics.
 
 use crate::decide::Tier;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,17 +1,17 @@
 //! Lanes: a few threads for each upstream that ask short questions, so that layers never delay a tag.
 //!
-//! Invariants. No more threads and no longer queue than a lane was made with. Failure: a job that panics is logged, and
-//! whoever waits for it is told by its dropped sender.
+//! Invariants. The number of threads and the length of the queue are bounded. Failure: a job that panics is logged; its
+//! sender is dropped, which ends the wait for its answer.
 
 use crate::budget;
 use crate::sync::{Condvar, Mutex};
 use std::collections::VecDeque;
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// The lanes to one upstream. A thread is begun when a question finds none idle and ends when none has come for a
-/// while, so that an upstream that nobody asks costs nothing, and one that hangs holds up nobody else's questions.
+/// The lanes to one upstream. A thread is started when a job finds no idle one, and ends when no job has come for a
+/// while. So an upstream without requests costs nothing, and one that hangs delays no questions to others.
 pub(super) struct Lanes {
     shared: Arc<LaneShared>,
 }
@@ -42,12 +42,12 @@ impl Lanes {
         Lanes { shared: Arc::new(LaneShared { name: name.to_owned(), threads_max, queue_max, state, wake }) }
     }
 
-    /// Has a job done, in its turn.
+    /// Queues a job.
     pub(super) fn run(&self, job: impl FnOnce() + Send + 'static) -> Result<(), QueueFull> {
         let job: Job = Box::new(job);
-        let mut state = self.shared.state();
+        let mut state = self.shared.state.lock();
         if state.queue.len() >= self.shared.queue_max {
-            // The job goes only after the lock, for what it drops may want to ask again.
+            // The job is dropped only after the lock: what it owns may queue another job when dropped.
             drop(state);
             drop(job);
             return Err(QueueFull);
@@ -79,19 +79,15 @@ impl Lanes {
 
 impl Drop for Lanes {
     fn drop(&mut self) {
-        self.shared.state().closed = true;
+        self.shared.state.lock().closed = true;
         self.shared.wake.notify_all();
     }
 }
 
 impl LaneShared {
-    fn state(&self) -> MutexGuard<'_, LaneState> {
-        self.state.lock()
-    }
-
     /// The next job; `None` when the thread is no longer needed.
     fn next(&self) -> Option<Job> {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let mut waited = false;
         loop {
             if let Some(job) = state.queue.pop_front() {
@@ -112,7 +108,7 @@ impl LaneShared {
 
 fn work(shared: &LaneShared) {
     while let Some(job) = shared.next() {
-        // A job that panics has told who waits for it by dropping its sender; the lane goes on.
+        // A panic drops the job's sender, which ends the wait for its answer. The lane continues.
         if std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)).is_err() {
             log::error!("a question to {} ended in a panic; this is a bug", shared.name);
         }

@@ -1,5 +1,5 @@
-//! The links to upstreams over time: remembered over restarts, so that a cold offline boot answers at once, and acted on
-//! when one comes back.
+//! Changes of the links to upstreams. Outages are remembered over restarts, so that a cold offline boot answers at once;
+//! when an upstream is back, parked fills resume.
 
 use super::parts::Parts;
 use crate::fetch::{Endpoint, LinkState};
@@ -7,7 +7,7 @@ use crate::oci::RegistryName;
 use crate::store::{Store, StoreError};
 use std::sync::{Arc, Weak};
 
-/// Takes over what the last run knew of every endpoint, and follows what becomes of each.
+/// Restores the last known state of every endpoint, and follows their changes.
 pub(super) fn watch(parts: &Arc<Parts>) {
     let store = &parts.context.store;
     for upstream in parts.context.upstreams.iter() {
@@ -26,7 +26,7 @@ pub(super) fn watch(parts: &Arc<Parts>) {
         }
     }));
     for upstream in parts.context.upstreams.iter() {
-        // A registry that nothing was ever pulled from is not asked until a client asks for it.
+        // A registry without cached images is not probed until a client asks for it.
         if has_pulled_from(store, upstream.name()) {
             upstream.start_probe();
         }
@@ -58,6 +58,6 @@ fn link_changed(parts: &Parts, registry: &RegistryName, endpoint: &Endpoint, lin
     };
     match parts.context.store.set_note(endpoint.note(), text) {
         Ok(()) | Err(StoreError::Rebuilding) => {}
-        Err(problem) => log::warn!("the state of {registry} was not written: {problem}"),
+        Err(problem) => log::warn!("the state of {registry} could not be saved: {problem}"),
     }
 }

@@ -1,7 +1,7 @@
 //! Lists: tags of a repository, repositories of a registry, referrers of a manifest.
 //!
-//! Upstream's own list while it answers; what is cached when it does not. A client that pages through a list while
-//! the uplink goes may see both, which the specification allows.
+//! While upstream answers, its own list is passed on; otherwise the list names what is cached. A client that pages
+//! through a list while the uplink fails may see both, which the specification allows.
 
 use super::access::{Access, Viewer};
 use super::context::{Context, outage};
@@ -17,7 +17,7 @@ use std::sync::Arc;
 /// Which part of a list is wanted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PageRequest {
-    /// At most so many names; `None`: as many as a page takes.
+    /// The most names; `None`: as many as a page takes.
     pub n: Option<usize>,
     /// Names after this one.
     pub last: Option<String>,
@@ -26,11 +26,11 @@ pub struct PageRequest {
 /// Part of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page {
-    /// The names, sorted if they are ours, else as upstream sorts them.
+    /// The names: sorted if they are from the cache, else in upstream's order.
     pub names: Vec<String>,
     /// There are more after the last of them.
     pub more: bool,
-    /// The list is what is cached, and the cause.
+    /// Why the list is from the cache, if it is.
     pub stale: Option<String>,
 }
 
@@ -41,7 +41,7 @@ pub struct ReferrerIndex {
     pub bytes: Vec<u8>,
     /// The filter of the request was applied.
     pub filtered: bool,
-    /// It is made from what is cached, and the cause.
+    /// Why it is made from the cache, if it is.
     pub stale: Option<String>,
 }
 
@@ -51,7 +51,7 @@ impl PageRequest {
     }
 }
 
-/// Lists of what upstream has, or of what is cached.
+/// Lists, from upstream or from the cache.
 pub(super) struct Lists {
     pub(super) context: Arc<Context>,
     pub(super) questions: Arc<Questions>,
@@ -90,7 +90,7 @@ impl Lists {
     /// The repositories of a registry, by their names in it; of all registries, by their full names, if `None`.
     ///
     /// # Errors
-    /// The store's, and [`Refusal::Busy`] if too many questions wait.
+    /// The store's, and [`Refusal::Busy`] if the queue for questions is full.
     pub(super) async fn catalog(
         &self,
         registry: Option<&RegistryName>,
@@ -108,7 +108,7 @@ impl Lists {
                     .await?;
                 match answer {
                     Ok(page) => return Ok(Page { names: page.names, more: page.more, stale: None }),
-                    // Most public registries have no catalogue to show; what is cached is an answer too.
+                    // Most public registries offer no catalogue; then the list is from the cache.
                     Err(failure) => failure.to_string(),
                 }
             }
@@ -124,7 +124,7 @@ impl Lists {
             .blocking(move |context| context.store.repositories(last.as_deref(), limit + 1))
             .await;
         let names = names?;
-        // What is private is shown only to who asked for its registry, and so has logged in.
+        // Private names are listed only for a client that asked for their registry, and so has logged in.
         let shown =
             |name: &Repository| self.context.access(&name.registry, None, Viewer::Anybody) == Access::Granted;
         let names = names.iter().filter_map(|name| match registry {
@@ -134,7 +134,7 @@ impl Lists {
         Ok(cut(names.collect(), limit, cause))
     }
 
-    /// What refers to a manifest (distribution-spec, "Listing Referrers"). Never an error for want of referrers.
+    /// What refers to a manifest (distribution-spec, "Listing Referrers"). A manifest without referrers is no error.
     pub(super) async fn referrers(
         &self,
         repository: &Repository,
@@ -210,9 +210,9 @@ fn referrers_here(
     Ok(descriptors)
 }
 
-/// One name more than the page takes says that there are more.
+/// A page of `names`, which hold one more than the page takes if there are more.
 fn cut(mut names: Vec<String>, limit: usize, cause: String) -> Page {
-    let more = names.len() > limit && limit > 0;
+    let more = names.len() > limit;
     names.truncate(limit);
     Page { names, more, stale: Some(cause) }
 }

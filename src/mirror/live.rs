@@ -1,4 +1,4 @@
-//! What a report says of a running server. Nothing in here waits or fails.
+//! The part of a report that only a running server knows. Nothing in here waits or fails.
 
 use super::{ByteSource, Mirror, Tier, outage_text};
 use crate::image::Busy;

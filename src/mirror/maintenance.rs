@@ -1,8 +1,8 @@
 //! Maintenance: one table of chores on one sleeping timer.
 //!
-//! The timer's thread sleeps until the next chore is due and runs it; the scrub, which reads for long and at the lowest
-//! priority, has a thread of its own that sleeps until the timer wakes it. A chore that fails logs why and has its next
-//! turn. Both threads end when the mirror stops or goes.
+//! The timer's thread sleeps until the next chore is due and runs it. The scrub reads for long and at the lowest
+//! priority, so it has a thread of its own. A chore that fails logs why and runs again at its next turn. Both threads end
+//! when the mirror stops or is dropped.
 
 use super::parts::Parts;
 use crate::budget;
@@ -12,7 +12,7 @@ use crate::sync::{Condvar, Mutex};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-/// Something that is done again and again.
+/// A task that runs at an interval.
 struct Chore {
     name: &'static str,
     every: fn(&Config) -> Duration,
@@ -23,12 +23,17 @@ struct Chore {
 
 /// All chores.
 const CHORES: &[Chore] = &[
-    Chore { name: "log pulls", every: |_| budget::MAINTENANCE_TICK, at_start: true, run: log_pulls },
+    Chore {
+        name: "log pulls",
+        every: |_| budget::MAINTENANCE_TICK,
+        at_start: true,
+        run: |parts| parts.context.pulls.log_finished(Instant::now()),
+    },
     Chore {
         name: "retry parked fills",
         every: |_| budget::MAINTENANCE_TICK,
         at_start: true,
-        run: revive_fills,
+        run: |parts| parts.fills.revive(Instant::now()),
     },
     Chore {
         name: "recover the index",
@@ -38,24 +43,21 @@ const CHORES: &[Chore] = &[
     },
     Chore { name: "keep counts", every: |_| budget::MAINTENANCE_TICK, at_start: true, run: keep_counts },
     Chore { name: "watch the disk", every: |_| budget::DISK_WATCH_EVERY, at_start: false, run: watch_disk },
-    Chore { name: "refetch", every: |_| budget::REFETCH_PAUSE, at_start: true, run: refetch },
+    Chore {
+        name: "refetch",
+        every: |_| budget::REFETCH_PAUSE,
+        at_start: true,
+        run: |parts| parts.repairs.refetch(),
+    },
     Chore { name: "write uses", every: |_| budget::TOUCH_FLUSH_EVERY, at_start: false, run: flush_touches },
     Chore { name: "expire", every: expire_every, at_start: true, run: expire },
     Chore {
-        name: "write the scrub's place",
+        name: "save the scrub's position",
         every: |_| budget::SCRUB_SAVE_EVERY,
         at_start: false,
         run: save_session,
     },
 ];
-
-fn log_pulls(parts: &Parts) {
-    parts.context.pulls.log_finished(Instant::now());
-}
-
-fn revive_fills(parts: &Parts) {
-    parts.fills.revive(Instant::now());
-}
 
 /// Puts an index that failed back into service.
 fn recover_index(parts: &Parts) {
@@ -71,7 +73,7 @@ fn recover_index(parts: &Parts) {
 fn keep_counts(parts: &Parts) {
     let age = parts.context.config.now().disk.expire_unused;
     if let Err(problem) = parts.context.store.keep_counts(age) {
-        log::debug!("counts were not written: {problem}");
+        log::debug!("the use counts could not be saved: {problem}");
     }
 }
 
@@ -81,17 +83,13 @@ fn watch_disk(parts: &Parts) {
     }
 }
 
-fn refetch(parts: &Parts) {
-    parts.repairs.refetch();
-}
-
 fn flush_touches(parts: &Parts) {
     if let Err(problem) = parts.context.store.flush_touches() {
-        log::warn!("uses were not written: {problem}");
+        log::warn!("uses of blobs could not be saved: {problem}");
     }
 }
 
-/// Often enough for the marks by which age is told.
+/// Often enough for the marks that measure the age of images.
 fn expire_every(config: &Config) -> Duration {
     let age = config.disk.expire_unused.map_or(budget::EXPIRE_EVERY, |age| age / budget::USE_MARKS_EACH);
     age.clamp(budget::MAINTENANCE_TICK, budget::EXPIRE_EVERY)
@@ -105,7 +103,7 @@ fn expire(parts: &Parts) {
 
 fn save_session(parts: &Parts) {
     if let Err(problem) = parts.context.store.save_session() {
-        log::warn!("how far the scrub is was not written: {problem}");
+        log::warn!("the scrub's position could not be saved: {problem}");
     }
 }
 
@@ -119,7 +117,7 @@ impl Timetable {
         Timetable { due: due.collect() }
     }
 
-    /// The chores that are due, each of which is due again `every` later.
+    /// The chores that are due. Each is scheduled again `every` later.
     fn take_due(&mut self, now: Instant, every: impl Fn(usize) -> Duration) -> Vec<usize> {
         let due: Vec<usize> = (0..self.due.len()).filter(|&at| self.due[at] <= now).collect();
         due.iter().for_each(|&at| self.due[at] = now + every(at));
@@ -133,7 +131,7 @@ impl Timetable {
     }
 }
 
-/// Wakes the threads of maintenance when they are to end.
+/// Ends the threads of maintenance.
 #[derive(Default)]
 pub(super) struct Maintenance {
     ended: Mutex<bool>,
@@ -162,13 +160,13 @@ impl Maintenance {
         Ok(maintenance)
     }
 
-    /// Ends both threads after what they do just now.
+    /// Ends both threads after their current work.
     pub(super) fn stop(&self) {
         *self.ended.lock() = true;
         self.wake.notify_all();
     }
 
-    /// Sleeps; whether to go on.
+    /// Sleeps. `false`: the thread is to end.
     fn sleep(&self, length: Duration) -> bool {
         let (ended, _) = self.wake.wait_timeout_while(self.ended.lock(), length, |ended| !*ended);
         !*ended
@@ -198,7 +196,7 @@ impl Maintenance {
     }
 
     fn run_scrub(&self, parts: &Weak<Parts>) {
-        // Of the calling thread alone, on Linux.
+        // On Linux this lowers the priority of the calling thread only.
         let _ = rustix::process::nice(budget::SCRUB_NICE);
         let mut pause = budget::SCRUB_PAUSE;
         while self.sleep(pause) {
@@ -214,7 +212,7 @@ impl Drop for Maintenance {
     }
 }
 
-/// What is done once: the index is made ready, and what an earlier process left unfinished goes on.
+/// Runs once at the start: makes the index ready, and resumes the downloads that an earlier process left.
 fn begin(parts: &Parts, startup: Startup) {
     let rebuilds = startup.needs_rebuild();
     match startup.finish(&parts.context.store) {

@@ -1,7 +1,7 @@
-//! What the doors may ask: which digest a tag is, where content comes from, what is complete.
+//! The mirror: which digest a tag is, where content comes from, which images are complete.
 //!
-//! [`Mirror`] is the façade that http, control and peers stand before. Its methods are asynchronous and never wait on an
-//! upstream without a bound. Each part behind it owns its own state and knows only the parts below it:
+//! [`Mirror`] is the façade for http, control and peers. Its methods are asynchronous and never wait for an upstream
+//! without a bound. Each part behind it owns its state and knows only the parts below it:
 //!
 //! | part | what |
 //! |---|---|
@@ -9,12 +9,12 @@
 //! | `tag` | tags: one table, asking, settling, claims of peers |
 //! | `content` | manifests and blobs, uncached streams, repair |
 //! | `fill` | the download slots |
-//! | `reserve`, `verify` | room on the disk; hashing what is not verified |
-//! | `progress`, `questions`, `single_flight`, `lane` | fills as readers see them; short questions, each asked once |
+//! | `reserve`, `verify` | room on the disk; hashing unverified blobs |
+//! | `progress`, `questions`, `single_flight`, `lane` | the progress of fills; short questions, each asked once |
 //! | `context`, `access`, `counters`, `pulls`, `refusal` | what all parts share; who may see what; what is counted |
 //!
-//! What blocks is done on lanes, in download slots or on the runtime's threads for that. Failure is a [`Refusal`], which
-//! is what a client is told.
+//! Work that blocks runs on lanes, in download slots or on the runtime's blocking threads. A failure is a [`Refusal`],
+//! which becomes the answer to the client.
 
 mod access;
 mod content;
@@ -68,8 +68,8 @@ pub struct Mirror {
 }
 
 impl Mirror {
-    /// Starts the mirror: its threads, the probes of every upstream, and the fills that an earlier run left. Where the
-    /// index must be rebuilt that is done on a thread, and only content is answered meanwhile.
+    /// Starts the mirror: its threads, the probes of every upstream, and the fills that an earlier run left unfinished.
+    /// If the index must be rebuilt, a thread does that, and until then only content by digest is served.
     ///
     /// # Errors
     /// The system gives no thread.
@@ -86,14 +86,14 @@ impl Mirror {
         Ok(Arc::new(Mirror { parts, maintenance }))
     }
 
-    /// Begins to stop: no fill goes on, no probe is sent, uses are written.
+    /// Begins to stop: fills and probes end, and uses of blobs are written to the disk.
     pub fn stop(&self) {
         let context = &self.parts.context;
         context.stop();
         self.maintenance.stop();
         self.parts.fills.stop();
         context.upstreams.shutdown();
-        // Here and not when the last thread lets go of the store: the process may have ended by then.
+        // Not when the last thread drops the store: the process may have ended by then.
         context.store.shut_down();
     }
 
@@ -104,7 +104,7 @@ impl Mirror {
         self.parts.context.access(registry, digest, viewer)
     }
 
-    /// What a tag is answered with. `head`: the manifest's bytes are not wanted.
+    /// Answers a tag. `head`: the manifest's bytes are not wanted.
     ///
     /// # Errors
     /// [`Refusal::Missing`] and [`Refusal::Denied`] are upstream's own answers; [`Refusal::Unavailable`] names the
@@ -125,10 +125,10 @@ impl Mirror {
         self.parts.manifests.manifest(repository, digest).await
     }
 
-    /// A blob by its digest; begins a fill, or joins one, if it is not here.
+    /// A blob by its digest. If it is not cached, this begins a fill or joins one.
     ///
     /// # Errors
-    /// As [`Mirror::manifest`]; [`Refusal::Busy`] when as many downloads wait as may.
+    /// As [`Mirror::manifest`]; [`Refusal::Busy`] if the queue for download slots is full.
     pub async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobSource, Refusal> {
         self.parts.blobs.blob(repository, digest).await
     }
@@ -141,8 +141,7 @@ impl Mirror {
         self.parts.blobs.size(repository, digest).await
     }
 
-    /// Goes on with a download that the disk would not take to its end, for one client: the blob of `total` bytes comes
-    /// from its first byte again.
+    /// Streams a blob of `total` bytes to one client, from its first byte, because its download could not be stored.
     ///
     /// # Errors
     /// As [`Mirror::blob`]; [`Refusal::Unavailable`] if its size has changed.
@@ -167,7 +166,7 @@ impl Mirror {
     /// The repositories of a registry, by their names in it; of all registries, by their full names, if `None`.
     ///
     /// # Errors
-    /// The store's, and [`Refusal::Busy`] if too many questions wait.
+    /// The store's, and [`Refusal::Busy`] if the queue for questions is full.
     pub async fn catalog(&self, registry: Option<&RegistryName>, page: PageRequest) -> Result<Page, Refusal> {
         self.parts.lists.catalog(registry, page).await
     }
@@ -175,7 +174,7 @@ impl Mirror {
     /// What refers to a manifest (distribution-spec, "Listing Referrers").
     ///
     /// # Errors
-    /// Upstream's own refusal; never for want of referrers.
+    /// Upstream's own refusal. A manifest without referrers is no error.
     pub async fn referrers(
         &self,
         repository: &Repository,
@@ -185,19 +184,19 @@ impl Mirror {
         self.parts.lists.referrers(repository, digest, artifact_type).await
     }
 
-    /// How long a reader of a fill waits without a byte before it is cut.
+    /// How long a reader of a fill waits without a byte before its connection is cut.
     pub fn stall_timeout(&self) -> Duration {
         self.config().fetch.stall_timeout
     }
 
-    /// Content could not be read while it was served: has it hashed in the background.
+    /// Hashes content in the background that could not be read while it was served.
     pub fn reread(&self, digest: &Digest) {
         self.parts.verifier.reread(digest);
     }
 
-    // -- What the owner and the service manager ask --------------------------------------------------------------
+    // -- What commands and the service manager ask ---------------------------------------------------------------
 
-    /// The configuration that holds now.
+    /// The current configuration.
     pub fn config(&self) -> Arc<Config> {
         self.parts.context.config.now()
     }
@@ -212,27 +211,27 @@ impl Mirror {
         &self.parts.context.upstreams
     }
 
-    /// What has been counted since the start.
+    /// Counts since the start.
     pub fn counters(&self) -> &Counters {
         &self.parts.context.counters
     }
 
-    /// The gathering of outcomes for the log.
+    /// The pulls under way, for the log.
     pub fn pulls(&self) -> &Pulls {
         &self.parts.context.pulls
     }
 
-    /// Fills under way or waiting, and parked ones.
+    /// The number of fills that run or are queued, and of parked ones.
     pub fn fill_counts(&self) -> (usize, usize) {
         self.parts.fills.counts()
     }
 
-    /// What must not go just now.
+    /// What must not be removed now.
     pub fn busy(&self) -> Busy {
         self.parts.reserve.busy()
     }
 
-    /// One step of the scrub: reads one blob past the page cache, and says how long to wait before the next.
+    /// One step of the scrub: verifies one blob past the page cache, and returns the pause before the next step.
     ///
     /// # Errors
     /// The store's, if the blobs cannot be listed or a corrupt one cannot be put in quarantine.
@@ -242,7 +241,7 @@ impl Mirror {
 
     // -- Peers ---------------------------------------------------------------------------------------------------
 
-    /// Begins to answer peers, if a kit is configured. Dropping what it returns ends that.
+    /// Starts the listener for peers, if a kit is configured. Dropping the result stops it.
     ///
     /// # Errors
     /// A sentence that says what is wrong with `kit.listen`.
@@ -254,7 +253,7 @@ impl Mirror {
         kit::listen(settings.listen, &settings.secret, Arc::new(content)).map(Some)
     }
 
-    /// How it is with each peer.
+    /// The state of each peer.
     pub fn peers(&self) -> Vec<PeerState> {
         self.parts.context.kit.as_ref().map_or_else(Vec::new, |kit| kit.peers())
     }

@@ -1,4 +1,4 @@
-//! How the parts of the mirror are put together, each from those below it.
+//! The parts of the mirror, and how each is built from those below it.
 
 use super::content::{AskedManifests, Blobs, Manifests, Repairs, Streams};
 use super::context::{Arrivals, Context};
@@ -31,7 +31,7 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// Puts the parts together and starts the threads of the download slots.
+    /// Builds the parts and starts the threads of the download slots.
     ///
     /// # Errors
     /// The system gives no thread.
@@ -90,12 +90,12 @@ impl Parts {
     }
 }
 
-/// When the index was last put back into service, so that a disk that takes none is not asked all the time.
+/// When a recovery of the index was last tried, so that it is not tried all the time on a disk that takes no index.
 #[derive(Default)]
 pub(super) struct Recovery(Mutex<Option<Instant>>);
 
 impl Recovery {
-    /// Whether it is time for another try, which then counts as made.
+    /// Whether it is time for another try; if so, the try is noted as made.
     pub(super) fn is_due(&self, now: Instant) -> bool {
         let mut last = self.0.lock();
         let due = last.is_none_or(|at| now.saturating_duration_since(at) >= budget::REBUILD_PAUSE);

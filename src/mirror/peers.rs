@@ -1,4 +1,4 @@
-//! What peers are given: what is public and on this board's disk (rule 8). Nothing in here asks anybody.
+//! The answers to peers: public content from this board's disk (rule 8). Nothing in here asks an upstream or a peer.
 
 use super::access::{Access, Viewer};
 use super::content::{ManifestContent, Manifests};
@@ -42,7 +42,7 @@ impl PublicContent {
             return None;
         }
         look(&context).unwrap_or_else(|problem| {
-            log::debug!("a peer was told nothing of {repository}: {problem}");
+            log::debug!("a peer's question about {repository} was not answered: {problem}");
             None
         })
     }

@@ -1,8 +1,8 @@
 //! Fills as their readers see them (rules 1, 4 and 5), and the one table of them.
 //!
-//! A fill is one download of one blob, which any number of clients read while it grows; or one hashing of a blob that is
-//! on the disk and not verified, whose readers wait until that is done. Whoever runs it writes to a file and publishes how
-//! far it is. A fill does not know its clients and outlives them.
+//! A fill is one download of one blob; any number of clients read it while it grows. Or it is one check of an unverified
+//! blob on the disk; its readers wait until the hash is known. The thread that runs a fill writes to a file and publishes
+//! its progress. A fill does not know its clients and outlives them.
 
 use super::counters::ByteSource;
 use super::refusal::Refusal;
@@ -23,7 +23,7 @@ pub struct Fill {
     /// The size that a manifest states, in bytes.
     pub(super) stated: Option<u64>,
     pub(super) file: OnceLock<Arc<File>>,
-    /// A client waits for it, or has.
+    /// A client waits for it or has waited.
     demanded: AtomicBool,
     /// Some of it came from a peer.
     pub(super) from_peer: AtomicBool,
@@ -34,9 +34,9 @@ pub struct Fill {
 /// What a fill does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FillKind {
-    /// It downloads.
+    /// A download.
     Download,
-    /// It hashes what is on the disk.
+    /// The hash of a blob on the disk.
     Check,
 }
 
@@ -45,16 +45,16 @@ enum FillKind {
 pub(super) enum Demand {
     /// A client waits for it.
     Client,
-    /// Larder itself, for later.
+    /// Larder itself, for later use.
     Background,
 }
 
 /// How far a fill is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Progress {
-    /// The size of the blob in bytes, once upstream has said it.
+    /// The size of the blob in bytes, once it is known.
     pub total: Option<u64>,
-    /// Bytes that clients may have.
+    /// Bytes that clients may read.
     pub available: u64,
     /// What it is doing.
     pub phase: Phase,
@@ -67,7 +67,7 @@ pub enum Phase {
     Queued,
     /// Bytes are coming, or are being asked for.
     Running,
-    /// Upstream cannot be reached; the cause. It goes on by itself when upstream is back.
+    /// Upstream cannot be reached, and why. The fill resumes when upstream is back.
     Parked(String),
     /// The blob is complete and in the store.
     Done,
@@ -95,7 +95,8 @@ impl Fill {
         }
     }
 
-    /// The hashing of `file`, which has `size` bytes. Readers wait as for a slot: that nothing comes is no stall.
+    /// The check of `file`, which has `size` bytes. It is `Queued` until the hash is known, so that its readers do not take
+    /// the wait for a stall.
     pub(super) fn check(key: ContentKey, repository: &Repository, file: File, size: u64) -> Fill {
         let progress = Progress { total: Some(size), available: 0, phase: Phase::Queued };
         Fill {
@@ -116,7 +117,7 @@ impl Fill {
         self.stated
     }
 
-    /// What its bytes are counted as: a peer's as soon as some of them are.
+    /// The source that its bytes are counted for: a peer, as soon as a part came from one.
     pub fn source(&self) -> ByteSource {
         match (self.kind, self.from_peer.load(Ordering::Relaxed)) {
             (FillKind::Check, _) => ByteSource::Cache,
@@ -125,7 +126,7 @@ impl Fill {
         }
     }
 
-    /// Why it was given up, if it was because the disk would not take it.
+    /// Why it ended, if the reason was that the disk could not store it.
     pub fn not_stored(&self) -> Option<String> {
         match &self.progress.borrow().phase {
             Phase::Failed(Refusal::NotStored(cause)) => Some(cause.clone()),
@@ -133,7 +134,7 @@ impl Fill {
         }
     }
 
-    /// The file that grows; there once the fill has begun to run.
+    /// The growing file, once the fill has begun to run.
     pub fn file(&self) -> Option<Arc<File>> {
         self.file.get().cloned()
     }
@@ -151,7 +152,7 @@ impl Fill {
         matches!(self.progress.borrow().phase, Phase::Parked(_))
     }
 
-    /// Somebody else wants it too.
+    /// Another request wants it too.
     pub(super) fn demand(&self, demand: Demand) {
         if demand == Demand::Client {
             self.demanded.store(true, Ordering::Relaxed);
@@ -163,12 +164,12 @@ impl Fill {
     }
 }
 
-/// Every fill, by its key. A fill leaves the table after its blob is in place.
+/// All fills, by key. A fill leaves the table after its blob is in the store.
 #[derive(Default)]
 pub(super) struct FillTable(Mutex<HashMap<ContentKey, Arc<Fill>>>);
 
 impl FillTable {
-    /// For steps that must not be seen half done.
+    /// For several changes that others must see at once.
     pub(super) fn lock(&self) -> MutexGuard<'_, HashMap<ContentKey, Arc<Fill>>> {
         self.0.lock()
     }
@@ -181,7 +182,7 @@ impl FillTable {
         self.lock().remove(key);
     }
 
-    /// What is being fetched or hashed just now, or waits for its turn.
+    /// What is being fetched or hashed, or is queued for it.
     pub(super) fn under_way(&self) -> HashSet<Digest> {
         let table = self.lock();
         table.values().filter(|fill| !fill.is_parked()).map(|fill| fill.digest().clone()).collect()

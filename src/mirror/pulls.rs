@@ -1,7 +1,7 @@
-//! One line in the log for each pull: what, from which tier, how much from where, how long.
+//! One log line for each pull: the image, the tier, the bytes from each source, and the time.
 //!
-//! The protocol has no pulls, only requests of one client for one repository that follow each other. They are
-//! gathered until none has come for a while, and then the line is written.
+//! The protocol has no pulls, only requests. Requests of one client for one repository are collected until none has come
+//! for a while; then the line is written.
 
 use super::counters::ByteSource;
 use crate::budget;
@@ -14,7 +14,7 @@ use std::fmt::{Display, Write};
 use std::net::IpAddr;
 use std::time::Instant;
 
-/// Pulls whose outcome is being gathered.
+/// Pulls under way.
 #[derive(Default)]
 pub struct Pulls {
     open: Mutex<HashMap<(IpAddr, Repository), Pull>>,
@@ -51,21 +51,28 @@ impl Pulls {
         });
     }
 
-    /// A client's request for content begins to be answered.
+    /// The answer to a client's request for content begins.
     pub fn begin(&self, client: IpAddr, repository: &Repository) {
         self.with(client, repository, |pull| pull.busy += 1);
     }
 
-    /// It has been answered with `bytes` of content, to the end or not.
-    pub fn end(&self, client: IpAddr, repository: &Repository, source: ByteSource, bytes: u64, whole: bool) {
+    /// That answer ended after `bytes` of content. `complete`: it was not cut.
+    pub fn end(
+        &self,
+        client: IpAddr,
+        repository: &Repository,
+        source: ByteSource,
+        bytes: u64,
+        complete: bool,
+    ) {
         self.with(client, repository, |pull| {
             pull.busy = pull.busy.saturating_sub(1);
             pull.bytes[source as usize] += bytes;
-            pull.failures += u32::from(!whole);
+            pull.failures += u32::from(!complete);
         });
     }
 
-    /// A client's request was answered at once and to the end.
+    /// A client's request was answered in one piece.
     pub fn served(&self, client: IpAddr, repository: &Repository, source: ByteSource, bytes: u64) {
         self.with(client, repository, |pull| pull.bytes[source as usize] += bytes);
     }
@@ -75,7 +82,7 @@ impl Pulls {
         self.with(client, repository, |pull| pull.failures += 1);
     }
 
-    /// The repositories of which something is being read just now.
+    /// The repositories whose content is being read now.
     pub(super) fn busy(&self) -> HashSet<Repository> {
         let open = self.open.lock();
         let busy = open.iter().filter(|(_, pull)| pull.busy > 0);

@@ -9,7 +9,8 @@ use crate::oci::RegistryName;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// The lanes to every registry, and those to the peers: the lanes of an upstream that is down may all be waiting for it.
+/// The lanes to every registry, and those to the peers. Peers have their own, because all lanes of an upstream that is
+/// down may be waiting for it.
 pub(super) struct Questions {
     by_registry: HashMap<RegistryName, Lanes>,
     pub(super) peers: Lanes,
@@ -30,7 +31,7 @@ impl Questions {
         self.by_registry.get(upstream.name()).ok_or(QueueFull)
     }
 
-    /// Has a question asked, and waits for the answer as long as a client can.
+    /// Asks a question, and waits for the answer as long as a client can.
     pub(super) async fn ask<T: Send + 'static>(
         &self,
         upstream: &Arc<Upstream>,
@@ -49,12 +50,12 @@ impl Questions {
     }
 }
 
-/// As many questions wait for upstreams as may.
+/// The queue for questions is full.
 pub(super) fn queue_full() -> Refusal {
     Refusal::Busy(QUEUE_FULL.into())
 }
 
-/// The same in words.
+/// The same as text.
 pub(super) const QUEUE_FULL: &str = "too many questions wait for upstreams";
 
 /// A question ended without an answer.

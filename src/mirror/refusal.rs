@@ -1,7 +1,7 @@
-//! What a client is told when there is nothing to serve.
+//! Refusals: the answers to a client when there is nothing to serve.
 //!
-//! Gone, denied and unreachable are three different answers, and none of them is a failure of larder. The text is for
-//! the person who reads a pod's events; what else there is to know is in the log.
+//! Missing, denied and unreachable are three different answers, and none of them is a failure of larder. The text is for
+//! the person who reads a pod's events; the details are in the log.
 
 use crate::fetch::Failure;
 use crate::oci::{Digest, RegistryName};
@@ -12,9 +12,9 @@ use crate::store::StoreError;
 pub enum Refusal {
     /// The registry is not configured here.
     UnknownRegistry(RegistryName),
-    /// Upstream says that it does not exist.
+    /// Upstream answered 404.
     Missing {
-        /// What does not.
+        /// What does not exist.
         what: Missing,
         /// The message.
         message: String,
@@ -26,11 +26,11 @@ pub enum Refusal {
         /// The message.
         message: String,
     },
-    /// Upstream cannot be asked, or answered nonsense, and nothing can stand in.
+    /// Upstream cannot be asked or sent an invalid answer, and nothing cached can be served instead.
     Unavailable(String),
-    /// Larder has all it can carry; the client may come back.
+    /// A limit of larder is reached; the client may retry.
     Busy(String),
-    /// The disk cannot take it: no room and nothing that may go, read-only, or failing.
+    /// The disk cannot store it: it is full and nothing may be removed, or it is read-only, or it fails.
     NotStored(String),
     /// Larder itself failed; the log says how.
     Failed(String),

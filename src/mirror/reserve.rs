@@ -1,8 +1,8 @@
-//! Room on the disk: the one place that says whether there is enough, and that makes more (rules 6 and 12).
+//! Room on the disk: the one place that decides whether there is enough, and that makes more (rules 6 and 12).
 //!
-//! Invariants. What running fills will still write is reserved, so that several do not count on the same free space.
-//! One looks at the disk and reserves at a time; one makes room at a time. Failure: room that cannot be made is
-//! [`StoreError::NoRoom`], and nothing has gone for it.
+//! Invariants. The bytes that running fills will still write are reserved, so that two fills do not count on the same
+//! free space. One thread at a time checks the disk and reserves; one at a time makes room. Failure: if no room can be
+//! made, that is [`StoreError::NoRoom`], and nothing was removed.
 
 use super::context::Context;
 use super::progress::FillTable;
@@ -30,8 +30,8 @@ impl Shortage {
         self.by_free.max(self.by_max)
     }
 
-    /// What to remove for the limits' own sake. What larder has beyond `disk.max` goes as far as it may; for a floor that
-    /// neighbours broke images go only if that mends it.
+    /// What to remove so that the limits hold. Above `disk.max` as much is removed as may be; if other programs filled the
+    /// disk below `disk.min_free`, images are removed only if that restores it.
     fn remedy(self) -> Option<(u64, Otherwise)> {
         if self.by_free > self.by_max {
             Some((self.by_free, Otherwise::Nothing))
@@ -50,7 +50,7 @@ struct DiskState {
     own: u64,
 }
 
-/// The shortage for `coming` more bytes.
+/// The shortage when `coming` more bytes are written.
 fn shortage(state: DiskState, coming: u64, min_free: u64, max: Option<u64>) -> Shortage {
     Shortage {
         by_free: coming.saturating_add(min_free).saturating_sub(state.free),
@@ -58,12 +58,12 @@ fn shortage(state: DiskState, coming: u64, min_free: u64, max: Option<u64>) -> S
     }
 }
 
-/// What an attempt that freed too little is remembered by, so that it is not made again at once.
+/// An attempt to make room that freed too little; it is not repeated at once.
 #[derive(Debug, Clone, Copy)]
 struct FailedAttempt {
     at: Instant,
     needed: u64,
-    /// Bytes that there were on the disk.
+    /// Bytes of all blobs at that time.
     stored: u64,
 }
 
@@ -80,22 +80,22 @@ impl FailedAttempt {
 pub(super) struct Reserve {
     context: Arc<Context>,
     fills: Arc<FillTable>,
-    /// Held from the look at the disk until what is needed is reserved.
+    /// Held from the check of the disk until the bytes are reserved.
     turn: Mutex<()>,
     /// Bytes that running fills will still write.
     reserved: Mutex<u64>,
-    /// Held while room is being made.
+    /// Locked while room is being made.
     last_failed: Mutex<Option<FailedAttempt>>,
 }
 
-/// The bytes that one fill will still write. Given back when it is dropped.
+/// The bytes that one fill will still write. Dropping it releases them.
 pub(super) struct Reservation<'a> {
     reserve: &'a Reserve,
     bytes: u64,
 }
 
 impl Reservation<'_> {
-    /// So many bytes are still to come.
+    /// Changes the reservation to `bytes`.
     pub(super) fn set(&mut self, bytes: u64) {
         let mut reserved = self.reserve.reserved.lock();
         *reserved = (*reserved).saturating_sub(self.bytes).saturating_add(bytes);
@@ -105,9 +105,9 @@ impl Reservation<'_> {
     /// Reserves `bytes` in place of what was reserved, and makes room for them.
     ///
     /// # Errors
-    /// [`StoreError::NoRoom`] where nothing that may go would make room; then nothing has gone.
+    /// [`StoreError::NoRoom`] if nothing that may be removed would make room; then nothing was removed.
     pub(super) fn make(&mut self, bytes: u64) -> Result<(), StoreError> {
-        // One after the other, so that two do not count on the same bytes.
+        // One at a time, so that two fills do not count on the same bytes.
         let _turn = self.reserve.turn.lock();
         let lacking = self.reserve.shortage(bytes, self.bytes)?.bytes();
         if lacking > 0 && self.reserve.make_room(lacking, Otherwise::Nothing) < lacking {
@@ -140,11 +140,10 @@ impl Reserve {
         Reservation { reserve: self, bytes: 0 }
     }
 
-    /// Makes room for a manifest of so many bytes and has it stored, one at a time, so that two do not count on the same
-    /// room.
+    /// Makes room for a manifest of `bytes` and calls `store`; one at a time, so that two do not count on the same room.
     ///
     /// # Errors
-    /// As `store`, and [`StoreError::NoRoom`] if nothing may go that would make room.
+    /// As `store`, and [`StoreError::NoRoom`] if nothing that may be removed would make room.
     pub(super) fn with_room_for_manifest(
         &self,
         digest: &Digest,
@@ -162,16 +161,16 @@ impl Reserve {
         store()
     }
 
-    /// Keeps `disk.max` and `disk.min_free`, whoever it was that took the space.
+    /// Restores `disk.max` and `disk.min_free`, whichever program used the space.
     pub(super) fn watch(&self) {
         match self.shortage(0, 0) {
             Ok(lacking) => self.mend(lacking),
-            Err(problem) => log::warn!("the disk cannot be looked at: {problem}"),
+            Err(problem) => log::warn!("free space on the disk cannot be read: {problem}"),
         }
     }
 
-    /// Removes images that were not used for `disk.expire_unused` - of time for which a server has run, so that a board
-    /// that was switched off for long, or whose clock jumps, finds everything as it was - while the clock is trusted.
+    /// Removes images that were not used for `disk.expire_unused`, while the clock is trusted. Only time in which a server
+    /// ran counts, so that a board that was switched off, or whose clock jumps, loses nothing.
     pub(super) fn expire(&self) {
         let config = self.context.config.now();
         let Some(age) = config.disk.expire_unused.filter(|_| crate::clock::trusted_unix().is_some()) else {
@@ -189,7 +188,7 @@ impl Reserve {
         }
     }
 
-    /// What must not go just now.
+    /// What must not be removed now.
     pub(super) fn busy(&self) -> Busy {
         Busy { fills: self.fills.under_way(), repositories: self.context.pulls.busy() }
     }
@@ -211,7 +210,7 @@ impl Reserve {
         Ok(shortage(state, coming, disk.min_free, disk.max))
     }
 
-    /// Removes images until `needed` more bytes are free; the bytes that are.
+    /// Removes images until `needed` more bytes are free. Returns the bytes that were freed.
     fn make_room(&self, needed: u64, otherwise: Otherwise) -> u64 {
         let store = &self.context.store;
         let mut last_failed = self.last_failed.lock();
@@ -233,12 +232,14 @@ impl Reserve {
         });
         if freed < needed {
             let needed = bytes_text(needed);
-            log::warn!("{needed} more are needed on the disk, and nothing that may go would free them");
+            log::warn!(
+                "{needed} more are needed on the disk, and no image that may be removed would free them"
+            );
         }
         freed
     }
 
-    /// Logs and counts what has gone; its bytes.
+    /// Logs and counts what was removed. Returns its bytes.
     fn count(&self, how: &str, gone: &[Gone]) -> u64 {
         for image in gone {
             log::info!("{how} {}: {} are free again", image.what, bytes_text(image.bytes));
@@ -252,7 +253,7 @@ impl Reserve {
         let disk = &self.context.config.now().disk;
         let max = disk.max.map_or(String::new(), |max| format!(", and disk.max is {}", bytes_text(max)));
         let what = format!(
-            "the mirror's disk has {} free, of which {} stay free{max}; {} are to come, and nothing that may go would make room for them",
+            "the mirror's disk has {} free, of which {} stay free{max}; {} are to come, and no image that may be removed would make room for them",
             bytes_text(self.context.store.free_bytes()?),
             bytes_text(disk.min_free),
             bytes_text(bytes),

@@ -1,7 +1,7 @@
-//! Single-flight: a question is asked once however many wait for its answer.
+//! Single-flight: a question is asked once, and all who ask it wait for the same answer.
 //!
-//! It goes on when nobody waits any more: its answer moves a pointer or fills the store all the same. Invariant: a
-//! question is on the list from before it is queued until it has an answer, or has failed.
+//! A question continues even if no client waits any more: its answer still moves a pointer or fills the store.
+//! Invariant: a question is on the list from before it is queued until it has an answer or has failed.
 
 use super::lane::{Lanes, QueueFull};
 use crate::sync::Mutex;
@@ -10,7 +10,7 @@ use std::hash::Hash;
 use std::sync::Arc;
 use tokio::sync::watch;
 
-/// Questions under way, by what they ask.
+/// Questions under way, by key.
 pub(super) struct SingleFlight<K, V> {
     under_way: Arc<Mutex<HashMap<K, watch::Receiver<Option<V>>>>>,
 }
@@ -44,7 +44,7 @@ where
             }
             under_way.insert(key.clone(), answer.clone());
         }
-        // If the queue is full, dropping the job drops its departure, which takes the question off the list again.
+        // If the queue is full, the job is dropped, and with it `departure`, which removes the question from the list.
         let departure = Departure { under_way: Arc::clone(&self.under_way), key: key.clone() };
         lanes.run(move || {
             let answer = ask();
@@ -61,7 +61,7 @@ where
     }
 }
 
-/// Takes a question off the list, also when it ends in a panic.
+/// Removes a question from the list when dropped, also after a panic.
 struct Departure<K: Hash + Eq, V> {
     under_way: Arc<Mutex<HashMap<K, watch::Receiver<Option<V>>>>>,
     key: K,

@@ -1,11 +1,10 @@
-//! Hashing what is on the disk and not verified (rule 1): before it is served, when it could not be read, and everything
-//! once in a while.
+//! Verification of blobs on the disk (rule 1): before an unverified one is served, after a read error, and of all blobs
+//! by the scrub.
 //!
-//! Content that was on the disk when a server did not shut down cleanly is hashed the first time it is asked for, before
-//! its first byte is served: a client that has had wrong bytes resumes behind them, and containerd keeps them for a day.
-//! For a large blob the header of the answer goes out at once and the body waits. The scrub reads everything in the
-//! course of [`budget::SCRUB_PASS`], one blob at a time, while nobody wants anything. What does not hash to its name is
-//! in quarantine after that; a failure of the store is logged or handed on.
+//! After an unclean shutdown each blob is hashed before its first byte is served: a client that has received wrong bytes
+//! resumes behind them, and containerd keeps them for a day. For a large blob the header of the answer is sent at once and
+//! the body waits. The scrub reads all blobs in the course of [`budget::SCRUB_PASS`], one at a time, while no client is
+//! served. Corrupt blobs are moved to quarantine; a failure of the store is logged or returned.
 
 use super::context::Context;
 use super::lane::Lanes;
@@ -18,7 +17,7 @@ use crate::text::bytes_text;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Hashes blobs beside what else is done.
+/// Verifies blobs on threads of its own.
 pub(super) struct Verifier {
     context: Arc<Context>,
     fills: Arc<FillTable>,
@@ -30,7 +29,7 @@ impl Verifier {
         Verifier { context, fills, hashers: Lanes::new("hash", budget::RECHECKS, budget::FILLS_MAX) }
     }
 
-    /// Hashes an unverified blob; if it is as its name says that is a use like any other, and it is verified.
+    /// Hashes an unverified blob. `true`: it is verified now, and this counts as a use. `false`: it is corrupt or gone.
     ///
     /// # Errors
     /// The store's, if a corrupt blob cannot be put in quarantine.
@@ -43,11 +42,11 @@ impl Verifier {
         Ok(sound)
     }
 
-    /// Has an unverified blob hashed, whose readers wait until that is done; joins if it is being done. `Ok(None)`: it has
-    /// been done, and the blob must be looked for again.
+    /// Begins or joins the check of an unverified blob; readers of the fill wait for its end. `Ok(None)`: a check has just
+    /// ended, and the caller must look for the blob again.
     ///
     /// # Errors
-    /// [`Refusal::Busy`] if as many wait as may.
+    /// [`Refusal::Busy`] if the queue for checks is full.
     pub(super) fn begin(
         self: &Arc<Self>,
         key: &ContentKey,
@@ -58,7 +57,7 @@ impl Verifier {
         if let Some(fill) = table.get(key) {
             return Ok(Some(Arc::clone(fill)));
         }
-        // A check leaves the table after its verdict is known.
+        // A check leaves the table after its result is known.
         let again = self.context.store.open_blob(&key.digest).ok().flatten();
         if again.is_none_or(|blob| !blob.unverified) {
             return Ok(None);
@@ -81,7 +80,7 @@ impl Verifier {
         Ok(Some(fill))
     }
 
-    /// Hashes the blob of a check.
+    /// Runs a check.
     fn check(&self, fill: &Fill) {
         let (store, digest) = (&self.context.store, fill.digest());
         let outcome = match store.verify_along(digest, &mut |_| !self.context.is_stopping()) {
@@ -104,7 +103,7 @@ impl Verifier {
         });
     }
 
-    /// Content could not be read while it was served: has it hashed in the background.
+    /// Verifies content in the background that could not be read while it was served.
     pub(super) fn reread(&self, digest: &Digest) {
         let (context, digest) = (Arc::clone(&self.context), digest.clone());
         let queued = self.hashers.run(move || {
@@ -119,7 +118,7 @@ impl Verifier {
         }
     }
 
-    /// One step of the scrub: reads one blob past the page cache, and says how long to wait before the next.
+    /// One step of the scrub: verifies one blob past the page cache, and returns the pause before the next step.
     ///
     /// # Errors
     /// The store's, if the blobs cannot be listed or a corrupt one cannot be put in quarantine.
@@ -133,7 +132,11 @@ impl Verifier {
         let Some(blob) = next else {
             store.set_scrubbed(None);
             if passed.is_some() {
-                log::info!("the scrub has read everything: {} in {} blobs", bytes_text(total), blobs.len());
+                log::info!(
+                    "the scrub has verified all blobs: {} in {} blobs",
+                    bytes_text(total),
+                    blobs.len()
+                );
             }
             return Ok(budget::SCRUB_REST);
         };
@@ -141,22 +144,22 @@ impl Verifier {
         match store.verify_cold(&blob.digest, &mut quiet) {
             Ok(true) => {}
             Ok(false) => return Ok(budget::SCRUB_PAUSE),
-            // Gone, or corrupt: the second look says which.
+            // Gone or corrupt: a second read tells which.
             Err(_) => drop(store.recheck(&blob.digest)?),
         }
         store.set_scrubbed(Some(blob.digest.clone()));
         let unverified = store.has_unverified();
-        let pass = if unverified { budget::SCRUB_PASS_SUSPECT } else { budget::SCRUB_PASS };
+        let pass = if unverified { budget::SCRUB_PASS_UNVERIFIED } else { budget::SCRUB_PASS };
         Ok(pause_after(blob.size, total, pass))
     }
 
-    /// The scrub's turn: a step if nobody wants anything just now; the pause until the next.
+    /// A step of the scrub, if no client is served and no fill runs. Returns the pause until the next.
     pub(super) fn scrub(&self) -> Duration {
         if self.fills.counts().0 > 0 || !self.context.pulls.busy().is_empty() {
             return budget::MAINTENANCE_TICK;
         }
         self.scrub_step().unwrap_or_else(|problem| {
-            log::warn!("the scrub cannot go on just now: {problem}");
+            log::warn!("the scrub pauses: {problem}");
             budget::SCRUB_PAUSE
         })
     }

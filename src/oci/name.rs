@@ -80,13 +80,6 @@ textual!(RegistryName);
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RepositoryName(Arc<str>);
 
-impl RepositoryName {
-    /// The name as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
 impl FromStr for RepositoryName {
     type Err = Invalid;
 

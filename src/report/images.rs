@@ -1,7 +1,7 @@
-//! The part of the report that looks at every image: how many are complete, and which would be removed first.
+//! The part of the report that reads every image: how many are complete, and which would be removed first.
 //!
-//! It is kept while the store's [`Stamp`] and what the server is busy with stay the same. Uses of images move no stamp,
-//! so that it is kept for [`budget::IMAGE_REPORT_AGE_MAX`] at most. Failure is the store's; nothing is kept then.
+//! It is reused while the store's [`Stamp`] and the server's [`Busy`] stay the same. Uses of images do not change the
+//! stamp, so it is reused for [`budget::IMAGE_REPORT_AGE_MAX`] at most. Failure is the store's; then nothing is kept.
 
 use crate::budget;
 use crate::config::Config;
@@ -23,7 +23,7 @@ pub struct ImageReport {
     pub next_to_go: Option<(String, u64)>,
 }
 
-/// The last report, and what it holds for.
+/// The last report, and the state that it is valid for.
 #[derive(Default)]
 pub struct ImageCache(Mutex<Option<CachedReport>>);
 
@@ -40,7 +40,7 @@ impl ImageCache {
     /// # Errors
     /// The disk cannot be listed, or the index or a manifest cannot be read.
     pub fn report(&self, store: &Store, config: &Config, busy: Busy) -> Result<ImageReport, StoreError> {
-        // Held while images are looked at: several that ask at once wait for one look.
+        // Locked while images are read, so that concurrent callers share one report.
         let mut cached = self.0.lock();
         let stamp = store.stamp();
         let holds = |cached: &&CachedReport| {

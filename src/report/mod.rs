@@ -1,9 +1,9 @@
-//! How larder is doing: one snapshot that `larder status`, `/metrics`, `/readyz` and systemd's status line are drawn
-//! from, so that they agree.
+//! How larder is doing: one snapshot for `larder status`, `/metrics`, `/readyz` and systemd's status line, so that they
+//! agree.
 //!
-//! [`Snapshot`] is cheap: it asks memory alone while the server runs. [`ImageReport`] looks at every image; [`ImageCache`]
-//! keeps it while the store stays as it is. What only a running server knows comes by [`Live`], which is absent when a
-//! command works on the store of a stopped one. Failure is the store's.
+//! [`Snapshot`] is cheap: it asks memory alone while the server runs. [`ImageReport`] reads every image; [`ImageCache`]
+//! keeps it while the store does not change. [`Live`] is what only a running server knows; it is absent when a command
+//! works on the store of a stopped one. Failure is the store's.
 
 mod images;
 
@@ -25,9 +25,9 @@ pub trait Live: Send + Sync {
     fn peers(&self) -> Vec<PeerReport>;
     /// Downloads that are under way or queued, and those that wait for their upstream.
     fn fills(&self) -> (u64, u64);
-    /// What it has counted since it started.
+    /// Counts since the start.
     fn counts(&self) -> CountReport;
-    /// What must not be removed just now.
+    /// What must not be removed now.
     fn busy(&self) -> Busy;
 }
 
@@ -118,7 +118,7 @@ pub struct Snapshot {
     pub upstreams: Vec<UpstreamReport>,
     /// The other boards of the kit.
     pub peers: Vec<PeerReport>,
-    /// Whether the wall clock is believed.
+    /// Whether the wall clock is trusted.
     pub clock_trusted: bool,
 }
 

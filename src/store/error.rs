@@ -1,4 +1,4 @@
-//! Why the store could not do something: one enum, and what others want to know of it.
+//! Errors of the store: one enum.
 
 use crate::oci::Digest;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ pub enum StoreError {
         /// What it answered.
         source: std::io::Error,
     },
-    /// The limits that the owner set for the disk leave no room, though the disk may not be full.
+    /// The configured disk limits leave no room, though the disk may not be full.
     NoRoom {
         /// What there is no room for, and why, in a sentence.
         what: String,
@@ -40,7 +40,7 @@ pub enum StoreError {
     Stuck(String),
     /// The index is being rebuilt; only content can be asked for.
     Rebuilding,
-    /// Somebody else is writing this content just now.
+    /// Another writer is writing this content now.
     Busy(Box<Digest>),
 }
 
@@ -53,7 +53,7 @@ impl StoreError {
         move |source| StoreError::Io { what, source }
     }
 
-    /// Whether there is no index to answer from just now.
+    /// Whether there is no usable index now.
     pub fn is_without_index(&self) -> bool {
         matches!(self, StoreError::Rebuilding | StoreError::Damaged(_) | StoreError::Stuck(_))
     }

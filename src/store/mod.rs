@@ -15,7 +15,7 @@
 //! Nothing here knows of upstreams or clients.
 //!
 //! Failure. Every method that touches the disk returns [`StoreError`]; the store stays usable after any of them. A
-//! failed flush discards what was being written, for the kernel may have dropped it (design rule 2).
+//! failed flush discards what was being written, for the kernel may have dropped it (rule 2).
 //!
 //! The files stand on each other in this order, and none calls one that comes after it: `error`, `record` (what is
 //! written), `layout` (where), `accounts`, `quarantine`, `stamp`, `journal`, `session`, `index`, `uses`, `blobs`,

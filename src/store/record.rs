@@ -50,7 +50,7 @@ fn source_of<'de, D: Deserializer<'de>>(from: D) -> Result<VersionSource, D::Err
     })
 }
 
-/// What somebody reported for a tag.
+/// A report of a tag's digest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observation {
     /// What the tag stands for.

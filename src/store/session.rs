@@ -16,7 +16,6 @@ use crate::oci::Digest;
 use crate::sync::Mutex;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
-use std::sync::MutexGuard;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -89,12 +88,12 @@ impl Session {
 
     /// The highest count that touches may have taken.
     pub(super) fn ceiling(&self) -> u64 {
-        self.state().ceiling
+        self.state.lock().ceiling
     }
 
     /// All content used up to count `n` has to be verified before it is served.
     pub(super) fn distrust_all(&self, n: u64) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         (state.serving, state.unverified, state.scrubbed) = (false, n, None);
         state.ceiling = state.ceiling.max(n);
         self.unverified.store(n, Ordering::Relaxed);
@@ -104,7 +103,7 @@ impl Session {
     pub(super) fn is_unverified(&self, digest: &Digest, used: u64) -> bool {
         used <= self.unverified.load(Ordering::Relaxed)
             && self.has_unverified()
-            && self.state().scrubbed.as_ref().is_none_or(|passed| digest > passed)
+            && self.state.lock().scrubbed.as_ref().is_none_or(|passed| digest > passed)
     }
 
     /// Whether any content may have to be verified before it is served.
@@ -114,12 +113,12 @@ impl Session {
 
     /// How far the scrub is: everything up to this digest has been verified in this pass.
     pub(super) fn scrubbed(&self) -> Option<Digest> {
-        self.state().scrubbed.clone()
+        self.state.lock().scrubbed.clone()
     }
 
     /// The scrub has come past `digest`; `None`: it has come to the end, so that nothing is unverified any more.
     pub(super) fn set_scrubbed(&self, digest: Option<Digest>) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if digest.is_none() {
             state.unverified = 0;
             self.unverified.store(0, Ordering::Relaxed);
@@ -131,7 +130,7 @@ impl Session {
     pub(super) fn begin(&self, last: u64) -> Result<()> {
         *self.counted.lock() = Some(Instant::now());
         {
-            let mut state = self.state();
+            let mut state = self.state.lock();
             state.serving = true;
             // Until that is in the file there is no count for a touch, and it is tried again.
             state.ceiling = last;
@@ -142,7 +141,7 @@ impl Session {
 
     /// Raises the ceiling before the counts reach it.
     pub(super) fn keep_ahead(&self, last: u64) -> Result<()> {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if !state.serving || last + budget::COUNTS_AHEAD / 2 <= state.ceiling {
             return Ok(());
         }
@@ -158,7 +157,7 @@ impl Session {
     /// newest `budget::USE_MARKS_MAX`.
     pub(super) fn mark(&self, last: u64, every: Duration) -> Result<()> {
         let now = self.count_time();
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let due = state.marks.last().is_none_or(|&(at, _)| now.saturating_sub(at) >= millis(every));
         if !due {
             return Ok(());
@@ -172,7 +171,7 @@ impl Session {
     /// The highest count of `age` ago, in time for which servers have run; `None` where so much has not passed.
     pub(super) fn count_before(&self, age: Duration) -> Option<u64> {
         let now = self.count_time();
-        let state = self.state();
+        let state = self.state.lock();
         let old = state.marks.iter().rev().find(|&&(at, _)| now.saturating_sub(at) >= millis(age));
         old.map(|&(_, count)| count)
     }
@@ -180,7 +179,7 @@ impl Session {
     /// Writes down how far things are; `ends`: the server shuts down cleanly.
     pub(super) fn save(&self, last: u64, ends: bool) -> Result<()> {
         self.count_time();
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if ends && state.serving {
             state.serving = false;
             self.ceiling.store(u64::MAX, Ordering::Relaxed);
@@ -194,7 +193,7 @@ impl Session {
     /// Adds the time that has passed to the running time; the sum in milliseconds.
     fn count_time(&self) -> u64 {
         let mut counted = self.counted.lock();
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if let Some(since) = *counted {
             let now = Instant::now();
             // Whole milliseconds, and the rest next time.
@@ -207,10 +206,6 @@ impl Session {
 
     fn write(&self, state: &SessionRecord) -> Result<()> {
         write_file(&self.path, &line(state))
-    }
-
-    fn state(&self) -> MutexGuard<'_, SessionRecord> {
-        self.state.lock()
     }
 }
 
@@ -284,7 +279,7 @@ mod tests {
         let path = file();
         let (session, _) = Session::open(path.clone());
         {
-            let mut state = session.state();
+            let mut state = session.state.lock();
             state.served_ms = 10_000;
             state.marks = vec![(1_000, 5), (4_000, 8), (9_000, 12)];
         }
@@ -294,13 +289,13 @@ mod tests {
         assert_eq!(again.count_before(Duration::from_secs(7)), Some(5));
         assert_eq!(again.count_before(Duration::from_secs(10)), None);
         again.mark(20, Duration::from_secs(2)).unwrap();
-        assert_eq!(again.state().marks.len(), 3, "the last is a second old");
+        assert_eq!(again.state.lock().marks.len(), 3, "the last is a second old");
         again.mark(20, Duration::from_secs(1)).unwrap();
-        assert_eq!(again.state().marks.last(), Some(&(10_000, 20)));
+        assert_eq!(again.state.lock().marks.last(), Some(&(10_000, 20)));
         for n in 0..2 * budget::USE_MARKS_MAX as u64 {
             again.mark(n, Duration::ZERO).unwrap();
         }
-        assert_eq!(again.state().marks.len(), budget::USE_MARKS_MAX);
+        assert_eq!(again.state.lock().marks.len(), budget::USE_MARKS_MAX);
         std::fs::remove_file(path).unwrap();
     }
 }

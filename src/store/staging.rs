@@ -1,8 +1,8 @@
-//! Content on its way in (design rule 2): staged in the same file system, hashed as it comes, flushed, renamed.
+//! Content on its way in (rule 2): staged in the same file system, hashed as it comes, flushed, renamed.
 //!
 //! A staging file holds a prefix of the content. It outlives the process, with a small `.origin` file beside it that
-//! names where the rest can be had; whoever takes it up hashes the prefix, so that nothing is believed of a
-//! file that a power cut may have torn.
+//! names the source of the rest. A writer that resumes it hashes the prefix first, because a power cut may have torn the
+//! file.
 
 use super::Store;
 use super::error::{Result, StoreError};
@@ -113,7 +113,7 @@ impl Store {
     /// Begins to write content, or takes up what an earlier writer left; [`Staged::len`] says how much that is.
     ///
     /// # Errors
-    /// Somebody else is writing it, or the disk fails.
+    /// Another writer is writing it, or the disk fails.
     pub fn stage(&self, key: &ContentKey, from: &StagedFrom) -> Result<Staged> {
         let claim = self.claims.take(key)?;
         let path = self.layout.staged(&key.file_name());

@@ -24,7 +24,7 @@ impl Store {
     /// reported last, and if no peer has reported anything since: then the journal is not waited for.
     ///
     /// # Errors
-    /// It cannot be written down.
+    /// It cannot be recorded.
     pub fn tag_seen(&self, repository: &Repository, tag: &Tag, observed: &Observation) -> Result<TagRecord> {
         let is_news = |record: &TagRecord| {
             let same = |seen: &TagVersion| seen.digest == observed.digest && seen.source == observed.source;
@@ -48,7 +48,7 @@ impl Store {
     /// Moves the tag's *complete* pointer to `digest`, whose closure the caller has found complete. `false`: it was there.
     ///
     /// # Errors
-    /// It cannot be written down.
+    /// It cannot be recorded.
     pub fn tag_complete(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> Result<bool> {
         self.record(None, || {
             let record = self.tag(repository, tag)?.unwrap_or_default();
@@ -67,7 +67,7 @@ impl Store {
     /// reported it. What this board's own upstream reported stays as it is.
     ///
     /// # Errors
-    /// It cannot be written down.
+    /// It cannot be recorded.
     pub fn tag_offered(
         &self,
         repository: &Repository,
@@ -90,7 +90,7 @@ impl Store {
     /// Serves `rollback.to` for the tag for as long as upstream reports `rollback.from`; `None` ends that.
     ///
     /// # Errors
-    /// It cannot be written down.
+    /// It cannot be recorded.
     pub fn tag_rollback(&self, repository: &Repository, tag: &Tag, rollback: Option<Rollback>) -> Result<()> {
         self.record_one(&What::Rollback { repository: repository.clone(), tag: tag.clone(), rollback })
     }
@@ -98,7 +98,7 @@ impl Store {
     /// Notes that the owner wants the tag's image to stay, or no longer.
     ///
     /// # Errors
-    /// It cannot be written down.
+    /// It cannot be recorded.
     pub fn tag_pin(&self, repository: &Repository, tag: &Tag, pinned: bool) -> Result<()> {
         if self.tag(repository, tag)?.unwrap_or_default().pinned == pinned {
             return Ok(());
@@ -109,7 +109,7 @@ impl Store {
     /// Forgets a tag with all its versions, at the owner's wish; their content stays until it is evicted.
     ///
     /// # Errors
-    /// It cannot be written down.
+    /// It cannot be recorded.
     pub fn tag_remove(&self, repository: &Repository, tag: &Tag) -> Result<()> {
         self.record_one(&What::Removed { repository: repository.clone(), tag: tag.clone() })
     }
@@ -135,11 +135,9 @@ impl Store {
         self.index.ask(|index| index.repositories(last, limit))
     }
 
-    /// Who may read a repository, as far as that was found out.
-    ///
-    /// # Errors
-    /// There is no index to answer from.
-    pub fn repository_class(&self, repository: &Repository) -> Result<Option<AccessClass>> {
+    /// The access class of a repository, if it is known.
+    #[cfg(test)]
+    pub(super) fn repository_class(&self, repository: &Repository) -> Result<Option<AccessClass>> {
         self.index.ask(|index| index.class(repository))
     }
 
@@ -202,7 +200,7 @@ impl Store {
     /// Notes that this repository's upstream holds the content, so that it may be served to who may read there.
     ///
     /// # Errors
-    /// It cannot be written down.
+    /// It cannot be recorded.
     pub fn hold(&self, repository: &Repository, digest: &Digest) -> Result<()> {
         if self.link(repository, digest)?.is_some_and(|link| link.held) {
             return Ok(());
@@ -233,7 +231,7 @@ impl Store {
     /// that wherever this is cut short no half image is on offer; what stays behind is content that nobody names.
     ///
     /// # Errors
-    /// It cannot be written down, or a blob not removed.
+    /// It cannot be recorded, or a blob not removed.
     pub fn evict(
         &self,
         repository: &Repository,

@@ -371,7 +371,7 @@ fn an_index_that_ends_every_start_is_made_again_and_one_power_cut_is_forgiven() 
         if !rebuilds {
             assert_eq!(std::fs::read_to_string(&mark).unwrap(), "2");
             store.shut_down();
-            assert!(!mark.exists(), "an orderly end is no crash");
+            assert!(!mark.exists(), "a clean shutdown is no crash");
         } else {
             store.rebuild().unwrap();
             assert!(!mark.exists());

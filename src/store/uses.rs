@@ -65,11 +65,6 @@ impl Store {
         }
     }
 
-    /// The count of a use that is not written down yet: one of the last minute or so.
-    pub fn unwritten_use(&self, digest: &Digest) -> Option<u64> {
-        self.uses.unwritten(digest)
-    }
-
     /// Writes the uses noted since the last time, onto the index and the blobs' mtimes, in one batch.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! Is what is on the disk still what its name says? (design rules 1 and 2)
+//! Is what is on the disk still what its name says? (rules 1 and 2)
 //!
 //! Content is hashed as it arrives, again the first time it is used after an unclean shutdown, and by the scrub. What
 //! looks corrupt is read a second time past the page cache before it is believed to be, for memory and cables lie too. A

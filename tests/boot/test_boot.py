@@ -156,7 +156,7 @@ class Field(parts.Case):
             # A power cut may leave a file with an end that was never written. That is found by the hash, what was on the
             # disk is thrown away, and the client is cut before the last byte; nothing else may end a pull here.
             log = board.says("journalctl --no-pager -b -u larder.service -o cat")
-            self.assertIn("put together from several answers", log, first.stderr)
+            self.assertIn("assembled from several answers", log, first.stderr)
             self.pull(board.port, "lab/big:1.0")
         resumed = [row for row in registry.requests() if row[2] == 206]
         sent, wanted = registry.bytes_sent("/blobs/") - sent_before, big.bytes_for("1.0", "arm64")

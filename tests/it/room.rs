@@ -93,10 +93,10 @@ fn what_is_pinned_stays_and_when_nothing_may_go_that_is_said() {
     board.said(&["pin", "docker.io/lab/3"]);
     assert!(board.said(&["ls"]).contains("pinned"));
     assert!(!board.said(&["status"]).contains("goes next"));
-    // What there is no room for is passed on and not stored, and every byte of it is right.
+    // What there is no room for is served and not stored, and every byte of it is right.
     pull(&board, 4);
     board.wait_for_log("is streamed and not stored");
-    board.wait_for_log("nothing that may go would make room");
+    board.wait_for_log("no image that may be removed would make room");
     assert_eq!(whole(&board), ["1", "3"]);
     let layer = layer_of(&megabyte(4));
     let path = format!("/v2/lab/4/blobs/{layer}?ns=docker.io");

@@ -37,7 +37,7 @@ class Card(lab.Case):
         board = self.containerd("2.x", larder)
         board.cri_pull(IMAGE)
 
-        # What the disk is too small for is passed on and not stored.
+        # What the disk is too small for is served and not stored.
         board.cri_pull("docker.io/lab/big:1.0")
         self.assertIn(f"docker.io/lab/big@{big.digest('1.0')}", board.cri_digests("docker.io/lab/big:1.0"))
         self.assertIn("is streamed and not stored", larder.log())
@@ -78,7 +78,7 @@ class Card(lab.Case):
         board = self.containerd("2.x", larder)
         board.cri_pull(IMAGE)
         self.assertIn(f"docker.io/lab/app@{app.digest('1.1')}", board.cri_digests(IMAGE))
-        self.assertIn("passed on and not stored", larder.log())
+        self.assertIn("served and not stored", larder.log())
         registry.stop(signal.SIGKILL)
         other = self.containerd("1.6", larder)
         other.cri_pull(IMAGE)

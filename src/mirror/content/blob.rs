@@ -1,4 +1,4 @@
-//! Blobs by digest: a hit on the disk, a fill that is begun or joined, or a stream that is not stored.
+//! Blobs by digest: a hit on the disk, a fill that is begun or joined, or an uncached stream.
 
 use super::super::context::{Context, unavailable};
 use super::super::fill::{FillPool, download_failed};
@@ -26,10 +26,10 @@ pub enum BlobSource {
         fill: Arc<Fill>,
         /// Bytes that it will have.
         total: u64,
-        /// Another request had begun it.
+        /// Another request began it.
         joined: bool,
     },
-    /// It comes for this client alone and is not stored.
+    /// It is streamed to this client only and not stored.
     Uncached {
         /// Bytes that it has.
         total: u64,
@@ -38,12 +38,12 @@ pub enum BlobSource {
     },
 }
 
-/// What one look at the disk and the index has found.
+/// The result of a lookup on the disk and in the index.
 enum Found {
     Here(Blob),
-    /// Nothing is here; the size that a manifest states.
+    /// It is not here. The size that a manifest states.
     Absent(Option<u64>),
-    /// It is here, and its upstream has to say that this repository holds it.
+    /// It is here, but its upstream must confirm that this repository holds it.
     Unproven,
 }
 
@@ -57,11 +57,11 @@ pub(in crate::mirror) struct Blobs {
 }
 
 impl Blobs {
-    /// A blob by its digest; begins a fill, or joins one, if it is not here.
+    /// A blob by its digest. If it is not cached, this begins a fill or joins one.
     ///
     /// # Errors
-    /// Upstream's own 404 and 401/403, and [`Refusal::Unavailable`] where it cannot be asked; [`Refusal::Busy`] when as
-    /// many downloads wait as may.
+    /// Upstream's own 404 and 401/403, and [`Refusal::Unavailable`] where it cannot be asked; [`Refusal::Busy`] if
+    /// the queue for download slots is full.
     pub(in crate::mirror) async fn blob(
         &self,
         repository: &Repository,
@@ -99,12 +99,12 @@ impl Blobs {
                     let streamed = self.streams.stream_uncached(repository, digest, stated, &cause).await;
                     return streamed.map(|(total, pieces)| BlobSource::Uncached { total, pieces });
                 }
-                // That the upstream cannot give it to another repository says nothing of this one.
+                // The failure concerns the other repository; this one may still succeed.
                 Err(_) if of_another && again => {}
                 Err(refusal) => return Err(refusal),
             }
         }
-        // It ended between two looks: complete, so it is here now; whose it is has to be asked again.
+        // The fill has ended, so the blob is on the disk now. Whether this repository holds it must be checked again.
         match self.look(repository, digest).await? {
             Found::Here(blob) => Ok(BlobSource::Hit(blob)),
             Found::Unproven => self.confirm(&upstream, repository, digest).await.map(BlobSource::Hit),
@@ -142,9 +142,9 @@ impl Blobs {
         }
     }
 
-    /// Looks for a blob, and for what is stated of one that is not here.
+    /// Looks for a blob, and for the stated size of one that is not here.
     async fn look(&self, repository: &Repository, digest: &Digest) -> Result<Found, Refusal> {
-        // Most of what is here is public, and its name in memory: then no other thread is asked.
+        // Most blobs are public and their folder entry is in memory: then no other thread is needed.
         let opened = match self.context.store.open_blob_now(digest) {
             Some(blob) if !blob.private => return Ok(Found::Here(blob)),
             opened => opened,
@@ -158,7 +158,9 @@ impl Blobs {
             Ok(match found? {
                 Lookup::Here(blob) => Found::Here(blob),
                 Lookup::Unproven => Found::Unproven,
-                Lookup::Absent => Found::Absent(context.stated_size(&name, &wanted)?),
+                Lookup::Absent => {
+                    Found::Absent(context.known_link(&name, &wanted)?.and_then(|link| link.size))
+                }
             })
         };
         self.context.blocking(look).await
@@ -166,10 +168,11 @@ impl Blobs {
 
     async fn stated(&self, repository: &Repository, digest: &Digest) -> Result<Option<u64>, Refusal> {
         let (name, wanted) = (repository.clone(), digest.clone());
-        self.context.blocking(move |context| context.stated_size(&name, &wanted)).await
+        let link = self.context.blocking(move |context| context.known_link(&name, &wanted)).await?;
+        Ok(link.and_then(|link| link.size))
     }
 
-    /// Serves a blob that is here, hashed first if it is not verified. `None`: it was corrupt, and is gone.
+    /// Serves a blob from the disk; an unverified one is hashed first. `None`: it was corrupt and is now in quarantine.
     async fn verified(
         &self,
         repository: &Repository,
@@ -193,12 +196,12 @@ impl Blobs {
         if let Some(fill) = begun? {
             return Ok(Some(BlobSource::Fill { fill, total, joined: false }));
         }
-        // Somebody else's check has just ended.
+        // Another request's check has just ended.
         let again = self.context.blocking(move |context| context.store.open_blob(&wanted)).await?;
         Ok(again.map(BlobSource::Hit))
     }
 
-    /// Asks this repository's upstream whether it holds content that is here but private.
+    /// Asks this repository's upstream whether it holds private content that is on the disk.
     async fn confirm(
         &self,
         upstream: &Arc<Upstream>,
@@ -218,7 +221,7 @@ impl Blobs {
             };
             if let Err(problem) = noted {
                 log::warn!(
-                    "that {name} holds {wanted} was not noted, and is asked again next time: {problem}"
+                    "{name} holds {wanted}, but that could not be saved and is asked again next time: {problem}"
                 );
             }
             context.store.open_blob(&wanted)
@@ -240,8 +243,8 @@ impl Blobs {
     }
 }
 
-/// Waits until a fill knows its size. `None`: it has ended well. Queued behind other downloads, the size that the
-/// manifest states will do: the client then waits for bytes and not for a header.
+/// Waits until a fill knows its size. `None`: it is done. While the fill is queued behind others for long, the size that
+/// the manifest states is used: then the client waits for bytes and not for a header.
 async fn size_of(fill: &Arc<Fill>, repository: &Repository, digest: &Digest) -> Result<Option<u64>, Refusal> {
     let mut follow = fill.follow();
     let known = follow.wait_for(|progress| {

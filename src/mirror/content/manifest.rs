@@ -1,7 +1,7 @@
 //! Manifests by digest: from memory, the disk, upstream or a peer.
 //!
-//! A manifest is asked for once however many clients wait. What upstream gave is hashed, checked to be what its media type
-//! says, stored, and announced; what the disk does not take is passed on from memory.
+//! Upstream is asked once for a manifest, and all clients wait for the same answer. The answer is hashed, checked against
+//! its media type, stored, and announced. If it cannot be stored, it is served from memory.
 
 use super::super::context::{Arrivals, Context, outage_text, unavailable};
 use super::super::counters::ByteSource;
@@ -16,7 +16,6 @@ use super::{Lookup, look_up};
 use crate::auth::AccessClass;
 use crate::budget;
 use crate::fetch::{FetchedManifest, Upstream};
-use crate::kit::Kit;
 use crate::oci::{Digest, Manifest, ManifestRef, Repository};
 use crate::store::{Blob, Stamp, StoreError};
 use bytes::Bytes;
@@ -28,7 +27,7 @@ use std::sync::Arc;
 pub struct ManifestAnswer {
     /// Its content, and the media type to serve it with.
     pub content: ManifestContent,
-    /// Where it was when it was asked for.
+    /// Where it came from.
     pub source: ByteSource,
 }
 
@@ -44,7 +43,7 @@ pub enum ManifestContent {
         /// The content.
         blob: Blob,
     },
-    /// The disk would not take it.
+    /// It could not be stored.
     NotStored {
         /// The media type.
         media_type: String,
@@ -53,19 +52,19 @@ pub enum ManifestContent {
     },
 }
 
-/// How a question for a manifest ended well.
+/// The answer to a question for a manifest.
 #[derive(Debug, Clone)]
 pub(in crate::mirror) struct ManifestOutcome {
     source: ByteSource,
     held: Held,
 }
 
-/// Where the manifest is that a question has brought.
+/// Where that manifest is now.
 #[derive(Debug, Clone)]
 enum Held {
     OnDisk,
     Small(SmallManifest),
-    /// The disk would not take it. `None`: there was no slot to pass it on either.
+    /// It could not be stored. Without a slot it cannot be served from memory either.
     NotStored {
         media_type: String,
         bytes: Bytes,
@@ -135,7 +134,7 @@ impl Manifests {
         }))
     }
 
-    /// What is here of a manifest; in memory if its stamp is still that of the store.
+    /// A manifest from memory, if it is kept for this stamp, else from the disk.
     async fn here(
         self: &Arc<Self>,
         repository: &Repository,
@@ -150,8 +149,8 @@ impl Manifests {
         self.context.blocking(move |_| manifests.read(&key.0, &key.1, stamp)).await
     }
 
-    /// Reads a manifest that is on the disk and may be seen through this repository, hashing it first if it is not
-    /// verified. A small one is kept in memory for as long as `stamp` holds.
+    /// Reads a manifest from the disk that may be served through this repository; an unverified one is hashed first. A
+    /// small one is kept in memory for as long as `stamp` is current.
     ///
     /// # Errors
     /// The store's.
@@ -174,8 +173,8 @@ impl Manifests {
         }
         let mut bytes = Vec::with_capacity(usize::try_from(blob.size).unwrap_or(0));
         let read = (&blob.file).take(budget::SMALL_MANIFEST_BYTES_MAX).read_to_end(&mut bytes);
-        // It is read once for many answers, so that looking at its hash costs nothing. What cannot be read is served from
-        // the file, where the failure cuts the body and has it verified.
+        // It is read once for many answers, so its hash is cheap to verify. If it cannot be read, it is served from the
+        // file: the read error then cuts the body and starts a verification.
         if read.is_err() || Digest::of(digest.algorithm(), &bytes) != *digest {
             return Ok(Some(ManifestContent::Stored { media_type, blob }));
         }
@@ -187,25 +186,21 @@ impl Manifests {
     }
 
     fn media_type(&self, repository: &Repository, digest: &Digest) -> Result<Option<String>, StoreError> {
-        let linked = match self.context.store.link(repository, digest) {
-            Ok(link) => link.and_then(|link| link.media_type),
-            Err(problem) if problem.is_without_index() => None,
-            Err(problem) => return Err(problem),
-        };
-        if linked.is_some() {
-            return Ok(linked);
+        let link = self.context.known_link(repository, digest)?;
+        if let Some(media_type) = link.and_then(|link| link.media_type) {
+            return Ok(Some(media_type));
         }
-        // Not a manifest of this repository as far as is known: only its own text can say what it is.
+        // The index does not know it as a manifest of this repository, so its own text must state the media type.
         let bytes = self.context.store.read_small(digest)?;
         let manifest = bytes.and_then(|bytes| Manifest::parse(&bytes, None).ok());
         Ok(manifest.map(|manifest| manifest.media_type))
     }
 
-    /// Has upstream asked for a manifest, or joins the question that is under way. `looked`: the store's stamp when it was
-    /// last looked for here and not found.
+    /// Asks upstream for a manifest, or joins the question that is under way. `looked`: the store's stamp when the manifest
+    /// was last looked up and not found.
     ///
     /// # Errors
-    /// [`Refusal::Busy`] if too many questions wait.
+    /// [`Refusal::Busy`] if the queue for questions is full.
     fn begin(
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,
@@ -220,10 +215,10 @@ impl Manifests {
         self.asked.upstream.join(lanes, &key, ask).map_err(|_| queue_full())
     }
 
-    /// Has a manifest fetched that nobody waits for.
+    /// Fetches a manifest in the background.
     ///
     /// # Errors
-    /// [`Refusal::Busy`] if too many questions wait; the registry may not be configured.
+    /// [`Refusal::Busy`] if the queue for questions is full; the registry may not be configured.
     pub(in crate::mirror) fn prefetch(
         self: &Arc<Self>,
         repository: &Repository,
@@ -233,14 +228,14 @@ impl Manifests {
         self.begin(&upstream, repository, digest, None).map(drop)
     }
 
-    /// Has a manifest that is not here asked of the peers, beside the lanes of an upstream that cannot answer.
+    /// Asks the peers for a manifest, on lanes of their own: those of the upstream may all be waiting for it.
     fn begin_with_peers(
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,
         repository: &Repository,
         digest: &Digest,
     ) -> Result<ManifestWait, Refusal> {
-        if self.live_kit(repository).is_none() {
+        if self.context.live_kit(&repository.registry).is_none() {
             return Err(unavailable(upstream, digest));
         }
         let key = (repository.clone(), digest.clone());
@@ -274,7 +269,7 @@ impl Manifests {
             Held::OnDisk => self.here(repository, digest, None).await?,
             Held::NotStored { media_type, bytes, slot } => {
                 let slot = slot.ok_or_else(Streams::busy)?;
-                Some(ManifestContent::NotStored { media_type, bytes: slot.pay_for(bytes) })
+                Some(ManifestContent::NotStored { media_type, bytes: slot.hold_with(bytes) })
             }
         };
         let content = content.ok_or_else(|| Refusal::not_here(Missing::Manifest, digest))?;
@@ -289,7 +284,7 @@ impl Manifests {
         digest: &Digest,
         looked: Option<Stamp>,
     ) -> Result<ManifestOutcome, Refusal> {
-        // Another question may have ended between this one's look at the disk and its turn.
+        // Another question may have brought it since this one was queued.
         let changed = looked.is_none() || looked != self.context.store.stamp();
         if changed && let Ok(Some(_)) = self.read(repository, digest, None) {
             return Ok(ManifestOutcome { source: ByteSource::Fill, held: Held::OnDisk });
@@ -308,16 +303,17 @@ impl Manifests {
         }
     }
 
-    /// Takes a manifest from a peer that has it; runs on a lane. `cause`: why upstream does not give it.
+    /// Fetches a manifest from a peer; runs on a lane. `cause`: why upstream cannot send it.
     fn take_from_peers(
         &self,
         repository: &Repository,
         digest: &Digest,
         cause: &dyn Fn() -> String,
     ) -> Result<ManifestOutcome, Refusal> {
-        let found = self.live_kit(repository).and_then(|kit| kit.manifest(repository, digest));
+        let kit = self.context.live_kit(&repository.registry);
+        let found = kit.and_then(|kit| kit.manifest(repository, digest));
         let Some(found) = found else { return Err(Refusal::Unavailable(cause())) };
-        // The hash is right, and so the text is what somebody's upstream holds; what it is must still be plain.
+        // The hash is right; the media type must still match the content.
         let manifest = Manifest::parse(&found.bytes, Some(&found.media_type))
             .map_err(|why| Refusal::Unavailable(format!("{}; peer {}: {why}", cause(), found.peer)))?;
         let (bytes, media_type) = (&found.bytes, &manifest.media_type);
@@ -328,7 +324,7 @@ impl Manifests {
         self.outcome(ByteSource::Peer, stored, digest, media_type, found.bytes, public)
     }
 
-    /// What a question has brought: a manifest that the disk would not take is passed on and not stored.
+    /// The outcome after an attempt to store a manifest: one that cannot be stored is served from memory.
     fn outcome(
         &self,
         source: ByteSource,
@@ -343,7 +339,7 @@ impl Manifests {
             Ok(()) if small => Held::Small(SmallManifest::new(media_type, digest, bytes)),
             Ok(()) => Held::OnDisk,
             Err(problem) if problem.is_disk_failure() || problem.is_without_index() => {
-                log::warn!("manifest {digest} is passed on and not stored: {problem}");
+                log::warn!("manifest {digest} is served and not stored: {problem}");
                 let (media_type, bytes) = (media_type.to_owned(), Bytes::from(bytes));
                 Held::NotStored { media_type, bytes, slot: self.streams.slot() }
             }
@@ -352,8 +348,8 @@ impl Manifests {
         Ok(ManifestOutcome { source, held })
     }
 
-    /// Stores a manifest that came with the answer to another question; a store that cannot take it is no reason to fail
-    /// that question.
+    /// Stores a manifest that came with the answer to another question. A failure is only logged, so that the other
+    /// question does not fail.
     pub(in crate::mirror) fn keep(
         &self,
         upstream: &Upstream,
@@ -388,10 +384,5 @@ impl Manifests {
         self.reserve.with_room_for_manifest(digest, bytes.len() as u64, || {
             self.context.store.put_manifest(repository, digest, media_type, bytes, class)
         })
-    }
-
-    /// The peers that can be asked for what a repository's upstream cannot give now.
-    fn live_kit(&self, repository: &Repository) -> Option<&Arc<Kit>> {
-        self.context.live_kit(&repository.registry)
     }
 }

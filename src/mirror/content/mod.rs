@@ -1,14 +1,14 @@
-//! Content by digest: from the disk, or from upstream - or a peer, while upstream cannot be reached - on its way to it.
+//! Content by digest: from the disk, else from upstream, or from a peer while upstream cannot be reached.
 //!
 //! | file | what |
 //! |---|---|
 //! | `manifest` | manifests, and the small ones kept in memory |
-//! | `blob` | blobs: a hit, a fill, or a stream |
-//! | `stream` | what is passed on and not stored |
-//! | `repair` | refetching what was corrupt |
+//! | `blob` | blobs: a hit, a fill, or an uncached stream |
+//! | `stream` | streams to one client that are not stored |
+//! | `repair` | refetching corrupt blobs |
 //!
-//! Content names itself, so what is here is served without asking anybody - unless it was fetched with credentials.
-//! What arrives is announced ([`Arrivals`]); nothing in here knows of tags.
+//! A digest proves its content, so cached content is served without asking upstream, unless it is private. New content is
+//! announced ([`Arrivals`]); nothing in here knows of tags.
 //!
 //! [`Arrivals`]: super::context::Arrivals
 
@@ -28,17 +28,16 @@ pub(super) use manifest::{AskedManifests, Manifests};
 pub(super) use repair::Repairs;
 pub(super) use stream::Streams;
 
-use super::access::Possession;
 use super::context::Context;
 use crate::oci::{Digest, Repository};
 use crate::store::{Blob, StoreError};
 
-/// What is on the disk for a digest, as far as a repository may see it.
+/// What is on the disk for a digest, as seen through a repository.
 enum Lookup {
     Here(Blob),
-    /// Nothing.
+    /// It is not here.
     Absent,
-    /// Content that this repository's upstream was not seen to hold.
+    /// It is here, but this repository's upstream is not known to hold it.
     Unproven,
 }
 
@@ -50,15 +49,12 @@ fn look_up(context: &Context, repository: &Repository, digest: &Digest) -> Resul
     }
 }
 
-/// Whether `blob`, which was found for `digest`, may be seen through a repository.
+/// Whether `blob`, which was found for `digest`, may be served through a repository.
 fn judge(
     context: &Context,
     repository: &Repository,
     digest: &Digest,
     blob: Blob,
 ) -> Result<Lookup, StoreError> {
-    Ok(match context.possession(repository, digest, &blob)? {
-        Possession::Proven => Lookup::Here(blob),
-        Possession::Unproven => Lookup::Unproven,
-    })
+    Ok(if context.holds(repository, digest, &blob)? { Lookup::Here(blob) } else { Lookup::Unproven })
 }

@@ -1,4 +1,4 @@
-//! Repair: what was corrupt is fetched again where its upstream can be reached and something still needs it.
+//! Repair: corrupt blobs are refetched if a repository still needs them and its upstream can be reached.
 
 use super::super::context::Context;
 use super::super::fill::FillPool;
@@ -11,7 +11,7 @@ use crate::sync::Mutex;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-/// Corrupt content, and how often it was tried to be fetched again.
+/// Corrupt blobs, and how often a refetch was due.
 pub(in crate::mirror) struct Repairs {
     context: Arc<Context>,
     manifests: Arc<Manifests>,
@@ -28,19 +28,19 @@ impl Repairs {
         Repairs { context, manifests, fills, tried: Mutex::default() }
     }
 
-    /// An upstream is back: what was corrupt is tried again at the next occasion.
+    /// An upstream is back: all corrupt blobs are tried at the next turn.
     pub(in crate::mirror) fn retry(&self) {
         self.tried.lock().values_mut().for_each(|tried| *tried = 1);
     }
 
-    /// Begins to refetch what is in quarantine, and does not wait for it.
+    /// Begins to refetch the blobs in quarantine, without waiting for them.
     pub(in crate::mirror) fn refetch(&self) {
         let mut known = self.tried.lock();
         let corrupt: HashSet<Digest> = self.context.store.quarantined().into_iter().collect();
         known.retain(|digest, _| corrupt.contains(digest));
         for digest in corrupt {
             let tried = known.entry(digest.clone()).or_default();
-            // It is worth a try for as long as it is wanted, at growing distances, and at once when an upstream is back.
+            // It is tried for as long as it is needed, with growing pauses, and at once when an upstream is back.
             *tried = tried.saturating_add(1);
             if !tried.is_power_of_two() {
                 continue;

@@ -1,8 +1,8 @@
 //! Small public manifests, kept in memory until the store changes.
 //!
-//! Invariants. One is given out only while the store's stamp is the one that was taken before it was read, so it is as
-//! right as if it were read now. What needs a login is never kept. All of them together cost no more than
-//! [`budget::SMALL_MANIFESTS_BYTES_MAX`]; when that is reached they are forgotten and read again.
+//! Invariants. A manifest is served from here only while the store's stamp equals the one taken before the manifest was
+//! read, so it is as correct as if read now. Private manifests are never kept. All together cost no more than
+//! [`budget::SMALL_MANIFESTS_BYTES_MAX`]; beyond that all are forgotten and read again.
 
 use crate::budget;
 use crate::oci::{Digest, Repository};
@@ -11,7 +11,7 @@ use crate::sync::Mutex;
 use bytes::Bytes;
 use std::collections::HashMap;
 
-/// A manifest with its bytes at hand, which hash to its digest.
+/// A manifest with its verified bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SmallManifest {
     /// The media type to serve it with.
@@ -23,7 +23,7 @@ pub struct SmallManifest {
 }
 
 impl SmallManifest {
-    /// A manifest of which it is known that it hashes to `digest`.
+    /// `bytes` must hash to `digest`.
     pub(super) fn new(media_type: &str, digest: &Digest, bytes: Vec<u8>) -> SmallManifest {
         let media_type = Bytes::from(media_type.to_owned());
         SmallManifest { media_type, quoted: digest.quoted().into(), bytes: bytes.into() }
@@ -41,7 +41,7 @@ struct Kept {
 }
 
 impl SmallManifests {
-    /// The manifest `key`, if it is kept and holds at `stamp`.
+    /// The manifest `key`, if it was kept with this stamp.
     pub(super) fn find(&self, stamp: Stamp, key: &(Repository, Digest)) -> Option<SmallManifest> {
         let kept = self.0.lock();
         kept.manifests.get(key).filter(|(at, _)| *at == stamp).map(|(_, manifest)| manifest.clone())

@@ -1,8 +1,7 @@
-//! Uncached streams: content that the disk does not take is given to the client that asked, and not stored.
+//! Uncached streams: content that cannot be stored is streamed to the client that asked for it.
 //!
-//! Each client costs the upstream its bytes, and a range costs those before it, because nothing is believed before the
-//! hash of it all is right: here too the last piece is held back until then. As many are streamed as there are download
-//! slots; one more is [`Refusal::Busy`].
+//! Each client costs a download from its first byte on, also for a range: the last piece is held back until the hash of
+//! the complete blob is right. There are as many streams as download slots; one more is [`Refusal::Busy`].
 
 use super::super::context::Context;
 use super::super::fill::download_failed;
@@ -19,31 +18,31 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 /// The pieces of a blob on their way from an upstream to one client.
 pub type Pieces = mpsc::Receiver<io::Result<Bytes>>;
 
-/// What is streamed and not stored.
+/// Uncached streams.
 pub(in crate::mirror) struct Streams {
     context: Arc<Context>,
     slots: Arc<Semaphore>,
 }
 
-/// The right to pass something on from memory.
+/// The right to serve content from memory.
 #[derive(Debug, Clone)]
 pub(super) struct StreamSlot {
     _permit: Arc<OwnedSemaphorePermit>,
 }
 
 impl StreamSlot {
-    /// `bytes`, which keep the slot taken while they are read.
-    pub(super) fn pay_for(&self, bytes: Bytes) -> Bytes {
-        struct Paid {
+    /// `bytes` that keep the slot until they are dropped.
+    pub(super) fn hold_with(&self, bytes: Bytes) -> Bytes {
+        struct Held {
             bytes: Bytes,
             _slot: StreamSlot,
         }
-        impl AsRef<[u8]> for Paid {
+        impl AsRef<[u8]> for Held {
             fn as_ref(&self) -> &[u8] {
                 &self.bytes
             }
         }
-        Bytes::from_owner(Paid { bytes, _slot: self.clone() })
+        Bytes::from_owner(Held { bytes, _slot: self.clone() })
     }
 }
 
@@ -68,7 +67,7 @@ impl Streams {
         slot.ok().map(|permit| StreamSlot { _permit: Arc::new(permit) })
     }
 
-    /// Every slot is taken.
+    /// All slots are in use.
     pub(super) fn busy() -> Refusal {
         Refusal::Busy("all fetch.streams download slots are in use; retry".into())
     }
@@ -76,7 +75,7 @@ impl Streams {
     /// Streams a blob: its size, and its pieces from the first byte on. `cause`: why it is not stored.
     ///
     /// # Errors
-    /// As for any blob; [`Refusal::Busy`] when every slot is taken.
+    /// As for any blob; [`Refusal::Busy`] when all slots are in use.
     pub(super) async fn stream_uncached(
         &self,
         repository: &Repository,
@@ -89,7 +88,7 @@ impl Streams {
         log::warn!("{digest} of {repository} is streamed and not stored: {cause}");
         let blob = UncachedBlob { upstream, repository: repository.clone(), digest: digest.clone(), stated };
         let (opened, total) = oneshot::channel();
-        let (pieces, received) = mpsc::channel(budget::THROUGH_PIECES);
+        let (pieces, received) = mpsc::channel(budget::STREAM_PIECES);
         std::thread::Builder::new()
             .name("stream".into())
             .stack_size(budget::THREAD_STACK_BYTES)
@@ -105,8 +104,7 @@ impl Streams {
         }
     }
 
-    /// Goes on with a download that the disk would not take to its end, for one client: the blob of `total` bytes comes
-    /// from its first byte again.
+    /// Streams a blob of `total` bytes to one client, from its first byte, because its download could not be stored.
     ///
     /// # Errors
     /// As [`Streams::stream_uncached`]; [`Refusal::Unavailable`] if its size has changed.
@@ -125,7 +123,7 @@ impl Streams {
 }
 
 impl UncachedBlob {
-    /// Says in `opened` how large the blob is, and passes it on.
+    /// Sends the size of the blob to `opened`, then the blob to `pieces`.
     fn run(&self, opened: oneshot::Sender<Result<u64, Refusal>>, pieces: &mpsc::Sender<io::Result<Bytes>>) {
         let mut stream = match self.upstream.open_blob(&self.repository.name, &self.digest, 0) {
             Ok(stream) => stream,
@@ -152,8 +150,8 @@ impl UncachedBlob {
     }
 }
 
-/// Passes a body on, all but its last piece as it comes, and that once the hash of the whole is right. `Err` says what
-/// went wrong; a client that has gone is no failure.
+/// Forwards a body as it comes, and its last piece once the hash of the complete body is right. `Err` says what went
+/// wrong; a client that has left is no failure.
 fn pass_on(
     mut read: impl FnMut(&mut [u8]) -> Result<usize, String>,
     digest: &Digest,
@@ -162,7 +160,7 @@ fn pass_on(
 ) -> Result<(), String> {
     let mut hasher = Hasher::new(digest.algorithm());
     let held_back = usize::try_from(budget::HELD_BACK_BYTES).unwrap_or(usize::MAX);
-    // What has come and has not been passed on: never more than a chunk and what is held back.
+    // Received and not yet forwarded: never more than a chunk and the last piece.
     let mut waiting = Vec::new();
     let mut chunk = vec![0; budget::SERVE_CHUNK_BYTES];
     let mut come = 0u64;

@@ -5,7 +5,7 @@
 //! | `pool` | the queue and the slots: which fill runs, which are parked |
 //! | `run` | one run of one fill in a slot |
 //!
-//! A fill that upstream goes away from is parked, its bytes stay, and it is taken up when upstream is back.
+//! When upstream cannot be reached any more, a fill is parked: its bytes stay, and it resumes when upstream is back.
 
 mod pool;
 mod queue;

@@ -1,4 +1,4 @@
-//! The pool: which fills there are, which of them run, and what becomes of those that cannot go on.
+//! The pool: all fills, the slots that run them, and the retries of parked ones.
 
 use super::super::context::{Arrivals, Context};
 use super::super::progress::{Demand, Fill, FillTable, Phase};
@@ -64,11 +64,11 @@ impl FillPool {
         self.table.find(&self.key(repository, digest))
     }
 
-    /// Joins the fill of a blob or begins one, and whether it was joined. A parked one is taken up, with the same bytes
-    /// from this repository if it was another's.
+    /// Joins the fill of a blob or begins one; `true`: joined. A parked fill resumes. If it belongs to another repository,
+    /// a fill of this repository takes over its bytes.
     ///
     /// # Errors
-    /// [`Refusal::Busy`] if as many fills wait as may.
+    /// [`Refusal::Busy`] if there are [`budget::FILLS_MAX`] fills.
     pub(in crate::mirror) fn begin(
         &self,
         repository: &Repository,
@@ -88,7 +88,7 @@ impl FillPool {
                 return Ok((fill, true));
             }
             table.remove(&key);
-            let taken_over = format!("{repository} goes on with it");
+            let taken_over = format!("{repository} continues it");
             fill.set_phase(Phase::Failed(Refusal::Unavailable(taken_over)));
         }
         if self.queue.is_closed() || table.len() >= budget::FILLS_MAX {
@@ -100,14 +100,14 @@ impl FillPool {
         Ok((fill, false))
     }
 
-    /// Takes up the parked fills of a registry whose upstream is back.
+    /// Resumes the parked fills of a registry whose upstream is back.
     pub(in crate::mirror) fn resume(&self, registry: &RegistryName) {
         let table = self.table.lock();
         let parked = table.values().filter(|fill| fill.key.registry == *registry && fill.is_parked());
         parked.for_each(|fill| self.enqueue(fill));
     }
 
-    /// Tries parked fills whose upstream answers but which could not go on, with growing pauses.
+    /// Retries fills that are parked although their upstream answers, with growing pauses.
     pub(in crate::mirror) fn revive(&self, now: Instant) {
         let mut revivals = self.revivals.lock();
         let mut table = self.table.lock();
@@ -132,11 +132,11 @@ impl FillPool {
         }
     }
 
-    /// Takes up what an earlier process left unfinished.
+    /// Resumes the fills that an earlier process left unfinished.
     pub(in crate::mirror) fn resume_staged(&self) {
         let store = &self.context.store;
         for (key, from, bytes) in store.unfinished() {
-            // What 0.1.0 left has no class, and is taken up as that of its registry.
+            // Files of 0.1.0 have no class; they get that of their registry.
             let class = self.context.class_of(&key.registry);
             let same = key.class == class || key.class == AccessClass::Unproven;
             let configured = self.context.upstreams.find(&key.registry).is_some();
@@ -152,12 +152,12 @@ impl FillPool {
         }
     }
 
-    /// Fills that are not parked, and parked ones.
+    /// The number of fills that are not parked, and of parked ones.
     pub(in crate::mirror) fn counts(&self) -> (usize, usize) {
         self.table.counts()
     }
 
-    /// No fill goes on after its present chunk; what is staged stays for the next start.
+    /// Ends all fills after their current chunk. Staged bytes stay for the next start.
     pub(in crate::mirror) fn stop(&self) {
         self.queue.close();
     }
@@ -201,7 +201,7 @@ impl FillPool {
         }
     }
 
-    /// Takes a fill off the table, but not one that has taken its place.
+    /// Removes a fill from the table, but not another one with the same key.
     fn forget(&self, fill: &Arc<Fill>) {
         let mut table = self.table.lock();
         if table.get(&fill.key).is_some_and(|known| Arc::ptr_eq(known, fill)) {
@@ -216,7 +216,7 @@ impl Drop for FillPool {
     }
 }
 
-/// A slot's life. It holds the pool only while it has something to run.
+/// The loop of a slot. It holds the pool only while a fill runs.
 fn serve_queue(queue: &FillQueue<Arc<Fill>>, pool: &Weak<FillPool>) {
     while let Some(fill) = queue.next(|fill| fill.is_demanded()) {
         let Some(pool) = pool.upgrade() else { return };
@@ -229,7 +229,7 @@ fn serve_queue(queue: &FillQueue<Arc<Fill>>, pool: &Weak<FillPool>) {
     }
 }
 
-/// A download ended without saying how.
+/// A download ended without a result.
 pub(in crate::mirror) fn download_failed() -> Refusal {
     Refusal::Failed("the download failed; the log says how".into())
 }

@@ -1,6 +1,6 @@
 //! The queue for the download slots, and when parked fills are tried again. Pure but for its lock.
 //!
-//! What clients wait for goes before what larder fetches for later; among equals the first comes first.
+//! Fills that clients wait for come before fills for later use; among equals the first comes first.
 
 use crate::budget;
 use crate::store::ContentKey;
@@ -48,7 +48,7 @@ impl<T> FillQueue<T> {
         }
     }
 
-    /// Nothing comes out of it any more.
+    /// From now on `next` returns `None`.
     pub(super) fn close(&self) {
         self.state.lock().closed = true;
         self.wake.notify_all();
@@ -59,30 +59,30 @@ impl<T> FillQueue<T> {
     }
 }
 
-/// How often a parked fill was tried since it last had a byte, and when it is tried next.
+/// How often a parked fill was retried since it last received a byte, and when the next retry is due.
 #[derive(Debug, Default)]
 struct Revival {
     tried: u32,
     at: Option<Instant>,
 }
 
-/// When each parked fill is tried again: with growing pauses, and not for ever.
+/// The retries of parked fills: with growing pauses, and a limited number.
 #[derive(Debug, Default)]
 pub(super) struct Revivals(HashMap<ContentKey, Revival>);
 
-/// What becomes of a parked fill.
+/// What to do with a parked fill now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Parked {
-    /// It stays parked.
+    /// Leave it parked.
     Rest,
-    /// It is tried again.
+    /// Run it.
     Retry,
-    /// It was tried often enough.
+    /// End it: it was tried often enough.
     GiveUp,
 }
 
 impl Revivals {
-    /// Whether it is time for a parked fill.
+    /// What to do with a parked fill at `now`.
     pub(super) fn look(&mut self, key: &ContentKey, now: Instant) -> Parked {
         let revival = self.0.entry(key.clone()).or_default();
         let pause = budget::FILL_REVIVAL_PAUSE * 2u32.saturating_pow(revival.tried.min(8));

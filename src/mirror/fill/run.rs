@@ -1,4 +1,4 @@
-//! One run of one fill in a download slot: stages what comes from upstream or peers, verifies the hash, publishes.
+//! One run of one fill in a download slot: stages bytes from upstream or peers, verifies the hash, publishes the blob.
 
 use super::super::context::outage_text;
 use super::super::progress::{Fill, Phase};
@@ -15,9 +15,9 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// How a run of a fill can end short of the complete blob.
+/// How a run can end without the complete blob.
 pub(super) enum Ending {
-    /// It can go on later.
+    /// It can resume later.
     Parked(String),
     /// It cannot.
     Failed(Refusal),
@@ -39,7 +39,7 @@ impl From<StoreError> for Ending {
 
 /// How copying a body ended.
 enum Copied {
-    ToTheEnd,
+    Complete,
     Cut(String),
 }
 
@@ -47,10 +47,10 @@ enum Copied {
 pub(super) struct Run<'a> {
     pool: &'a FillPool,
     fill: &'a Fill,
-    /// Attempts in a row that brought not a byte.
+    /// Attempts in a row that brought no byte.
     fruitless: u32,
     reservation: Reservation<'a>,
-    /// The content was put together from several answers, so a wrong hash may be the seam's fault.
+    /// The content comes from several answers; if the hash is wrong, they may not fit together.
     resumed: bool,
 }
 
@@ -86,7 +86,7 @@ impl<'a> Run<'a> {
             (Err(Ending::Parked(cause)), Some(kit)) if !self.pool.is_stopping() => {
                 if !self.take_from_peers(kit, &mut staged)? {
                     if down && staged.is_empty() {
-                        // It was begun for the peers alone, and none has it.
+                        // It was begun only for the peers, and none has it.
                         staged.discard();
                         let text = format!("{cause}; {} is not cached", fill.digest());
                         return Err(Ending::Failed(Refusal::Unavailable(text)));
@@ -123,14 +123,14 @@ impl<'a> Run<'a> {
                     self.publish(staged, total);
                     let read = |chunk: &mut [u8]| stream.read(chunk).map_err(|failure| failure.to_string());
                     match self.copy(total, read, staged)? {
-                        Copied::ToTheEnd => return Ok(()),
+                        Copied::Complete => return Ok(()),
                         Copied::Cut(cause) => self.pause(upstream.link(), &cause)?,
                     }
                 }
                 Err(failure) if failure.is_outage() => self.pause(upstream.link(), &failure.to_string())?,
                 Err(failure) => {
-                    // What upstream no longer has, or sends wrong, cannot be finished; what it denies today may be
-                    // allowed tomorrow.
+                    // If upstream has lost it or sends wrong bytes, it cannot be finished. If upstream denies it, that may
+                    // change.
                     if staged.is_empty() || !matches!(failure, Failure::Denied { .. }) {
                         staged.discard();
                     }
@@ -140,13 +140,13 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Has the peers send what is missing, one after the other. `false`: none of them could send all of it.
+    /// Downloads what is missing from the peers, one after the other. `false`: none could send all of it.
     ///
-    /// Only where the size is known: a peer that lied about it would have clients promised a wrong length.
+    /// This is done only if the size is known: with a peer's false size, clients would get a wrong length.
     fn take_from_peers(&mut self, kit: &Kit, staged: &mut Staged) -> Result<bool, Ending> {
         let fill = self.fill;
         let Some(known) = fill.stated.or(fill.progress.borrow().total) else { return Ok(false) };
-        // Whoever fails is left out by the kit, so that this ends; the bound is for peers that fail at once and return.
+        // The kit leaves out peers that fail, so this ends; the bound is for peers that fail and return at once.
         for _ in 0..budget::PEERS_MAX {
             let begin = staged.len();
             let Some(mut stream) = kit.blob(&fill.repository, fill.digest(), begin) else {
@@ -169,7 +169,7 @@ impl<'a> Run<'a> {
             let Err(problem) = staged.matches() else { return Ok(true) };
             let others = if begin > 0 { " (others sent its beginning)" } else { "" };
             stream.is_wrong(&format!("{problem}{others}"));
-            // Begins at zero, so that the next source does not add to what is wrong.
+            // The next source begins at zero and not behind wrong bytes.
             staged.discard();
             return Err(Ending::Failed(Refusal::Unavailable(format!("peer {peer} sent wrong bytes"))));
         }
@@ -191,7 +191,7 @@ impl<'a> Run<'a> {
                 return Err(Ending::Parked("larder is stopping".into()));
             }
             match read(&mut chunk) {
-                Ok(0) if total.is_none_or(|total| staged.len() == total) => return Ok(Copied::ToTheEnd),
+                Ok(0) if total.is_none_or(|total| staged.len() == total) => return Ok(Copied::Complete),
                 Ok(0) => return Ok(Copied::Cut("the body ended early".into())),
                 Ok(n) if staged.len() + n as u64 > limit => {
                     staged.discard();
@@ -199,7 +199,7 @@ impl<'a> Run<'a> {
                 }
                 Ok(n) => {
                     if let Err(problem) = staged.append(&chunk[..n]) {
-                        // What cannot be finished takes no room from what can, and is not to be believed.
+                        // It cannot be finished, so it should not use the disk; its bytes cannot be trusted either.
                         staged.discard();
                         return Err(problem.into());
                     }
@@ -216,14 +216,14 @@ impl<'a> Run<'a> {
     fn finish(&mut self, staged: Staged) -> Result<(), Ending> {
         let (fill, store) = (self.fill, &self.pool.context.store);
         let known = store.open_blob(fill.digest()).ok().flatten();
-        // What everybody may read stays so.
+        // Public content stays public.
         let class =
             if known.is_some_and(|blob| !blob.private) { AccessClass::Public } else { fill.key.class };
         fill.progress.send_modify(|progress| progress.total = Some(staged.len()));
         match staged.publish(store, class) {
             Ok(()) => {}
             Err(StoreError::Mismatch { actual, .. }) => {
-                let seam = if self.resumed { " (it was put together from several answers)" } else { "" };
+                let seam = if self.resumed { " (it was assembled from several answers)" } else { "" };
                 return Err(self.wrong(format!("sent content that hashes to {actual}{seam}")));
             }
             Err(problem) => return Err(problem.into()),
@@ -251,7 +251,7 @@ impl<'a> Run<'a> {
         self.reservation.make(rest).map_err(Ending::from)
     }
 
-    /// Tells clients how far it is, less what is held back until the hash is right.
+    /// Publishes the progress, except the last bytes, which are held back until the hash is right.
     fn publish(&self, staged: &Staged, total: Option<u64>) {
         self.fill.progress.send_modify(|progress| {
             progress.total = progress.total.or(total);
@@ -261,13 +261,13 @@ impl<'a> Run<'a> {
         });
     }
 
-    /// Waits a little before the next attempt; parks the fill when there is no point in one.
+    /// Pauses before the next attempt, or parks the fill if another attempt makes no sense.
     fn pause(&mut self, link: LinkState, cause: &str) -> Result<(), Ending> {
         self.fruitless += 1;
         if self.fruitless > budget::FILL_FRUITLESS_TRIES || matches!(link, LinkState::Down { .. }) {
             return Err(Ending::Parked(cause.to_owned()));
         }
-        log::debug!("{} goes on after a cut: {cause}", self.fill.digest());
+        log::debug!("{} resumes after a cut: {cause}", self.fill.digest());
         std::thread::sleep(budget::FILL_RETRY_PAUSE * self.fruitless);
         Ok(())
     }

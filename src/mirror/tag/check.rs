@@ -11,7 +11,7 @@ use std::time::Instant;
 use super::super::lane::QueueFull;
 use super::super::single_flight::Wait;
 
-/// What upstream says of a tag.
+/// Upstream's answer for a tag.
 #[derive(Debug, Clone)]
 pub(super) struct UpstreamDigest {
     pub(super) digest: Digest,
@@ -20,7 +20,7 @@ pub(super) struct UpstreamDigest {
 }
 
 impl Tags {
-    /// Has upstream asked for a tag, or joins the question that is under way.
+    /// Asks upstream for a tag, or joins the question that is under way.
     pub(super) fn begin_check(
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,
@@ -33,8 +33,8 @@ impl Tags {
         self.checks.join(lanes, &key, move || tags.check(&asked, &question.0, &question.1))
     }
 
-    /// Has an upstream that is down asked in the background now and then: there are registries whose `/v2/`, which probes
-    /// ask for, fails while their manifests are well.
+    /// Asks an upstream that is down in the background, but not too often: there are registries whose `/v2/`, which probes
+    /// ask for, fails while their manifests can be had.
     pub(super) fn check_in_background(
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,
@@ -45,7 +45,7 @@ impl Tags {
         let due = {
             let mut last = self.last_background_check.lock();
             let last = last.entry(upstream.name().clone()).or_insert(now);
-            let due = now.duration_since(*last) >= budget::BESIDE_EVERY;
+            let due = now.duration_since(*last) >= budget::BACKGROUND_CHECK_EVERY;
             if due {
                 *last = now;
             }
@@ -70,7 +70,7 @@ impl Tags {
                 let stated = head.media_type.zip(head.size);
                 (UpstreamDigest { digest, stated }, head.date, head.endpoint)
             }
-            // Not every registry tells a digest on HEAD; then there is no way but to take the manifest.
+            // Not every registry sends a digest on HEAD; then the manifest must be fetched.
             None => {
                 let fetched = upstream.fetch_manifest(&repository.name, &reference)?;
                 self.manifests.keep(upstream, repository, &fetched);
@@ -87,7 +87,7 @@ impl Tags {
         };
         let noted = self.context.store.tag_seen(repository, tag, &seen);
         if let Err(problem) = noted.and_then(|record| self.settler.settle(repository, tag, &record)) {
-            log::warn!("{repository}:{tag} is {} but that could not be noted: {problem}", answer.digest);
+            log::warn!("{repository}:{tag} is {}, but that could not be saved: {problem}", answer.digest);
         }
         Ok(answer)
     }

@@ -1,6 +1,7 @@
-//! Claims: what peers say of a tag while its upstream cannot be reached (rule 8), and what they are offered in turn.
+//! Claims: the answers of peers about a tag while its upstream cannot be reached (rule 8), and this board's own answers
+//! to peers.
 //!
-//! A claim does not move the *seen* pointer, and it is used only where nothing that this board verified itself is newer.
+//! A claim does not move the *seen* pointer. It is used only if this board has verified nothing newer itself.
 
 use super::super::access::{Access, Viewer};
 use super::super::context::{Context, reach};
@@ -9,7 +10,7 @@ use super::resolve::Tags;
 use super::table::TagTable;
 use crate::budget;
 use crate::clock;
-use crate::decide::{self, PeerWord};
+use crate::decide::{self, PeerClaim};
 use crate::fetch::Upstream;
 use crate::image::closure;
 use crate::kit::Claim;
@@ -18,7 +19,7 @@ use crate::store::StoreError;
 use std::sync::Arc;
 
 impl Tags {
-    /// When the version that is complete here was last named, as far as a claim has to be newer.
+    /// When upstream last named the version that is complete here; a claim must be newer.
     fn named_at(&self, repository: &Repository, tag: &Tag, local: &LocalTag) -> Option<u64> {
         let version = local.complete.as_ref()?;
         if !local.complete_is_seen() {
@@ -28,7 +29,7 @@ impl Tags {
         self.table.named_at(&(repository.clone(), tag.clone()), seen.unix)
     }
 
-    /// What a peer says that a tag is, where that is better than what is here.
+    /// The best claim of a peer, if it is better than the version that is here.
     pub(super) async fn claim(
         self: &Arc<Self>,
         upstream: &Upstream,
@@ -42,13 +43,13 @@ impl Tags {
             return None;
         }
         let claims = kit.ask_tag(repository, tag, &self.context.config.now().platforms).await;
-        let words: Vec<PeerWord<'_>> =
-            claims.iter().map(|claim| PeerWord { digest: &claim.digest, named_at: claim.unix }).collect();
+        let offered: Vec<PeerClaim<'_>> =
+            claims.iter().map(|claim| PeerClaim { digest: &claim.digest, named_at: claim.unix }).collect();
         let ahead = budget::CLAIM_AHEAD_MAX.as_secs();
-        let (at, unix) = decide::best_claim(&words, here.complete, clock::trusted_unix(), ahead)?;
+        let (at, unix) = decide::best_claim(&offered, here.complete, clock::trusted_unix(), ahead)?;
         let claim = Claim { unix, ..claims[at].clone() };
         self.table.claim(&(repository.clone(), tag.clone()), &claim);
-        // All of it may be here already, by other tags.
+        // Its content may already be here, because of other tags.
         let (settler, settled) = (Arc::clone(&self.settler), repository.clone());
         let _ = self
             .context
@@ -61,8 +62,8 @@ impl Tags {
     }
 }
 
-/// The newest version of a tag that upstream named and that is complete and public, and when upstream named it. What
-/// peers said is not passed on: it would come back.
+/// The newest version of a tag that this board's upstream named and that is complete and public, and when upstream named
+/// it. Claims of peers are not passed on: they would come back.
 ///
 /// # Errors
 /// The store's.
@@ -84,7 +85,7 @@ pub(in crate::mirror) fn offer(
             continue;
         }
         if closure(store, platforms, &version.digest)?.is_complete() {
-            // Only of what upstream named last is it known when that was; one before it is offered without a time.
+            // The time is known only for the digest that upstream named last; an earlier one is offered without a time.
             let last = record.seen.as_ref().filter(|seen| seen.digest == version.digest);
             let key = (repository.clone(), tag.clone());
             let unix = last.and_then(|seen| table.named_at(&key, seen.unix));

@@ -1,4 +1,4 @@
-//! What the board itself can say of a tag.
+//! What this board itself knows of a tag.
 
 use super::super::content::SmallManifest;
 use crate::budget;
@@ -6,7 +6,7 @@ use crate::decide::Here;
 use crate::image;
 use crate::store::{TagRecord, TagVersion};
 
-/// What the store says of a tag, read at one time.
+/// What the store knows of a tag, read at one time.
 #[derive(Default)]
 pub(super) struct LocalTag {
     pub(super) record: Option<TagRecord>,
@@ -18,7 +18,7 @@ pub(super) struct LocalTag {
     pub(super) small: Option<SmallManifest>,
     /// What the nearest version lacks, if none is complete.
     pub(super) missing: Option<String>,
-    /// Why it can say nothing: there is no index, and none can be made.
+    /// Why nothing is known: there is no index, and none can be built.
     pub(super) unknown: Option<String>,
 }
 
@@ -29,13 +29,13 @@ impl LocalTag {
         Here { is_known: self.unknown.is_none(), ..here }
     }
 
-    /// Whether the complete version is what upstream named last.
+    /// Whether the complete version is the one that upstream named last.
     pub(super) fn complete_is_seen(&self) -> bool {
         let seen = self.record.as_ref().and_then(|record| record.seen.as_ref());
         seen.zip(self.complete.as_ref()).is_some_and(|(seen, complete)| seen.digest == complete.digest)
     }
 
-    /// What it costs in memory, about.
+    /// Its approximate cost in memory.
     pub(super) fn cost(&self) -> usize {
         let versions = self.record.as_ref().map_or(0, |record| record.history.len() + 2) + 1;
         let small =

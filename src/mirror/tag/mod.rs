@@ -2,11 +2,11 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `table` | all that is kept in memory of a tag |
-//! | `resolve` | asks and waits, then has `decide` choose |
+//! | `table` | everything that is kept in memory about tags |
+//! | `resolve` | asks and waits, then calls `decide` |
 //! | `check` | asks upstream for a tag and moves the pointers |
-//! | `settle` | listens for what arrives, and moves *complete* |
-//! | `claims` | what peers say of a tag |
+//! | `settle` | listens for new content, and moves *complete* |
+//! | `claims` | claims of peers about tags |
 
 mod check;
 mod claims;

@@ -1,8 +1,8 @@
-//! Answering a tag: asks and waits within a bound, has `decide` choose, and brings the manifest.
+//! Answering a tag: asks upstream and waits within a bound, calls `decide`, and fetches the manifest.
 //!
-//! Upstream is asked first wherever it can be reached. A question that outlives its bound goes on in the background and
-//! moves the pointer when it ends, so that a slow link is a request behind and never stuck. Nothing waits for an upstream
-//! that is known to be down.
+//! Upstream is asked first if it can be reached. A question that takes longer than its bound continues in the background
+//! and moves the pointer when it ends, so that over a slow link a tag is one request behind and never stuck. No request
+//! waits for an upstream that is known to be down.
 
 use super::super::content::{ManifestAnswer, ManifestContent, Manifests, SmallManifest};
 use super::super::context::{Context, outage_text, reach};
@@ -23,22 +23,22 @@ use crate::store::{Stamp, StoreError, TagVersion};
 use crate::sync::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// The answer to a tag.
 #[derive(Debug)]
 pub struct TagAnswer {
-    /// What the tag stands for.
+    /// The version that is served.
     pub digest: Digest,
-    /// Which rule said so.
+    /// The rule that chose it.
     pub tier: Tier,
-    /// Why nothing better answered, where the answer may be stale.
+    /// Why the answer may be stale, if it may be.
     pub cause: Option<String>,
-    /// What of its manifest there is.
+    /// Its manifest, or what is known of it.
     pub content: TagContent,
 }
 
-/// What is known of the manifest that a tag stands for.
+/// The manifest that a tag names, or what is known of it.
 #[derive(Debug)]
 pub enum TagContent {
     /// It is not here; media type and size in bytes as upstream stated them, which is all that a HEAD needs.
@@ -110,7 +110,7 @@ impl Tags {
         Tags { context, questions, manifests, table, settler, checks, last_background_check }
     }
 
-    /// What a tag is answered with. `head`: the manifest's bytes are not wanted.
+    /// Answers a tag. `head`: the manifest's bytes are not wanted.
     ///
     /// # Errors
     /// [`Refusal::Missing`] and [`Refusal::Denied`] are upstream's own answers; [`Refusal::Unavailable`] names the
@@ -152,7 +152,7 @@ impl Tags {
         Ok(other.with(answer))
     }
 
-    /// Another version in place of one that cannot be had.
+    /// Another version, if the chosen one cannot be fetched.
     async fn instead(
         self: &Arc<Self>,
         repository: &Repository,
@@ -242,7 +242,10 @@ impl Tags {
         tag: &Tag,
         wait: UpstreamWait,
     ) -> Result<Outcome, Refusal> {
-        let bound = self.upstream_wait(wait);
+        let bound = match wait {
+            UpstreamWait::Deadline => self.context.config.now().tags.resolve_deadline,
+            UpstreamWait::Long => budget::MISS_WAIT_MAX,
+        };
         let Ok(question) = self.begin_check(upstream, repository, tag) else {
             return Ok(Outcome::NotAsked(QUEUE_FULL.into()));
         };
@@ -255,13 +258,6 @@ impl Tags {
                 let registry = &repository.registry;
                 Ok(Outcome::Unreachable(format!("{registry} did not answer within {bound:?}")))
             }
-        }
-    }
-
-    fn upstream_wait(&self, wait: UpstreamWait) -> Duration {
-        match wait {
-            UpstreamWait::Deadline => self.context.config.now().tags.resolve_deadline,
-            UpstreamWait::Long => budget::MISS_WAIT_MAX,
         }
     }
 
@@ -308,8 +304,8 @@ impl Tags {
                 Ok(local) => return Ok(local),
                 Err(problem) => problem,
             };
-            // A rebuild takes a moment, and until then the owner's wishes are not known. Where the disk lets none be made
-            // upstream is asked all the same.
+            // During a rebuild pins and rollbacks are not known, so the request waits for its end. If the disk takes no
+            // index at all, upstream is asked without them.
             let unbuildable = self.context.store.cannot_rebuild();
             if matches!(problem, StoreError::Rebuilding) && unbuildable {
                 return Ok(LocalTag { unknown: Some(problem.to_string()), ..LocalTag::default() });
@@ -334,7 +330,7 @@ impl Tags {
         let (mut missing, mut small) = (None, None);
         let complete = served(&closures, &record)?.map(|(version, _)| version.clone());
         match (&complete, record.candidates().first()) {
-            // What goes wrong is found again, and reported, when the manifest is served.
+            // An error here occurs again, and is reported, when the manifest is served.
             (Some(version), _) => {
                 if let Ok(Some(ManifestContent::Small(read))) =
                     self.manifests.read(repository, &version.digest, stamp)
@@ -350,8 +346,8 @@ impl Tags {
         Ok(LocalTag { record: Some(record), complete, small, missing, rollback_is_here, unknown: None })
     }
 
-    /// The newest complete version of a repository, by name and digest, where it may stand in for a tag of which this is
-    /// here.
+    /// The newest complete version of the repository, by name and digest, if it may stand in for a tag with this local
+    /// state.
     async fn stand_in(
         &self,
         repository: &Repository,
@@ -381,7 +377,7 @@ impl Tags {
     }
 }
 
-/// Why nothing better answered; an older version of the repository is named.
+/// The cause of a stale answer, with the name of the version that stands in.
 fn cause_with_stand_in(cause: String, tier: Tier, stand_in: Option<&(String, Digest)>) -> String {
     match stand_in {
         Some((version, _)) if tier == Tier::OlderVersion => format!("{cause}; {version} stands in"),

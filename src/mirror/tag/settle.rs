@@ -7,7 +7,7 @@ use crate::oci::{Repository, Tag};
 use crate::store::{Observation, StoreError, TagRecord, TagVersion};
 use std::sync::Arc;
 
-/// Listens for arrivals and moves the *complete* pointers.
+/// Listens for new content and moves the *complete* pointers.
 pub(in crate::mirror) struct Settler {
     context: Arc<Context>,
     table: Arc<TagTable>,
@@ -18,7 +18,7 @@ impl Settler {
         Settler { context, table }
     }
 
-    /// Moves the tag's *complete* pointer if what upstream named last is complete.
+    /// Moves the tag's *complete* pointer if the version that upstream named last is complete.
     ///
     /// # Errors
     /// The store's.
@@ -41,7 +41,7 @@ impl Settler {
         tags.iter().try_for_each(|(tag, record)| self.settle(repository, tag, record))
     }
 
-    /// Notes the claims whose content is complete here by now as versions of their tags.
+    /// Records the claims whose content is now complete as versions of their tags.
     pub(super) fn settle_claims(&self, repository: &Repository) {
         for (tag, claim) in self.table.claims(repository) {
             let noted = self.context.closure(&claim.digest).and_then(|found| {
@@ -61,7 +61,7 @@ impl Settler {
                 Ok(false) | Err(StoreError::Rebuilding) => {}
                 Err(problem) => {
                     let peer = claim.peer;
-                    log::warn!("peer {peer}'s version of {repository}:{tag} was not noted: {problem}");
+                    log::warn!("peer {peer}'s version of {repository}:{tag} could not be saved: {problem}");
                 }
             }
         }
@@ -81,7 +81,7 @@ impl Arrivals for Settler {
     fn arrived(&self, repository: &Repository) {
         self.settle_claims(repository);
         if let Err(problem) = self.settle_all(repository) {
-            log::warn!("which tags of {repository} are complete could not be noted: {problem}");
+            log::warn!("the complete tags of {repository} could not be saved: {problem}");
         }
     }
 }

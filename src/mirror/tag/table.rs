@@ -1,9 +1,9 @@
-//! The one table of what is kept in memory of tags: what the store says, when upstream was last asked, what was last
-//! logged, and what a peer claims.
+//! The one table of what is kept in memory about tags: the store's record, the time of the last check with upstream, the
+//! last log line, and the claim of a peer.
 //!
-//! Invariants. What the store said is given out only while the store's stamp is the one taken before it was read. All
-//! entries together cost no more than [`budget::TAG_TABLE_BYTES_MAX`]; beyond that the half that was not used for the
-//! longest goes. Nothing in here is needed to be right: what is forgotten is read, asked, or logged again.
+//! Invariants. The store's record is used only while the store's stamp equals the one taken before the record was read.
+//! All entries together cost no more than [`budget::TAG_TABLE_BYTES_MAX`]; beyond that the least recently used half is
+//! forgotten. Forgetting an entry is harmless: it is read, asked, or logged again.
 
 use super::local::LocalTag;
 use crate::budget;
@@ -26,7 +26,7 @@ pub(in crate::mirror) struct TagTable(Mutex<Entries>);
 #[derive(Default)]
 struct Entries {
     by_tag: HashMap<TagKey, TagEntry>,
-    /// What they cost together.
+    /// Their cost together.
     bytes: usize,
     /// Counts uses.
     uses: u64,
@@ -35,11 +35,11 @@ struct Entries {
 #[derive(Default)]
 struct TagEntry {
     local: Option<(Stamp, Arc<LocalTag>)>,
-    /// When upstream last answered, in this run.
+    /// When upstream last answered, since the start.
     verified: Option<Instant>,
-    /// What was last logged as stale, and when.
+    /// The last stale answer that was logged, and when.
     reported: Option<(Digest, Tier, Instant)>,
-    /// A peer's claim that clients were answered with, until its content is complete here.
+    /// A peer's claim that was served, until its content is complete here.
     claim: Option<Claim>,
     used: u64,
 }
@@ -51,7 +51,7 @@ impl TagEntry {
 }
 
 impl Entries {
-    /// Changes the entry of a tag, which is made if need be.
+    /// Changes the entry of a tag, which is created if need be.
     fn change<T>(&mut self, key: &TagKey, change: impl FnOnce(&mut TagEntry) -> T) -> T {
         self.uses += 1;
         let known = self.by_tag.contains_key(key);
@@ -66,7 +66,7 @@ impl Entries {
         changed
     }
 
-    /// Looks at the entry of a tag, if there is one, which is a use.
+    /// Reads the entry of a tag, if there is one. This counts as a use.
     fn look<T>(&mut self, key: &TagKey, look: impl FnOnce(&TagEntry) -> Option<T>) -> Option<T> {
         self.uses += 1;
         let entry = self.by_tag.get_mut(key)?;
@@ -92,7 +92,7 @@ impl Entries {
 }
 
 impl TagTable {
-    /// What the store said at `stamp`, and when the tag was last verified.
+    /// What the store knew at `stamp`, and when the tag was last verified.
     pub(super) fn find(
         &self,
         key: &TagKey,
@@ -111,21 +111,20 @@ impl TagTable {
         self.0.lock().change(key, |entry| entry.local = Some((stamp, Arc::clone(local))));
     }
 
-    /// Upstream has answered for the tag, so what peers said of it before is of no interest any more.
+    /// Upstream has answered for the tag, which ends claims of peers.
     pub(super) fn verified(&self, key: &TagKey, at: Instant) {
         self.0.lock().change(key, |entry| (entry.verified, entry.claim) = (Some(at), None));
     }
 
-    /// When upstream named last what it first named at `unix`: also an answer that changed nothing counts. `None` where
-    /// the clock could not be trusted then.
+    /// When upstream last named the digest that it first named at `unix`; an answer that changed nothing counts too.
+    /// `None` if the clock was not trusted then.
     pub(super) fn named_at(&self, key: &TagKey, unix: Option<u64>) -> Option<u64> {
         let verified = self.0.lock().look(key, |entry| entry.verified);
         let again = verified.zip(clock::trusted_unix());
         again.map(|(at, now)| now.saturating_sub(at.elapsed().as_secs())).max(unix)
     }
 
-    /// Whether to log (again) that a tag is answered with something stale: the log is for people, and clients may ask a
-    /// thousand times a second.
+    /// Whether to log a stale answer. It is not logged each time, because clients may ask a thousand times a second.
     pub(super) fn is_report_due(&self, key: &TagKey, digest: &Digest, tier: Tier, now: Instant) -> bool {
         self.0.lock().change(key, |entry| {
             let repeated = entry.reported.as_ref().is_some_and(|(known, by, at)| {
@@ -139,19 +138,19 @@ impl TagTable {
         })
     }
 
-    /// Clients are answered with a claim.
+    /// A claim is served to clients.
     pub(super) fn claim(&self, key: &TagKey, claim: &Claim) {
         self.0.lock().change(key, |entry| entry.claim = Some(claim.clone()));
     }
 
-    /// The claims of a repository whose content is not complete yet.
+    /// The claims of a repository whose content is not yet complete.
     pub(super) fn claims(&self, repository: &Repository) -> Vec<(Tag, Claim)> {
         let entries = self.0.lock();
         let of = entries.by_tag.iter().filter(|((name, _), _)| name == repository);
         of.filter_map(|((_, tag), entry)| Some((tag.clone(), entry.claim.clone()?))).collect()
     }
 
-    /// A claim has become a version, or is of no interest any more.
+    /// A claim has become a version.
     pub(super) fn forget_claim(&self, key: &TagKey) {
         let mut entries = self.0.lock();
         if let Some(entry) = entries.by_tag.get_mut(key) {
