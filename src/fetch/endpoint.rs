@@ -115,7 +115,7 @@ impl NamePage {
     }
 }
 
-/// The manifests that refer to one (distribution-spec, "Listing ReferrerList").
+/// The manifests that refer to one (distribution-spec, "Listing Referrers").
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReferrerList {
     /// An image index, as it came.
