@@ -15,6 +15,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 const NAME: &str = "control.sock";
 
@@ -40,7 +41,7 @@ fn accept(listener: &UnixListener, admin: &Arc<Admin>) {
     let open = Arc::new(AtomicUsize::new(0));
     for stream in listener.incoming() {
         let Ok(stream) = stream else {
-            std::thread::sleep(std::time::Duration::from_millis(100));
+            std::thread::sleep(Duration::from_millis(100));
             continue;
         };
         if open.fetch_add(1, Ordering::Relaxed) >= budget::CONTROL_CONNECTIONS_MAX {
@@ -88,7 +89,11 @@ pub fn ask(
         }
         Err(e) => return Err(failed(e)),
     };
-    send(&stream, request).map_err(failed)?;
+    match send(&stream, request) {
+        // A server that has too many commands answers without reading this one.
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => return Err(failed(e)),
+        _ => {}
+    }
     let mut reader = BufReader::new(&stream);
     loop {
         match receive::<Option<AdminRecord>>(&mut reader).map_err(failed)? {
@@ -104,27 +109,61 @@ const END: Option<AdminRecord> = None;
 
 fn answer(admin: &Admin, stream: &UnixStream) -> io::Result<()> {
     stream.set_read_timeout(Some(budget::REQUEST_HEADER_TIME))?;
-    stream.set_write_timeout(Some(budget::REQUEST_HEADER_TIME))?;
     let Some(request) = receive(&mut BufReader::new(stream))? else { return Ok(()) };
-    let mut told = std::time::Instant::now();
+    let mut told = Instant::now();
+    // What the whole answer may wait for its reader. After a failure nothing more is written, so that no record follows
+    // half of another.
+    let mut left = budget::REQUEST_HEADER_TIME;
     let mut answer = |record| {
         if matches!(record, AdminRecord::Progress(..)) {
             if told.elapsed() < budget::CONTROL_PROGRESS_EVERY {
                 return Ok(());
             }
-            told = std::time::Instant::now();
+            told = Instant::now();
         }
-        send(stream, &Some(record))
+        send_within(stream, &Some(record), &mut left)
     };
     admin.execute(&request, &mut answer);
-    send(stream, &END)
+    send_within(stream, &END, &mut left)
+}
+
+/// Writes one line, and waits no longer than `left` for its reader; what it has waited is taken off.
+fn send_within<T: serde::Serialize>(
+    mut stream: &UnixStream,
+    value: &T,
+    left: &mut Duration,
+) -> io::Result<()> {
+    let line = line(value)?;
+    let mut written = 0;
+    while written < line.len() {
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let began = Instant::now();
+        let wrote = stream.set_write_timeout(Some(*left)).and_then(|()| stream.write(&line[written..]));
+        *left = left.saturating_sub(began.elapsed());
+        match wrote {
+            Ok(0) => *left = Duration::ZERO,
+            Ok(n) => written += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => {
+                *left = Duration::ZERO;
+                return Err(e);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Writes one line.
 fn send<T: serde::Serialize>(mut stream: &UnixStream, value: &T) -> io::Result<()> {
+    stream.write_all(&line(value)?)
+}
+
+fn line<T: serde::Serialize>(value: &T) -> io::Result<Vec<u8>> {
     let mut line = serde_json::to_vec(value)?;
     line.push(b'\n');
-    stream.write_all(&line)
+    Ok(line)
 }
 
 /// Reads one line; `None` at the end of the stream.
@@ -143,4 +182,25 @@ fn short_path(data_dir: &Path) -> io::Result<(PathBuf, OwnedFd)> {
     let folder =
         rustix::fs::open(data_dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     Ok((PathBuf::from(format!("/proc/self/fd/{}/{NAME}", folder.as_raw_fd())), folder))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_that_stops_is_waited_for_once_and_gets_nothing_after_half_a_record() {
+        let (server, mut client) = UnixStream::pair().unwrap();
+        let mut left = Duration::from_millis(50);
+        let record = AdminRecord::Done("x".repeat(1 << 22));
+        let cut = send_within(&server, &Some(record), &mut left).unwrap_err();
+        assert!(matches!(cut.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut), "{cut}");
+        assert!(left.is_zero());
+        let again = send_within(&server, &END, &mut left).unwrap_err();
+        assert_eq!(again.kind(), io::ErrorKind::TimedOut);
+        drop(server);
+        let mut got = Vec::new();
+        client.read_to_end(&mut got).unwrap();
+        assert!(got.ends_with(b"x"), "no record follows half of one");
+    }
 }
