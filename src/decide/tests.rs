@@ -47,6 +47,24 @@ fn rolled_back() -> Here<'static> {
     Here { rollback: Some((&NEW, &OLD)), rollback_is_here: true, ..half() }
 }
 
+/// Nothing is here, and the index cannot be asked.
+fn unknown() -> Here<'static> {
+    Here { is_known: false, ..Here::NOTHING }
+}
+
+#[test]
+fn tiers_are_listed_from_the_best_on_and_what_is_not_upstreams_word_may_be_stale() {
+    let table = [
+        (Tier::Fresh, "fresh", false),
+        (Tier::Upstream, "upstream", false),
+        (Tier::Peer, "peer", true),
+        (Tier::LastComplete, "last-complete", true),
+        (Tier::OlderVersion, "older-version", true),
+        (Tier::None, "none", false),
+    ];
+    assert_eq!(Tier::ALL.map(|tier| (tier, tier.as_str(), tier.is_stale())), table);
+}
+
 #[test]
 fn who_is_asked_and_how_long_the_request_waits() {
     use Opening::{Ask, Offline};
@@ -108,7 +126,6 @@ fn a_frozen_tag_is_never_asked_for_once_upstream_has_named_it() {
 fn what_upstream_says_decides_what_is_served() {
     use Verdict::{Nothing, PassOn, Serve, WaitForIndex};
     let keep = policy(Duration::ZERO, OnMissing::Serve, false);
-    let unknown = Here { is_known: false, ..Here::NOTHING };
     let last = Serve(Tier::LastComplete, &OLD);
     let table = [
         (plain(), UpstreamOutcome::Named(&NEW), cached(), Serve(Tier::Upstream, &NEW)),
@@ -128,6 +145,12 @@ fn what_upstream_says_decides_what_is_served() {
             Here { rollback_is_here: false, ..rolled_back() },
             Serve(Tier::Upstream, &NEW),
         ),
+        (
+            plain(),
+            UpstreamOutcome::Named(&NEW),
+            Here { rollback: Some((&NEW, &OTHER)), ..half() },
+            Serve(Tier::Upstream, &NEW),
+        ),
         (plain(), UpstreamOutcome::Refused, cached(), PassOn),
         (plain(), UpstreamOutcome::Refused, Here::NOTHING, PassOn),
         (keep, UpstreamOutcome::Refused, cached(), last),
@@ -138,7 +161,8 @@ fn what_upstream_says_decides_what_is_served() {
         (plain(), UpstreamOutcome::Unreachable, partial(), Nothing),
         (plain(), UpstreamOutcome::NotAsked, cached(), last),
         (plain(), UpstreamOutcome::NotAsked, Here::NOTHING, Nothing),
-        (plain(), UpstreamOutcome::Unreachable, unknown, WaitForIndex),
+        (plain(), UpstreamOutcome::Unreachable, unknown(), WaitForIndex),
+        (plain(), UpstreamOutcome::Unreachable, Here { is_known: false, ..cached() }, last),
         (plain(), UpstreamOutcome::Unreachable, Here::NOTHING, Nothing),
     ];
     for (policy, asked, here, expected) in table {
@@ -156,6 +180,9 @@ fn a_peer_counts_only_while_upstream_cannot_be_reached() {
     for asked in [UpstreamOutcome::Unusable, UpstreamOutcome::NotAsked] {
         assert_eq!(answer(asked, cached()), Verdict::Serve(Tier::LastComplete, &OLD), "{asked:?}");
     }
+    let keep = policy(Duration::ZERO, OnMissing::Serve, false);
+    let refused = after_asking(keep, UpstreamOutcome::Refused, &cached(), Some(&OTHER), None);
+    assert_eq!(refused, Verdict::Serve(Tier::LastComplete, &OLD), "a refusal is an answer");
 }
 
 #[test]
@@ -163,6 +190,7 @@ fn another_version_stands_in_only_for_a_tag_that_was_never_seen() {
     let answer =
         |here: Here<'static>| after_asking(plain(), UpstreamOutcome::Unreachable, &here, None, Some(&OTHER));
     assert_eq!(answer(Here::NOTHING), Verdict::Serve(Tier::OlderVersion, &OTHER));
+    assert_eq!(answer(unknown()), Verdict::Serve(Tier::OlderVersion, &OTHER), "nobody waits for the index");
     assert_eq!(answer(partial()), Verdict::Nothing);
     assert_eq!(answer(cached()), Verdict::Serve(Tier::LastComplete, &OLD));
     assert!(may_stand_in(true, &Here::NOTHING) && !may_stand_in(false, &Here::NOTHING));
@@ -175,6 +203,8 @@ fn with_every_link_down_the_last_complete_version_is_served() {
     let last = Verdict::Serve(Tier::LastComplete, &OLD);
     assert_eq!(offline(plain(), &half(), None), last);
     assert_eq!(offline(plain(), &rolled_back(), None), last);
+    let fresh = policy(10 * SECOND, OnMissing::Pass, false);
+    assert_eq!(offline(fresh, &cached(), None), last, "freshness does not last");
     assert_eq!(offline(plain(), &partial(), Some(&OTHER)), Verdict::Nothing);
     assert_eq!(offline(plain(), &Here::NOTHING, Some(&OTHER)), Verdict::Serve(Tier::OlderVersion, &OTHER));
     let frozen = policy(Duration::ZERO, OnMissing::Pass, true);
@@ -188,6 +218,7 @@ fn an_older_version_beats_an_error() {
         assert_eq!(instead_of(tier, &NEW, &half(), None), last);
         assert_eq!(instead_of(tier, &OLD, &cached(), None), Verdict::Nothing, "it is the one that failed");
         assert_eq!(instead_of(tier, &NEW, &partial(), None), Verdict::Nothing);
+        assert_eq!(instead_of(tier, &NEW, &unknown(), None), Verdict::Nothing, "nobody waits for the index");
         let stand_in = Verdict::Serve(Tier::OlderVersion, &OTHER);
         assert_eq!(instead_of(tier, &NEW, &Here::NOTHING, Some(&OTHER)), stand_in);
     }
@@ -200,7 +231,11 @@ fn an_older_version_beats_an_error() {
 fn peers_are_asked_where_they_can_know_better() {
     assert!(may_ask_peers(Reach::Down, &Here::NOTHING, None));
     assert!(may_ask_peers(Reach::Slow, &partial(), None));
-    assert!(may_ask_peers(Reach::Down, &cached(), Some(NOW)));
+    for reach in [Reach::NotAsked, Reach::Up, Reach::RememberedDown, Reach::Down] {
+        assert!(may_ask_peers(reach, &cached(), Some(NOW)), "{reach:?}");
+    }
+    let of_peer = CompleteVersion { from_peer: true, ..complete(&OLD) };
+    assert!(may_ask_peers(Reach::Down, &Here { complete: Some(of_peer), ..cached() }, Some(NOW)));
     assert!(!may_ask_peers(Reach::Down, &cached(), None), "the clock is not set");
     assert!(!may_ask_peers(Reach::Slow, &cached(), Some(NOW)));
     assert!(!may_ask_peers(Reach::Down, &rolled_back(), Some(NOW)));
@@ -252,6 +287,10 @@ fn what_is_here_gives_way_only_to_what_is_newer_by_two_good_clocks() {
     assert_eq!(chosen(&[claim('a', NOW + 600)], known, Some(NOW)), Some('a'));
     assert_eq!(chosen(&[claim('a', NOW + 601)], known, Some(NOW)), None, "too far ahead");
     assert_eq!(chosen(&[claim('0', NOW)], known, Some(NOW)), None, "the same version");
+    let same = [claim('a', NOW - 50), claim('0', NOW)];
+    assert_eq!(chosen(&same, known, Some(NOW)), None, "the newest is the same version");
+    assert_eq!(chosen(&[claim('b', NOW - 200), claim('a', NOW)], known, Some(NOW)), Some('a'));
+    assert_eq!(chosen(&[claim('a', NOW)], known, Some(u64::MAX)), Some('a'), "no time is too late to add to");
     assert_eq!(
         best(&[claim('a', NOW - 9), claim('b', NOW - 5)], known, Some(NOW)),
         Some(('b', Some(NOW - 5)))

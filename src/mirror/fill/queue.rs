@@ -104,7 +104,11 @@ impl Revivals {
 mod tests {
     use super::*;
     use crate::auth::AccessClass;
+    use std::sync::{Arc, mpsc};
     use std::time::Duration;
+
+    /// Longer than any thread takes.
+    const LONG: Duration = Duration::from_secs(20);
 
     fn key(fill: char) -> ContentKey {
         ContentKey {
@@ -135,10 +139,11 @@ mod tests {
         queue.close();
         assert!(queue.is_closed());
         assert_eq!(queue.next(|_| true), None);
-        let queue: std::sync::Arc<FillQueue<u32>> = std::sync::Arc::new(FillQueue::new());
+        assert_eq!(queue.state.lock().waiting, [1]);
+        let queue: Arc<FillQueue<u32>> = Arc::new(FillQueue::new());
         let slots: Vec<_> = (0..2)
             .map(|_| {
-                let queue = std::sync::Arc::clone(&queue);
+                let queue = Arc::clone(&queue);
                 std::thread::spawn(move || queue.next(|_| false))
             })
             .collect();
@@ -150,11 +155,43 @@ mod tests {
 
     #[test]
     fn a_slot_that_waits_is_woken_by_what_comes() {
-        let queue: std::sync::Arc<FillQueue<u32>> = std::sync::Arc::new(FillQueue::new());
-        let waiting = std::sync::Arc::clone(&queue);
+        let queue: Arc<FillQueue<u32>> = Arc::new(FillQueue::new());
+        let waiting = Arc::clone(&queue);
         let slot = std::thread::spawn(move || waiting.next(|_| false));
         queue.push(5);
         assert_eq!(slot.join().unwrap(), Some(5));
+    }
+
+    // Whether a slot waits already cannot be seen, so these two come often enough that some do.
+    #[test]
+    fn whatever_comes_wakes_a_slot() {
+        let (queue, (took, taken)) = (Arc::new(FillQueue::new()), mpsc::channel());
+        let slot = Arc::clone(&queue);
+        std::thread::spawn(move || while slot.next(|_| false).is_some_and(|item| took.send(item).is_ok()) {});
+        for item in 0..1000 {
+            queue.push(item);
+            assert_eq!(taken.recv_timeout(LONG), Ok(item));
+        }
+        queue.close();
+        assert_eq!(taken.recv_timeout(LONG), Err(mpsc::RecvTimeoutError::Disconnected));
+    }
+
+    #[test]
+    fn the_end_wakes_every_slot() {
+        for _ in 0..100 {
+            let queue: Arc<FillQueue<u32>> = Arc::new(FillQueue::new());
+            let (tell, told) = mpsc::channel();
+            for _ in 0..3 {
+                let (queue, tell) = (Arc::clone(&queue), tell.clone());
+                std::thread::spawn(move || {
+                    tell.send(None).unwrap();
+                    tell.send(Some(queue.next(|_| false))).unwrap();
+                });
+            }
+            assert_eq!([0; 3].map(|_| told.recv_timeout(LONG)), [Ok(None); 3], "they begin");
+            queue.close();
+            assert_eq!([0; 3].map(|_| told.recv_timeout(LONG)), [Ok(Some(None)); 3], "they end");
+        }
     }
 
     #[test]
@@ -181,6 +218,26 @@ mod tests {
         assert_eq!(pauses.len(), budget::FILL_REVIVALS_MAX as usize + 1);
         assert_eq!(pauses[..4], [unit, 2 * unit, 4 * unit, 8 * unit]);
         assert_eq!(pauses.last(), Some(&(256 * unit)), "the pauses stop growing");
+        assert_eq!(revivals.look(&key('a'), now), Parked::Rest);
+        assert_eq!(
+            revivals.look(&key('a'), now + 256 * budget::FILL_REVIVAL_PAUSE),
+            Parked::GiveUp,
+            "for good"
+        );
+    }
+
+    #[test]
+    fn each_fill_has_its_own_pauses_and_only_what_is_kept_goes_on_with_them() {
+        let (mut revivals, start) = (Revivals::default(), Instant::now());
+        let after = |pauses| start + pauses * budget::FILL_REVIVAL_PAUSE;
+        for (pauses, expected) in [(0, Parked::Rest), (1, Parked::Retry), (1, Parked::Rest)] {
+            for fill in ['a', 'b'] {
+                assert_eq!(revivals.look(&key(fill), after(pauses)), expected, "{fill} after {pauses}");
+            }
+        }
+        revivals.retain(|known| *known == key('b'));
+        assert_eq!(revivals.look(&key('a'), after(3)), Parked::Rest, "its pause begins");
+        assert_eq!(revivals.look(&key('b'), after(3)), Parked::Retry, "its second pause is over");
     }
 
     #[test]

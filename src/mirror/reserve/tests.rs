@@ -1,0 +1,315 @@
+//! Room: how much is missing, what goes for it and who waits for whom.
+
+use super::super::context::testing::{Scratch, context, put};
+use super::*;
+use std::sync::Barrier;
+use std::time::Duration;
+
+const KIB: usize = 1024;
+
+/// A reserve over three images of 100 KiB with `disk.max` of so many KiB; the images, oldest first.
+fn full(max: usize) -> (Scratch, Arc<Context>, Reserve, [Digest; 3]) {
+    let (scratch, context) = context(&format!("[disk]\nmax = \"{max}KiB\"\nmin_free = \"1MiB\"\n"));
+    let images = [1, 2, 3].map(|fill| put(&context, 100 * KIB, fill));
+    let reserve = Reserve::new(Arc::clone(&context), Arc::default());
+    (scratch, context, reserve, images)
+}
+
+fn here(context: &Context, images: &[Digest]) -> Vec<bool> {
+    images.iter().map(|digest| context.store.contains(digest)).collect()
+}
+
+/// A client reads from the repository, whose one image this is.
+fn read(context: &Context, image: &Digest) {
+    let (client, repository) = ("127.0.0.1".parse().unwrap(), "docker.io/library/app".parse().unwrap());
+    let named = crate::store::Observation::upstream(image.clone());
+    context.store.tag_seen(&repository, &"1".parse().unwrap(), &named).unwrap();
+    context.pulls.begin(client, &repository);
+}
+
+#[test]
+fn what_is_missing_for_a_download() {
+    let state = DiskState { free: 500, own: 300 };
+    let table = [
+        (0, 400, None, (0, 0)),
+        (100, 400, None, (0, 0)),
+        (101, 400, None, (1, 0)),
+        (0, 501, None, (1, 0)),
+        (100, 0, Some(400), (0, 0)),
+        (101, 0, Some(400), (0, 1)),
+        (0, 0, Some(299), (0, 1)),
+        (300, 300, Some(400), (100, 200)),
+        (u64::MAX, u64::MAX, Some(1), (u64::MAX - 500, u64::MAX - 1)),
+    ];
+    for (coming, min_free, max, (by_free, by_max)) in table {
+        let expected = Shortage { by_free, by_max };
+        assert_eq!(shortage(state, coming, min_free, max), expected, "{coming} {min_free} {max:?}");
+    }
+    assert_eq!(Shortage { by_free: 3, by_max: 2 }.bytes(), 3);
+    assert_eq!(Shortage { by_free: 2, by_max: 3 }.bytes(), 3);
+}
+
+#[test]
+fn a_floor_is_kept_only_if_that_mends_it_and_a_ceiling_as_far_as_may_be() {
+    let remedy = |by_free, by_max| Shortage { by_free, by_max }.remedy();
+    assert_eq!(remedy(0, 0), None);
+    assert_eq!(remedy(5, 0), Some((5, Otherwise::Nothing)));
+    assert_eq!(remedy(5, 4), Some((5, Otherwise::Nothing)));
+    assert_eq!(remedy(5, 5), Some((5, Otherwise::Everything)));
+    assert_eq!(remedy(0, 5), Some((5, Otherwise::Everything)));
+}
+
+#[test]
+fn an_attempt_that_failed_is_not_made_again_at_once() {
+    let at = Instant::now();
+    let failed = FailedAttempt { at, needed: 100, stored: 7 };
+    assert!(failed.covers(100, 7, at) && failed.covers(200, 7, at));
+    assert!(!failed.covers(99, 7, at), "less may be had");
+    assert!(!failed.covers(100, 6, at), "something has changed");
+    assert!(failed.covers(100, 7, at + budget::ROOM_PAUSE - Duration::from_millis(1)));
+    assert!(!failed.covers(100, 7, at + budget::ROOM_PAUSE));
+}
+
+#[test]
+fn room_is_made_for_what_comes_and_only_as_much_as_is_needed() {
+    let (_scratch, context, reserve, images) = full(400);
+    let mut reservation = reserve.open();
+    reservation.make(100 * KIB as u64).unwrap();
+    assert_eq!(here(&context, &images), [true, true, true], "it fits");
+    reservation.make(101 * KIB as u64).unwrap();
+    assert_eq!(here(&context, &images), [false, true, true], "the one used longest ago went");
+    assert_eq!(context.counters.evicted_bytes(), 100 * KIB as u64);
+}
+
+#[test]
+fn what_others_reserved_is_not_counted_on_and_comes_back_when_they_end() {
+    let (_scratch, context, reserve, images) = full(400);
+    let mut first = reserve.open();
+    first.make(100 * KIB as u64).unwrap();
+    let mut second = reserve.open();
+    second.make(KIB as u64).unwrap();
+    assert_eq!(here(&context, &images), [false, true, true], "the first has the room that was left");
+    drop(first);
+    assert_eq!(*reserve.reserved.lock(), KIB as u64);
+    second.set(3);
+    assert_eq!(*reserve.reserved.lock(), 3);
+    drop(second);
+    assert_eq!(*reserve.reserved.lock(), 0);
+    let mut third = reserve.open();
+    third.make(200 * KIB as u64).unwrap();
+    assert_eq!(here(&context, &images), [false, true, true], "room that came back needs no victim");
+}
+
+#[test]
+fn nothing_goes_for_what_cannot_fit_and_nothing_is_reserved_for_it() {
+    let (_scratch, context, reserve, images) = full(400);
+    let mut reservation = reserve.open();
+    let refused = reservation.make(401 * KIB as u64);
+    assert!(matches!(refused, Err(StoreError::NoRoom { .. })), "{refused:?}");
+    assert_eq!(here(&context, &images), [true, true, true]);
+    assert_eq!(*reserve.reserved.lock(), 0);
+    assert!(reserve.last_failed.lock().is_some(), "it is remembered");
+    reservation.set(3);
+    reservation.make(401 * KIB as u64).unwrap_err();
+    assert_eq!(*reserve.reserved.lock(), 3, "what was reserved before stays");
+}
+
+#[test]
+fn room_that_just_suffices_is_enough() {
+    let (_scratch, context, reserve, images) = full(400);
+    reserve.open().make(200 * KIB as u64).unwrap();
+    assert_eq!(here(&context, &images), [false, true, true]);
+}
+
+#[test]
+fn what_failed_is_not_tried_again_and_less_is() {
+    let (_scratch, _context, reserve, _) = full(400);
+    let failed = || reserve.last_failed.lock().map(|last| last.at);
+    let mut reservation = reserve.open();
+    reservation.make(401 * KIB as u64).unwrap_err();
+    let first = failed();
+    reservation.make(401 * KIB as u64).unwrap_err();
+    assert_eq!(failed(), first, "it was not tried again");
+    reservation.make(100 * KIB as u64).unwrap();
+    assert_eq!(failed(), first, "there was room, and none was made");
+    reservation.make(400 * KIB as u64).unwrap();
+    assert_eq!(failed(), None, "success is not remembered as a failure");
+}
+
+#[test]
+fn what_is_half_downloaded_counts_for_the_ceiling() {
+    let (_scratch, context, reserve, images) = full(400);
+    std::fs::write(context.store.data_dir().join("staging/half"), vec![0; 100 * KIB]).unwrap();
+    reserve.open().make(KIB as u64).unwrap();
+    assert_eq!(here(&context, &images), [false, true, true]);
+}
+
+#[test]
+fn what_is_being_read_stays() {
+    let (_scratch, context, reserve, images) = full(400);
+    read(&context, &images[2]);
+    reserve.open().make(301 * KIB as u64).unwrap_err();
+    assert_eq!(here(&context, &images), [true, true, true], "two are not enough");
+    reserve.open().make(300 * KIB as u64).unwrap();
+    assert_eq!(here(&context, &images), [false, false, true], "the newest is being read");
+}
+
+#[test]
+fn what_is_beyond_the_ceiling_goes_as_far_as_it_may() {
+    let (_scratch, context, reserve, images) = full(50);
+    read(&context, &images[2]);
+    reserve.watch();
+    assert_eq!(here(&context, &images), [false, false, true]);
+    assert!(reserve.last_failed.lock().is_some(), "it was too little");
+}
+
+#[test]
+fn what_the_index_does_not_know_counts_for_the_ceiling() {
+    let (_scratch, context, reserve, _) = full(400);
+    let lost = Digest::of(crate::oci::Algorithm::Sha256, b"lost").hex();
+    std::fs::write(context.store.data_dir().join("blobs/sha256").join(lost), vec![0; 100 * KIB]).unwrap();
+    reserve.open().make(KIB as u64).unwrap();
+    assert_eq!(context.counters.evicted_bytes(), 100 * KIB as u64);
+}
+
+#[test]
+fn a_manifest_does_not_count_on_what_a_download_reserved() {
+    let (_scratch, context, reserve, images) = full(400);
+    let mut reservation = reserve.open();
+    reservation.make(50 * KIB as u64).unwrap();
+    let new = Digest::of(crate::oci::Algorithm::Sha256, b"new");
+    reserve.with_room_for_manifest(&new, 60 * KIB as u64, || Ok(())).unwrap();
+    assert_eq!(here(&context, &images), [false, true, true]);
+}
+
+#[test]
+fn no_number_of_bytes_is_too_large_to_reserve() {
+    let (_scratch, _context, reserve, _) = full(400);
+    let (mut first, mut second) = (reserve.open(), reserve.open());
+    first.set(u64::MAX);
+    second.set(u64::MAX);
+    assert_eq!(*reserve.reserved.lock(), u64::MAX);
+    drop((first, second));
+    assert_eq!(*reserve.reserved.lock(), 0);
+}
+
+#[test]
+fn a_refusal_says_what_is_kept_free_what_the_ceiling_is_and_what_was_to_come() {
+    let (_scratch, _context, reserve, _) = full(400);
+    let refused = reserve.open().make(401 * KIB as u64).unwrap_err().to_string();
+    let expected = ", of which 1.0 MB stay free, and disk.max is 409.6 kB; 410.6 kB are to come, and no image \
+                    that may be removed would make room for them";
+    assert!(refused.ends_with(expected), "{refused}");
+}
+
+// Who meets whom cannot be arranged, so they come often enough that some meet.
+#[test]
+fn what_comes_at_the_same_time_does_not_count_on_the_same_room() {
+    let (_scratch, context) = context("[disk]\nmax = \"400KiB\"\nmin_free = \"1MiB\"\n");
+    let reserve = Reserve::new(context, Arc::default());
+    let (barrier, made) = (Barrier::new(4), Mutex::new(0));
+    let come = || {
+        for _ in 0..1000 {
+            barrier.wait();
+            let mut reservation = reserve.open();
+            let fits = reservation.make(201 * KIB as u64).is_ok();
+            *made.lock() += u32::from(fits);
+            barrier.wait();
+        }
+    };
+    std::thread::scope(|scope| drop([0; 4].map(|_| scope.spawn(come))));
+    assert_eq!(*made.lock(), 1000, "each time there is room for one");
+    assert_eq!(*reserve.reserved.lock(), 0);
+}
+
+#[test]
+fn manifests_that_come_at_the_same_time_do_not_count_on_the_same_room() {
+    let (_scratch, context, reserve, _) = full(400);
+    let start = Barrier::new(4);
+    let bring = |fill| {
+        let digest = Digest::of(crate::oci::Algorithm::Sha256, &vec![fill; 100 * KIB]);
+        start.wait();
+        let stored = reserve.with_room_for_manifest(&digest, 100 * KIB as u64, || {
+            put(&context, 100 * KIB, fill);
+            Ok(())
+        });
+        stored.unwrap();
+    };
+    std::thread::scope(|scope| {
+        for fill in [4, 5, 6, 7] {
+            let bring = &bring;
+            scope.spawn(move || bring(fill));
+        }
+    });
+    assert_eq!(context.store.stored_bytes(), 400 * KIB as u64);
+}
+
+#[test]
+fn what_was_not_used_for_long_expires_and_the_rest_stays() {
+    let toml = "[disk]\nmin_free = \"1MiB\"\nexpire_unused = \"1ms\"\n";
+    let (_scratch, context) = context(toml);
+    let age = Duration::from_millis(1);
+    let images = [1, 2].map(|fill| put(&context, KIB, fill));
+    let reserve = Reserve::new(Arc::clone(&context), Arc::default());
+    context.store.begin_service();
+    reserve.expire();
+    assert_eq!(here(&context, &images), [true, true], "so much has not passed");
+    context.store.keep_counts(Some(Duration::ZERO)).unwrap();
+    let new = put(&context, KIB, 3);
+    while context.store.unused_for(age).is_none() {
+        std::thread::yield_now();
+    }
+    reserve.expire();
+    // A clock that cannot be believed expires nothing.
+    let stay = crate::clock::trusted_unix().is_none();
+    assert_eq!(here(&context, &images), [stay, stay]);
+    assert!(context.store.contains(&new));
+    assert_eq!(context.counters.evicted_bytes(), if stay { 0 } else { 2 * KIB as u64 });
+}
+
+#[test]
+fn what_is_being_downloaded_stays() {
+    let (_scratch, context, _, images) = full(400);
+    let (table, repository) = (Arc::<FillTable>::default(), "docker.io/library/app".parse().unwrap());
+    let key = crate::store::ContentKey {
+        registry: "docker.io".parse().unwrap(),
+        class: crate::auth::AccessClass::Public,
+        digest: images[0].clone(),
+    };
+    let demand = super::super::progress::Demand::Client;
+    let fill = super::super::progress::Fill::download(key.clone(), &repository, None, demand);
+    table.lock().insert(key, Arc::new(fill));
+    let reserve = Reserve::new(Arc::clone(&context), table);
+    reserve.open().make(150 * KIB as u64).unwrap();
+    assert_eq!(here(&context, &images), [true, false, true]);
+}
+
+#[test]
+fn a_manifest_gets_room_or_a_refusal_and_one_that_is_here_needs_none() {
+    let (_scratch, context, reserve, images) = full(400);
+    let new = Digest::of(crate::oci::Algorithm::Sha256, b"new");
+    let store = |stored: &mut bool| {
+        *stored = true;
+        Ok(())
+    };
+    let mut stored = false;
+    reserve.with_room_for_manifest(&images[0], 500 * KIB as u64, || store(&mut stored)).unwrap();
+    assert!(stored, "it is here already");
+    assert_eq!(here(&context, &images), [true, true, true]);
+    stored = false;
+    reserve.with_room_for_manifest(&new, 150 * KIB as u64, || store(&mut stored)).unwrap();
+    assert!(stored);
+    assert_eq!(here(&context, &images), [false, true, true]);
+    stored = false;
+    let refused = reserve.with_room_for_manifest(&new, 500 * KIB as u64, || store(&mut stored));
+    assert!(matches!(refused, Err(StoreError::NoRoom { .. })) && !stored);
+}
+
+#[test]
+fn the_limits_are_kept_whoever_took_the_space() {
+    let (_scratch, context, reserve, images) = full(250);
+    reserve.watch();
+    assert_eq!(here(&context, &images), [false, true, true]);
+    reserve.watch();
+    assert_eq!(here(&context, &images), [false, true, true], "no more than is needed goes");
+}
