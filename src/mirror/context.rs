@@ -141,35 +141,15 @@ pub(super) trait Arrivals: Send + Sync {
 pub(super) mod testing {
     use super::*;
     use crate::auth::AccessClass;
-    use crate::config::Options;
+    use crate::image::tests::Board;
     use crate::oci::Algorithm;
-    use std::path::PathBuf;
-    use std::sync::atomic::AtomicU32;
 
-    /// A folder that is removed when the test ends.
-    pub(in crate::mirror) struct Scratch(PathBuf);
-
-    impl Drop for Scratch {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
-    }
-
-    /// A context whose configuration is `toml`, in a folder of its own.
-    pub(in crate::mirror) fn context(toml: &str) -> (Scratch, Arc<Context>) {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let n = COUNT.fetch_add(1, Ordering::Relaxed);
-        let folder = std::env::temp_dir().join(format!("larder-mirror-{}-{n}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let file = folder.join("larder.toml");
-        std::fs::write(&file, format!("platforms = [\"linux/arm64\"]\n{toml}")).unwrap();
-        let data_dir = Some(folder.join("data"));
-        let config = Config::load(&Options { file: Some(file), data_dir, ..Options::default() }).unwrap();
-        let (store, startup) = Store::open(&config.data_dir, config.tags.history).unwrap();
-        startup.finish(&store).unwrap();
-        let upstreams = Upstreams::new(&config).unwrap();
-        let context = Context::new(Arc::new(config), Arc::new(store), upstreams);
-        (Scratch(folder), Arc::new(context))
+    /// A context whose configuration is `toml`, over the store of a board, which goes with it.
+    pub(in crate::mirror) fn context(toml: &str) -> (Board, Arc<Context>) {
+        let board = Board::new(&format!("platforms = [\"linux/arm64\"]\n{toml}"));
+        let upstreams = Upstreams::new(&board.config).unwrap();
+        let context = Context::new(Arc::clone(&board.config), Arc::clone(&board.store), upstreams);
+        (board, Arc::new(context))
     }
 
     /// Stores `size` bytes as an image of their own and marks it as used.

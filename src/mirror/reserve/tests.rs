@@ -1,14 +1,15 @@
 //! Room: how much is missing, what goes for it and who waits for whom.
 
-use super::super::context::testing::{Scratch, context, put};
+use super::super::context::testing::{context, put};
 use super::*;
+use crate::image::tests::Board;
 use std::sync::Barrier;
 use std::time::Duration;
 
 const KIB: usize = 1024;
 
 /// A reserve over three images of 100 KiB with `disk.max` of so many KiB; the images, oldest first.
-fn full(max: usize) -> (Scratch, Arc<Context>, Reserve, [Digest; 3]) {
+fn full(max: usize) -> (Board, Arc<Context>, Reserve, [Digest; 3]) {
     let (scratch, context) = context(&format!("[disk]\nmax = \"{max}KiB\"\nmin_free = \"1MiB\"\n"));
     let images = [1, 2, 3].map(|fill| put(&context, 100 * KIB, fill));
     let reserve = Reserve::new(Arc::clone(&context), Arc::default());
@@ -72,7 +73,7 @@ fn an_attempt_that_failed_is_not_made_again_at_once() {
 
 #[test]
 fn room_is_made_for_what_comes_and_only_as_much_as_is_needed() {
-    let (_scratch, context, reserve, images) = full(400);
+    let (_board, context, reserve, images) = full(400);
     let mut reservation = reserve.open();
     reservation.make(100 * KIB as u64).unwrap();
     assert_eq!(here(&context, &images), [true, true, true], "it fits");
@@ -83,7 +84,7 @@ fn room_is_made_for_what_comes_and_only_as_much_as_is_needed() {
 
 #[test]
 fn what_others_reserved_is_not_counted_on_and_comes_back_when_they_end() {
-    let (_scratch, context, reserve, images) = full(400);
+    let (_board, context, reserve, images) = full(400);
     let mut first = reserve.open();
     first.make(100 * KIB as u64).unwrap();
     let mut second = reserve.open();
@@ -102,7 +103,7 @@ fn what_others_reserved_is_not_counted_on_and_comes_back_when_they_end() {
 
 #[test]
 fn nothing_goes_for_what_cannot_fit_and_nothing_is_reserved_for_it() {
-    let (_scratch, context, reserve, images) = full(400);
+    let (_board, context, reserve, images) = full(400);
     let mut reservation = reserve.open();
     let refused = reservation.make(401 * KIB as u64);
     assert!(matches!(refused, Err(StoreError::NoRoom { .. })), "{refused:?}");
@@ -116,14 +117,14 @@ fn nothing_goes_for_what_cannot_fit_and_nothing_is_reserved_for_it() {
 
 #[test]
 fn room_that_just_suffices_is_enough() {
-    let (_scratch, context, reserve, images) = full(400);
+    let (_board, context, reserve, images) = full(400);
     reserve.open().make(200 * KIB as u64).unwrap();
     assert_eq!(here(&context, &images), [false, true, true]);
 }
 
 #[test]
 fn what_failed_is_not_tried_again_and_less_is() {
-    let (_scratch, _context, reserve, _) = full(400);
+    let (_board, _context, reserve, _) = full(400);
     let failed = || reserve.last_failed.lock().map(|last| last.at);
     let mut reservation = reserve.open();
     reservation.make(401 * KIB as u64).unwrap_err();
@@ -138,7 +139,7 @@ fn what_failed_is_not_tried_again_and_less_is() {
 
 #[test]
 fn what_is_half_downloaded_counts_for_the_ceiling() {
-    let (_scratch, context, reserve, images) = full(400);
+    let (_board, context, reserve, images) = full(400);
     std::fs::write(context.store.data_dir().join("staging/half"), vec![0; 100 * KIB]).unwrap();
     reserve.open().make(KIB as u64).unwrap();
     assert_eq!(here(&context, &images), [false, true, true]);
@@ -146,7 +147,7 @@ fn what_is_half_downloaded_counts_for_the_ceiling() {
 
 #[test]
 fn what_is_being_read_stays() {
-    let (_scratch, context, reserve, images) = full(400);
+    let (_board, context, reserve, images) = full(400);
     read(&context, &images[2]);
     reserve.open().make(301 * KIB as u64).unwrap_err();
     assert_eq!(here(&context, &images), [true, true, true], "two are not enough");
@@ -156,7 +157,7 @@ fn what_is_being_read_stays() {
 
 #[test]
 fn what_is_beyond_the_ceiling_goes_as_far_as_it_may() {
-    let (_scratch, context, reserve, images) = full(50);
+    let (_board, context, reserve, images) = full(50);
     read(&context, &images[2]);
     reserve.watch();
     assert_eq!(here(&context, &images), [false, false, true]);
@@ -165,7 +166,7 @@ fn what_is_beyond_the_ceiling_goes_as_far_as_it_may() {
 
 #[test]
 fn what_the_index_does_not_know_counts_for_the_ceiling() {
-    let (_scratch, context, reserve, _) = full(400);
+    let (_board, context, reserve, _) = full(400);
     let lost = Digest::of(crate::oci::Algorithm::Sha256, b"lost").hex();
     std::fs::write(context.store.data_dir().join("blobs/sha256").join(lost), vec![0; 100 * KIB]).unwrap();
     reserve.open().make(KIB as u64).unwrap();
@@ -174,7 +175,7 @@ fn what_the_index_does_not_know_counts_for_the_ceiling() {
 
 #[test]
 fn a_manifest_does_not_count_on_what_a_download_reserved() {
-    let (_scratch, context, reserve, images) = full(400);
+    let (_board, context, reserve, images) = full(400);
     let mut reservation = reserve.open();
     reservation.make(50 * KIB as u64).unwrap();
     let new = Digest::of(crate::oci::Algorithm::Sha256, b"new");
@@ -184,7 +185,7 @@ fn a_manifest_does_not_count_on_what_a_download_reserved() {
 
 #[test]
 fn no_number_of_bytes_is_too_large_to_reserve() {
-    let (_scratch, _context, reserve, _) = full(400);
+    let (_board, _context, reserve, _) = full(400);
     let (mut first, mut second) = (reserve.open(), reserve.open());
     first.set(u64::MAX);
     second.set(u64::MAX);
@@ -195,7 +196,7 @@ fn no_number_of_bytes_is_too_large_to_reserve() {
 
 #[test]
 fn a_refusal_says_what_is_kept_free_what_the_ceiling_is_and_what_was_to_come() {
-    let (_scratch, _context, reserve, _) = full(400);
+    let (_board, _context, reserve, _) = full(400);
     let refused = reserve.open().make(401 * KIB as u64).unwrap_err().to_string();
     let expected = ", of which 1.0 MB stay free, and disk.max is 409.6 kB; 410.6 kB are to come, and no image \
                     that may be removed would make room for them";
@@ -205,7 +206,7 @@ fn a_refusal_says_what_is_kept_free_what_the_ceiling_is_and_what_was_to_come() {
 // Who meets whom cannot be arranged, so they come often enough that some meet.
 #[test]
 fn what_comes_at_the_same_time_does_not_count_on_the_same_room() {
-    let (_scratch, context) = context("[disk]\nmax = \"400KiB\"\nmin_free = \"1MiB\"\n");
+    let (_board, context) = context("[disk]\nmax = \"400KiB\"\nmin_free = \"1MiB\"\n");
     let reserve = Reserve::new(context, Arc::default());
     let (barrier, made) = (Barrier::new(4), Mutex::new(0));
     let come = || {
@@ -224,7 +225,7 @@ fn what_comes_at_the_same_time_does_not_count_on_the_same_room() {
 
 #[test]
 fn manifests_that_come_at_the_same_time_do_not_count_on_the_same_room() {
-    let (_scratch, context, reserve, _) = full(400);
+    let (_board, context, reserve, _) = full(400);
     let start = Barrier::new(4);
     let bring = |fill| {
         let digest = Digest::of(crate::oci::Algorithm::Sha256, &vec![fill; 100 * KIB]);
@@ -247,7 +248,7 @@ fn manifests_that_come_at_the_same_time_do_not_count_on_the_same_room() {
 #[test]
 fn what_was_not_used_for_long_expires_and_the_rest_stays() {
     let toml = "[disk]\nmin_free = \"1MiB\"\nexpire_unused = \"1ms\"\n";
-    let (_scratch, context) = context(toml);
+    let (_board, context) = context(toml);
     let age = Duration::from_millis(1);
     let images = [1, 2].map(|fill| put(&context, KIB, fill));
     let reserve = Reserve::new(Arc::clone(&context), Arc::default());
@@ -269,7 +270,7 @@ fn what_was_not_used_for_long_expires_and_the_rest_stays() {
 
 #[test]
 fn what_is_being_downloaded_stays() {
-    let (_scratch, context, _, images) = full(400);
+    let (_board, context, _, images) = full(400);
     let (table, repository) = (Arc::<FillTable>::default(), "docker.io/library/app".parse().unwrap());
     let key = crate::store::ContentKey {
         registry: "docker.io".parse().unwrap(),
@@ -286,7 +287,7 @@ fn what_is_being_downloaded_stays() {
 
 #[test]
 fn a_manifest_gets_room_or_a_refusal_and_one_that_is_here_needs_none() {
-    let (_scratch, context, reserve, images) = full(400);
+    let (_board, context, reserve, images) = full(400);
     let new = Digest::of(crate::oci::Algorithm::Sha256, b"new");
     let store = |stored: &mut bool| {
         *stored = true;
@@ -307,7 +308,7 @@ fn a_manifest_gets_room_or_a_refusal_and_one_that_is_here_needs_none() {
 
 #[test]
 fn the_limits_are_kept_whoever_took_the_space() {
-    let (_scratch, context, reserve, images) = full(250);
+    let (_board, context, reserve, images) = full(250);
     reserve.watch();
     assert_eq!(here(&context, &images), [false, true, true]);
     reserve.watch();
