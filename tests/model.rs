@@ -160,11 +160,18 @@ impl Run {
         let version = known.pulled.iter().copied().find(|version| {
             offline.as_deref() == Some(picture(repository, *version).root.to_string().as_str())
         });
-        if let Some(version) = version {
-            self.board.said(&["pin", &image]);
+        let Some(version) = version else { return };
+        let pinned = self.board.command(&["pin", &image]);
+        if String::from_utf8_lossy(&pinned.stdout).contains("its last complete version is never removed") {
             known.pinned = Some(version);
             self.count("pinned");
+            return;
         }
+        // Downloads that go on after an outage make room: in between it can have been removed.
+        let said = String::from_utf8_lossy(&pinned.stderr).into_owned();
+        assert!(pinned.status.success() || said.contains("is not known here"), "{said}");
+        self.board.command(&["unpin", &image]);
+        self.count("gone before it was pinned");
     }
 
     fn remove(&mut self, repository: usize) {
@@ -183,16 +190,17 @@ impl Run {
             self.upstream.hang_up();
         } else {
             self.upstream.come_back().unwrap();
-            let began = std::time::Instant::now();
-            while !self.board.get("/metrics").body().is_ok_and(|text| {
-                String::from_utf8_lossy(&text).contains("larder_upstream_up{upstream=\"docker.io\"} 1")
-            }) {
-                assert!(began.elapsed() < board::PATIENCE, "the upstream's return went unnoticed");
-                std::thread::sleep(std::time::Duration::from_millis(5));
-            }
+            self.until_upstream_is_up();
         }
         self.online = !self.online;
         self.count("uplink came or went");
+    }
+
+    fn until_upstream_is_up(&self) {
+        let up = "larder_upstream_up{upstream=\"docker.io\"} 1";
+        self.board.wait_until("the upstream's return", || {
+            self.board.get("/metrics").body().is_ok_and(|text| String::from_utf8_lossy(&text).contains(up))
+        });
     }
 
     /// To 1970, to now, or to 2040: nothing comes or goes with it.
@@ -216,6 +224,10 @@ impl Run {
         self.board.start_again();
         let board = &self.board;
         board.wait_until("the index", || board.get("/readyz").status == 200);
+        if self.online {
+            // A kill can come before the end of the last outage is on the disk: until the first probe that outage counts.
+            self.until_upstream_is_up();
+        }
         self.count(if kill { "killed" } else { "stopped" });
     }
 }

@@ -151,6 +151,8 @@ class Configs(lab.Case):
                     self.origin.stop(signal.SIGKILL)
                     if profile == "fallback":
                         self.origin.start()
+                        # Else the board asks the origin itself for what Larder lacks, and the next one finds it lacking.
+                        wait_until("the origin's return", lambda: "unreachable" not in str(larder.says("status")))
                     board = self.board(release, root)
                     self.pulled(board)
                     self.assertNotIn("x509", board.log())
