@@ -141,6 +141,10 @@ pub const CONNECTION_COST_BYTES: u64 = 24 * KIB;
 pub const CONNECTION_TLS_COST_BYTES: u64 = 40 * KIB;
 /// What the body of an answer holds: a piece that was read, and one that waits for the client.
 pub const BODY_COST_BYTES: u64 = 2 * SERVE_CHUNK_BYTES as u64;
+/// Pause between two looks whether a certificate or the password file has changed.
+pub const WATCHED_FILES_EVERY: Duration = Duration::from_secs(1);
+/// Longest user name taken from a client's certificate.
+pub const CERTIFICATE_NAME_BYTES_MAX: usize = 256;
 /// Most client connections at a time, whatever `memory.max` would pay for: file descriptors are limited too.
 pub const CONNECTIONS_MAX: u64 = 512;
 /// Fewest connections, and bodies, at a time, however small `memory.max` is: a pull has three and a node a few pulls.

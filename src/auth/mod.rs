@@ -53,13 +53,15 @@ impl AccessClass {
 pub struct Identity {
     /// Where the connection comes from.
     pub address: IpAddr,
-    /// The user who has logged in.
+    /// The user who has logged in, or whom the client's certificate names.
     pub user: Option<String>,
+    /// Nobody on the way can read what is sent: TLS, or the same machine.
+    pub sealed: bool,
 }
 
 impl Identity {
     /// A client that has not logged in.
     pub fn anonymous(address: IpAddr) -> Identity {
-        Identity { address, user: None }
+        Identity { address, user: None, sealed: address.to_canonical().is_loopback() }
     }
 }

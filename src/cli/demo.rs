@@ -6,7 +6,7 @@
 
 use super::print;
 use super::serve::{RunningServer, runtime};
-use crate::config::{Config, EndpointSettings, UpstreamSettings};
+use crate::config::{AuthSettings, Config, EndpointSettings, UpstreamSettings};
 use crate::demo::client::{self, PullError, Pulled};
 use crate::demo::image::SampleImage;
 use crate::demo::upstream::{Behaviour, FaultyRegistry};
@@ -74,7 +74,7 @@ impl Demo {
             data_dir: folder.clone(),
             upstreams: vec![UpstreamSettings { name, endpoints: vec![EndpointSettings::at(upstream.url())] }],
             tls: None,
-            htpasswd_file: None,
+            auth: AuthSettings::default(),
             kit: None,
             ..config.clone()
         };

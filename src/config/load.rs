@@ -2,8 +2,8 @@
 
 use super::raw;
 use super::{
-    AlertSettings, Config, DiskSettings, EndpointSettings, FetchSettings, KitSettings, LoginSettings, Secret,
-    TagSettings, TlsSettings, UpstreamSettings, WarmSettings,
+    AlertSettings, AuthRule, AuthSettings, Config, DiskSettings, EndpointSettings, FetchSettings,
+    KitSettings, LoginSettings, Secret, TagSettings, TlsSettings, UpstreamSettings, WarmSettings,
 };
 use crate::budget;
 use crate::oci::{Platform, RegistryName, quoted};
@@ -138,13 +138,20 @@ fn build(
         check.wrong("platforms is empty, expected at least one such as \"linux/arm64\"");
     }
     no_repeats(check, "platforms", &platforms);
-    let htpasswd_file = file.auth.map(|auth| auth.htpasswd_file);
     let upstreams = upstreams(file.upstream, check);
-    if htpasswd_file.is_none()
+    let tls = file.tls.map(|tls| TlsSettings {
+        cert_file: tls.cert_file,
+        key_file: tls.key_file,
+        client_ca_file: tls.client_ca_file,
+    });
+    let auth = auth(file.auth, check);
+    let by_certificate = tls.as_ref().is_some_and(|tls| tls.client_ca_file.is_some());
+    if auth.htpasswd_file.is_none()
+        && !by_certificate
         && let Some(private) = upstreams.iter().find(|upstream| upstream.is_private())
     {
         check.wrong(format!(
-            "upstream {} has credentials, so what they fetch is private, but [auth] is missing: set auth.htpasswd_file",
+            "upstream {} has credentials, so what they fetch is private, but [auth] is missing: set auth.htpasswd_file, or tls.client_ca_file",
             private.name
         ));
     }
@@ -168,13 +175,28 @@ fn build(
         fetch: fetch(file.fetch, check),
         tags: tags(file.tags, check),
         upstreams,
-        tls: file.tls.map(|tls| TlsSettings { cert_file: tls.cert_file, key_file: tls.key_file }),
-        htpasswd_file,
+        tls,
+        auth,
         warm: file
             .warm
             .map(|warm| WarmSettings { images: warm.images, every: warm.every.and_then(|span| span.0) }),
         kit: file.kit.and_then(|raw| kit(raw, check)),
         alert: file.alert.map(|alert| AlertSettings { command: alert.command, url: alert.url }),
+    }
+}
+
+fn auth(raw: raw::RawAuth, check: &mut Check<'_>) -> AuthSettings {
+    if raw.rule.iter().any(|rule| rule.user.is_empty() || rule.pattern.is_empty()) {
+        check.wrong(
+            "an [[auth.rule]] has an empty user or match, expected such as user = \"kit\" and match = \"ghcr.io/owner/*\"",
+        );
+    }
+    let rules = raw.rule.into_iter().map(|rule| AuthRule { user: rule.user, pattern: rule.pattern });
+    AuthSettings {
+        htpasswd_file: raw.htpasswd_file,
+        allow_plain_http: raw.allow_plain_http,
+        challenge_ping: raw.challenge_ping,
+        rules: rules.collect(),
     }
 }
 

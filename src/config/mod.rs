@@ -42,8 +42,8 @@ pub struct Config {
     pub upstreams: Vec<UpstreamSettings>,
     /// `[tls]`, if larder serves HTTPS.
     pub tls: Option<TlsSettings>,
-    /// `[auth]`: the htpasswd file, if clients of private upstreams log in.
-    pub htpasswd_file: Option<PathBuf>,
+    /// `[auth]`
+    pub auth: AuthSettings,
     /// `[warm]`
     pub warm: Option<WarmSettings>,
     /// `[kit]`
@@ -171,6 +171,30 @@ pub struct TlsSettings {
     pub cert_file: PathBuf,
     /// Private key, PEM.
     pub key_file: PathBuf,
+    /// The authorities of client certificates, PEM; a client that shows one is the user that it names.
+    pub client_ca_file: Option<PathBuf>,
+}
+
+/// `[auth]`
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AuthSettings {
+    /// Users and their passwords, as `htpasswd -B` writes them.
+    pub htpasswd_file: Option<PathBuf>,
+    /// Whether private content is sent to other machines without TLS.
+    pub allow_plain_http: bool,
+    /// Whether `/v2/` asks for a login, for clients that log in only when asked there.
+    pub challenge_ping: bool,
+    /// `[[auth.rule]]`; without any, every user may read everything.
+    pub rules: Vec<AuthRule>,
+}
+
+/// `[[auth.rule]]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuthRule {
+    /// A user of the password file or of a client certificate.
+    pub user: String,
+    /// Pattern over `registry/repository`; `*` stands for any text.
+    pub pattern: String,
 }
 
 /// `[warm]`
@@ -297,6 +321,14 @@ impl TagSettings {
             on_missing: rule.and_then(|r| r.on_missing).unwrap_or(OnMissing::Pass),
             frozen: rule.and_then(|r| r.frozen).unwrap_or(false),
         }
+    }
+}
+
+impl AuthSettings {
+    /// Whether a user may read a private repository, `registry/repository`.
+    pub fn may_read(&self, user: &str, repository: &str) -> bool {
+        let fits = |rule: &AuthRule| rule.user == user && matches(&rule.pattern, repository);
+        self.rules.is_empty() || self.rules.iter().any(fits)
     }
 }
 

@@ -1,7 +1,7 @@
 //! `config print`: a configuration as the TOML that leads to it.
 
 use super::units::{bandwidth_text, size_text, span_text};
-use super::{Config, EndpointSettings, OnMissing, TagRule, UpstreamSettings};
+use super::{AuthSettings, Config, EndpointSettings, OnMissing, TagRule, UpstreamSettings};
 use std::fmt::{Display, Write};
 use std::time::Duration;
 
@@ -37,11 +37,9 @@ impl Config {
             out.section("tls");
             out.key("cert_file", &text(tls.cert_file.display()));
             out.key("key_file", &text(tls.key_file.display()));
+            out.maybe("client_ca_file", tls.client_ca_file.as_ref().map(|file| text(file.display())));
         }
-        if let Some(file) = &self.htpasswd_file {
-            out.section("auth");
-            out.key("htpasswd_file", &text(file.display()));
-        }
+        out.auth(&self.auth);
         if let Some(warm) = &self.warm {
             out.section("warm");
             out.key("images", &list(&warm.images));
@@ -87,6 +85,18 @@ impl Toml {
         let word = |missing| if missing == OnMissing::Serve { "serve" } else { "pass" };
         self.maybe("on_missing", rule.on_missing.map(|missing| text(word(missing))));
         self.maybe("frozen", rule.frozen.map(|frozen| frozen.to_string()));
+    }
+
+    fn auth(&mut self, auth: &AuthSettings) {
+        self.section("auth");
+        self.maybe("htpasswd_file", auth.htpasswd_file.as_ref().map(|file| text(file.display())));
+        self.key("allow_plain_http", &auth.allow_plain_http.to_string());
+        self.key("challenge_ping", &auth.challenge_ping.to_string());
+        for rule in &auth.rules {
+            self.section("[auth.rule]");
+            self.key("user", &text(&rule.user));
+            self.key("match", &text(&rule.pattern));
+        }
     }
 
     fn upstream(&mut self, upstream: &UpstreamSettings) {

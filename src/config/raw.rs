@@ -23,7 +23,7 @@ pub(super) struct RawFile {
     pub(super) tags: RawTags,
     pub(super) upstream: BTreeMap<String, RawUpstream>,
     pub(super) tls: Option<RawTls>,
-    pub(super) auth: Option<RawAuth>,
+    pub(super) auth: RawAuth,
     pub(super) warm: Option<RawWarm>,
     pub(super) kit: Option<RawKit>,
     pub(super) alert: Option<RawAlert>,
@@ -100,12 +100,24 @@ pub(super) struct RawUpstream {
 pub(super) struct RawTls {
     pub(super) cert_file: PathBuf,
     pub(super) key_file: PathBuf,
+    pub(super) client_ca_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawAuth {
+    pub(super) htpasswd_file: Option<PathBuf>,
+    pub(super) allow_plain_http: bool,
+    pub(super) challenge_ping: bool,
+    pub(super) rule: Vec<RawAuthRule>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct RawAuth {
-    pub(super) htpasswd_file: PathBuf,
+pub(super) struct RawAuthRule {
+    pub(super) user: String,
+    #[serde(rename = "match")]
+    pub(super) pattern: String,
 }
 
 #[derive(Debug, Deserialize)]

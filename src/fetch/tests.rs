@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::budget::{MANIFEST_BYTES_MAX, QUESTION_TIME_MAX};
-use crate::config::{DiskSettings, EndpointSettings, FetchSettings, LoginSettings, TagSettings};
+use crate::config::{
+    AuthSettings, DiskSettings, EndpointSettings, FetchSettings, LoginSettings, TagSettings,
+};
 use crate::oci::{Algorithm, Digest, ManifestRef, RepositoryName, media};
 use crate::sync::Mutex;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -165,7 +167,7 @@ fn config(url: &str) -> Config {
             endpoints: vec![EndpointSettings::at(url)],
         }],
         tls: None,
-        htpasswd_file: None,
+        auth: AuthSettings::default(),
         warm: None,
         kit: None,
         alert: None,

@@ -3,7 +3,7 @@
 use super::body::Body;
 use super::request::ClientRequest;
 use crate::mirror::{Missing, Refusal};
-use crate::oci::{ErrorCode, RegistryName, error_body};
+use crate::oci::{ErrorCode, RegistryName, Repository, error_body, quoted};
 use bytes::Bytes;
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Method, Response, StatusCode};
@@ -82,6 +82,20 @@ pub(super) fn no_connection() -> Answer {
 /// The registry is not configured.
 pub(super) fn unknown_registry(registry: &RegistryName) -> Answer {
     refuse(&Refusal::UnknownRegistry(registry.clone()))
+}
+
+/// Private content of the registry would be readable on its way to the client.
+pub(super) fn needs_tls(registry: &RegistryName) -> Answer {
+    let message = format!(
+        "content of {registry} is private, and other machines get it over TLS only: set [tls] in the mirror's configuration, or auth.allow_plain_http = true"
+    );
+    error(StatusCode::FORBIDDEN, ErrorCode::Denied, &message)
+}
+
+/// No `[[auth.rule]]` lets the user read the repository.
+pub(super) fn no_right(user: &str, repository: &Repository) -> Answer {
+    let message = format!("no [[auth.rule]] of the mirror lets {} read {repository}", quoted(user));
+    error(StatusCode::FORBIDDEN, ErrorCode::Denied, &message)
 }
 
 /// Marks how an answer was made, and echoes the registry that `ns` named.

@@ -5,19 +5,20 @@
 
 use super::answer::{self, Answer};
 use super::request::ClientRequest;
+use super::watched::Watched;
 use crate::auth::{BasicCredentials, Identity, Users, VerifiedLogins};
 use crate::budget;
 use crate::oci::{ErrorCode, RegistryName};
 use crate::sync::Mutex;
 use hyper::StatusCode;
 use hyper::header::{self, HeaderValue};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 
 /// Verifies who a client is.
 pub(super) struct Authenticator {
-    users: Users,
+    users: Watched<Users>,
     verified: Mutex<VerifiedLogins>,
     /// Passwords verified at a time: each costs a core for a tenth of a second on a small board.
     checks: Semaphore,
@@ -28,13 +29,15 @@ impl Authenticator {
     ///
     /// # Errors
     /// A sentence that names the file, the line and what is wrong with it.
-    pub(super) fn open(file: Option<&Path>) -> Result<Authenticator, String> {
+    pub(super) fn open(file: Option<PathBuf>) -> Result<Authenticator, String> {
         let read = |file: &Path| {
             let text = std::fs::read_to_string(file)
                 .map_err(|e| format!("auth.htpasswd_file {}: {e}", file.display()))?;
             Users::parse(&text).map_err(|e| format!("{}:{e}", file.display()))
         };
-        let users = file.map(read).transpose()?.unwrap_or_default();
+        let users = Watched::open(file.iter().cloned().collect(), move || {
+            Ok(file.as_deref().map(read).transpose()?.unwrap_or_default())
+        })?;
         Ok(Authenticator { users, verified: Mutex::default(), checks: Semaphore::new(1) })
     }
 
@@ -52,9 +55,9 @@ impl Authenticator {
             return Err(challenge(&format!("content of {registry} needs a login here")));
         };
         let user = Some(credentials.user.clone());
-        let identity = Arc::new(Identity { address: request.identity.address, user });
+        let identity = Arc::new(Identity { user, ..(*request.identity).clone() });
         let wrong = || challenge("user name or password is wrong");
-        let login = self.users.login(credentials).ok_or_else(wrong)?;
+        let login = self.users.current().login(credentials).ok_or_else(wrong)?;
         let key = login.key();
         if self.verified.lock().contains(&key) {
             return Ok(identity);

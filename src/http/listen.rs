@@ -15,7 +15,7 @@ use crate::budget;
 use crate::mirror::Mirror;
 use hyper::service::service_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -85,9 +85,9 @@ impl Server {
         let config = mirror.config();
         Ok(Server(Arc::new(ServerShared {
             mirror,
-            authenticator: Authenticator::open(config.htpasswd_file.as_deref())?,
+            authenticator: Authenticator::open(config.auth.htpasswd_file.clone())?,
             admission: Admission::new(&config),
-            tls: config.tls.as_ref().map(tls::acceptor).transpose()?,
+            tls: config.tls.as_ref().map(tls::TlsFiles::open).transpose()?,
             waiting: Arc::new(Semaphore::new(budget::CONNECTIONS_WAITING_MAX)),
             stop: watch::Sender::new(false),
         })))
@@ -115,8 +115,9 @@ impl Server {
     /// It is one of the connections that `memory.max` allows.
     pub async fn serve_stream(&self, stream: impl ByteStream, identity: Identity) {
         if let Some(waiting) = self.wait().await {
-            let open = std::future::ready(Ok(Connection::new(stream)));
-            serve_client(Arc::clone(&self.0), open, identity, waiting).await;
+            let client = identity.address;
+            let open = std::future::ready(Ok((Connection::new(stream), identity)));
+            serve_client(Arc::clone(&self.0), open, client, waiting).await;
         }
     }
 
@@ -133,37 +134,39 @@ impl Server {
 
     /// Serves an accepted socket on a task of its own, with TLS if that is configured.
     fn accept(&self, socket: TcpStream, identity: Identity, waiting: OwnedSemaphorePermit) {
-        let shared = Arc::clone(&self.0);
-        let Some(tls) = shared.tls.clone() else {
-            let open = async { socket.set_nodelay(true).map(|()| Connection::tcp(socket)) };
-            tokio::spawn(serve_client(shared, open, identity, waiting));
+        let (shared, client) = (Arc::clone(&self.0), identity.address);
+        let Some(tls) = shared.tls.as_ref().map(tls::TlsFiles::acceptor) else {
+            let open = async { socket.set_nodelay(true).map(|()| (Connection::tcp(socket), identity)) };
+            tokio::spawn(serve_client(shared, open, client, waiting));
             return;
         };
         let open = async move {
             socket.set_nodelay(true)?;
             // A box, so that the connection's task does not keep the handshake's memory.
             let handshake = Box::pin(tls.accept(socket));
-            Ok(Connection::new(tokio::time::timeout(budget::REQUEST_HEADER_TIME, handshake).await??))
+            let stream = tokio::time::timeout(budget::REQUEST_HEADER_TIME, handshake).await??;
+            let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+            let identity = Identity { user: certificate.and_then(tls::user_of), sealed: true, ..identity };
+            Ok((Connection::new(stream), identity))
         };
-        tokio::spawn(serve_client(shared, open, identity, waiting));
+        tokio::spawn(serve_client(shared, open, client, waiting));
     }
 }
 
 /// Serves the client of the connection that `open` gives, or tells it that all connections are in use.
 async fn serve_client<S: ByteStream>(
     shared: Arc<ServerShared>,
-    open: impl Future<Output = io::Result<Connection<S>>>,
-    identity: Identity,
+    open: impl Future<Output = io::Result<(Connection<S>, Identity)>>,
+    client: IpAddr,
     waiting: OwnedSemaphorePermit,
 ) {
-    let client = identity.address;
     let permit = shared.admission.connection().await;
     let ended = if permit.is_some() {
         drop(waiting);
-        serve_http(shared, open, identity, true).await
+        serve_http(shared, open, true).await
     } else {
         log::warn!("{client} was rejected: {}", answer::NO_CONNECTION);
-        let rejected = serve_http(shared, open, identity, false);
+        let rejected = serve_http(shared, open, false);
         let rejected = tokio::time::timeout(budget::REJECTION_TIME, rejected).await;
         rejected.unwrap_or_else(|late| Err(late.into()))
     };
@@ -174,11 +177,10 @@ async fn serve_client<S: ByteStream>(
 
 async fn serve_http<S: ByteStream>(
     shared: Arc<ServerShared>,
-    open: impl Future<Output = io::Result<Connection<S>>>,
-    identity: Identity,
+    open: impl Future<Output = io::Result<(Connection<S>, Identity)>>,
     admitted: bool,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let connection = open.await?;
+    let (connection, identity) = open.await?;
     let (queue, identity) = (connection.queue(), Arc::new(identity));
     let mut stop = shared.stop.subscribe();
     let service = service_fn(move |request| {

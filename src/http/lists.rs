@@ -3,7 +3,7 @@
 use super::Answered;
 use super::answer::{self, Answer, FILTERS};
 use super::request::ClientRequest;
-use crate::mirror::{Mirror, Page};
+use crate::mirror::{Access, Mirror, Page, Viewer};
 use crate::oci::{Digest, RegistryName, Repository, media};
 use hyper::StatusCode;
 use hyper::header::{self, HeaderValue};
@@ -23,7 +23,18 @@ pub(super) async fn catalog(
     registry: Option<&RegistryName>,
 ) -> Answered {
     let page = mirror.catalog(registry, request.page.clone()).await?;
-    Ok(list(request, &page, |names| json!({ "repositories": names })))
+    let config = mirror.config();
+    let user = request.identity.user.as_deref().unwrap_or_default();
+    let private =
+        registry.filter(|registry| mirror.access(registry, None, Viewer::Anybody) != Access::Granted);
+    let shown = |name: &&String| {
+        private.is_none_or(|registry| config.auth.may_read(user, &format!("{registry}/{name}")))
+    };
+    Ok(list(
+        request,
+        &page,
+        |names| json!({ "repositories": names.iter().filter(shown).collect::<Vec<_>>() }),
+    ))
 }
 
 pub(super) async fn referrers(

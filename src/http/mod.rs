@@ -29,6 +29,7 @@ mod pool;
 mod request;
 mod sendfile;
 mod tls;
+mod watched;
 
 pub use listen::{ByteStream, Listener, Server};
 
@@ -51,7 +52,7 @@ struct ServerShared {
     mirror: Arc<Mirror>,
     authenticator: Authenticator,
     admission: Admission,
-    tls: Option<tokio_rustls::TlsAcceptor>,
+    tls: Option<tls::TlsFiles>,
     /// For connections that wait for their admission.
     waiting: Arc<Semaphore>,
     stop: watch::Sender<bool>,
@@ -83,13 +84,24 @@ async fn answer(
 /// The answer that says why not.
 async fn access(shared: &ServerShared, request: &mut ClientRequest) -> Result<(), Answer> {
     let Some((registry, digest)) = request.subject() else { return Ok(()) };
+    let auth = &shared.mirror.config().auth;
+    let pinged = auth.challenge_ping && request.target == RequestTarget::Base;
+    if !pinged && shared.mirror.access(registry, digest, Viewer::Anybody) == Access::Granted {
+        return Ok(());
+    }
     match shared.mirror.access(registry, digest, Viewer::Client(&request.identity)) {
-        Access::Granted => Ok(()),
-        Access::LoginNeeded => {
-            request.identity = shared.authenticator.log_in(request, registry).await?;
-            Ok(())
+        Access::Hidden => return Err(answer::unknown_registry(registry)),
+        // Before a password is asked for, which would be sent in the open.
+        _ if !request.identity.sealed && !auth.allow_plain_http => return Err(answer::needs_tls(registry)),
+        Access::Granted if !pinged || request.identity.user.is_some() => {}
+        _ => request.identity = shared.authenticator.log_in(request, registry).await?,
+    }
+    let user = request.identity.user.as_deref().unwrap_or_default();
+    match request.repository() {
+        Some(repository) if !auth.may_read(user, &repository.to_string()) => {
+            Err(answer::no_right(user, repository))
         }
-        Access::Hidden => Err(answer::unknown_registry(registry)),
+        _ => Ok(()),
     }
 }
 

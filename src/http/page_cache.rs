@@ -135,8 +135,15 @@ mod tests {
         drop(first);
         assert_eq!(probe_page_cache(&file, 0, size), before);
         drop(second);
-        if before == PageCacheProbe::Cached(size) {
-            assert_eq!(probe_page_cache(&file, 0, size), PageCacheProbe::NotCached);
-        }
+        // The kernel keeps pages that something else of it holds for a moment: then another last reader frees them.
+        let freed = || {
+            let freed = probe_page_cache(&file, 0, size) == PageCacheProbe::NotCached;
+            if !freed {
+                drop(PageCacheUse::new(&file));
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            freed
+        };
+        assert!(before != PageCacheProbe::Cached(size) || (0..500).any(|_| freed()));
     }
 }

@@ -95,6 +95,17 @@ impl ClientRequest {
         })
     }
 
+    /// The repository that the request names.
+    pub(super) fn repository(&self) -> Option<&Repository> {
+        match &self.target {
+            RequestTarget::Manifest(repository, _)
+            | RequestTarget::Blob(repository, _)
+            | RequestTarget::Tags(repository)
+            | RequestTarget::Referrers(repository, _) => Some(repository),
+            _ => None,
+        }
+    }
+
     /// The range that the client wants of a body of `total` bytes.
     pub(super) fn range(&self, total: u64) -> ByteRange {
         let value = self.headers.get(header::RANGE).and_then(|value| value.to_str().ok());

@@ -22,6 +22,7 @@ mod kit;
 mod limits;
 mod private;
 mod profiles;
+mod rights;
 mod room;
 mod serving;
 mod systemd;
