@@ -34,6 +34,11 @@ impl Endpoint {
                 return Ok(reply);
             }
             address = self.redirected(&address, &reply)?;
+            // A list says what a registry has, and is shown to clients as it comes: nobody else may say it.
+            if question.class == Class::List && address.origin != self.base.origin {
+                let origin = address.origin.to_string();
+                return Err(reply.wrong(format!("has {} answer for a list of its own", quoted(&origin))));
+            }
             reply.drain();
         }
         Err(Failure::wrong(&address.origin.host, format!("more than {REDIRECTS_MAX} redirects")))
@@ -233,20 +238,24 @@ pub(super) enum Class {
     BlobHead,
     Blob,
     List,
+    /// Whether it answers and takes the login.
+    Ping,
 }
 
 impl Class {
     fn method(self) -> Method {
         match self {
             Class::ManifestHead | Class::BlobHead => Method::HEAD,
-            Class::ManifestGet | Class::Blob | Class::List => Method::GET,
+            Class::ManifestGet | Class::Blob | Class::List | Class::Ping => Method::GET,
         }
     }
 
     fn lane(self) -> Lane {
         match self {
             Class::Blob => Lane::Blobs,
-            Class::ManifestHead | Class::ManifestGet | Class::BlobHead | Class::List => Lane::Manifests,
+            Class::ManifestHead | Class::ManifestGet | Class::BlobHead | Class::List | Class::Ping => {
+                Lane::Manifests
+            }
         }
     }
 }

@@ -304,7 +304,12 @@ impl Endpoint {
 
     fn page(&self, question: &Question, is_name: impl Fn(&str) -> bool) -> Result<NamePage, Failure> {
         let mut reply = self.ask(question)?.found()?;
-        let more = reply.header(header::LINK.as_str()).is_some_and(challenge::has_next);
+        let next = reply.header(header::LINK.as_str()).and_then(challenge::next_page);
+        let is_own = |next: &str| {
+            let next = self.address(&question.target).join(next);
+            next.is_ok_and(|next| next.origin == self.base.origin)
+        };
+        let more = next.is_some_and(is_own);
         let bytes = reply.read_body(LIST_BYTES_MAX, &self.bytes)?;
         let list: NameList = serde_json::from_slice(&bytes)
             .map_err(|error| reply.wrong(format!("the list cannot be parsed: {error}")))?;
@@ -358,7 +363,8 @@ impl Endpoint {
     /// Why it does not answer, or does not accept the login.
     pub fn examine(&self) -> Result<Examined, Failure> {
         let mut limit = None;
-        match self.ask(&Question::new(String::new(), String::new(), Deadline::after(QUESTION_TIME_MAX))) {
+        let ping = Question::new(String::new(), String::new(), Deadline::after(QUESTION_TIME_MAX));
+        match self.ask(&Question { class: Class::Ping, ..ping }) {
             Ok(reply) => limit = reply.rate_limit(),
             // Without credentials a registry may give nothing but its public repositories.
             Err(Failure::Denied { .. }) if !self.is_private() => {}

@@ -182,3 +182,30 @@ fn what_is_suspect_elsewhere_has_the_endpoint_probed() {
     upstream.endpoints()[0].breaker().suspect();
     wait_for_link(&upstream.endpoints()[0], LinkState::is_known_down);
 }
+
+#[test]
+fn a_list_comes_from_its_own_origin_or_not_at_all() {
+    let list = br#"{"name":"a/b","tags":["latest"],"repositories":["evil/x"]}"#;
+    let stranger = Server::new(|seen, out| answer(seen, out, 200, &[], list));
+    let to = stranger.url();
+    let server = Server::new(move |seen, out| match seen.target.as_str() {
+        target if target.contains("/moved/") => answer(seen, out, 307, &[("Location", "/v2/a/here")], b""),
+        "/v2/a/here" => answer(seen, out, 200, &[("Link", "</v2/a/here?last=x>; rel=next")], list),
+        target if target.contains("/paged/") => {
+            let next = format!("<{to}/v2/a/b/tags/list?last=x>; rel=next");
+            answer(seen, out, 200, &[("Link", &next)], list)
+        }
+        _ => answer(seen, out, 307, &[("Location", &format!("{to}{}", seen.target))], b""),
+    });
+    let (_all, upstream) = open(&config(&server.url())).unwrap();
+    let wrong = |failure: Failure| assert!(matches!(failure, Failure::Wrong { .. }), "{failure:?}");
+    wrong(upstream.list_tags(&repository(), None, None).unwrap_err());
+    wrong(upstream.catalog(None, None).unwrap_err());
+    wrong(upstream.referrers(&repository(), &sha256(b"x"), None).unwrap_err());
+    assert_eq!(stranger.requests().len(), 0, "it is not even asked");
+    let moved = upstream.list_tags(&"a/moved".parse().unwrap(), None, None).unwrap();
+    assert!(moved.more && moved.names == ["latest"]);
+    let paged = upstream.list_tags(&"a/paged".parse().unwrap(), None, None).unwrap();
+    assert!(!paged.more, "another origin's page is none of this list");
+    assert!(upstream.endpoints()[0].examine().is_ok(), "whether it is there may be answered elsewhere");
+}
