@@ -14,6 +14,7 @@ mod clients;
 mod damage;
 mod doctor;
 mod facts;
+mod fairness;
 mod faults;
 mod fills;
 mod integrity;
