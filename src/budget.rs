@@ -66,10 +66,24 @@ pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 pub const FILL_FRUITLESS_TRIES: u32 = 3;
 /// Pause before a fill asks again after a cut; it grows by this much with each attempt that brings no byte.
 pub const FILL_RETRY_PAUSE: Duration = Duration::from_millis(250);
+/// The turn of a download: if it brings less than [`FILL_TURN_BYTES`] in this time, it gives its slot to a download that a
+/// client waits for. Where nobody waits, a link may be as slow as it is.
+pub const FILL_TURN_TIME: Duration = Duration::from_secs(30);
+/// See [`FILL_TURN_TIME`]; together some 35 KiB/s.
+pub const FILL_TURN_BYTES: u64 = MIB;
+/// Shortest pause between two looks of a running download at who waits for its slot.
+pub const FILL_LOOK_PAUSE: Duration = Duration::from_millis(100);
+/// For so long after a request began or joined it a fill counts as waited for, although no reader follows it yet.
+pub const DEMAND_GRACE: Duration = Duration::from_secs(1);
 /// First pause between probes of an upstream that cannot be reached; it doubles up to [`PROBE_PAUSE_MAX`].
 pub const PROBE_PAUSE_MIN: Duration = Duration::from_millis(250);
 /// Longest pause between probes, so that with a probe's own time-out an upstream's return is seen within 30 s.
 pub const PROBE_PAUSE_MAX: Duration = Duration::from_secs(10);
+/// Shortest pause between two probes that failures of single questions lead to: whoever can have a repository fail must
+/// not have its registry probed all the time.
+pub const SUSPECT_PAUSE: Duration = Duration::from_secs(1);
+/// Rate limits remembered for each endpoint, each of one origin, kind of question and repository.
+pub const HOLDS_MAX: usize = 256;
 /// Idle connections kept to one upstream, for manifests and for blobs each.
 pub const IDLE_CONNECTIONS: usize = 4;
 /// How long an idle upstream connection is kept warm.
@@ -129,7 +143,7 @@ pub const MEMORY_MIN: u64 = 16 * MIB;
 // -- Clients ---------------------------------------------------------------------------------------------------
 
 /// What the process needs before any client: program, threads, lanes, the pages of the index that it has read, facts
-/// about tags, spare buffers.
+/// about tags, spare buffers, the download slot that is kept for a registry without one.
 pub const MEMORY_BASE_BYTES: u64 = 10 * MIB;
 /// What a download holds: a chunk, the HTTP client's buffers, its TLS session.
 pub const DOWNLOAD_COST_BYTES: u64 = 512 * KIB;

@@ -54,8 +54,8 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// What every part of `mirror` may use of it.
-const MIRROR_GROUND: [&str; 8] =
-    ["access", "context", "counters", "lane", "progress", "pulls", "refusal", "single_flight"];
+const MIRROR_GROUND: [&str; 9] =
+    ["access", "context", "counters", "fair", "lane", "progress", "pulls", "refusal", "single_flight"];
 
 /// The parts of `src/mirror`, and the parts that each may use besides [`MIRROR_GROUND`]. `mod` is the façade: whatever
 /// is named as `super::Name` or `crate::mirror::Name` and is no part.
@@ -80,7 +80,8 @@ const MIRROR_ARROWS: &[(&str, &[&str])] = &[
     ("context", &["counters", "pulls", "refusal"]),
     ("progress", &["counters", "refusal"]),
     ("single_flight", &["lane"]),
-    ("lane", &[]),
+    ("lane", &["fair"]),
+    ("fair", &[]),
     ("pulls", &["counters"]),
     ("counters", &[]),
     ("refusal", &[]),

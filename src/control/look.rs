@@ -106,7 +106,7 @@ impl Admin {
             state: match upstream.state {
                 UpstreamState::Live(LinkState::Up | LinkState::NotAsked, _) => Some("up".to_owned()),
                 UpstreamState::Live(LinkState::Slow { .. }, _) => Some("slow".to_owned()),
-                UpstreamState::Live(LinkState::Down { .. }, text) => Some(text),
+                UpstreamState::Live(LinkState::Failing { .. } | LinkState::Down { .. }, text) => Some(text),
                 UpstreamState::WasDown(cause) => Some(format!("was down: {cause}")),
                 UpstreamState::Unknown => None,
             },
@@ -142,7 +142,7 @@ impl Admin {
                 format!("{registry} can be reached")
             }
             Some(UpstreamState::Live(LinkState::Slow { .. }, _)) => format!("{registry} is slow"),
-            Some(UpstreamState::Live(LinkState::Down { .. }, text)) => text,
+            Some(UpstreamState::Live(LinkState::Failing { .. } | LinkState::Down { .. }, text)) => text,
             Some(UpstreamState::WasDown(cause)) => {
                 format!("{registry} could not be reached when the server ran last: {cause}")
             }

@@ -60,6 +60,8 @@ pub(super) fn answer(
             (&*stream).write_all(b"\x00\x01 this is no HTTP \xff\r\n\r\n")?;
             return Ok(false);
         }
+        Behaviour::CutBeforeHeader => return Ok(false),
+        Behaviour::LongHeader(bytes) => content.headers.push(("X-Long".into(), "x".repeat(bytes))),
     }
     send(shared, stream, asked, content, &manner)
 }

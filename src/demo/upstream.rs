@@ -62,6 +62,10 @@ pub enum Behaviour {
     IgnoreRange,
     /// Answers with something that is not HTTP.
     Garbage,
+    /// Closes the connection instead of an answer.
+    CutBeforeHeader,
+    /// Answers well, with a header of so many bytes more.
+    LongHeader(usize),
 }
 
 /// How clients must log in.

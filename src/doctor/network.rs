@@ -280,7 +280,10 @@ pub(super) fn upstreams(under_way: UnderWay) -> Vec<Finding> {
 /// One finding for all where the uplink is what is gone, and not one registry or another.
 pub(super) fn uplink(asked: usize, answered: usize, failures: &[Failure]) -> Option<Finding> {
     let gone = |failure: &&Failure| {
-        matches!(failure.cause(), Some(Cause::Dns | Cause::Refused | Cause::Timeout | Cause::Connection))
+        matches!(
+            failure.cause(),
+            Some(Cause::Dns | Cause::Refused | Cause::Timeout | Cause::Connection | Cause::Cut)
+        )
     };
     let first = failures.first().filter(|_| asked > 1 && answered == failures.len())?;
     if failures.iter().filter(gone).count() < failures.len() {
@@ -320,7 +323,7 @@ pub(super) fn upstream(name: &str, private: bool, outcome: &Result<Examined, Fai
             Cause::Dns => {
                 Finding::warning(UPSTREAM, what, format!("getent hosts {host}; cat /etc/resolv.conf"))
             }
-            Cause::Refused | Cause::Timeout | Cause::Connection => Finding::warning(
+            Cause::Refused | Cause::Timeout | Cause::Connection | Cause::Cut => Finding::warning(
                 UPSTREAM,
                 what,
                 "is the uplink there? ip route; cached images are served meanwhile",

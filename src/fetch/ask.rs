@@ -1,8 +1,8 @@
 //! How an endpoint is asked: one question with its login, its redirects, and the pauses that a registry demands.
 //!
-//! Each call tells the breaker how it went and none looks at it. Redirects are followed by hand; the login goes to the
-//! endpoint's own origin only. An outage, 429 and a redirect that cannot be followed are failures; every other status
-//! is an answer.
+//! Each call tells the breaker how it went and none looks at it: what happens at the endpoint's own origin counts, what
+//! happens elsewhere is suspect. Redirects are followed by hand; the login goes to the endpoint's own origin only. An
+//! outage, 429 and a redirect that cannot be followed are failures; every other status is an answer.
 
 use super::address::{Address, HttpOrigin};
 use super::breaker::Attempt;
@@ -12,19 +12,20 @@ use super::failure::{Cause, Failure};
 use super::reply::EndpointReply;
 use super::token::EndpointLogin;
 use super::wire::{Deadline, Lane, WireRequest};
-use crate::budget::{GUEST_LOGINS_MAX, REDIRECTS_MAX, RETRY_AFTER_MAX, TOKEN_BYTES_MAX};
+use crate::budget::{GUEST_LOGINS_MAX, REDIRECTS_MAX, TOKEN_BYTES_MAX};
 use crate::oci::{RepositoryName, quoted};
 use crate::sync::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::{Duration, Instant};
-use ureq::http::{HeaderValue, Method, header};
+use ureq::Body;
+use ureq::http::{HeaderValue, Method, Response, header};
 
 impl Endpoint {
     /// Asks a question, logging in where that is asked for and following redirects to who answers it. An answer of
     /// any status but an outage's, 429 or a redirect's is `Ok`.
     pub(super) fn ask(&self, question: &Question) -> Result<EndpointReply, Failure> {
-        self.holds.check(question.class, &self.base.origin.host)?;
+        self.holds.check_all(&self.base.origin.host)?;
+        self.holds.check(&self.base.origin, question)?;
         let attempt = self.breaker.begin();
         let mut address = self.address(&question.target);
         for _ in 0..=REDIRECTS_MAX {
@@ -33,6 +34,11 @@ impl Endpoint {
                 return Ok(reply);
             }
             address = self.redirected(&address, &reply)?;
+            // A list says what a registry has, and is shown to clients as it comes: nobody else may say it.
+            if question.class == Class::List && address.origin != self.base.origin {
+                let origin = address.origin.to_string();
+                return Err(reply.wrong(format!("has {} answer for a list of its own", quoted(&origin))));
+            }
             reply.drain();
         }
         Err(Failure::wrong(&address.origin.host, format!("more than {REDIRECTS_MAX} redirects")))
@@ -51,8 +57,12 @@ impl Endpoint {
             self.ask_realm(question, realm, credentials, attempt)
         };
         if address.origin == self.base.origin {
-            let sent = self.login.ready(&question.scope, deadline, &ask_realm)?;
+            let (sent, no_token) = or_without(self.login.ready(&question.scope, deadline, &ask_realm))?;
             let reply = self.send(address, question, sent.as_ref(), attempt)?;
+            if let Some(failure) = no_token.filter(|_| reply.status() >= 400) {
+                reply.drain();
+                return Err(failure);
+            }
             if reply.status() != 401 {
                 return Ok(reply);
             }
@@ -71,6 +81,7 @@ impl Endpoint {
             }
             return Ok(reply);
         }
+        self.holds.check(&address.origin, question)?;
         let scope = scope_of(address).unwrap_or_else(|| question.scope.clone());
         let known = self.redirect_logins.find(&address.origin);
         let sent = match &known {
@@ -96,15 +107,6 @@ impl Endpoint {
         authorization: Option<&HeaderValue>,
         attempt: Attempt,
     ) -> Result<EndpointReply, Failure> {
-        let host = &address.origin.host;
-        // What happens at other hosts says nothing about the link to this one, which has just answered.
-        let own = address.origin == self.base.origin;
-        let failed = |failure: Failure| {
-            if own {
-                self.breaker.failed(attempt, &failure);
-            }
-            failure
-        };
         let response = self.wire.send(&WireRequest {
             lane: question.class.lane(),
             method: question.class.method(),
@@ -115,27 +117,45 @@ impl Endpoint {
             deadline: question.deadline,
             fresh: false,
         });
-        let reply = EndpointReply::new(host.clone(), response.map_err(failed)?);
-        match reply.status() {
-            429 => {
+        self.judged(address, question, response, attempt)
+    }
+
+    /// Tells the breaker how a request went. An outage's status and 429 become failures.
+    fn judged(
+        &self,
+        address: &Address,
+        question: &Question,
+        response: Result<Response<Body>, Failure>,
+        attempt: Attempt,
+    ) -> Result<EndpointReply, Failure> {
+        let host = &address.origin.host;
+        // What happens at other hosts says nothing about the link to this one.
+        let own = address.origin == self.base.origin;
+        let reply = match response {
+            Ok(response) => EndpointReply::new(host.clone(), own, response),
+            Err(failure) => {
                 if own {
-                    self.breaker.succeeded();
+                    self.breaker.failed(attempt, &failure);
+                } else {
+                    self.breaker.suspect();
                 }
-                self.holds.begin(question.class, reply.retry_after());
-                reply.drain();
-                Err(rate_limited(host))
+                return Err(failure);
             }
-            status if status >= 500 && status != 501 => {
-                reply.drain();
-                Err(failed(server_error(host, status)))
-            }
-            _ => {
-                if own {
-                    self.breaker.succeeded();
-                }
-                Ok(reply)
-            }
+        };
+        let status = reply.status();
+        let failing = status >= 500 && status != 501;
+        if own && !failing {
+            self.breaker.succeeded();
         }
+        if !failing && status != 429 {
+            return Ok(reply);
+        }
+        self.breaker.suspect();
+        if status == 429 {
+            self.holds.begin(&address.origin, question, reply.retry_after());
+        }
+        reply.drain();
+        Err(if failing { server_error(host, status) } else { rate_limited(host) })
     }
 
     fn redirected(&self, from: &Address, reply: &EndpointReply) -> Result<Address, Failure> {
@@ -162,7 +182,8 @@ impl Endpoint {
         attempt: Attempt,
     ) -> Result<Vec<u8>, Failure> {
         let host = &address.origin.host;
-        let sent = self.wire.send(&WireRequest {
+        self.holds.check(&address.origin, question)?;
+        let response = self.wire.send(&WireRequest {
             lane: Lane::Manifests,
             method: Method::GET,
             address,
@@ -172,27 +193,10 @@ impl Endpoint {
             deadline: question.deadline,
             fresh: false,
         });
-        let mut reply = match sent {
-            Ok(response) => EndpointReply::new(host.clone(), response),
-            Err(failure) => {
-                self.breaker.failed(attempt, &failure);
-                return Err(failure);
-            }
-        };
+        let mut reply = self.judged(address, question, response, attempt)?;
         match reply.status() {
             200..=299 => reply.read_body(TOKEN_BYTES_MAX, &AtomicU64::new(0)),
-            429 => {
-                self.holds.begin(question.class, reply.retry_after());
-                reply.drain();
-                Err(rate_limited(host))
-            }
-            status @ 500.. => {
-                let failure = server_error(host, status);
-                self.breaker.failed(attempt, &failure);
-                reply.drain();
-                Err(failure)
-            }
-            status @ 400.. => {
+            status @ 400..=499 => {
                 let message = reply.error_message();
                 Err(Failure::Denied {
                     status,
@@ -201,6 +205,20 @@ impl Endpoint {
             }
             status => Err(Failure::wrong(host, format!("the token server answered {status}"))),
         }
+    }
+}
+
+/// What to send where a token could not be had: nothing, and the failure that it comes to unless that is enough. Not every
+/// repository of a registry needs the token that another one needed.
+fn or_without(
+    ready: Result<Option<HeaderValue>, Failure>,
+) -> Result<(Option<HeaderValue>, Option<Failure>), Failure> {
+    match ready {
+        Ok(sent) => Ok((sent, None)),
+        Err(failure) if matches!(failure, Failure::Unreachable { .. } | Failure::Wrong { .. }) => {
+            Ok((None, Some(failure)))
+        }
+        Err(failure) => Err(failure),
     }
 }
 
@@ -220,22 +238,24 @@ pub(super) enum Class {
     BlobHead,
     Blob,
     List,
+    /// Whether it answers and takes the login.
+    Ping,
 }
 
 impl Class {
-    const COUNT: usize = 5;
-
     fn method(self) -> Method {
         match self {
             Class::ManifestHead | Class::BlobHead => Method::HEAD,
-            Class::ManifestGet | Class::Blob | Class::List => Method::GET,
+            Class::ManifestGet | Class::Blob | Class::List | Class::Ping => Method::GET,
         }
     }
 
     fn lane(self) -> Lane {
         match self {
             Class::Blob => Lane::Blobs,
-            Class::ManifestHead | Class::ManifestGet | Class::BlobHead | Class::List => Lane::Manifests,
+            Class::ManifestHead | Class::ManifestGet | Class::BlobHead | Class::List | Class::Ping => {
+                Lane::Manifests
+            }
         }
     }
 }
@@ -243,6 +263,8 @@ impl Class {
 /// A question to an endpoint.
 pub(super) struct Question {
     pub class: Class,
+    /// Whose content it is about, if one repository's.
+    pub repository: Option<RepositoryName>,
     /// What follows `/v2/`.
     pub target: String,
     pub scope: String,
@@ -255,37 +277,14 @@ pub(super) struct Question {
 impl Question {
     /// A listing of `/v2/TARGET`.
     pub fn new(target: String, scope: String, deadline: Deadline) -> Self {
-        Question { class: Class::List, target, scope, accept: None, from: 0, deadline }
+        Question { class: Class::List, repository: None, target, scope, accept: None, from: 0, deadline }
     }
 
     /// A listing unless the class is set otherwise.
     pub fn repository(repository: &RepositoryName, rest: &str, deadline: Deadline) -> Self {
         let scope = format!("repository:{repository}:pull");
-        Question::new(format!("{repository}/{rest}"), scope, deadline)
-    }
-}
-
-/// Until when each class of question is not to be asked, by the upstream's own `Retry-After`.
-#[derive(Default)]
-pub(super) struct Holds([Mutex<Option<Instant>>; Class::COUNT]);
-
-impl Holds {
-    fn check(&self, class: Class, host: &str) -> Result<(), Failure> {
-        let until = *self.0[class as usize].lock();
-        match until.and_then(|until| until.checked_duration_since(Instant::now())) {
-            Some(left) if !left.is_zero() => {
-                let seconds = left.as_secs() + 1;
-                let message = format!("limits the rate of requests (429) for {seconds} s more");
-                Err(Failure::unreachable(host, Cause::RateLimited, message))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn begin(&self, class: Class, length: Option<Duration>) {
-        if let Some(length) = length {
-            *self.0[class as usize].lock() = Some(Instant::now() + length.min(RETRY_AFTER_MAX));
-        }
+        let question = Question::new(format!("{repository}/{rest}"), scope, deadline);
+        Question { repository: Some(repository.clone()), ..question }
     }
 }
 

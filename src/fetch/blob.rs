@@ -3,7 +3,7 @@
 //! There is no limit on the total, only on each read (`stall_timeout`). A stream that has failed stays failed, so that
 //! a cut can never be taken for the end.
 
-use super::breaker::{Attempt, Breaker};
+use super::breaker::Breaker;
 use super::failure::{Cause, Failure};
 use super::pace::Pace;
 use crate::budget::BLOB_BYTES_MAX;
@@ -16,6 +16,8 @@ use ureq::BodyReader;
 pub struct BlobStream {
     /// The blob's size in bytes, if the upstream says.
     pub total: Option<u64>,
+    /// Whether it can be had from a byte on, as far as the answer tells (RFC 9110, 14.3).
+    pub gives_parts: Option<bool>,
     pub(super) host: String,
     pub(super) body: BodyReader<'static>,
     /// The next byte of the blob that the body brings.
@@ -26,7 +28,8 @@ pub struct BlobStream {
     pub(super) bytes: Arc<AtomicU64>,
     pub(super) pace: Arc<Pace>,
     pub(super) breaker: Breaker,
-    pub(super) attempt: Attempt,
+    /// The endpoint itself sends it, and no one that it redirected to.
+    pub(super) own: bool,
 }
 
 impl BlobStream {
@@ -43,9 +46,11 @@ impl BlobStream {
         let outcome = skipped.and_then(|()| self.take(buffer));
         if let Err(failure) = &outcome {
             self.failed = Some(failure.clone());
-            // A cut says little about the link; silence for so long says that it is gone.
-            if failure.cause() == Some(Cause::Timeout) {
-                self.breaker.failed(self.attempt, failure);
+            // A blob that fails is that blob's failure. Only silence for so long says more, and only where the endpoint
+            // itself sends: that is as good a reason not to wait for it as an answer that is late.
+            match failure.cause() {
+                Some(Cause::Timeout) if self.own => self.breaker.overdue(),
+                _ => self.breaker.suspect(),
             }
         }
         outcome
@@ -76,7 +81,7 @@ impl BlobStream {
             return Err(Failure::wrong(&self.host, format!("the blob is longer than {limit} bytes")));
         }
         if count == 0 && most > 0 && self.total.is_some_and(|total| self.position < total) {
-            return Err(Failure::unreachable(&self.host, Cause::Connection, "the blob was cut short"));
+            return Err(Failure::unreachable(&self.host, Cause::Cut, "the blob was cut short"));
         }
         self.pace.pay(count);
         Ok(count)

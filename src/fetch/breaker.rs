@@ -1,12 +1,14 @@
 //! The breaker of one endpoint: whether requests wait for it.
 //!
-//! It opens on the first outage of any request and closes on the first success. While it is slow or down, one probe
+//! It opens on the first failure of the link itself (no connection, no trust, no answer in time) that any request meets,
+//! and closes on the first success. Whatever else goes wrong belongs to what was asked for and says nothing about the next
+//! question: it only has the endpoint probed ([`Breaker::suspect`]), and the probe decides. While it is not up, one probe
 //! thread asks in the background, with growing pauses, and ends when the link is up. What a request learns
 //! counts only if nobody has succeeded since it began, so that one that hung for half a minute cannot close a link
 //! that has come back. The breaker refuses nobody: callers look at [`Breaker::link`] and decide.
 
 use super::failure::{Cause, Failure};
-use crate::budget::{PROBE_PAUSE_MAX, PROBE_PAUSE_MIN, SMALL_STACK_BYTES};
+use crate::budget::{PROBE_PAUSE_MAX, PROBE_PAUSE_MIN, SMALL_STACK_BYTES, SUSPECT_PAUSE};
 use crate::sync::{Condvar, Mutex};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,6 +26,14 @@ pub enum LinkState {
     Slow {
         /// Since when.
         since: Instant,
+    },
+    /// It can be reached, and answers even a probe with a failure: a request that can be answered from the cache does
+    /// not wait, any other may still ask.
+    Failing {
+        /// Since when.
+        since: Instant,
+        /// The failure, in a sentence.
+        cause: String,
     },
     /// Nobody waits for it.
     Down {
@@ -49,7 +59,8 @@ impl LinkState {
             LinkState::NotAsked => 1,
             LinkState::Slow { .. } => 2,
             LinkState::Down { restored: true, .. } => 3,
-            LinkState::Down { restored: false, .. } => 4,
+            LinkState::Failing { .. } => 4,
+            LinkState::Down { restored: false, .. } => 5,
         }
     }
 
@@ -98,6 +109,8 @@ struct State {
     version: u64,
     /// There is a probe thread.
     probing: bool,
+    /// When a failure that need not be the link's last led to a probe.
+    suspected: Option<Instant>,
     closed: bool,
 }
 
@@ -120,8 +133,14 @@ impl Breaker {
     }
 
     fn with_timing(name: String, probe: Probe, timing: Timing) -> Self {
-        let state =
-            State { link: LinkState::NotAsked, successes: 0, version: 0, probing: false, closed: false };
+        let state = State {
+            link: LinkState::NotAsked,
+            successes: 0,
+            version: 0,
+            probing: false,
+            suspected: None,
+            closed: false,
+        };
         Breaker {
             shared: Arc::new(Shared {
                 name,
@@ -151,10 +170,25 @@ impl Breaker {
         self.shared.succeeded();
     }
 
-    /// A request that began at `attempt` failed. Only an outage counts, and only if nobody succeeded since.
+    /// A request that began at `attempt` failed. If the link failed it opens, unless somebody succeeded since; any other
+    /// failure is suspect.
     pub fn failed(&self, attempt: Attempt, failure: &Failure) {
-        if self.shared.failed(attempt, failure) {
-            self.probe_in_background(First::Pause);
+        match failure.cause() {
+            Some(cause) if cause.is_of_the_link() => {
+                if self.shared.failed(attempt, failure) {
+                    // Who has waited for an answer in vain has paused.
+                    let first = if cause == Cause::Timeout { First::Now } else { First::Pause };
+                    self.probe_in_background(first);
+                }
+            }
+            _ => self.suspect(),
+        }
+    }
+
+    /// Something failed that need not be the link: a probe finds out, but not many in a row.
+    pub fn suspect(&self) {
+        if self.shared.suspect() {
+            self.probe_in_background(First::Now);
         }
     }
 
@@ -236,25 +270,41 @@ impl Shared {
         }
     }
 
-    /// Whether the link left `Up`, or is down and wants a probe.
+    /// Whether the link left `Up`, or is down and wants a probe. A failure that is not the link's was a probe's.
     fn failed(&self, attempt: Attempt, failure: &Failure) -> bool {
-        if matches!(failure.cause(), None | Some(Cause::RateLimited)) {
-            return false;
-        }
         let since = (self.timing.now)();
         let mut state = self.state.lock();
         if attempt.0 != state.successes {
             return false;
         }
-        let since = match &state.link {
-            LinkState::Down { restored: false, .. } => return true,
-            LinkState::Down { since, .. } => *since,
-            LinkState::NotAsked | LinkState::Up | LinkState::Slow { .. } => since,
+        let of_the_link = failure.cause().is_some_and(Cause::is_of_the_link);
+        let since = match (&state.link, of_the_link) {
+            (LinkState::Down { restored: false, .. }, true) | (LinkState::Failing { .. }, false) => {
+                return true;
+            }
+            (LinkState::Down { since, .. } | LinkState::Failing { since, .. }, _) => *since,
+            (LinkState::NotAsked | LinkState::Up | LinkState::Slow { .. }, _) => since,
         };
-        self.change(&mut state, LinkState::Down { since, cause: failure.to_string(), restored: false });
+        let cause = failure.to_string();
+        let link = match of_the_link {
+            true => LinkState::Down { since, cause, restored: false },
+            false => LinkState::Failing { since, cause },
+        };
+        self.change(&mut state, link);
         drop(state);
         self.announce();
         true
+    }
+
+    /// Whether it is time for a probe because of a failure that need not be the link's.
+    fn suspect(&self) -> bool {
+        let now = (self.timing.now)();
+        let mut state = self.state.lock();
+        let due = state.suspected.is_none_or(|last| now.saturating_duration_since(last) >= SUSPECT_PAUSE);
+        if due {
+            state.suspected = Some(now);
+        }
+        due
     }
 
     fn overdue(&self) {
@@ -330,142 +380,4 @@ impl Shared {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::mpsc::{Receiver, Sender, channel};
-
-    /// Far more than a probe thread takes to get going on a busy machine.
-    const WAIT_MAX: Duration = Duration::from_secs(60);
-
-    struct Bench {
-        breaker: Breaker,
-        /// Where probes get their results from.
-        results: Sender<Result<(), Failure>>,
-        /// The pauses the probe thread takes, each once it is over.
-        pauses: Receiver<Duration>,
-        changes: Receiver<LinkState>,
-        start: Instant,
-    }
-
-    fn bench() -> Bench {
-        let (results, wanted) = channel::<Result<(), Failure>>();
-        let (paused, pauses) = channel();
-        let (changed, changes) = channel();
-        let wanted = Mutex::new(wanted);
-        let start = Instant::now();
-        let timing = Timing {
-            now: Box::new(move || start),
-            pause: Some(Box::new(move |length| paused.send(length).unwrap_or(()))),
-        };
-        let probe: Probe = Box::new(move || wanted.lock().recv().ok());
-        let breaker = Breaker::with_timing("a.example".to_owned(), probe, timing);
-        breaker.on_change(Box::new(move |link| changed.send(link.clone()).unwrap_or(())));
-        Bench { breaker, results, pauses, changes, start }
-    }
-
-    fn outage() -> Failure {
-        Failure::unreachable("a.example", Cause::Refused, "connection refused")
-    }
-
-    #[test]
-    fn opens_on_the_first_outage_and_closes_on_the_first_good_probe() {
-        let bench = bench();
-        assert_eq!(bench.breaker.link(), LinkState::NotAsked);
-        bench.breaker.failed(bench.breaker.begin(), &outage());
-        let down = LinkState::Down {
-            since: bench.start,
-            cause: "a.example: connection refused".into(),
-            restored: false,
-        };
-        assert_eq!(bench.breaker.link(), down);
-        assert!(!bench.breaker.link().is_up());
-        assert_eq!(bench.changes.recv_timeout(WAIT_MAX), Ok(down.clone()));
-        for expected in [250, 250, 500, 1000, 2000, 4000, 8000, 10_000, 10_000] {
-            assert_eq!(bench.pauses.recv_timeout(WAIT_MAX), Ok(Duration::from_millis(expected)));
-            bench.results.send(Err(outage())).unwrap();
-        }
-        bench.results.send(Ok(())).unwrap();
-        assert_eq!(bench.changes.recv_timeout(WAIT_MAX), Ok(LinkState::Up));
-        assert!(bench.breaker.link().is_up());
-    }
-
-    #[test]
-    fn what_is_no_outage_of_the_link_does_not_open_it() {
-        let bench = bench();
-        for failure in [
-            Failure::Missing { detail: String::new() },
-            Failure::Denied { status: 401, detail: String::new() },
-            Failure::wrong("a.example", "nonsense"),
-            Failure::unreachable("a.example", Cause::RateLimited, "rate limited"),
-        ] {
-            bench.breaker.failed(bench.breaker.begin(), &failure);
-            assert_eq!(bench.breaker.link(), LinkState::NotAsked);
-        }
-        bench.breaker.failed(
-            bench.breaker.begin(),
-            &Failure::unreachable("a.example", Cause::ServerError(503), "answered 503"),
-        );
-        assert!(!bench.breaker.link().is_up());
-    }
-
-    #[test]
-    fn a_failure_older_than_the_last_success_is_ignored() {
-        let bench = bench();
-        let hung = bench.breaker.begin();
-        bench.breaker.failed(bench.breaker.begin(), &outage());
-        bench.breaker.succeeded();
-        bench.breaker.failed(hung, &outage());
-        assert!(bench.breaker.link().is_up());
-        bench.breaker.failed(bench.breaker.begin(), &outage());
-        assert!(!bench.breaker.link().is_up());
-    }
-
-    #[test]
-    fn slow_is_between_up_and_down() {
-        let bench = bench();
-        bench.breaker.overdue();
-        assert_eq!(bench.breaker.link(), LinkState::Slow { since: bench.start });
-        bench.breaker.failed(bench.breaker.begin(), &outage());
-        assert!(matches!(bench.breaker.link(), LinkState::Down { .. }));
-        bench.breaker.overdue();
-        assert!(matches!(bench.breaker.link(), LinkState::Down { .. }));
-        bench.breaker.succeeded();
-        assert_eq!(bench.breaker.link(), LinkState::Up);
-        bench.breaker.overdue();
-        bench.results.send(Ok(())).unwrap();
-        while bench.changes.recv_timeout(WAIT_MAX).unwrap() != LinkState::Up || !bench.breaker.link().is_up()
-        {
-        }
-    }
-
-    #[test]
-    fn a_restored_outage_is_confirmed_or_ended_by_the_probe_at_the_start() {
-        let bench = bench();
-        bench.breaker.restore_down("it was down");
-        assert!(matches!(bench.breaker.link(), LinkState::Down { restored: true, .. }));
-        bench.changes.recv_timeout(WAIT_MAX).unwrap();
-        bench.breaker.start_probe();
-        bench.results.send(Err(outage())).unwrap();
-        assert!(matches!(bench.changes.recv_timeout(WAIT_MAX), Ok(LinkState::Down { restored: false, .. })));
-        bench.results.send(Ok(())).unwrap();
-        assert_eq!(bench.changes.recv_timeout(WAIT_MAX), Ok(LinkState::Up));
-        bench.breaker.restore_down("too late");
-        assert!(bench.breaker.link().is_up());
-    }
-
-    #[test]
-    fn the_probe_at_the_start_finds_an_outage_and_shutdown_ends_it() {
-        let bench = bench();
-        bench.breaker.start_probe();
-        bench.results.send(Err(outage())).unwrap();
-        assert!(matches!(bench.changes.recv_timeout(WAIT_MAX), Ok(LinkState::Down { .. })));
-        bench.breaker.shutdown();
-        // The thread is waiting for a result; the next one finds it closed.
-        bench.results.send(Err(outage())).unwrap_or(());
-        let deadline = Instant::now() + WAIT_MAX;
-        while bench.breaker.shared.state.lock().probing {
-            assert!(Instant::now() < deadline, "the probe thread goes on");
-            thread::yield_now();
-        }
-    }
-}
+mod tests;

@@ -93,15 +93,17 @@ fn finished(scheme: Option<String>, parameters: &mut Vec<(String, String)>) -> O
     }
 }
 
-/// Whether a `Link` header names a next page (RFC 8288; distribution-spec, "Content Discovery").
-pub(super) fn has_next(value: &str) -> bool {
-    value.split(';').skip(1).any(|parameter| {
+/// The address of the next page that a `Link` header names (RFC 8288; distribution-spec, "Content Discovery").
+pub(super) fn next_page(value: &str) -> Option<&str> {
+    let is_next = |parameter: &str| {
         let parameter = parameter.split(',').next().unwrap_or("");
         parameter.split_once('=').is_some_and(|(name, relation)| {
             name.trim().eq_ignore_ascii_case("rel")
                 && relation.trim().trim_matches('"').split(' ').any(|r| r.eq_ignore_ascii_case("next"))
         })
-    })
+    };
+    let (target, parameters) = value.trim().strip_prefix('<')?.split_once('>')?;
+    parameters.split(';').skip(1).any(is_next).then_some(target)
 }
 
 /// Start and total length of `Content-Range: bytes START-END/LENGTH` (RFC 9110, 14.4).
@@ -158,9 +160,12 @@ mod tests {
 
     #[test]
     fn neighbours() {
-        assert!(has_next(r#"</v2/a/tags/list?n=2&last=b>; rel="next""#));
-        assert!(has_next("</v2/x>; title=y; REL=next"));
-        assert!(!has_next(r#"</v2/a>; rel="prev""#) && !has_next("next"));
+        let list = r#"</v2/a/tags/list?n=2&last=b>; rel="next""#;
+        assert_eq!(next_page(list), Some("/v2/a/tags/list?n=2&last=b"));
+        assert_eq!(next_page("</v2/x;y>; title=y; REL=next"), Some("/v2/x;y"));
+        for other in [r#"</v2/a>; rel="prev""#, "next", "</v2/a>", "<rel=next", ""] {
+            assert_eq!(next_page(other), None, "{other}");
+        }
         assert_eq!(content_range("bytes 5-9/10"), Some((5, Some(10))));
         assert_eq!(content_range("Bytes 5-9/*"), Some((5, None)));
         for bad in ["bytes */10", "bytes 9-5/10", "bytes 5-10/10", "5-9/10", "bytes", "items 5-9/10", "é"] {

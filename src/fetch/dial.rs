@@ -117,7 +117,14 @@ impl fmt::Debug for Dialer {
 fn tls_error(error: io::Error) -> Error {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         Some(inner) => Obstacle::Tls(inner.clone()).into(),
-        None => Error::from(error),
+        None => match Error::from(error) {
+            Error::Io(error) if error.kind() != io::ErrorKind::TimedOut => Obstacle::Handshake(format!(
+                "the connection was cut during the tls handshake ({})",
+                error.kind()
+            ))
+            .into(),
+            other => other,
+        },
     }
 }
 

@@ -4,13 +4,14 @@
 //! is returned: hashes, lengths, types, ranges. How a question travels is in `ask`.
 
 use super::address::{Address, query_value};
-use super::ask::{Class, Holds, Question, RedirectLogins, server_error};
+use super::ask::{Class, Question, RedirectLogins, server_error};
 use super::blob::BlobStream;
 use super::breaker::Breaker;
 use super::challenge;
 use super::failure::Failure;
+use super::holds::Holds;
 use super::pace::Pace;
-use super::reply::NameList;
+use super::reply::{EndpointReply, NameList};
 use super::token::EndpointLogin;
 use super::wire::{Deadline, Lane, Wire, WireRequest};
 use crate::budget::{
@@ -239,8 +240,15 @@ impl Endpoint {
         if let Some(total) = total.filter(|&total| total > BLOB_BYTES_MAX || total < from) {
             return Err(reply.wrong(format!("announces {total} bytes, which the blob cannot have")));
         }
+        let gives_parts = match (reply.status(), reply.header(header::ACCEPT_RANGES.as_str())) {
+            (206, _) => Some(true),
+            _ if from > 0 => Some(false),
+            (_, Some(unit)) => Some(!unit.trim().eq_ignore_ascii_case("none")),
+            (_, None) => None,
+        };
         Ok(BlobStream {
             total,
+            gives_parts,
             host: reply.host,
             body: reply.body,
             position,
@@ -248,8 +256,8 @@ impl Endpoint {
             failed: None,
             bytes: self.bytes.clone(),
             pace: self.pace.clone(),
-            attempt: self.breaker.begin(),
             breaker: self.breaker.clone(),
+            own: reply.own,
         })
     }
 
@@ -296,7 +304,12 @@ impl Endpoint {
 
     fn page(&self, question: &Question, is_name: impl Fn(&str) -> bool) -> Result<NamePage, Failure> {
         let mut reply = self.ask(question)?.found()?;
-        let more = reply.header(header::LINK.as_str()).is_some_and(challenge::has_next);
+        let next = reply.header(header::LINK.as_str()).and_then(challenge::next_page);
+        let is_own = |next: &str| {
+            let next = self.address(&question.target).join(next);
+            next.is_ok_and(|next| next.origin == self.base.origin)
+        };
+        let more = next.is_some_and(is_own);
         let bytes = reply.read_body(LIST_BYTES_MAX, &self.bytes)?;
         let list: NameList = serde_json::from_slice(&bytes)
             .map_err(|error| reply.wrong(format!("the list cannot be parsed: {error}")))?;
@@ -350,7 +363,8 @@ impl Endpoint {
     /// Why it does not answer, or does not accept the login.
     pub fn examine(&self) -> Result<Examined, Failure> {
         let mut limit = None;
-        match self.ask(&Question::new(String::new(), String::new(), Deadline::after(QUESTION_TIME_MAX))) {
+        let ping = Question::new(String::new(), String::new(), Deadline::after(QUESTION_TIME_MAX));
+        match self.ask(&Question { class: Class::Ping, ..ping }) {
             Ok(reply) => limit = reply.rate_limit(),
             // Without credentials a registry may give nothing but its public repositories.
             Err(Failure::Denied { .. }) if !self.is_private() => {}
@@ -370,8 +384,8 @@ impl Endpoint {
         Ok(Examined { limit })
     }
 
-    /// Asks whether it is there, on a new connection. Any status below 500 means that it is. The caller reports the
-    /// outcome to the breaker.
+    /// Asks whether it is there, on a new connection. Any status below 500 means that it is; a rate limit concerns all that
+    /// it is asked. The caller reports the outcome to the breaker.
     ///
     /// # Errors
     /// `Unreachable`: no connection, no answer in time, or a status from 500 on.
@@ -388,8 +402,13 @@ impl Endpoint {
             deadline: Deadline::after(times.connect + times.header.min(PROBE_HEADER_TIME_MAX)),
             fresh: true,
         })?;
-        match response.status().as_u16() {
-            status @ 500.. => Err(server_error(&address.origin.host, status)),
+        let reply = EndpointReply::new(address.origin.host.clone(), true, response);
+        match reply.status() {
+            status @ 500.. => Err(server_error(&reply.host, status)),
+            429 => {
+                self.holds.begin_all(reply.retry_after());
+                Ok(())
+            }
             _ => Ok(()),
         }
     }

@@ -52,12 +52,25 @@ pub enum Cause {
     Dns,
     /// No trust: unknown issuer, wrong name, not valid at this time.
     Tls,
-    /// The connection was cut, there is no route, or what answered does not speak HTTP.
+    /// No connection can be made: there is no route, or what is in between refuses.
     Connection,
+    /// A connection that was made was cut, or what answered does not speak HTTP.
+    Cut,
     /// A status from 500 on.
     ServerError(u16),
     /// Status 429, or a `Retry-After` that has not passed.
     RateLimited,
+}
+
+impl Cause {
+    /// Whether it concerns the link, and so every question to the same endpoint. Anything else concerns what was asked for
+    /// until a probe fails too.
+    pub(super) fn is_of_the_link(self) -> bool {
+        match self {
+            Cause::Refused | Cause::Timeout | Cause::Dns | Cause::Tls | Cause::Connection => true,
+            Cause::Cut | Cause::ServerError(_) | Cause::RateLimited => false,
+        }
+    }
 }
 
 impl Failure {
@@ -84,19 +97,21 @@ impl Failure {
 
     /// What an error of the HTTP client means. `host` is whom it was talking to.
     pub(super) fn from_client(host: &str, error: ureq::Error) -> Self {
-        let lost = |message: String| Failure::unreachable(host, Cause::Connection, message);
+        let lost = |message: String| Failure::unreachable(host, Cause::Cut, message);
+        let no_connection = |message: String| Failure::unreachable(host, Cause::Connection, message);
         match error {
             ureq::Error::Timeout(phase) => Failure::unreachable(host, Cause::Timeout, phase_message(phase)),
             ureq::Error::HostNotFound => {
                 Failure::unreachable(host, Cause::Dns, "the name could not be resolved")
             }
+            ureq::Error::ConnectionFailed => no_connection("no connection can be made".to_owned()),
             ureq::Error::Rustls(error) => Failure::tls(host, &error, SystemTime::now()),
             ureq::Error::Io(error) => Failure::from_io(host, &error),
             ureq::Error::Protocol(error) => {
                 lost(format!("the answer is not http ({})", quoted(&error.to_string())))
             }
             ureq::Error::ConnectProxyFailed(message) => {
-                lost(format!("the proxy refuses: {}", quoted(&message)))
+                no_connection(format!("the proxy refuses: {}", quoted(&message)))
             }
             ureq::Error::LargeResponseHeader(..) => {
                 Failure::wrong(host, "the answer's header is larger than allowed")
@@ -117,6 +132,7 @@ impl Failure {
             Obstacle::Name(message) => Failure::unreachable(host, Cause::Dns, message),
             Obstacle::Address(message) => Failure::wrong(host, message),
             Obstacle::Tls(error) => Failure::tls(host, &error, SystemTime::now()),
+            Obstacle::Handshake(message) => Failure::unreachable(host, Cause::Connection, message),
         }
     }
 
@@ -130,15 +146,11 @@ impl Failure {
             io::ErrorKind::HostUnreachable => (Cause::Connection, "no route to the host"),
             io::ErrorKind::NetworkUnreachable => (Cause::Connection, "the network is unreachable"),
             io::ErrorKind::NetworkDown => (Cause::Connection, "the network is down"),
-            io::ErrorKind::ConnectionReset => (Cause::Connection, "the connection was reset"),
-            io::ErrorKind::UnexpectedEof => (Cause::Connection, "the connection was cut"),
+            io::ErrorKind::ConnectionReset => (Cause::Cut, "the connection was reset"),
+            io::ErrorKind::UnexpectedEof => (Cause::Cut, "the connection was cut"),
             _ => {
                 let message = quoted(&error.to_string());
-                return Failure::unreachable(
-                    host,
-                    Cause::Connection,
-                    format!("the connection broke: {message}"),
-                );
+                return Failure::unreachable(host, Cause::Cut, format!("the connection broke: {message}"));
             }
         };
         Failure::unreachable(host, cause, message)
@@ -208,12 +220,16 @@ pub(super) enum Obstacle {
     Address(String),
     /// The handshake failed.
     Tls(rustls::Error),
+    /// The connection was cut during the handshake.
+    Handshake(String),
 }
 
 impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Obstacle::Name(message) | Obstacle::Address(message) => f.write_str(message),
+            Obstacle::Name(message) | Obstacle::Address(message) | Obstacle::Handshake(message) => {
+                f.write_str(message)
+            }
             Obstacle::Tls(error) => write!(f, "{error}"),
         }
     }
@@ -249,7 +265,7 @@ mod tests {
         let of = |kind: io::ErrorKind| Failure::from_io("h", &kind.into()).cause().unwrap();
         assert_eq!(of(io::ErrorKind::ConnectionRefused), Cause::Refused);
         assert_eq!(of(io::ErrorKind::TimedOut), Cause::Timeout);
-        assert_eq!(of(io::ErrorKind::ConnectionReset), Cause::Connection);
+        assert_eq!(of(io::ErrorKind::ConnectionReset), Cause::Cut);
         assert_eq!(of(io::ErrorKind::NetworkUnreachable), Cause::Connection);
         let wrapped = io::Error::new(io::ErrorKind::InvalidData, rustls::Error::DecryptError);
         assert_eq!(Failure::from_io("h", &wrapped).cause(), Some(Cause::Tls));

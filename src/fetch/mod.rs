@@ -2,6 +2,7 @@
 //!
 //! - [`Upstream`]: a registry, and which of its endpoints is asked
 //! - [`Endpoint`]: the questions, and the checks on their answers (`reply`); `ask`: logins, redirects, pauses
+//! - `holds`: whom a rate limit keeps from being asked
 //! - `wire`: one request: time-outs, warm connections, proxies (`proxy`)
 //! - `dial`: one connection: names, TLS (`trust`), and which addresses are refused (`address`)
 //! - `token`, `challenge`: logging in
@@ -20,6 +21,7 @@ mod challenge;
 mod dial;
 mod endpoint;
 mod failure;
+mod holds;
 mod pace;
 mod proxy;
 mod reply;
@@ -40,8 +42,9 @@ pub use upstream::Upstream;
 use crate::config::{Config, UpstreamSettings};
 use crate::oci::RegistryName;
 use address::{Address, Policy};
-use ask::{Holds, RedirectLogins};
+use ask::RedirectLogins;
 use dial::Names;
+use holds::Holds;
 use pace::Pace;
 use proxy::Proxies;
 use rustls::{ClientConfig, RootCertStore};

@@ -15,14 +15,16 @@ use ureq::{Body, BodyReader};
 /// An answer, its body not yet read.
 pub(super) struct EndpointReply {
     pub host: String,
+    /// The endpoint itself gave it, and no one that it redirected to.
+    pub own: bool,
     parts: ureq::http::response::Parts,
     pub body: BodyReader<'static>,
 }
 
 impl EndpointReply {
-    pub fn new(host: String, response: Response<Body>) -> Self {
+    pub fn new(host: String, own: bool, response: Response<Body>) -> Self {
         let (parts, body) = response.into_parts();
-        EndpointReply { host, parts, body: body.into_reader() }
+        EndpointReply { host, own, parts, body: body.into_reader() }
     }
 
     pub fn status(&self) -> u16 {

@@ -113,7 +113,12 @@ impl EndpointLogin {
             None => Ok(None),
             Some(Scheme::Basic) => Ok(self.basic.clone()),
             Some(Scheme::Bearer { realm, service }) => {
-                self.token(&realm, service, scope, None, deadline, ask).map(Some)
+                let token = self.token(&realm, service, scope, None, deadline, ask);
+                if token.as_ref().is_err_and(|failure| !matches!(failure, Failure::Denied { .. })) {
+                    // The next question asks its upstream first: it may need no token.
+                    self.state.lock().scheme = None;
+                }
+                token.map(Some)
             }
         }
     }

@@ -1,6 +1,6 @@
 //! One upstream: a registry behind one or more endpoints, which are asked in the order of the configuration.
 //!
-//! An endpoint that this run has seen to be unreachable is passed over while another is not, and an outage of one leads
+//! An endpoint that this run has seen to be unreachable or failing is passed over while another is not, and an outage of one leads
 //! to the next; every other answer stands. A question ends within `QUESTION_TIME_MAX`, however many are asked.
 
 use super::blob::BlobStream;
@@ -138,11 +138,14 @@ impl Upstream {
         self.ask(|endpoint, deadline| endpoint.referrers(repository, digest, artifact_type, deadline))
     }
 
-    /// The endpoints to ask: those not known to be down, and all if that leaves none.
+    /// The endpoints to ask: those that work as far as is known, else those that fail, else those that are down.
     fn in_turn(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
-        let is_down = |endpoint: &Arc<Endpoint>| endpoint.breaker().link().is_known_down();
-        let all = self.endpoints.iter().all(is_down);
-        self.endpoints.iter().filter(move |endpoint| all || !is_down(endpoint))
+        let badness = |endpoint: &Arc<Endpoint>| {
+            let link = endpoint.breaker().link();
+            (link.is_known_down(), matches!(link, LinkState::Failing { .. }))
+        };
+        let least = self.endpoints.iter().map(badness).min();
+        self.endpoints.iter().filter(move |endpoint| Some(badness(endpoint)) == least)
     }
 
     /// Asks one endpoint after the other until one is no outage; the first outage is the answer if all are.

@@ -99,7 +99,8 @@ pub(super) fn reach(link: &LinkState) -> Reach {
         LinkState::NotAsked => Reach::NotAsked,
         LinkState::Up => Reach::Up,
         LinkState::Slow { .. } => Reach::Slow,
-        LinkState::Down { restored: true, .. } => Reach::RememberedDown,
+        // What is not here may be had, as after an outage that is only remembered.
+        LinkState::Down { restored: true, .. } | LinkState::Failing { .. } => Reach::RememberedDown,
         LinkState::Down { restored: false, .. } => Reach::Down,
     }
 }
@@ -113,6 +114,9 @@ pub fn outage_text(upstream: &Upstream) -> String {
         }
         LinkState::Down { since, cause, restored: false } => {
             format!("{name} is unreachable for {} s: {cause}", since.elapsed().as_secs())
+        }
+        LinkState::Failing { since, cause } => {
+            format!("{name} fails to answer for {} s: {cause}", since.elapsed().as_secs())
         }
         LinkState::Slow { since } => format!("{name} is slow for {} s", since.elapsed().as_secs()),
         LinkState::Up | LinkState::NotAsked => format!("{name} can be reached"),

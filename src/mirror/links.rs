@@ -50,6 +50,10 @@ fn link_changed(parts: &Parts, registry: &RegistryName, endpoint: &Endpoint, lin
             log::warn!("upstream {registry} is slow; cached tags are answered without waiting for it");
             return;
         }
+        LinkState::Failing { cause, .. } => {
+            log::warn!("upstream {registry} answers with failures: {cause}");
+            Some(cause.as_str())
+        }
         LinkState::Down { cause, .. } => {
             log::warn!("upstream {registry} cannot be reached: {cause}");
             Some(cause.as_str())

@@ -66,7 +66,7 @@ impl Lists {
             return Ok(Page { names: Vec::new(), more: false, stale: None });
         }
         let answer = self
-            .list(&repository.registry, move |upstream| {
+            .list(&repository.registry, &repository.name.to_string(), move |upstream| {
                 upstream.list_tags(&name, Some(limit), wanted.last.as_deref())
             })
             .await?;
@@ -104,7 +104,7 @@ impl Lists {
             Some(registry) => {
                 let wanted = page.clone();
                 let answer = self
-                    .list(registry, move |upstream| upstream.catalog(Some(limit), wanted.last.as_deref()))
+                    .list(registry, "", move |upstream| upstream.catalog(Some(limit), wanted.last.as_deref()))
                     .await?;
                 match answer {
                     Ok(page) => return Ok(Page { names: page.names, more: page.more, stale: None }),
@@ -143,7 +143,9 @@ impl Lists {
     ) -> Result<ReferrerIndex, Refusal> {
         let (name, wanted, filter) = (repository.name.clone(), digest.clone(), artifact_type.clone());
         let answer = self
-            .list(&repository.registry, move |upstream| upstream.referrers(&name, &wanted, filter.as_deref()))
+            .list(&repository.registry, &repository.name.to_string(), move |upstream| {
+                upstream.referrers(&name, &wanted, filter.as_deref())
+            })
             .await?;
         let stale = match answer {
             Ok(found) => {
@@ -164,17 +166,18 @@ impl Lists {
         Ok(ReferrerIndex { bytes: index.to_string().into_bytes(), filtered: artifact_type.is_some(), stale })
     }
 
-    /// Asks upstream for a list unless it is known to be down.
+    /// Asks upstream for a list unless it is known to be down. `of`: the repository, or nothing.
     async fn list<T: Send + 'static>(
         &self,
         registry: &RegistryName,
+        of: &str,
         question: impl FnOnce(&Upstream) -> Result<T, Failure> + Send + 'static,
     ) -> Result<Result<T, Failure>, Refusal> {
         let upstream = self.context.upstream(registry)?;
         if upstream.link().is_known_down() {
             return Ok(Err(outage(&upstream)));
         }
-        self.questions.ask(&upstream, question).await
+        self.questions.ask(&upstream, of, question).await
     }
 
     async fn knows(&self, repository: &Repository) -> Result<bool, Refusal> {

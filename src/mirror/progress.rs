@@ -6,6 +6,7 @@
 
 use super::counters::ByteSource;
 use super::refusal::Refusal;
+use crate::budget;
 use crate::oci::{Digest, Repository};
 use crate::store::ContentKey;
 use crate::sync::Mutex;
@@ -13,6 +14,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, OnceLock};
+use std::time::Instant;
 use tokio::sync::watch;
 
 /// A download, as clients see it.
@@ -23,8 +25,8 @@ pub struct Fill {
     /// The size that a manifest states, in bytes.
     pub(super) stated: Option<u64>,
     pub(super) file: OnceLock<Arc<File>>,
-    /// A client waits for it or has waited.
-    demanded: AtomicBool,
+    /// When a request last began or joined it, if one did.
+    demanded: Mutex<Option<Instant>>,
     /// Some of it came from a peer.
     pub(super) from_peer: AtomicBool,
     kind: FillKind,
@@ -88,7 +90,7 @@ impl Fill {
             repository: repository.clone(),
             stated,
             file: OnceLock::new(),
-            demanded: AtomicBool::new(demand == Demand::Client),
+            demanded: Mutex::new((demand == Demand::Client).then(Instant::now)),
             from_peer: AtomicBool::new(false),
             kind: FillKind::Download,
             progress: watch::Sender::new(Progress { total: None, available: 0, phase: Phase::Queued }),
@@ -155,12 +157,20 @@ impl Fill {
     /// Another request wants it too.
     pub(super) fn demand(&self, demand: Demand) {
         if demand == Demand::Client {
-            self.demanded.store(true, Ordering::Relaxed);
+            *self.demanded.lock() = Some(Instant::now());
         }
     }
 
-    pub(super) fn is_demanded(&self) -> bool {
-        self.demanded.load(Ordering::Relaxed)
+    /// Whether a client waits for it or reads it, or is about to.
+    pub(super) fn is_awaited(&self) -> bool {
+        let is_fresh = |at: Instant| at.elapsed() < budget::DEMAND_GRACE;
+        self.progress.receiver_count() > 0 || self.demanded.lock().is_some_and(is_fresh)
+    }
+
+    /// Whether it may be dropped without anybody missing it: nobody waits for it, and it does not run.
+    pub(super) fn is_idle(&self) -> bool {
+        let rests = matches!(self.progress.borrow().phase, Phase::Queued | Phase::Parked(_));
+        rests && self.kind == FillKind::Download && !self.is_awaited()
     }
 }
 

@@ -31,16 +31,17 @@ impl Questions {
         self.by_registry.get(upstream.name()).ok_or(QueueFull)
     }
 
-    /// Asks a question, and waits for the answer as long as a client can.
+    /// Asks a question about the repository `of`, and waits for the answer as long as a client can.
     pub(super) async fn ask<T: Send + 'static>(
         &self,
         upstream: &Arc<Upstream>,
+        of: &str,
         question: impl FnOnce(&Upstream) -> Result<T, Failure> + Send + 'static,
     ) -> Result<Result<T, Failure>, Refusal> {
         let (sender, answer) = tokio::sync::oneshot::channel();
         let asked = Arc::clone(upstream);
         self.lanes(upstream)
-            .and_then(|lanes| lanes.run(move || drop(sender.send(question(&asked)))))
+            .and_then(|lanes| lanes.run(of, move || drop(sender.send(question(&asked)))))
             .map_err(|_| queue_full())?;
         match tokio::time::timeout(budget::MISS_WAIT_MAX, answer).await {
             Ok(Ok(answer)) => Ok(answer),

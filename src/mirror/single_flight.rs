@@ -29,10 +29,11 @@ where
     K: Hash + Eq + Clone + Send + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    /// Joins the question `key` that is under way, or has `ask` run on the lanes.
+    /// Joins the question `key` that is under way, or has `ask` run on the lanes for the repository `of`.
     pub(super) fn join(
         &self,
         lanes: &Lanes,
+        of: &str,
         key: &K,
         ask: impl FnOnce() -> V + Send + 'static,
     ) -> Result<Wait<V>, QueueFull> {
@@ -46,7 +47,7 @@ where
         }
         // If the queue is full, the job is dropped, and with it `departure`, which removes the question from the list.
         let departure = Departure { under_way: Arc::clone(&self.under_way), key: key.clone() };
-        lanes.run(move || {
+        lanes.run(of, move || {
             let answer = ask();
             drop(departure);
             sender.send_replace(Some(answer));
@@ -102,12 +103,12 @@ mod tests {
                 asked.fetch_add(1, Ordering::SeqCst) + 1
             }
         };
-        let first = questions.join(&lanes, &"tag", ask(Some(gate))).unwrap();
-        let second = questions.join(&lanes, &"tag", ask(None)).unwrap();
+        let first = questions.join(&lanes, "r", &"tag", ask(Some(gate))).unwrap();
+        let second = questions.join(&lanes, "r", &"tag", ask(None)).unwrap();
         open.send(()).unwrap();
         assert_eq!((first.answer().await, second.answer().await), (Some(1), Some(1)));
         assert_eq!(questions.len(), 0);
-        assert_eq!(questions.join(&lanes, &"tag", ask(None)).unwrap().answer().await, Some(2));
+        assert_eq!(questions.join(&lanes, "r", &"tag", ask(None)).unwrap().answer().await, Some(2));
     }
 
     #[tokio::test]
@@ -117,14 +118,14 @@ mod tests {
         let (open, gate) = std::sync::mpsc::channel::<()>();
         let (started, running) = std::sync::mpsc::channel::<()>();
         let busy = questions
-            .join(&lanes, &0, move || {
+            .join(&lanes, "r", &0, move || {
                 started.send(()).unwrap();
                 gate.recv().unwrap();
             })
             .unwrap();
         running.recv().unwrap();
-        let panics = questions.join(&lanes, &1, || panic!("on purpose")).unwrap();
-        assert!(questions.join(&lanes, &2, || ()).is_err());
+        let panics = questions.join(&lanes, "r", &1, || panic!("on purpose")).unwrap();
+        assert!(questions.join(&lanes, "r", &2, || ()).is_err());
         open.send(()).unwrap();
         assert_eq!((busy.answer().await, panics.answer().await), (Some(()), None));
         assert_eq!(questions.len(), 0, "a refused or broken question must not stay on the list");

@@ -26,7 +26,7 @@ pub(super) struct Verifier {
 
 impl Verifier {
     pub(super) fn new(context: Arc<Context>, fills: Arc<FillTable>) -> Verifier {
-        Verifier { context, fills, hashers: Lanes::new("hash", budget::RECHECKS, budget::FILLS_MAX) }
+        Verifier { context, fills, hashers: Lanes::unshared("hash", budget::RECHECKS, budget::FILLS_MAX) }
     }
 
     /// Hashes an unverified blob. `true`: it is verified now, and this counts as a use. `false`: it is corrupt or gone.
@@ -66,7 +66,7 @@ impl Verifier {
         table.insert(key.clone(), Arc::clone(&fill));
         drop(table);
         let (verifier, checked) = (Arc::downgrade(self), Arc::clone(&fill));
-        let begun = self.hashers.run(move || {
+        let begun = self.hashers.run("", move || {
             if let Some(verifier) = verifier.upgrade() {
                 verifier.check(&checked);
             }
@@ -106,7 +106,7 @@ impl Verifier {
     /// Verifies content in the background that could not be read while it was served.
     pub(super) fn reread(&self, digest: &Digest) {
         let (context, digest) = (Arc::clone(&self.context), digest.clone());
-        let queued = self.hashers.run(move || {
+        let queued = self.hashers.run("", move || {
             if let Err(problem) = context.store.recheck(&digest) {
                 log::error!("{digest} cannot be read, and {problem}");
             }

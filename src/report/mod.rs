@@ -78,9 +78,10 @@ pub enum UpstreamState {
 }
 
 impl UpstreamReport {
-    /// Whether it is known to be out of reach now.
+    /// Whether it is known to be out of reach now, or to answer with failures only.
     pub fn is_down(&self) -> bool {
-        matches!(self.state, UpstreamState::Live(LinkState::Down { .. }, _))
+        let UpstreamState::Live(link, _) = &self.state else { return false };
+        matches!(link, LinkState::Down { .. } | LinkState::Failing { .. })
     }
 }
 

@@ -238,7 +238,9 @@ impl Blobs {
         digest: &Digest,
     ) -> Result<Option<u64>, Refusal> {
         let (name, wanted) = (repository.name.clone(), digest.clone());
-        let answer = self.questions.ask(upstream, move |upstream| upstream.head_blob(&name, &wanted)).await?;
+        let of = repository.name.to_string();
+        let answer =
+            self.questions.ask(upstream, &of, move |upstream| upstream.head_blob(&name, &wanted)).await?;
         answer.map_err(|failure| Refusal::from_failure(&failure, Missing::Blob))
     }
 }

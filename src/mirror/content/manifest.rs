@@ -212,7 +212,7 @@ impl Manifests {
         let (manifests, question, asked) = (Arc::clone(self), key.clone(), Arc::clone(upstream));
         let ask = move || manifests.fetch(&asked, &question.0, &question.1, looked);
         let lanes = self.questions.lanes(upstream).map_err(|_| queue_full())?;
-        self.asked.upstream.join(lanes, &key, ask).map_err(|_| queue_full())
+        self.asked.upstream.join(lanes, &repository.name.to_string(), &key, ask).map_err(|_| queue_full())
     }
 
     /// Fetches a manifest in the background.
@@ -244,7 +244,7 @@ impl Manifests {
             let cause = || format!("{}; {} is not cached", outage_text(&absent), question.1);
             manifests.take_from_peers(&question.0, &question.1, &cause)
         };
-        let joined = self.asked.peers.join(&self.questions.peers, &key, ask);
+        let joined = self.asked.peers.join(&self.questions.peers, &repository.name.to_string(), &key, ask);
         joined.map_err(|_| Refusal::Busy("too many questions wait for peers".into()))
     }
 
@@ -294,7 +294,7 @@ impl Manifests {
                 let stored = self.store(upstream, repository, &fetched);
                 let (digest, media_type) = (&fetched.digest, &fetched.media_type);
                 let class = self.context.class_of(&repository.registry);
-                self.outcome(ByteSource::Fill, stored, digest, media_type, fetched.bytes, class)
+                self.outcome(ByteSource::Fill, stored, (repository, digest), media_type, fetched.bytes, class)
             }
             Err(failure) if failure.is_outage() => {
                 self.take_from_peers(repository, digest, &|| failure.to_string())
@@ -321,7 +321,7 @@ impl Manifests {
         log::debug!("manifest {digest} of {repository} came from peer {}", found.peer);
         self.arrivals.arrived(repository);
         let public = AccessClass::Public;
-        self.outcome(ByteSource::Peer, stored, digest, media_type, found.bytes, public)
+        self.outcome(ByteSource::Peer, stored, (repository, digest), media_type, found.bytes, public)
     }
 
     /// The outcome after an attempt to store a manifest: one that cannot be stored is served from memory.
@@ -329,7 +329,7 @@ impl Manifests {
         &self,
         source: ByteSource,
         stored: Result<(), StoreError>,
-        digest: &Digest,
+        (repository, digest): (&Repository, &Digest),
         media_type: &str,
         bytes: Vec<u8>,
         class: AccessClass,
@@ -341,7 +341,7 @@ impl Manifests {
             Err(problem) if problem.is_disk_failure() || problem.is_without_index() => {
                 log::warn!("manifest {digest} is served and not stored: {problem}");
                 let (media_type, bytes) = (media_type.to_owned(), Bytes::from(bytes));
-                Held::NotStored { media_type, bytes, slot: self.streams.slot() }
+                Held::NotStored { media_type, bytes, slot: self.streams.slot(repository) }
             }
             Err(problem) => return Err(Refusal::from_store(&problem)),
         };

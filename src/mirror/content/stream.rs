@@ -1,9 +1,11 @@
 //! Uncached streams: content that cannot be stored is streamed to the client that asked for it.
 //!
 //! Each client costs a download from its first byte on, also for a range: the last piece is held back until the hash of
-//! the complete blob is right. There are as many streams as download slots; one more is [`Refusal::Busy`].
+//! the complete blob is right. There are as many streams as download slots, shared out alike; one more is
+//! [`Refusal::Busy`].
 
 use super::super::context::Context;
+use super::super::fair::{Allotment, Place, Places};
 use super::super::fill::download_failed;
 use super::super::progress::Fill;
 use super::super::refusal::{Missing, Refusal};
@@ -13,7 +15,7 @@ use crate::oci::{Digest, Hasher, Repository};
 use bytes::Bytes;
 use std::io;
 use std::sync::Arc;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 /// The pieces of a blob on their way from an upstream to one client.
 pub type Pieces = mpsc::Receiver<io::Result<Bytes>>;
@@ -21,13 +23,13 @@ pub type Pieces = mpsc::Receiver<io::Result<Bytes>>;
 /// Uncached streams.
 pub(in crate::mirror) struct Streams {
     context: Arc<Context>,
-    slots: Arc<Semaphore>,
+    slots: Places,
 }
 
 /// The right to serve content from memory.
 #[derive(Debug, Clone)]
 pub(super) struct StreamSlot {
-    _permit: Arc<OwnedSemaphorePermit>,
+    _place: Arc<Place>,
 }
 
 impl StreamSlot {
@@ -58,13 +60,12 @@ struct UncachedBlob {
 impl Streams {
     pub(in crate::mirror) fn new(context: Arc<Context>) -> Streams {
         let slots = context.config.now().fetch.streams;
-        Streams { context, slots: Arc::new(Semaphore::new(slots)) }
+        Streams { context, slots: Places::new(Allotment::of_streams(slots)) }
     }
 
-    /// A slot, if one is free.
-    pub(super) fn slot(&self) -> Option<StreamSlot> {
-        let slot = Arc::clone(&self.slots).try_acquire_owned();
-        slot.ok().map(|permit| StreamSlot { _permit: Arc::new(permit) })
+    /// A slot for a repository, if one is free that is not kept for others.
+    pub(super) fn slot(&self, repository: &Repository) -> Option<StreamSlot> {
+        self.slots.take(repository).map(|place| StreamSlot { _place: Arc::new(place) })
     }
 
     /// All slots are in use.
@@ -84,7 +85,7 @@ impl Streams {
         cause: &str,
     ) -> Result<(u64, Pieces), Refusal> {
         let upstream = self.context.upstream(&repository.registry)?;
-        let slot = self.slot().ok_or_else(Streams::busy)?;
+        let slot = self.slot(repository).ok_or_else(Streams::busy)?;
         log::warn!("{digest} of {repository} is streamed and not stored: {cause}");
         let blob = UncachedBlob { upstream, repository: repository.clone(), digest: digest.clone(), stated };
         let (opened, total) = oneshot::channel();

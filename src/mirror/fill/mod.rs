@@ -3,6 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `pool` | the queue and the slots: which fill runs, which are parked |
+//! | `queue`, `turn` | whose turn it is, and when it is over |
 //! | `run` | one run of one fill in a slot |
 //!
 //! When upstream cannot be reached any more, a fill is parked: its bytes stay, and it resumes when upstream is back.
@@ -10,5 +11,6 @@
 mod pool;
 mod queue;
 mod run;
+mod turn;
 
 pub(super) use pool::{FillPool, download_failed};

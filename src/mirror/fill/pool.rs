@@ -1,10 +1,11 @@
 //! The pool: all fills, the slots that run them, and the retries of parked ones.
 
 use super::super::context::{Arrivals, Context};
+use super::super::fair::Allotment;
 use super::super::progress::{Demand, Fill, FillTable, Phase};
 use super::super::refusal::Refusal;
 use super::super::reserve::Reserve;
-use super::queue::{FillQueue, Parked, Revivals};
+use super::queue::{FillQueue, Parked, Queued, Revivals};
 use super::run::{Ending, Run};
 use crate::auth::AccessClass;
 use crate::budget;
@@ -12,6 +13,7 @@ use crate::oci::{Digest, RegistryName, Repository};
 use crate::store::ContentKey;
 use crate::sync::Mutex;
 use crate::text::bytes_text;
+use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -26,7 +28,7 @@ pub(in crate::mirror) struct FillPool {
 }
 
 impl FillPool {
-    /// Starts the threads of `fetch.streams` slots.
+    /// Starts the threads of `fetch.streams` slots, and of one more for a registry that has none.
     ///
     /// # Errors
     /// The system gives no thread.
@@ -36,8 +38,9 @@ impl FillPool {
         table: Arc<FillTable>,
         arrivals: Arc<dyn Arrivals>,
     ) -> std::io::Result<Arc<FillPool>> {
-        let slots = context.config.now().fetch.streams;
-        let queue = Arc::new(FillQueue::new());
+        let allotment = Allotment::of_streams(context.config.now().fetch.streams);
+        let slots = allotment.places();
+        let queue = Arc::new(FillQueue::new(allotment));
         let pool =
             Arc::new(FillPool { context, reserve, arrivals, table, queue, revivals: Mutex::default() });
         for number in 1..=slots {
@@ -68,7 +71,7 @@ impl FillPool {
     /// a fill of this repository takes over its bytes.
     ///
     /// # Errors
-    /// [`Refusal::Busy`] if there are [`budget::FILLS_MAX`] fills.
+    /// [`Refusal::Busy`] if there are [`budget::FILLS_MAX`] fills, less those places that are kept for others.
     pub(in crate::mirror) fn begin(
         &self,
         repository: &Repository,
@@ -83,6 +86,8 @@ impl FillPool {
             fill.demand(demand);
             if parked && ours {
                 self.enqueue(&fill);
+            } else {
+                self.queue.changed();
             }
             if !parked || ours || key.class != AccessClass::Public {
                 return Ok((fill, true));
@@ -91,13 +96,43 @@ impl FillPool {
             let taken_over = format!("{repository} continues it");
             fill.set_phase(Phase::Failed(Refusal::Unavailable(taken_over)));
         }
-        if self.queue.is_closed() || table.len() >= budget::FILLS_MAX {
+        if demand == Demand::Client {
+            self.make_way(&mut table, repository);
+        }
+        if self.queue.is_closed() || !has_place(&table, repository) {
             return Err(Refusal::Busy(format!("{} downloads are under way or waiting", table.len())));
         }
         let fill = Arc::new(Fill::download(key.clone(), repository, stated, demand));
         table.insert(key, Arc::clone(&fill));
         self.enqueue(&fill);
         Ok((fill, false))
+    }
+
+    /// Drops fills that nobody waits for and that do not run, until there is a place for one that a client waits for; those
+    /// of the registry with the most first. Their staged bytes stay.
+    fn make_way(&self, table: &mut HashMap<ContentKey, Arc<Fill>>, of: &Repository) {
+        if has_place(table, of) {
+            return;
+        }
+        let mut idle: Vec<_> = table.values().filter(|fill| fill.is_idle()).cloned().collect();
+        let mut counts: HashMap<RegistryName, usize> = HashMap::new();
+        idle.iter().for_each(|fill| *counts.entry(fill.key.registry.clone()).or_default() += 1);
+        idle.sort_by_key(|fill| counts[&fill.key.registry]);
+        // In steps, so that a flood pays for its own sorting.
+        let drops: Vec<_> = idle.into_iter().rev().take(budget::FILLS_MAX / 4).collect();
+        for fill in &drops {
+            table.remove(&fill.key);
+            fill.set_phase(Phase::Failed(Refusal::Unavailable(
+                "it made way for what clients wait for".into(),
+            )));
+        }
+        self.queue.remove(|waiting| drops.iter().any(|fill| Arc::ptr_eq(fill, waiting)));
+        log::info!("{} downloads that nobody waits for were dropped from the queue", drops.len());
+    }
+
+    /// Whether a run should give its slot to one that a client waits for; see [`FillQueue::must_make_way`].
+    pub(super) fn must_make_way(&self, fill: &Arc<Fill>, slow: bool) -> bool {
+        self.queue.must_make_way(fill, slow)
     }
 
     /// Resumes the parked fills of a registry whose upstream is back.
@@ -186,6 +221,10 @@ impl FillPool {
                 log::warn!("download of {} of {} is parked: {cause}", fill.digest(), fill.repository);
                 fill.set_phase(Phase::Parked(cause));
             }
+            Err(Ending::MadeWay) => {
+                log::debug!("download of {} of {} waits for its next turn", fill.digest(), fill.repository);
+                self.enqueue(fill);
+            }
             Err(Ending::Restarted) => {
                 self.forget(fill);
                 let began = self.begin(&fill.repository, fill.digest(), fill.stated, Demand::Background);
@@ -218,7 +257,7 @@ impl Drop for FillPool {
 
 /// The loop of a slot. It holds the pool only while a fill runs.
 fn serve_queue(queue: &FillQueue<Arc<Fill>>, pool: &Weak<FillPool>) {
-    while let Some(fill) = queue.next(|fill| fill.is_demanded()) {
+    while let Some(fill) = queue.next() {
         let Some(pool) = pool.upgrade() else { return };
         let run = std::panic::AssertUnwindSafe(|| pool.run(&fill));
         if std::panic::catch_unwind(run).is_err() {
@@ -226,7 +265,29 @@ fn serve_queue(queue: &FillQueue<Arc<Fill>>, pool: &Weak<FillPool>) {
             pool.forget(&fill);
             fill.set_phase(Phase::Failed(download_failed()));
         }
+        queue.done(&fill.repository);
     }
+}
+
+impl Queued for Arc<Fill> {
+    fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    fn is_awaited(&self) -> bool {
+        Fill::is_awaited(self)
+    }
+}
+
+/// Whether the table has a place for a fill of a repository.
+fn has_place(table: &HashMap<ContentKey, Arc<Fill>>, of: &Repository) -> bool {
+    // Half of it anybody may fill, which saves counting.
+    if table.len() < budget::FILLS_MAX / 2 {
+        return true;
+    }
+    let mut places = Allotment::new(budget::FILLS_MAX);
+    table.values().for_each(|fill| places.take(&fill.repository));
+    places.may_take(of)
 }
 
 /// A download ended without a result.

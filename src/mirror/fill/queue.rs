@@ -1,12 +1,25 @@
 //! The queue for the download slots, and when parked fills are tried again. Pure but for its lock.
 //!
-//! Fills that clients wait for come before fills for later use; among equals the first comes first.
+//! Fills that clients wait for come before fills for later use. Among them it is the turn of the registry with the fewest
+//! slots, then of the repository, then of the first. Some slots are kept (`fair`): for registries and repositories that
+//! have none, and from fills that nobody waits for. Invariant: each item that `next` returns is given back by `done` once.
 
+use super::super::fair::Allotment;
 use crate::budget;
+use crate::oci::Repository;
 use crate::store::ContentKey;
 use crate::sync::{Condvar, Mutex};
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
+
+/// What the queue must know of what waits in it.
+pub(super) trait Queued {
+    /// Whose turn it takes.
+    fn repository(&self) -> &Repository;
+
+    /// Whether a client waits for it.
+    fn is_awaited(&self) -> bool;
+}
 
 /// The queue.
 pub(super) struct FillQueue<T> {
@@ -16,15 +29,34 @@ pub(super) struct FillQueue<T> {
 
 struct QueueState<T> {
     waiting: VecDeque<T>,
+    slots: Allotment,
+    /// A run is about to give up its slot for one that waits; a second need not.
+    making_way: bool,
     closed: bool,
 }
 
-impl<T> FillQueue<T> {
-    pub(super) fn new() -> FillQueue<T> {
-        FillQueue {
-            state: Mutex::new(QueueState { waiting: VecDeque::new(), closed: false }),
-            wake: Condvar::new(),
-        }
+/// Whose turn comes first has the lowest.
+type Turn = (bool, (usize, usize));
+
+impl<T: Queued> QueueState<T> {
+    fn turn(&self, item: &T) -> Turn {
+        (!item.is_awaited(), self.slots.held(item.repository()))
+    }
+
+    /// The one that may have a slot now and whose turn it is.
+    fn first(&self) -> Option<(usize, Turn)> {
+        let may_run = |item: &T| {
+            self.slots.may_take(item.repository()) && (item.is_awaited() || self.slots.has_spare())
+        };
+        let able = self.waiting.iter().enumerate().filter(|(_, item)| may_run(item));
+        able.map(|(at, item)| (at, self.turn(item))).min_by_key(|(at, turn)| (*turn, *at))
+    }
+}
+
+impl<T: Queued> FillQueue<T> {
+    pub(super) fn new(slots: Allotment) -> FillQueue<T> {
+        let state = QueueState { waiting: VecDeque::new(), slots, making_way: false, closed: false };
+        FillQueue { state: Mutex::new(state), wake: Condvar::new() }
     }
 
     /// Puts `item` at the end.
@@ -33,19 +65,60 @@ impl<T> FillQueue<T> {
         self.wake.notify_one();
     }
 
-    /// Waits for the next: the first that `is_urgent`, else the first. `None`: the queue is closed.
-    pub(super) fn next(&self, is_urgent: impl Fn(&T) -> bool) -> Option<T> {
+    /// A client waits for what nobody waited for.
+    pub(super) fn changed(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Takes out what waits and `is` so.
+    pub(super) fn remove(&self, is: impl Fn(&T) -> bool) {
+        self.state.lock().waiting.retain(|item| !is(item));
+    }
+
+    /// Waits for the next, and takes a slot for it. `None`: the queue is closed.
+    pub(super) fn next(&self) -> Option<T> {
         let mut state = self.state.lock();
         loop {
             if state.closed {
                 return None;
             }
-            let urgent = state.waiting.iter().position(&is_urgent);
-            if let Some(item) = state.waiting.remove(urgent.unwrap_or(0)) {
+            if let Some((at, _)) = state.first()
+                && let Some(item) = state.waiting.remove(at)
+            {
+                state.slots.take(item.repository());
                 return Some(item);
             }
             state = self.wake.wait(state);
         }
+    }
+
+    /// Gives the slot of a repository back.
+    pub(super) fn done(&self, of: &Repository) {
+        let mut state = self.state.lock();
+        state.making_way = false;
+        state.slots.give_back(of);
+        drop(state);
+        self.wake.notify_all();
+    }
+
+    /// Whether `running` should give its slot to one that a client waits for, which has none without that. `slow`: its turn
+    /// is over; else only what nobody waits for gives way.
+    pub(super) fn must_make_way(&self, running: &T, slow: bool) -> bool {
+        let mut state = self.state.lock();
+        let is_taken = |first: Option<(usize, Turn)>| first.is_some_and(|(_, (unawaited, _))| !unawaited);
+        if state.making_way || state.waiting.is_empty() || is_taken(state.first()) {
+            return false;
+        }
+        let awaited = running.is_awaited();
+        if awaited && !slow {
+            return false;
+        }
+        state.slots.give_back(running.repository());
+        let mine = (!awaited, state.slots.held(running.repository()));
+        let way = state.first().is_some_and(|(_, turn)| !turn.0 && turn <= mine);
+        state.slots.take(running.repository());
+        state.making_way = way;
+        way
     }
 
     /// From now on `next` returns `None`.
@@ -118,36 +191,135 @@ mod tests {
         }
     }
 
+    /// What is 10 and more is waited for. The hundreds are the registry, the thousands the repository.
+    type Item = (u32, Repository);
+
+    impl Queued for Item {
+        fn repository(&self) -> &Repository {
+            &self.1
+        }
+
+        fn is_awaited(&self) -> bool {
+            self.0 % 100 >= 10
+        }
+    }
+
+    fn item(number: u32) -> Item {
+        (number, format!("r{}.test/a/{}", number / 100 % 10, number / 1000).parse().unwrap())
+    }
+
+    fn queue(streams: usize) -> FillQueue<Item> {
+        FillQueue::new(Allotment::of_streams(streams))
+    }
+
+    fn next(queue: &FillQueue<Item>) -> Option<u32> {
+        queue.next().map(|item| item.0)
+    }
+
+    /// Who may run now, in the order of their turns, without waiting.
+    fn able(queue: &FillQueue<Item>) -> Vec<u32> {
+        let mut order = Vec::new();
+        while queue.state.lock().first().is_some() {
+            order.extend(next(queue));
+        }
+        order
+    }
+
+    #[test]
+    fn a_registry_and_a_repository_that_have_none_find_a_slot() {
+        let queue = self::queue(4);
+        for number in [10, 11, 12, 13, 14] {
+            queue.push(item(number));
+        }
+        assert_eq!(able(&queue), [10, 11, 12], "its repository takes no more");
+        queue.push(item(1_010));
+        queue.push(item(1_011));
+        assert_eq!(able(&queue), [1_010], "another repository of the registry takes one");
+        queue.push(item(110));
+        queue.push(item(210));
+        assert_eq!(able(&queue), [110], "another registry finds the last");
+        queue.done(&item(10).1);
+        assert_eq!(able(&queue), [210], "a registry that has none comes first");
+        queue.done(&item(10).1);
+        assert_eq!(able(&queue), Vec::<u32>::new(), "one is kept");
+        queue.done(&item(10).1);
+        assert_eq!(able(&queue), [13], "then the repository that has none");
+    }
+
+    #[test]
+    fn what_nobody_waits_for_leaves_the_kept_slots_and_makes_way() {
+        let queue = self::queue(2);
+        for number in [1, 101, 201] {
+            queue.push(item(number));
+        }
+        assert_eq!(able(&queue), [1], "two are kept");
+        assert!(!queue.must_make_way(&item(1), false), "for what nobody waits for it does not");
+        queue.push(item(11));
+        assert_eq!(able(&queue), Vec::<u32>::new(), "its repository has one");
+        assert!(queue.must_make_way(&item(1), false));
+        assert!(!queue.must_make_way(&item(1), false), "one that makes way is enough");
+        queue.done(&item(1).1);
+        assert_eq!(able(&queue), [11]);
+        assert!(!queue.must_make_way(&item(11), false), "a client waits for it");
+    }
+
+    #[test]
+    fn a_slow_one_makes_way_for_whose_turn_it_is_and_for_nobody_else() {
+        let queue = self::queue(1);
+        queue.push(item(10));
+        assert_eq!(able(&queue), [10]);
+        assert!(!queue.must_make_way(&item(10), true), "alone it may be as slow as it is");
+        queue.push(item(1));
+        assert!(!queue.must_make_way(&item(10), true), "nobody waits for the other");
+        queue.push(item(110));
+        assert!(!queue.must_make_way(&item(10), true), "there is a slot for it");
+        assert_eq!(able(&queue), [110]);
+        queue.push(item(111));
+        assert!(!queue.must_make_way(&item(10), true), "its registry has one already");
+        assert!(queue.must_make_way(&item(110), true), "it is the turn of the next of its registry");
+        queue.done(&item(110).1);
+        assert_eq!(able(&queue), [111]);
+        queue.push(item(210));
+        assert!(!queue.must_make_way(&item(10), false) && queue.must_make_way(&item(10), true));
+        queue.remove(|item| item.0 == 210);
+        queue.done(&item(10).1);
+        assert_eq!(
+            able(&queue),
+            Vec::<u32>::new(),
+            "what was taken out does not run, the rest leaves what is kept"
+        );
+    }
+
     #[test]
     fn what_clients_wait_for_goes_first_and_else_the_first_does() {
-        let queue = FillQueue::new();
-        for item in [3, 1, 10, 2, 12] {
-            queue.push(item);
+        let queue = self::queue(63);
+        for number in [3, 1, 10, 2, 12] {
+            queue.push(item(number));
         }
         let mut order = Vec::new();
         for _ in 0..5 {
-            order.push(queue.next(|item| *item >= 10).unwrap());
+            order.push(next(&queue).unwrap());
         }
         assert_eq!(order, [10, 12, 3, 1, 2]);
     }
 
     #[test]
     fn a_closed_queue_lets_every_slot_end_and_keeps_what_waits() {
-        let queue = FillQueue::new();
-        queue.push(1);
+        let queue = self::queue(4);
+        queue.push(item(1));
         assert!(!queue.is_closed());
         queue.close();
         assert!(queue.is_closed());
-        assert_eq!(queue.next(|_| true), None);
-        assert_eq!(queue.state.lock().waiting, [1]);
-        let queue: Arc<FillQueue<u32>> = Arc::new(FillQueue::new());
+        assert_eq!(next(&queue), None);
+        assert_eq!(queue.state.lock().waiting, [item(1)]);
+        let queue = Arc::new(self::queue(4));
         let slots: Vec<_> = (0..2)
             .map(|_| {
                 let queue = Arc::clone(&queue);
-                std::thread::spawn(move || queue.next(|_| false))
+                std::thread::spawn(move || queue.next())
             })
             .collect();
-        queue.push(7);
+        queue.push(item(7));
         queue.close();
         let got: Vec<_> = slots.into_iter().map(|slot| slot.join().unwrap()).collect();
         assert!(got.iter().filter(|got| got.is_some()).count() <= 1, "{got:?}");
@@ -155,22 +327,27 @@ mod tests {
 
     #[test]
     fn a_slot_that_waits_is_woken_by_what_comes() {
-        let queue: Arc<FillQueue<u32>> = Arc::new(FillQueue::new());
+        let queue = Arc::new(self::queue(4));
         let waiting = Arc::clone(&queue);
-        let slot = std::thread::spawn(move || waiting.next(|_| false));
-        queue.push(5);
+        let slot = std::thread::spawn(move || next(&waiting));
+        queue.push(item(5));
         assert_eq!(slot.join().unwrap(), Some(5));
     }
 
     // Whether a slot waits already cannot be seen, so these two come often enough that some do.
     #[test]
     fn whatever_comes_wakes_a_slot() {
-        let (queue, (took, taken)) = (Arc::new(FillQueue::new()), mpsc::channel());
+        let (queue, (took, taken)) = (Arc::new(self::queue(4)), mpsc::channel());
         let slot = Arc::clone(&queue);
-        std::thread::spawn(move || while slot.next(|_| false).is_some_and(|item| took.send(item).is_ok()) {});
-        for item in 0..1000 {
-            queue.push(item);
-            assert_eq!(taken.recv_timeout(LONG), Ok(item));
+        std::thread::spawn(move || {
+            while let Some((number, repository)) = slot.next() {
+                slot.done(&repository);
+                took.send(number).unwrap();
+            }
+        });
+        for number in 0..1000 {
+            queue.push(item(number));
+            assert_eq!(taken.recv_timeout(LONG), Ok(number));
         }
         queue.close();
         assert_eq!(taken.recv_timeout(LONG), Err(mpsc::RecvTimeoutError::Disconnected));
@@ -179,13 +356,13 @@ mod tests {
     #[test]
     fn the_end_wakes_every_slot() {
         for _ in 0..100 {
-            let queue: Arc<FillQueue<u32>> = Arc::new(FillQueue::new());
+            let queue = Arc::new(self::queue(4));
             let (tell, told) = mpsc::channel();
             for _ in 0..3 {
                 let (queue, tell) = (Arc::clone(&queue), tell.clone());
                 std::thread::spawn(move || {
                     tell.send(None).unwrap();
-                    tell.send(Some(queue.next(|_| false))).unwrap();
+                    tell.send(Some(next(&queue))).unwrap();
                 });
             }
             assert_eq!([0; 3].map(|_| told.recv_timeout(LONG)), [Ok(None); 3], "they begin");

@@ -5,6 +5,7 @@ use super::super::progress::{Fill, Phase};
 use super::super::refusal::{Missing, Refusal};
 use super::super::reserve::Reservation;
 use super::pool::FillPool;
+use super::turn::Turn;
 use crate::auth::AccessClass;
 use crate::budget;
 use crate::fetch::{Failure, LinkState, Upstream};
@@ -14,6 +15,7 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 /// How a run can end without the complete blob.
 pub(super) enum Ending {
@@ -21,6 +23,8 @@ pub(super) enum Ending {
     Parked(String),
     /// It cannot.
     Failed(Refusal),
+    /// It gave its slot to one that a client waits for, and goes on when it is its turn again.
+    MadeWay,
     /// Another file has taken the place of the one that its readers have: they begin again, and so does it.
     Restarted,
 }
@@ -46,7 +50,10 @@ enum Copied {
 /// One run.
 pub(super) struct Run<'a> {
     pool: &'a FillPool,
-    fill: &'a Fill,
+    fill: &'a Arc<Fill>,
+    turn: Turn,
+    /// Whether the source gives parts of a blob, as far as is known.
+    gives_parts: Option<bool>,
     /// Attempts in a row that brought no byte.
     fruitless: u32,
     reservation: Reservation<'a>,
@@ -55,8 +62,9 @@ pub(super) struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    pub(super) fn of(pool: &'a FillPool, fill: &'a Fill) -> Run<'a> {
-        Run { pool, fill, fruitless: 0, reservation: pool.reserve.open(), resumed: false }
+    pub(super) fn of(pool: &'a FillPool, fill: &'a Arc<Fill>) -> Run<'a> {
+        let (turn, reservation) = (Turn::begin(Instant::now()), pool.reserve.open());
+        Run { pool, fill, turn, gives_parts: None, fruitless: 0, reservation, resumed: false }
     }
 
     pub(super) fn run(&mut self) -> Result<(), Ending> {
@@ -118,6 +126,7 @@ impl<'a> Run<'a> {
             match upstream.open_blob(&fill.repository.name, fill.digest(), staged.len()) {
                 Ok(mut stream) => {
                     let total = stream.total;
+                    self.gives_parts = stream.gives_parts.or(self.gives_parts);
                     self.check_total(total)?;
                     self.resumed |= !staged.is_empty();
                     self.publish(staged, total);
@@ -206,10 +215,23 @@ impl<'a> Run<'a> {
                     self.fruitless = 0;
                     self.publish(staged, offered);
                     self.reservation.set(total.map_or(0, |total| total.saturating_sub(staged.len())));
+                    self.turn.count(n as u64, Instant::now());
+                    self.look_who_waits()?;
                 }
                 Err(failure) => return Ok(Copied::Cut(failure)),
             }
         }
+    }
+
+    /// Gives the slot up for a fill that a client waits for, if nobody waits for this one, or if it is too slow and its source
+    /// gives the rest without the beginning.
+    fn look_who_waits(&mut self) -> Result<(), Ending> {
+        let now = Instant::now();
+        if !self.turn.may_look(now) {
+            return Ok(());
+        }
+        let slow = self.turn.is_over(now) && self.gives_parts != Some(false);
+        if self.pool.must_make_way(self.fill, slow) { Err(Ending::MadeWay) } else { Ok(()) }
     }
 
     /// Verifies the content and makes it a blob.
@@ -267,6 +289,7 @@ impl<'a> Run<'a> {
         if self.fruitless > budget::FILL_FRUITLESS_TRIES || matches!(link, LinkState::Down { .. }) {
             return Err(Ending::Parked(cause.to_owned()));
         }
+        self.look_who_waits()?;
         log::debug!("{} resumes after a cut: {cause}", self.fill.digest());
         std::thread::sleep(budget::FILL_RETRY_PAUSE * self.fruitless);
         Ok(())

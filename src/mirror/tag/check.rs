@@ -30,7 +30,8 @@ impl Tags {
         let (tags, asked) = (Arc::clone(self), Arc::clone(upstream));
         let (question, key) = ((repository.clone(), tag.clone()), (repository.clone(), tag.clone()));
         let lanes = self.questions.lanes(upstream)?;
-        self.checks.join(lanes, &key, move || tags.check(&asked, &question.0, &question.1))
+        let of = repository.name.to_string();
+        self.checks.join(lanes, &of, &key, move || tags.check(&asked, &question.0, &question.1))
     }
 
     /// Asks an upstream that is down in the background, but not too often: there are registries whose `/v2/`, which probes

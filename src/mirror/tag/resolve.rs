@@ -229,7 +229,9 @@ impl Tags {
                     Some(missing) => format!("the cached version lacks {missing}"),
                     None => "nothing of it is cached".to_owned(),
                 };
-                Err(Refusal::Unavailable(format!("{cause}; {missing}")))
+                let registry = repository.registry.as_str();
+                let named = if cause.contains(registry) { String::new() } else { format!("{registry}: ") };
+                Err(Refusal::Unavailable(format!("{named}{cause}; {missing}")))
             }
         }
     }
