@@ -159,6 +159,8 @@ impl RunningServer {
         self.mirror.stop();
         self.runtime.block_on(self.server.stop(budget::STOP_GRACE));
         self.runtime.shutdown_timeout(budget::STOP_GRACE);
+        // The last requests may have changed something.
+        self.mirror.store().shut_down();
         log::info!("stopped");
     }
 }

@@ -11,7 +11,7 @@ mod api;
 mod board;
 mod broken_disk;
 mod clients;
-mod damage;
+mod damaged_index;
 mod doctor;
 mod facts;
 mod faults;
