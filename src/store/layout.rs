@@ -188,14 +188,20 @@ pub(super) fn set_private(path: &Path, private: bool) -> Result<()> {
 
 /// Writes a small file in one piece: a new one beside it, flushed, renamed, the folder flushed.
 pub(super) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    replace_file(path, bytes)?;
+    path.parent().map_or(Ok(()), flush_dir)
+}
+
+/// The same up to the flush of the folder, where the new file is used on.
+pub(super) fn replace_file(path: &Path, bytes: &[u8]) -> Result<File> {
     let fresh = path.with_extension("new");
     let failed = |what: &str| StoreError::io(format!("cannot {what} {}", fresh.display()));
-    let mut file = File::create(&fresh).map_err(failed("create"))?;
+    let opened = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&fresh);
+    let mut file = opened.map_err(failed("create"))?;
     file.write_all(bytes).map_err(failed("write"))?;
     file.sync_all().map_err(failed("flush"))?;
-    drop(file);
     fs::rename(&fresh, path).map_err(failed("rename"))?;
-    path.parent().map_or(Ok(()), flush_dir)
+    Ok(file)
 }
 
 fn make_dir(path: &Path) -> Result<()> {
