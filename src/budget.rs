@@ -252,8 +252,12 @@ pub const IMAGE_REPORT_AGE_MAX: Duration = Duration::from_secs(5);
 /// How often a long command reports its progress.
 pub const CONTROL_PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
-/// Threads for work that waits for the disk.
+/// Least limit of open files to start with: some 25 are open before the first client comes.
+pub const OPEN_FILES_MIN: u64 = 64;
+/// Threads for work that waits for the disk; all are made at the start.
 pub const BLOCKING_THREADS_MAX: usize = 32;
+/// Work that may wait for one of them: two questions of each of [`CONNECTIONS_MAX`] clients.
+pub const BLOCKING_QUEUE_MAX: usize = 2 * CONNECTIONS_MAX as usize;
 /// How long requests under way may take to end when larder stops.
 pub const STOP_GRACE: Duration = Duration::from_secs(2);
 

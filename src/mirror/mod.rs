@@ -13,7 +13,7 @@
 //! | `progress`, `questions`, `single_flight`, `lane` | the progress of fills; short questions, each asked once |
 //! | `context`, `access`, `counters`, `pulls`, `refusal` | what all parts share; who may see what; what is counted |
 //!
-//! Work that blocks runs on lanes, in download slots or on the runtime's blocking threads. A failure is a [`Refusal`],
+//! Work that blocks runs on lanes, in download slots or on the threads that wait for the disk. A failure is a [`Refusal`],
 //! which becomes the answer to the client.
 
 mod access;
@@ -79,6 +79,7 @@ impl Mirror {
         upstreams: Upstreams,
         startup: Startup,
     ) -> std::io::Result<Arc<Mirror>> {
+        crate::sync::start_workers()?;
         let parts = Arc::new(Parts::start(Context::new(config, store, upstreams))?);
         parts.context.store.begin_service();
         links::watch(&parts);

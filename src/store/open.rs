@@ -219,19 +219,23 @@ impl Store {
             self.index.advance(events.len() as u64);
             let with_manifest = |event: Event| {
                 self.uses.sequence.raise(event.n);
-                let manifest = self.manifest_of(&event);
-                (event, manifest)
+                let manifest = self.manifest_of(&event)?;
+                Ok((event, manifest))
             };
-            let events: Vec<_> = events.into_iter().map(with_manifest).collect();
+            let events: Vec<_> = events.into_iter().map(with_manifest).collect::<Result<_>>()?;
             index.apply(&events, position, self.history_max)
         })
     }
 
     /// The manifest that an event is about, read from its blob, if it is on the disk.
-    fn manifest_of(&self, event: &Event) -> Option<Manifest> {
-        let (digest, media_type) = event.what.manifest()?;
-        let bytes = self.read_small(digest).ok()??;
-        Manifest::parse(&bytes, Some(media_type)).ok()
+    fn manifest_of(&self, event: &Event) -> Result<Option<Manifest>> {
+        let Some((digest, media_type)) = event.what.manifest() else { return Ok(None) };
+        match self.read_small(digest) {
+            Ok(bytes) => Ok(bytes.and_then(|bytes| Manifest::parse(&bytes, Some(media_type)).ok())),
+            // An index without what it names would be taken for a whole one.
+            Err(lack) if lack.is_exhaustion() => Err(lack),
+            Err(_) => Ok(None),
+        }
     }
 
     /// Puts an index that gave an error back into service: reopened if LMDB is stuck after a write that failed, and

@@ -13,6 +13,7 @@ mod broken_disk;
 mod clients;
 mod damaged_index;
 mod doctor;
+mod exhaustion;
 mod facts;
 mod faults;
 mod fills;
