@@ -243,9 +243,6 @@ pub const ROOM_PAUSE: Duration = Duration::from_secs(5);
 pub const DISK_WATCH_EVERY: Duration = Duration::from_secs(2);
 /// Pieces of an uncached stream that may wait for its client.
 pub const STREAM_PIECES: usize = 1;
-/// Starts in a row that may end before the index has been read to its end; then it is rebuilt. A single one may have
-/// met a power cut.
-pub const UNFINISHED_STARTS_MAX: u32 = 2;
 
 /// Most names in one page of `tags/list` or `_catalog`.
 pub const PAGE_NAMES_MAX: usize = 1_000;
@@ -273,8 +270,12 @@ pub const IMAGE_REPORT_AGE_MAX: Duration = Duration::from_secs(5);
 /// How often a long command reports its progress.
 pub const CONTROL_PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
-/// Threads for work that waits for the disk.
+/// Least limit of open files to start with: some 25 are open before the first client comes.
+pub const OPEN_FILES_MIN: u64 = 64;
+/// Threads for work that waits for the disk; all are made at the start.
 pub const BLOCKING_THREADS_MAX: usize = 32;
+/// Work that may wait for one of them: two questions of each of [`CONNECTIONS_MAX`] clients.
+pub const BLOCKING_QUEUE_MAX: usize = 2 * CONNECTIONS_MAX as usize;
 /// How long requests under way may take to end when larder stops.
 pub const STOP_GRACE: Duration = Duration::from_secs(2);
 
@@ -336,6 +337,17 @@ pub const INDEX_READERS: u32 = 256;
 pub const INDEX_LOCK_BYTES: u64 = 32 * KIB;
 /// Longest wait for readers of an index that is to be replaced; none holds it for longer than a look-up.
 pub const INDEX_CLOSE_TIME: Duration = Duration::from_secs(10);
+/// Longest that another process may take to read all of an index: with 100,000 blobs a Pi Zero takes seconds from a slow
+/// card. One that takes longer is rebuilt; meanwhile nothing is answered.
+pub const INDEX_EXAMINE_TIME: Duration = Duration::from_secs(20);
+/// Longest answer of that process that is read: a sentence.
+pub const INDEX_VERDICT_BYTES_MAX: usize = 4 * 1024;
+/// Records of an index that are copied in one transaction, which has their pages in memory: some 1 MiB.
+pub const INDEX_COPY_RECORDS: usize = 4_096;
+/// What is read of the index at a time for its fingerprint; a multiple of eight bytes.
+pub const FINGERPRINT_CHUNK_BYTES: usize = 256 * 1024;
+/// Longest file of a fingerprint that is read; one that larder wrote has about 70 bytes.
+pub const FINGERPRINT_BYTES_MAX: u64 = KIB;
 /// The tag journal is rewritten when it has grown to this and to twice what it needs.
 pub const JOURNAL_COMPACT_BYTES: u64 = 4 * MIB;
 /// Longest record of the journal.

@@ -21,7 +21,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("oci", &[]),
     ("budget", &[]),
     ("clock", &[]),
-    ("sync", &[]),
+    ("sync", &["budget"]),
     ("text", &[]),
     ("auth", &["oci", "budget"]),
     ("config", &["oci", "budget", "sync"]),
@@ -47,7 +47,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "oci", "budget", "text", "config", "store", "fetch", "kit", "report", "mirror", "http",
+            "oci", "budget", "sync", "text", "config", "store", "fetch", "kit", "report", "mirror", "http",
             "control", "demo", "clients", "doctor", "watch",
         ],
     ),

@@ -8,6 +8,7 @@ use crate::http::{Listener, Server};
 use crate::mirror::Mirror;
 use crate::report::{IndexReport, Snapshot};
 use crate::store::{Startup, Store, StoreError, work_as_owner};
+use crate::sync::start_workers;
 use crate::watch::{Notify, Pulse, inherited_listeners};
 use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
@@ -54,11 +55,24 @@ fn serve(config: &Config) -> Result<(), String> {
     Ok(())
 }
 
-/// The threads that connections are served on.
+/// The threads that connections are served on, and those that wait for the disk.
 pub(super) fn runtime() -> Result<tokio::runtime::Runtime, String> {
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    if let Some(files) = files.filter(|files| *files < budget::OPEN_FILES_MIN) {
+        let least = budget::OPEN_FILES_MIN;
+        return Err(format!(
+            "the limit of open files is {files}; at least {least} are needed (LimitNOFILE=, ulimit -n)"
+        ));
+    }
+    let failed = |e: std::io::Error| format!("cannot start a thread: {e}");
+    start_workers().map_err(failed)?;
+    // Where the system gives not even one, tokio panics.
+    let probe = std::thread::Builder::new().spawn(|| {}).map_err(failed)?;
+    let _ = probe.join();
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).clamp(1, 4))
-        .max_blocking_threads(budget::BLOCKING_THREADS_MAX)
+        // Nothing runs there: what waits for the disk has threads of its own.
+        .max_blocking_threads(1)
         .thread_stack_size(budget::THREAD_STACK_BYTES)
         .enable_all()
         .build()
@@ -159,6 +173,8 @@ impl RunningServer {
         self.mirror.stop();
         self.runtime.block_on(self.server.stop(budget::STOP_GRACE));
         self.runtime.shutdown_timeout(budget::STOP_GRACE);
+        // The last requests may have changed something.
+        self.mirror.store().shut_down();
         log::info!("stopped");
     }
 }

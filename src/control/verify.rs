@@ -18,6 +18,8 @@ impl Admin {
                 Ok(()) => {}
                 // It may have been evicted since the list was made.
                 Err(_) if !self.store.contains(&blob.digest) => continue,
+                // That proves nothing.
+                Err(lack) if lack.is_exhaustion() => return Err(lack.into()),
                 Err(problem) => {
                     if !repair {
                         self.store.count_corrupt();

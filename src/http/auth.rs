@@ -66,8 +66,14 @@ impl Authenticator {
             let message = "too many logins wait to be verified; retry";
             return Err(answer::error(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::TooManyRequests, message));
         };
-        if !tokio::task::spawn_blocking(move || login.verify()).await.unwrap_or(false) {
-            return Err(wrong());
+        match crate::sync::blocking(move || login.verify()).await {
+            Ok(true) => {}
+            Ok(false) => return Err(wrong()),
+            Err(none) => {
+                let message = format!("the login cannot be verified now: {none}; retry");
+                let status = StatusCode::SERVICE_UNAVAILABLE;
+                return Err(answer::error(status, ErrorCode::TooManyRequests, &message));
+            }
         }
         self.verified.lock().insert(key);
         Ok(identity)

@@ -15,6 +15,7 @@ use super::sendfile::{self, OnReadFailure, PageCacheProbe, SendfileQueue};
 use crate::budget;
 use crate::mirror::{ByteSource, Fill, Mirror, Phase, Pieces, Progress, Refusal};
 use crate::oci::{Digest, Repository};
+use crate::sync;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use std::fs::File;
@@ -257,7 +258,7 @@ impl Reader {
         let reading = COLD_READS.acquire().await.map_err(io::Error::other)?;
         let (offset, permit) = (self.offset, Arc::clone(&self.account.permit));
         let (queue, on_failure) = (self.queue.clone(), self.on_failure.clone());
-        let read = tokio::task::spawn_blocking(move || match queue {
+        let read = sync::blocking(move || match queue {
             Some(queue) if available > budget::COPIED_BYTES_MAX => {
                 let length = at_most(available, budget::COLD_PIECE_BYTES);
                 sendfile::load(&file, offset, length)?;
@@ -269,7 +270,7 @@ impl Reader {
         });
         let read = read.await;
         drop(reading);
-        read.map_err(io::Error::other)?
+        read?
     }
 
     /// Goes on without the disk after a fill has failed with `problem`, if only the disk was to blame.
@@ -324,7 +325,7 @@ async fn read_from(file: &Arc<File>, offset: u64, want: usize) -> io::Result<Vec
         bytes.truncate(filled);
         Ok(bytes)
     };
-    tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?
+    sync::blocking(read).await?
 }
 
 /// Waits until a fill has bytes after `offset`, and says up to where.

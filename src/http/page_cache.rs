@@ -63,9 +63,11 @@ impl Drop for PageCacheUse {
                 let _ = rustix::fs::fadvise(&*file, 0, None, rustix::fs::Advice::DontNeed);
             }
         };
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(free)),
-            Err(_) => free(),
+        if tokio::runtime::Handle::try_current().is_ok() {
+            // It waits for the disk. With too much to do the kernel has to help itself.
+            let _ = crate::sync::in_background(free);
+        } else {
+            free();
         }
     }
 }

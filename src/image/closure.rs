@@ -23,6 +23,11 @@ pub struct Closure {
     pub unknown: bool,
 }
 
+/// Sizes come from manifests, which may state anything.
+fn sum<'a>(sizes: impl Iterator<Item = &'a u64>) -> u64 {
+    sizes.fold(0, |sum, size| sum.saturating_add(*size))
+}
+
 impl Closure {
     /// Whether nothing is missing.
     pub fn is_complete(&self) -> bool {
@@ -31,12 +36,12 @@ impl Closure {
 
     /// Bytes that are here.
     pub fn present_bytes(&self) -> u64 {
-        self.present.values().sum()
+        sum(self.present.values())
     }
 
     /// Bytes that are missing, as far as is known.
     pub fn absent_bytes(&self) -> u64 {
-        self.absent.values().sum()
+        sum(self.absent.values())
     }
 
     /// What is missing, for people: `2 blobs (3.1 MB): sha256:..., sha256:...`.

@@ -1,6 +1,6 @@
 //! What all parts of the mirror share: the configuration, the store, the upstreams, the kit, and the counters.
 //!
-//! It takes no decision. Work that may wait for the disk runs on the runtime's blocking threads ([`Context::blocking`]).
+//! It takes no decision. Work that may wait for the disk runs on the threads that are there for it ([`Context::blocking`]).
 
 use super::counters::Counters;
 use super::pulls::Pulls;
@@ -12,6 +12,7 @@ use crate::image::{Closure, closure};
 use crate::kit::Kit;
 use crate::oci::{Digest, RegistryName, Repository};
 use crate::store::{ContentLink, Store, StoreError};
+use crate::sync;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -85,10 +86,9 @@ impl Context {
         work: impl FnOnce(&Context) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let context = Arc::clone(self);
-        let done = tokio::task::spawn_blocking(move || work(&context)).await;
-        done.unwrap_or_else(|e| {
-            let source = std::io::Error::other(e.to_string());
-            Err(StoreError::Io { what: "cannot ask the store".into(), source })
+        let done = sync::blocking(move || work(&context)).await;
+        done.unwrap_or_else(|none| {
+            Err(StoreError::Io { what: "cannot ask the store".into(), source: none.into() })
         })
     }
 }

@@ -14,7 +14,7 @@
 //! | `fair` | how the places of a pool are shared out |
 //! | `context`, `access`, `counters`, `pulls`, `refusal` | what all parts share; who may see what; what is counted |
 //!
-//! Work that blocks runs on lanes, in download slots or on the runtime's blocking threads. A failure is a [`Refusal`],
+//! Work that blocks runs on lanes, in download slots or on the threads that wait for the disk. A failure is a [`Refusal`],
 //! which becomes the answer to the client.
 
 mod access;
@@ -81,6 +81,7 @@ impl Mirror {
         upstreams: Upstreams,
         startup: Startup,
     ) -> std::io::Result<Arc<Mirror>> {
+        crate::sync::start_workers()?;
         let parts = Arc::new(Parts::start(Context::new(config, store, upstreams))?);
         parts.context.store.begin_service();
         links::watch(&parts);

@@ -66,6 +66,10 @@ impl Refusal {
                 Refusal::Busy("the index is being rebuilt; content by digest is served".into())
             }
             StoreError::Busy(digest) => Refusal::Busy(format!("{digest} is being written")),
+            lack if lack.is_exhaustion() => {
+                log::warn!("{lack}");
+                Refusal::Busy("the mirror is short of threads, open files or memory; retry".into())
+            }
             other => {
                 log::error!("{other}");
                 Refusal::Failed("the mirror's store failed; its log says how".into())

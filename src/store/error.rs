@@ -1,6 +1,8 @@
 //! Errors of the store: one enum.
 
 use crate::oci::Digest;
+use rustix::io::Errno;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 /// Why the store could not do something.
@@ -56,6 +58,14 @@ impl StoreError {
     /// Whether there is no usable index now.
     pub fn is_without_index(&self) -> bool {
         matches!(self, StoreError::Rebuilding | StoreError::Damaged(_) | StoreError::Stuck(_))
+    }
+
+    /// Whether the process is short of something: threads, open files, memory. It says nothing of the disk.
+    pub fn is_exhaustion(&self) -> bool {
+        const SHORT: [Errno; 5] = [Errno::AGAIN, Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS];
+        let StoreError::Io { source, .. } = self else { return false };
+        source.kind() == ErrorKind::WouldBlock
+            || Errno::from_io_error(source).is_some_and(|e| SHORT.contains(&e))
     }
 
     /// Whether the disk would not take something: full, read-only, or failing.

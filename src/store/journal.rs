@@ -6,7 +6,7 @@
 //! medium, is skipped and counted, and costs that one event.
 
 use super::error::{Result, StoreError};
-use super::layout::write_file;
+use super::layout::{flush_dir, replace_file, write_file};
 use super::record::{Rollback, TagVersion, checksum};
 use crate::auth::AccessClass;
 use crate::budget;
@@ -111,6 +111,8 @@ pub(super) struct Journal {
     len: u64,
     /// Length after the last compaction.
     base_len: u64,
+    /// The folder has not been flushed since the file took its name.
+    has_unflushed_name: bool,
 }
 
 impl Journal {
@@ -127,7 +129,16 @@ impl Journal {
         let file = opened.map_err(StoreError::io(format!("cannot open {}", path.display())))?;
         let len =
             file.metadata().map_err(StoreError::io(format!("cannot look at {}", path.display())))?.len();
-        let mut journal = Journal { path, file, read_only, format: FORMAT, generation: 0, len, base_len: 0 };
+        let mut journal = Journal {
+            path,
+            file,
+            read_only,
+            format: FORMAT,
+            generation: 0,
+            len,
+            base_len: 0,
+            has_unflushed_name: false,
+        };
         let header = journal.first_line()?;
         match header {
             Some(header) if header.format > FORMAT => {
@@ -159,7 +170,7 @@ impl Journal {
     /// Its events stay where they are: the header has the same length in each format.
     pub(super) fn upgrade(&mut self) -> Result<()> {
         if self.format == FORMAT {
-            return Ok(());
+            return self.flush_name();
         }
         self.must_be_writable()?;
         let failed = || StoreError::io(format!("cannot read {}", self.path.display()));
@@ -167,8 +178,7 @@ impl Journal {
         let mut rest = vec![0; usize::try_from(self.len).unwrap_or(usize::MAX).saturating_sub(bytes.len())];
         self.file.read_exact_at(&mut rest, bytes.len() as u64).map_err(failed())?;
         bytes.append(&mut rest);
-        self.replace(&bytes)?;
-        self.format = FORMAT;
+        self.replace(&bytes, self.generation)?;
         log::info!("{} is now of format {FORMAT}: an older larder refuses it", self.path.display());
         Ok(())
     }
@@ -178,14 +188,19 @@ impl Journal {
         if self.read_only { Err(refused(ErrorKind::ReadOnlyFilesystem.into())) } else { Ok(()) }
     }
 
-    /// Puts a new text in the place of the file.
-    fn replace(&mut self, bytes: &[u8]) -> Result<()> {
-        write_file(&self.path, bytes)?;
-        self.file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(&self.path)
-            .map_err(StoreError::io(format!("cannot open {}", self.path.display())))?;
+    /// Puts a new text in the place of the file. Whatever fails after the rename, what is appended goes to the new file.
+    fn replace(&mut self, bytes: &[u8], generation: u64) -> Result<()> {
+        self.file = replace_file(&self.path, bytes)?;
+        (self.format, self.generation, self.len) = (FORMAT, generation, bytes.len() as u64);
+        self.has_unflushed_name = true;
+        self.flush_name()
+    }
+
+    fn flush_name(&mut self) -> Result<()> {
+        if self.has_unflushed_name {
+            self.path.parent().map_or(Ok(()), flush_dir)?;
+            self.has_unflushed_name = false;
+        }
         Ok(())
     }
 
@@ -218,9 +233,8 @@ impl Journal {
         for event in events {
             bytes.extend_from_slice(&line(event));
         }
-        self.replace(&bytes)?;
-        self.format = FORMAT;
-        (self.generation, self.len, self.base_len) = (generation, bytes.len() as u64, bytes.len() as u64);
+        self.replace(&bytes, generation)?;
+        self.base_len = self.len;
         Ok(())
     }
 

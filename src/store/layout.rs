@@ -120,31 +120,6 @@ impl Layout {
         self.data_dir.join("index")
     }
 
-    /// Reads the index's file once, so that what the medium no longer gives is an error and not the end of the process.
-    pub(super) fn read_through_index(&self) -> Result<()> {
-        let path = self.index().join("data.mdb");
-        let unreadable =
-            |e: std::io::Error| StoreError::Damaged(format!("{} cannot be read: {e}", path.display()));
-        let mut file = File::open(&path).map_err(unreadable)?;
-        std::io::copy(&mut file, &mut std::io::sink()).map_err(unreadable)?;
-        Ok(())
-    }
-
-    /// There from the opening of an index until all of it has been read once, with the number of starts that have
-    /// tried: a start that finds it knows that those before ended in between.
-    pub(super) fn unproven(&self) -> PathBuf {
-        self.data_dir.join("index.unproven")
-    }
-
-    /// How many starts in a row ended in between.
-    pub(super) fn unfinished_starts(&self) -> u32 {
-        match fs::read_to_string(self.unproven()) {
-            Ok(text) => text.trim().parse().unwrap_or(1),
-            Err(e) if e.kind() == ErrorKind::NotFound => 0,
-            Err(_) => 1,
-        }
-    }
-
     /// An empty folder for an index in the making.
     pub(super) fn fresh_index(&self) -> Result<PathBuf> {
         let path = self.data_dir.join("index.new");
@@ -163,6 +138,8 @@ impl Layout {
 
     /// Removes what an earlier process left behind and nothing can use.
     pub(super) fn clear_scratch(&self) {
+        // 0.1.0 counted in it the starts that ended before the index had been read.
+        let _ = fs::remove_file(self.data_dir.join("index.unproven"));
         let Ok(entries) = fs::read_dir(self.staging()) else { return };
         for entry in entries.flatten() {
             let path = entry.path();
@@ -211,14 +188,20 @@ pub(super) fn set_private(path: &Path, private: bool) -> Result<()> {
 
 /// Writes a small file in one piece: a new one beside it, flushed, renamed, the folder flushed.
 pub(super) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    replace_file(path, bytes)?;
+    path.parent().map_or(Ok(()), flush_dir)
+}
+
+/// The same up to the flush of the folder, where the new file is used on.
+pub(super) fn replace_file(path: &Path, bytes: &[u8]) -> Result<File> {
     let fresh = path.with_extension("new");
     let failed = |what: &str| StoreError::io(format!("cannot {what} {}", fresh.display()));
-    let mut file = File::create(&fresh).map_err(failed("create"))?;
+    let opened = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&fresh);
+    let mut file = opened.map_err(failed("create"))?;
     file.write_all(bytes).map_err(failed("write"))?;
     file.sync_all().map_err(failed("flush"))?;
-    drop(file);
     fs::rename(&fresh, path).map_err(failed("rename"))?;
-    path.parent().map_or(Ok(()), flush_dir)
+    Ok(file)
 }
 
 fn make_dir(path: &Path) -> Result<()> {

@@ -18,12 +18,14 @@
 //! failed flush discards what was being written, for the kernel may have dropped it (rule 2).
 //!
 //! The files stand on each other in this order, and none calls one that comes after it: `error`, `record` (what is
-//! written), `layout` (where), `accounts`, `quarantine`, `stamp`, `journal`, `session`, `index`, `uses`, `blobs`,
-//! `staging` and `verify`, `tags`, `open`. The fields of [`Store`] are parts that each keep their own state.
+//! written), `layout` (where), `accounts`, `quarantine`, `stamp`, `journal`, `session`, `index`, `fingerprint`,
+//! `examine`, `uses`, `blobs`, `staging` and `verify`, `tags`, `open`. The fields of [`Store`] are parts that each keep their own state.
 
 mod accounts;
 mod blobs;
 mod error;
+mod examine;
+mod fingerprint;
 mod index;
 mod journal;
 mod layout;
@@ -40,6 +42,7 @@ mod verify;
 
 pub use blobs::Blob;
 pub use error::StoreError;
+pub use examine::examiner;
 pub use open::Startup;
 pub use owner::work_as_owner;
 pub use record::{

@@ -1,13 +1,16 @@
 //! The store's life: how it is opened, how its index is brought up to date, reopened and rebuilt, how it is shut down.
 //!
 //! Whatever is found, content is served: an index that is missing or damaged is rebuilt from the journal and the blobs
-//! while that goes on. A store that a newer larder wrote is refused before anything is changed. One of 0.1.0 is read as
+//! while that goes on. One that is not as a clean shutdown left it is examined by another process before this one maps
+//! it. A store that a newer larder wrote is refused before anything is changed. One of 0.1.0 is read as
 //! it is, and becomes one that 0.1.0 refuses with the first write: the journal first, the index after it, so that
 //! wherever the change is cut short either both larders can go on or 0.1.0 refuses.
 
 use super::Store;
 use super::accounts::Accounts;
 use super::error::{Result, StoreError};
+use super::examine::examine;
+use super::fingerprint;
 use super::index::{Index, IndexSlot, close};
 use super::journal::{Event, Journal};
 use super::layout::Layout;
@@ -16,7 +19,6 @@ use super::session::{Ended, Session};
 use super::staging::Claims;
 use super::stamp::Stamps;
 use super::uses::Uses;
-use crate::budget;
 use crate::oci::Manifest;
 use crate::sync::Mutex;
 use std::path::Path;
@@ -24,7 +26,7 @@ use std::time::Instant;
 
 /// What is left to do after [`Store::open`], and must be done once.
 #[derive(Debug)]
-#[must_use = "the index may have to be rebuilt, and stays unproven until it has been read through"]
+#[must_use = "the index may have to be rebuilt"]
 pub struct Startup {
     needs_rebuild: bool,
 }
@@ -35,8 +37,8 @@ impl Startup {
         self.needs_rebuild
     }
 
-    /// For a server: rebuilds the index if need be, and reads all of it. It takes as long as that takes. On a disk that
-    /// takes no change the index that is there is good enough.
+    /// For a server: rebuilds the index if need be, and writes to it, which makes the store one of this version. A disk
+    /// that takes no change is no reason not to use it.
     ///
     /// # Errors
     /// The index cannot be built, or is damaged; the store serves content all the same.
@@ -44,16 +46,16 @@ impl Startup {
         if self.needs_rebuild {
             store.rebuild()?;
         }
-        match store.check_index() {
+        match store.change_index(|index| index.touch(&[], store.uses.sequence.last())) {
             Err(problem) if problem.is_disk_failure() => {
-                log::warn!("the index could not be read through: {problem}");
+                log::warn!("the index takes no change: {problem}");
                 Ok(())
             }
-            checked => checked,
+            written => written,
         }
     }
 
-    /// For a command, which ends soon: rebuilds the index if need be.
+    /// For a command, which ends soon and may change nothing: rebuilds the index if need be.
     ///
     /// # Errors
     /// The index cannot be built.
@@ -137,49 +139,55 @@ impl Store {
 
     /// Opens the index if it is there and not damaged, and brings it up to the journal's end.
     fn open_index(&self) -> Result<()> {
-        if !self.layout.index().join("data.mdb").exists() {
-            if !self.journal.lock().is_empty() || self.blob_files()?.next().is_some() {
-                return Err(StoreError::Damaged("there is none".into()));
-            }
-            let fresh = self.layout.fresh_index()?;
-            close(Index::create(&fresh)?);
-            self.journal.lock().upgrade()?;
-            self.layout.replace_index(&fresh)?;
-        }
+        let folder = self.layout.index();
         let read_only = self.layout.is_read_only();
         if read_only {
             let folder = self.data_dir().display();
             log::warn!("{folder} is read-only: what is here is served, and nothing new is kept");
         }
-        self.mark_unproven()?;
-        // A page that cannot be read would kill the process where the index is mapped.
-        self.layout.read_through_index()?;
-        let index = Index::open(&self.layout.index(), read_only).inspect_err(|problem| {
-            if matches!(problem, StoreError::Newer { .. }) {
-                self.prove();
+        let is_known = if folder.join("data.mdb").exists() {
+            let is_known = fingerprint::holds(&folder);
+            if !is_known {
+                self.examine_index(read_only)?;
             }
-        })?;
-        // A page that is gone takes records with it, and nobody would miss them: all or none is answered from.
-        index.check()?;
+            is_known
+        } else {
+            self.create_index()?;
+            false
+        };
+        let index = Index::open(&folder, read_only)?;
+        if is_known {
+            index.set_remembered(index.last_change());
+        }
         self.catch_up(&index, read_only)?;
         self.accounts.assume(index.stored_bytes()?);
         self.index.put(index);
         Ok(())
     }
 
-    /// Notes that the index is opened and not read through. A damaged page can kill the process that reads it. That must
-    /// not happen at every start, and yet a start that a power cut ended is no reason to rebuild the index.
-    fn mark_unproven(&self) -> Result<()> {
-        let unfinished = self.layout.unfinished_starts();
-        if unfinished >= budget::UNFINISHED_STARTS_MAX {
-            return Err(StoreError::Damaged(format!(
-                "the last {unfinished} starts ended before all of it had been read"
-            )));
+    /// Makes the index of a store in which nothing is yet.
+    fn create_index(&self) -> Result<()> {
+        if !self.journal.lock().is_empty() || self.blob_files()?.next().is_some() {
+            return Err(StoreError::Damaged("there is none".into()));
         }
-        // A disk that takes no mark is no reason to rebuild anything.
-        if let Err(e) = std::fs::write(self.layout.unproven(), (unfinished + 1).to_string()) {
-            log::warn!("the index could not be marked as unproven: {e}");
+        let fresh = self.layout.fresh_index()?;
+        close(Index::create(&fresh)?);
+        self.journal.lock().upgrade()?;
+        self.layout.replace_index(&fresh)
+    }
+
+    /// Has every record of the index read, by a process that may die of it, and puts the copy in its place.
+    fn examine_index(&self, read_only: bool) -> Result<()> {
+        let began = Instant::now();
+        let copy = if read_only { None } else { self.layout.fresh_index().ok() };
+        let copied = examine(&self.layout.index(), copy.as_deref());
+        match (&copied, &copy) {
+            (Ok(true), Some(copy)) => self.layout.replace_index(copy)?,
+            (_, Some(copy)) => drop(std::fs::remove_dir_all(copy)),
+            (_, None) => {}
         }
+        copied?;
+        log::info!("the index was not closed by a clean shutdown; it was read in {:.1?}", began.elapsed());
         Ok(())
     }
 
@@ -211,19 +219,23 @@ impl Store {
             self.index.advance(events.len() as u64);
             let with_manifest = |event: Event| {
                 self.uses.sequence.raise(event.n);
-                let manifest = self.manifest_of(&event);
-                (event, manifest)
+                let manifest = self.manifest_of(&event)?;
+                Ok((event, manifest))
             };
-            let events: Vec<_> = events.into_iter().map(with_manifest).collect();
+            let events: Vec<_> = events.into_iter().map(with_manifest).collect::<Result<_>>()?;
             index.apply(&events, position, self.history_max)
         })
     }
 
     /// The manifest that an event is about, read from its blob, if it is on the disk.
-    fn manifest_of(&self, event: &Event) -> Option<Manifest> {
-        let (digest, media_type) = event.what.manifest()?;
-        let bytes = self.read_small(digest).ok()??;
-        Manifest::parse(&bytes, Some(media_type)).ok()
+    fn manifest_of(&self, event: &Event) -> Result<Option<Manifest>> {
+        let Some((digest, media_type)) = event.what.manifest() else { return Ok(None) };
+        match self.read_small(digest) {
+            Ok(bytes) => Ok(bytes.and_then(|bytes| Manifest::parse(&bytes, Some(media_type)).ok())),
+            // An index without what it names would be taken for a whole one.
+            Err(lack) if lack.is_exhaustion() => Err(lack),
+            Err(_) => Ok(None),
+        }
     }
 
     /// Puts an index that gave an error back into service: reopened if LMDB is stuck after a write that failed, and
@@ -236,7 +248,6 @@ impl Store {
             self.close_index();
             match self.open_index() {
                 Ok(()) => {
-                    self.prove();
                     log::info!("the index was reopened and is not damaged");
                     return Ok(());
                 }
@@ -276,7 +287,6 @@ impl Store {
         let index = Index::open(&self.layout.index(), false)?;
         self.accounts.list(|| self.list_bytes());
         self.index.put(index);
-        self.prove();
         self.stamps.changed();
         drop(journal);
         log::info!("index rebuilt: {blobs} blobs, {bytes} bytes, in {:.1?}", started.elapsed());
@@ -289,21 +299,12 @@ impl Store {
         self.stamps.changed();
     }
 
-    /// Reads every record of the index, and writes one: an index that no start has read and written without harm is
-    /// rebuilt by the next.
+    /// Reads every record of the index.
     ///
     /// # Errors
     /// [`StoreError::Damaged`] says what is wrong with it.
     pub fn check_index(&self) -> Result<()> {
-        self.index.ask(Index::check)?;
-        self.change_index(|index| index.touch(&[], self.uses.sequence.last()))?;
-        self.prove();
-        Ok(())
-    }
-
-    /// Notes that all of the index has been read, or built, without harm.
-    fn prove(&self) {
-        let _ = std::fs::remove_file(self.layout.unproven());
+        self.index.ask(Index::check)
     }
 
     /// Writes down what is only in memory, and that the shutdown is clean. The store may be used on.
@@ -311,13 +312,28 @@ impl Store {
         if let Err(problem) = self.flush_touches() {
             log::warn!("uses were not written: {problem}");
         }
-        // A clean shutdown is no crash of the index, however short the process lived.
-        if self.index.is_ready() {
-            self.prove();
-        }
         if let Err(problem) = self.uses.session.save(self.uses.sequence.last(), true) {
             log::warn!("the session file does not say that the shutdown was clean: {problem}");
         }
+        if let Err(problem) = self.remember_index() {
+            log::warn!("the next start will have to read all of the index: {problem}");
+        }
+    }
+
+    /// Saves the fingerprint of the index, if it has changed.
+    fn remember_index(&self) -> Result<()> {
+        let Ok(index) = self.index.get() else { return Ok(()) };
+        let folder = self.layout.index();
+        if !self.index.is_ready() {
+            fingerprint::forget(&folder);
+        } else if !index.is_remembered() {
+            // What is written from here on makes the fingerprint one of another file.
+            let change = index.last_change();
+            index.flush()?;
+            fingerprint::save(&folder)?;
+            index.set_remembered(change);
+        }
+        Ok(())
     }
 }
 

@@ -354,30 +354,49 @@ fn pages_go_on_where_the_last_one_ended() {
 }
 
 #[test]
-fn an_index_that_ends_every_start_is_made_again_and_one_power_cut_is_forgiven() {
+fn an_index_is_known_by_its_fingerprint_or_read_and_copied() {
     let folder = Folder::new();
-    let mark = folder.0.join("index.unproven");
-    let store = folder.open();
-    put(&store, b"content");
-    assert!(mark.exists(), "until it has been read through");
-    store.check_index().unwrap();
-    assert!(!mark.exists());
-    drop(store);
-    // What a start leaves behind that did not come to its end.
-    for (left, rebuilds) in [("", false), ("1", false), ("2", true)] {
-        std::fs::write(&mark, left).unwrap();
-        let (store, startup) = Store::open(&folder.0, 3).unwrap();
-        assert_eq!(startup.needs_rebuild(), rebuilds, "{left:?}");
-        if !rebuilds {
-            assert_eq!(std::fs::read_to_string(&mark).unwrap(), "2");
-            store.shut_down();
-            assert!(!mark.exists(), "a clean shutdown is no crash");
-        } else {
-            store.rebuild().unwrap();
-            assert!(!mark.exists());
-            assert_eq!(store.blob_files().unwrap().count(), 1);
+    let fingerprint = folder.0.join("index/fingerprint");
+    let before = {
+        let store = folder.open();
+        let digest = put_image(&store, b"one");
+        store.tag_seen(&repository(), &tag("latest"), &seen(&digest)).unwrap();
+        store.set_note("lab", Some("what only the index knows")).unwrap();
+        assert!(!fingerprint.exists(), "until a clean shutdown");
+        picture(&store)
+    };
+    let file = || std::fs::metadata(folder.0.join("index/data.mdb")).unwrap().ino();
+    let known = file();
+    for (is_known, text) in [(true, None), (false, Some("of another file")), (true, None), (false, Some(""))]
+    {
+        if let Some(text) = text {
+            std::fs::write(&fingerprint, text).unwrap();
         }
+        let (store, startup) = Store::open(&folder.0, 3).unwrap();
+        assert!(!startup.needs_rebuild());
+        assert_eq!(picture(&store), before);
+        assert_eq!(store.note("lab").unwrap().as_deref(), Some("what only the index knows"));
+        assert!(is_known || file() != known, "a copy has none of the pages that were there");
+        assert!(!folder.0.join("index.new").exists());
+        store.check_index().unwrap();
+        drop(store);
+        assert!(fingerprint.exists());
     }
+    assert!(file() != known);
+}
+
+#[test]
+fn an_index_that_was_found_damaged_has_no_fingerprint() {
+    let folder = Folder::new();
+    let store = folder.open();
+    put_image(&store, b"one");
+    store.shut_down();
+    assert!(folder.0.join("index/fingerprint").exists());
+    let index = store.index.get().unwrap();
+    store.index.watch(&index, Err::<(), _>(StoreError::Damaged("lab".into()))).unwrap_err();
+    drop(index);
+    drop(store);
+    assert!(!folder.0.join("index/fingerprint").exists());
 }
 
 #[test]

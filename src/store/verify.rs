@@ -85,11 +85,13 @@ impl Store {
     /// Verifies content that looked corrupt a second time, and quarantines it if it is.
     ///
     /// # Errors
-    /// It is corrupt and the disk does not let it be moved away. It is not served all the same.
+    /// It is corrupt and the disk does not let it be moved away; it is not served all the same. Or it could not be read for
+    /// lack of something, which proves nothing.
     pub fn recheck(&self, digest: &Digest) -> Result<Recheck> {
         let problem = match self.verify_cold(digest, &mut |_| true) {
             Ok(_) => return Ok(Recheck::Verified),
             Err(_) if !self.contains(digest) => return Ok(Recheck::Gone),
+            Err(lack) if lack.is_exhaustion() => return Err(lack),
             Err(problem) => problem,
         };
         self.quarantine(digest)?;

@@ -57,7 +57,7 @@ impl Pulse {
                 }
             };
             // A look that panics is a missing beat.
-            let _ = tokio::task::spawn_blocking(look).await;
+            let _ = crate::sync::blocking(look).await;
             let now = status();
             if now != told {
                 notify.status(&now);

@@ -150,8 +150,8 @@ fn a_start_that_fails_is_an_orderly_end_for_the_store() {
     let folder = Folder::new();
     let data = folder.0.join("data");
     let program = std::env::var("LARDER").unwrap_or_else(|_| env!("CARGO_BIN_EXE_larder").into());
-    // As often as would have the next start take the index for damaged.
-    for _ in 0..=larder::budget::UNFINISHED_STARTS_MAX {
+    // However often.
+    for _ in 0..4 {
         let address = taken.local_addr().unwrap().to_string();
         let mut command = Command::new(&program);
         command.env_clear().arg("--listen").arg(address).arg("--data-dir").arg(&data).arg("serve");

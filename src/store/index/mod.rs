@@ -33,11 +33,11 @@ use heed::types::Bytes;
 use heed::{CommitOrAbort, Env, EnvFlags, EnvOpenOptions, WithoutTls};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use table::{META, Records, TALLY, Tally, failed};
 
 /// The schema written. A larger number means a newer larder, whose index is refused and left alone.
-const SCHEMA: u32 = 3;
+pub(super) const SCHEMA: u32 = 3;
 /// The oldest schema that is read as it is: that of 0.1.0, whose records are records of this schema too.
 const SCHEMA_READ_MIN: u32 = 2;
 
@@ -70,12 +70,14 @@ pub(in crate::store) struct Index {
     records: Records,
     /// The schema of the file; it rises with the first change.
     schema: AtomicU32,
+    /// The change after which the file's fingerprint was right.
+    remembered: AtomicUsize,
 }
 
 impl Index {
     /// Makes an empty index in an empty folder.
     pub(in crate::store) fn create(folder: &Path) -> Result<Index> {
-        let index = Index::open_env(folder, false)?;
+        let index = Index::open_env(folder, EnvFlags::NO_META_SYNC)?;
         index.write(|txn| {
             txn.put(META, TALLY, &Tally::default())?;
             txn.put(META, b"schema", &SCHEMA)?;
@@ -87,7 +89,17 @@ impl Index {
 
     /// Opens an index, refusing one of a newer schema. On a file system that is `read_only` it can be read.
     pub(in crate::store) fn open(folder: &Path, read_only: bool) -> Result<Index> {
-        let index = Index::open_env(folder, read_only)?;
+        // A power cut may cost the last commit, and nothing else: the journal has what was in it.
+        Index::open_as(folder, if read_only { EnvFlags::READ_ONLY } else { EnvFlags::NO_META_SYNC })
+    }
+
+    /// Opens an index that may be damaged, and changes nothing of it. To be done where a signal ends no server.
+    pub(in crate::store) fn open_to_examine(folder: &Path) -> Result<Index> {
+        Index::open_as(folder, EnvFlags::READ_ONLY | EnvFlags::NO_LOCK)
+    }
+
+    fn open_as(folder: &Path, flags: EnvFlags) -> Result<Index> {
+        let index = Index::open_env(folder, flags)?;
         let schema = index.read(|txn| txn.require::<u32>(META, b"schema"))?;
         index.schema.store(schema, Ordering::Relaxed);
         match schema {
@@ -97,16 +109,25 @@ impl Index {
         }
     }
 
+    /// Copies every record into a new index, in an empty folder. It is not flushed: what a power cut leaves of it has no
+    /// fingerprint.
+    pub(in crate::store) fn copy_to(&self, folder: &Path) -> Result<()> {
+        let fresh = Index::open_env(folder, EnvFlags::NO_SYNC)?;
+        let copied = self.copy_records(&fresh);
+        close(fresh);
+        copied
+    }
+
     #[allow(unsafe_code)]
-    fn open_env(folder: &Path, read_only: bool) -> Result<Index> {
+    fn open_env(folder: &Path, flags: EnvFlags) -> Result<Index> {
         let mut options = EnvOpenOptions::new().read_txn_without_tls();
         options.map_size(budget::INDEX_MAP_BYTES).max_readers(budget::INDEX_READERS);
-        // A power cut may cost the last commit, and nothing else: the journal has what was in it.
-        let flags = if read_only { EnvFlags::READ_ONLY } else { EnvFlags::NO_META_SYNC };
+        let read_only = flags.contains(EnvFlags::READ_ONLY);
         if !read_only {
             reserve_lock(folder)?;
         }
-        // SAFETY: these flags weaken neither LMDB's locking nor the order of its writes.
+        // SAFETY: NO_META_SYNC weakens neither LMDB's locking nor the order of its writes. NO_LOCK goes with a reader
+        // that is alone under the store's lock, NO_SYNC with a file that is not believed after a power cut.
         unsafe { options.flags(flags) };
         // SAFETY: the file is mapped, so nobody else may change it while it is open. The store's lock keeps every
         // other larder out, and the folder belongs to larder alone.
@@ -126,13 +147,33 @@ impl Index {
             });
             created.map_err(failed("open the index"))?.unwrap_commit()
         };
-        Ok(Index { env, records, schema: AtomicU32::new(SCHEMA) })
+        Ok(Index { env, records, schema: AtomicU32::new(SCHEMA), remembered: AtomicUsize::new(usize::MAX) })
     }
 
     /// Whether the file is still as an older larder wrote it. Before it is changed the journal must be of the new format:
     /// an older larder refuses that before it touches anything.
     pub(in crate::store) fn is_of_older_schema(&self) -> bool {
         self.schema.load(Ordering::Relaxed) < SCHEMA
+    }
+
+    /// The number of the last change.
+    pub(in crate::store) fn last_change(&self) -> usize {
+        self.env.info().last_txn_id
+    }
+
+    /// Whether the file has a fingerprint that is right.
+    pub(in crate::store) fn is_remembered(&self) -> bool {
+        self.remembered.load(Ordering::Relaxed) == self.last_change()
+    }
+
+    /// The fingerprint is that of the file after this change.
+    pub(in crate::store) fn set_remembered(&self, change: usize) {
+        self.remembered.store(change, Ordering::Relaxed);
+    }
+
+    /// Flushes the last change too.
+    pub(in crate::store) fn flush(&self) -> Result<()> {
+        self.env.force_sync().map_err(failed("flush the index"))
     }
 
     pub(in crate::store) fn mark(&self) -> Result<Mark> {

@@ -1,7 +1,11 @@
-//! Locks whose holders may have panicked.
+//! Locks whose holders may have panicked, and the threads that wait for the disk ([`workers`]).
 //!
 //! Everything behind a lock here is consistent after each single statement, so a panic elsewhere is no reason to stop
-//! answering. [`Mutex`], [`RwLock`] and [`Condvar`] are those of `std` without the poisoning. Nothing in here can fail.
+//! answering. [`Mutex`], [`RwLock`] and [`Condvar`] are those of `std` without the poisoning. Locks cannot fail.
+
+mod workers;
+
+pub use workers::{NoWorker, blocking, in_background, start_workers};
 
 use std::sync::{self, MutexGuard, PoisonError, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
