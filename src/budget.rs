@@ -14,8 +14,30 @@ pub const GIB: u64 = 1024 * MIB;
 
 // -- Content ---------------------------------------------------------------------------------------------------
 
-/// Largest manifest kept. The specification asks for at least 4 MiB; each manifest lane may hold one in memory.
+/// Largest manifest kept. The specification asks for at least 4 MiB. Of those larger than
+/// [`LARGE_DOCUMENT_BYTES`] few are in memory at a time ([`LARGE_ANSWERS_MAX`]).
 pub const MANIFEST_BYTES_MAX: u64 = 4 * MIB;
+/// Most descriptors of a manifest; real ones have at most a few hundred.
+pub const DESCRIPTORS_MAX: usize = 4_096;
+/// Longest media type, artifact type and digest taken from a manifest; what is longer is cut.
+pub const MANIFEST_TEXT_BYTES_MAX: usize = 255;
+/// Longest operating system, architecture and variant taken from a manifest; what is longer is cut.
+pub const PLATFORM_TEXT_BYTES_MAX: usize = 64;
+/// What a manifest of any size becomes in memory: [`DESCRIPTORS_MAX`] descriptors of 150 bytes, a growing list twice, and
+/// platforms of three texts each.
+pub const MANIFEST_DECODED_BYTES_MAX: u64 = 3 * MIB;
+/// Annotations of a manifest that are repeated in a list of referrers, in bytes together; longer ones are left out.
+pub const ANNOTATIONS_BYTES_MAX: usize = 16 * 1024;
+/// How deep JSON from outside may nest; manifests nest five levels.
+pub const JSON_DEPTH_MAX: usize = 128;
+/// Longest text with escapes in JSON from outside: it is unescaped in memory. Real ones are annotations that hold JSON.
+pub const JSON_ESCAPED_BYTES_MAX: usize = 256 * 1024;
+/// A document larger than this has to wait for its turn: one is in memory at a time to be parsed.
+pub const LARGE_DOCUMENT_BYTES: u64 = 64 * KIB;
+/// Large documents that are on their way in, or wait to be stored, at a time; of each registry one, and of all peers one.
+pub const LARGE_ANSWERS_MAX: usize = 2;
+/// By how much the memory for a large answer grows that does not state its length.
+pub const LARGE_ANSWER_STEP_BYTES: u64 = 512 * KIB;
 /// Largest blob fetched, whatever the disk could hold: beyond any layer known, below what an endless body costs.
 pub const BLOB_BYTES_MAX: u64 = 256 * GIB;
 /// The end of a blob that clients get only once the whole hash is right (rule 1).
@@ -233,6 +255,8 @@ pub const UNFINISHED_STARTS_MAX: u32 = 2;
 pub const PAGE_NAMES_MAX: usize = 1_000;
 /// Largest list of tags or referrers taken from an upstream.
 pub const LIST_BYTES_MAX: u64 = 4 * MIB;
+/// Largest list of referrers made from what is cached: some thousand descriptors.
+pub const REFERRERS_BYTES_MAX: usize = 256 * 1024;
 /// Pulls whose outcome is being gathered for the log; the oldest is logged early when one more begins.
 pub const PULLS_TRACKED_MAX: usize = 256;
 /// A pull with no request for this long is over, and its outcome is logged.

@@ -18,24 +18,25 @@ use std::sync::OnceLock;
 
 /// Every room, and the rooms that it may use. An arrow that is not here is a decision, to be taken here.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("oci", &[]),
     ("budget", &[]),
     ("clock", &[]),
     ("sync", &[]),
     ("text", &[]),
+    ("oci", &["budget"]),
+    ("documents", &["budget", "sync"]),
     ("auth", &["oci", "budget"]),
     ("config", &["oci", "budget", "sync"]),
     ("decide", &["oci", "config"]),
-    ("store", &["oci", "budget", "clock", "sync", "auth"]),
-    ("fetch", &["oci", "budget", "clock", "sync", "config"]),
-    ("kit", &["oci", "budget", "sync", "config"]),
+    ("store", &["oci", "budget", "clock", "sync", "documents", "auth"]),
+    ("fetch", &["oci", "budget", "clock", "sync", "documents", "config"]),
+    ("kit", &["oci", "budget", "sync", "documents", "config"]),
     ("image", &["oci", "budget", "text", "auth", "config", "decide", "store"]),
     ("report", &["oci", "budget", "clock", "sync", "config", "store", "fetch", "image"]),
     (
         "mirror",
         &[
-            "oci", "budget", "clock", "sync", "text", "auth", "config", "decide", "store", "fetch", "kit",
-            "image", "report",
+            "oci", "budget", "clock", "sync", "text", "documents", "auth", "config", "decide", "store",
+            "fetch", "kit", "image", "report",
         ],
     ),
     ("http", &["oci", "budget", "sync", "auth", "config", "report", "mirror"]),

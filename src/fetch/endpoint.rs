@@ -10,13 +10,14 @@ use super::breaker::Breaker;
 use super::challenge;
 use super::failure::Failure;
 use super::pace::Pace;
-use super::reply::NameList;
+use super::reply::{LargeBody, NameList};
 use super::token::EndpointLogin;
 use super::wire::{Deadline, Lane, Wire, WireRequest};
 use crate::budget::{
     BLOB_BYTES_MAX, LIST_BYTES_MAX, MANIFEST_BYTES_MAX, PROBE_HEADER_TIME_MAX, QUESTION_TIME_MAX,
 };
-use crate::oci::{Digest, Kind, Manifest, ManifestRef, RegistryName, RepositoryName, Tag, media};
+use crate::documents::{DocumentTurn, LargeAnswer};
+use crate::oci::{Digest, Kind, ManifestRef, RegistryName, RepositoryName, Tag, json, media};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use ureq::http::{Method, header};
@@ -54,7 +55,7 @@ pub struct ManifestHead {
 }
 
 /// A manifest whose bytes hash to its digest.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub struct FetchedManifest {
     /// The digest that was asked for; for a tag the one the upstream gave, or the sha256.
     pub digest: Digest,
@@ -62,12 +63,12 @@ pub struct FetchedManifest {
     pub media_type: String,
     /// Its bytes, as they came.
     pub bytes: Vec<u8>,
-    /// What the bytes mean.
-    pub manifest: Manifest,
     /// When the registry answered, by its own clock, as Unix seconds.
     pub date: Option<u64>,
     /// The host and port that answered.
     pub endpoint: String,
+    /// For as long as the bytes are in memory.
+    _place: Option<LargeAnswer>,
 }
 
 /// What [`Endpoint::examine`] found of an upstream that answers.
@@ -95,33 +96,38 @@ pub struct NamePage {
     pub more: bool,
 }
 
-impl NamePage {
-    /// The page that was asked for where an upstream that knows no pages, such as distribution 2.8 for tags, sent the
-    /// whole list in an order of its own. A page by upstream's own paging stays as it came.
-    pub(super) fn in_order(mut self, n: Option<usize>, last: Option<&str>) -> NamePage {
-        let too_many = n.is_some_and(|n| self.names.len() > n);
-        let from_the_start = last.is_none_or(|last| self.names.iter().any(|name| name == last));
-        if !self.more && (too_many || from_the_start) {
-            self.names.sort_unstable();
-            self.names.retain(|name| last.is_none_or(|last| name.as_str() > last));
-            if let Some(n) = n
-                && self.names.len() > n
-            {
-                self.names.truncate(n);
-                self.more = true;
-            }
-        }
-        self
+/// The page that was asked for where an upstream that knows no pages, such as distribution 2.8 for tags, sent the whole list
+/// in an order of its own. A page by upstream's own paging stays in its order, and is cut if it is longer than was asked.
+pub(super) fn page_of<T: AsRef<str> + Ord>(
+    mut names: Vec<T>,
+    mut more: bool,
+    n: Option<usize>,
+    last: Option<&str>,
+) -> NamePage {
+    let too_many = n.is_some_and(|n| names.len() > n);
+    let from_the_start = last.is_none_or(|last| names.iter().any(|name| name.as_ref() == last));
+    if !more && (too_many || from_the_start) {
+        names.sort_unstable();
+        names.retain(|name| last.is_none_or(|last| name.as_ref() > last));
     }
+    if let Some(n) = n
+        && names.len() > n
+    {
+        names.truncate(n);
+        more = true;
+    }
+    NamePage { names: names.iter().map(|name| name.as_ref().to_owned()).collect(), more }
 }
 
 /// The manifests that refer to one (distribution-spec, "Listing Referrers").
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct ReferrerList {
     /// An image index, as it came.
     pub bytes: Vec<u8>,
     /// The upstream has applied the filter that was asked for.
     pub filtered: bool,
+    /// For as long as the bytes are in memory.
+    _place: Option<LargeAnswer>,
 }
 
 impl Endpoint {
@@ -190,7 +196,8 @@ impl Endpoint {
         })?;
         let mut reply = reply.found()?;
         reply.verbatim()?;
-        let bytes = reply.read_body(MANIFEST_BYTES_MAX, &self.bytes)?;
+        let body = reply.read_document(MANIFEST_BYTES_MAX, &self.bytes, &self.registry, deadline)?;
+        let LargeBody { bytes, place } = body;
         let digest = match (reference, reply.digest()) {
             (ManifestRef::Digest(wanted), _) => wanted.clone(),
             (ManifestRef::Tag(_), Some(told)) => told,
@@ -200,11 +207,9 @@ impl Endpoint {
         if actual != digest {
             return Err(reply.wrong(format!("the manifest should be {digest} and hashes to {actual}")));
         }
-        let manifest = Manifest::parse(&bytes, reply.header(header::CONTENT_TYPE.as_str()))
-            .map_err(|why| reply.wrong(why))?;
-        let media_type = manifest.media_type.clone();
+        let media_type = reply.manifest_of(&bytes)?.media_type;
         let (date, endpoint) = (reply.date(), self.name.clone());
-        Ok(FetchedManifest { digest, media_type, bytes, manifest, date, endpoint })
+        Ok(FetchedManifest { digest, media_type, bytes, date, endpoint, _place: place })
     }
 
     /// Opens a blob at byte `from`. An upstream that ignores the range sends the bytes before it again.
@@ -277,8 +282,7 @@ impl Endpoint {
     ) -> Result<NamePage, Failure> {
         let question =
             Question::repository(repository, &format!("tags/list{}", page_query(n, last)), deadline);
-        let page = self.page(&question, |name| name.parse::<Tag>().is_ok())?;
-        Ok(page.in_order(n, last))
+        self.page(&question, n, last, |name| name.parse::<Tag>().is_ok())
     }
 
     /// A page of at most `n` repositories after `last`.
@@ -290,19 +294,27 @@ impl Endpoint {
     ) -> Result<NamePage, Failure> {
         let scope = "registry:catalog:*".to_owned();
         let question = Question::new(format!("_catalog{}", page_query(n, last)), scope, deadline);
-        let page = self.page(&question, |name| name.parse::<RepositoryName>().is_ok())?;
-        Ok(page.in_order(n, last))
+        self.page(&question, n, last, |name| name.parse::<RepositoryName>().is_ok())
     }
 
-    fn page(&self, question: &Question, is_name: impl Fn(&str) -> bool) -> Result<NamePage, Failure> {
+    fn page(
+        &self,
+        question: &Question,
+        n: Option<usize>,
+        last: Option<&str>,
+        is_name: impl Fn(&str) -> bool,
+    ) -> Result<NamePage, Failure> {
         let mut reply = self.ask(question)?.found()?;
         let more = reply.header(header::LINK.as_str()).is_some_and(challenge::has_next);
-        let bytes = reply.read_body(LIST_BYTES_MAX, &self.bytes)?;
-        let list: NameList = serde_json::from_slice(&bytes)
-            .map_err(|error| reply.wrong(format!("the list cannot be parsed: {error}")))?;
+        let deadline = question.deadline;
+        let body = reply.read_document(LIST_BYTES_MAX, &self.bytes, &self.registry, deadline)?;
+        let _turn = DocumentTurn::wait(body.bytes.len() as u64);
+        let wrong = |why: &dyn std::fmt::Display| reply.wrong(format!("the list cannot be parsed: {why}"));
+        json::check_shape(&body.bytes).map_err(|why| wrong(&why))?;
+        let list: NameList<'_> = serde_json::from_slice(&body.bytes).map_err(|why| wrong(&why))?;
         let mut names = list.tags.or(list.repositories).unwrap_or_default().0;
         names.retain(|name| is_name(name));
-        Ok(NamePage { names, more })
+        Ok(page_of(names, more, n, last))
     }
 
     /// The manifests that refer to `digest`; `Missing` where the upstream does not know the question.
@@ -319,16 +331,16 @@ impl Endpoint {
             ..Question::repository(repository, &format!("referrers/{digest}{filter}"), deadline)
         };
         let mut reply = self.ask(&question)?.found()?;
-        let bytes = reply.read_body(LIST_BYTES_MAX, &self.bytes)?;
-        let index = Manifest::parse(&bytes, reply.header(header::CONTENT_TYPE.as_str()))
-            .map_err(|why| reply.wrong(why))?;
+        let body = reply.read_document(LIST_BYTES_MAX, &self.bytes, &self.registry, deadline)?;
+        let LargeBody { bytes, place } = body;
+        let index = reply.manifest_of(&bytes)?;
         if index.kind != Kind::Index {
             return Err(reply.wrong("the list of referrers is not an index"));
         }
         let filtered = reply
             .header("oci-filters-applied")
             .is_some_and(|value| value.split(',').any(|f| f.trim().eq_ignore_ascii_case("artifactType")));
-        Ok(ReferrerList { bytes, filtered })
+        Ok(ReferrerList { bytes, filtered, _place: place })
     }
 
     /// Probes, and reports the outcome to the breaker.

@@ -114,11 +114,13 @@ impl<'a> Closures<'a> {
         if known.is_some() {
             return Ok(known.filter(|_| self.store.contains(digest)));
         }
-        let Some(bytes) = self.store.read_small(digest)? else { return Ok(None) };
-        let manifest = Manifest::parse(&bytes, media_type).ok();
-        let (kind, children) = manifest.map(|manifest| (manifest.kind, manifest.children)).unzip();
-        let children = children.unwrap_or_default();
-        let named = Rc::new(Named { size: bytes.len() as u64, kind, children });
+        let parse = |bytes: &[u8]| {
+            let manifest = Manifest::parse(bytes, media_type).ok();
+            let (kind, children) = manifest.map(|manifest| (manifest.kind, manifest.children)).unzip();
+            Named { size: bytes.len() as u64, kind, children: children.unwrap_or_default() }
+        };
+        let Some(named) = self.store.with_document(digest, parse)? else { return Ok(None) };
+        let named = Rc::new(named);
         let mut read = self.read.borrow_mut();
         read.1 += 1 + named.children.len();
         if read.1 > budget::NAMED_CHILDREN_MAX {

@@ -222,8 +222,7 @@ impl Store {
     /// The manifest that an event is about, read from its blob, if it is on the disk.
     fn manifest_of(&self, event: &Event) -> Option<Manifest> {
         let (digest, media_type) = event.what.manifest()?;
-        let bytes = self.read_small(digest).ok()??;
-        Manifest::parse(&bytes, Some(media_type)).ok()
+        self.with_document(digest, |bytes| Manifest::parse(bytes, Some(media_type)).ok()).ok()??
     }
 
     /// Puts an index that gave an error back into service: reopened if LMDB is stuck after a write that failed, and

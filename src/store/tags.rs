@@ -9,6 +9,7 @@ use super::journal::{Event, LINKS_AT_A_TIME, What};
 use super::record::{ContentLink, LinkedManifest, Observation, Rollback, TagRecord, TagVersion};
 use crate::auth::AccessClass;
 use crate::clock;
+use crate::documents::DocumentTurn;
 use crate::oci::{Digest, Manifest, Repository, Tag};
 
 impl Store {
@@ -165,7 +166,10 @@ impl Store {
                 staged.publish(self, class)?;
             }
         }
-        self.record(Manifest::parse(bytes, Some(media_type)).ok(), || {
+        let turn = DocumentTurn::wait(bytes.len() as u64);
+        let manifest = Manifest::parse(bytes, Some(media_type)).ok();
+        drop(turn);
+        self.record(manifest, || {
             let mut news = Vec::new();
             let (known, link) = self.index.ask(|index| index.class_and_link(repository, digest))?;
             // What did not come from the registry proves nothing about it.

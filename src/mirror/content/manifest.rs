@@ -15,6 +15,7 @@ use super::stream::{StreamSlot, Streams};
 use super::{Lookup, look_up};
 use crate::auth::AccessClass;
 use crate::budget;
+use crate::documents::DocumentTurn;
 use crate::fetch::{FetchedManifest, Upstream};
 use crate::oci::{Digest, Manifest, ManifestRef, Repository};
 use crate::store::{Blob, Stamp, StoreError};
@@ -191,9 +192,8 @@ impl Manifests {
             return Ok(Some(media_type));
         }
         // The index does not know it as a manifest of this repository, so its own text must state the media type.
-        let bytes = self.context.store.read_small(digest)?;
-        let manifest = bytes.and_then(|bytes| Manifest::parse(&bytes, None).ok());
-        Ok(manifest.map(|manifest| manifest.media_type))
+        let parse = |bytes: &[u8]| Manifest::parse(bytes, None).ok().map(|manifest| manifest.media_type);
+        Ok(self.context.store.with_document(digest, parse)?.flatten())
     }
 
     /// Asks upstream for a manifest, or joins the question that is under way. `looked`: the store's stamp when the manifest
@@ -314,7 +314,10 @@ impl Manifests {
         let found = kit.and_then(|kit| kit.manifest(repository, digest));
         let Some(found) = found else { return Err(Refusal::Unavailable(cause())) };
         // The hash is right; the media type must still match the content.
-        let manifest = Manifest::parse(&found.bytes, Some(&found.media_type))
+        let turn = DocumentTurn::wait(found.bytes.len() as u64);
+        let parsed = Manifest::parse(&found.bytes, Some(&found.media_type));
+        drop(turn);
+        let manifest = parsed
             .map_err(|why| Refusal::Unavailable(format!("{}; peer {}: {why}", cause(), found.peer)))?;
         let (bytes, media_type) = (&found.bytes, &manifest.media_type);
         let stored = self.put(repository, digest, media_type, bytes, AccessClass::Public);
