@@ -46,6 +46,8 @@ pub const HELD_BACK_BYTES: u64 = 4 * KIB;
 pub const INDEX_DEPTH_MAX: usize = 4;
 /// Most manifests looked at in one closure, so that a hostile index cannot keep the walk going.
 pub const CLOSURE_MANIFESTS_MAX: usize = 1_024;
+/// Images whose sums one walk over many tags remembers, at about 150 bytes each.
+pub const SUMMARIES_MAX: usize = 4_096;
 /// Manifests and their children that one walk over many images remembers, at about 300 bytes each.
 pub const NAMED_CHILDREN_MAX: usize = 2_048;
 
@@ -142,6 +144,9 @@ pub const SMALL_MANIFESTS_BYTES_MAX: usize = 1024 * 1024;
 pub const SMALL_MANIFEST_COST_BYTES: usize = 512;
 /// Largest manifest whose bytes are kept: a real one has 1 to 10 KiB.
 pub const SMALL_MANIFEST_BYTES_MAX: u64 = 16 * KIB;
+/// Content whose media type is remembered as its bytes parse; beyond that all is parsed again. Part of
+/// [`MEMORY_BASE_BYTES`].
+pub const PARSED_TYPES_MAX: usize = 1_024;
 /// Pause between two log lines that a tag has a stale answer, while the answer stays the same.
 pub const STALE_REPORT_EVERY: Duration = Duration::from_secs(1);
 
@@ -364,6 +369,13 @@ pub const TOUCH_FLUSH_EVERY: Duration = Duration::from_secs(60);
 pub const HISTORY_MAX: usize = 64;
 /// Tags whose new version is watched until it is complete, for each repository.
 pub const PENDING_TAGS_MAX: usize = 1_024;
+/// Pieces of content that versions wait for, in all repositories, at about 300 bytes each. Part of [`MEMORY_BASE_BYTES`].
+pub const WAITING_MAX: usize = 4_096;
+/// The same in each repository: one version that is an index of a thousand images for one platform.
+pub const WAITING_EACH: usize = 1_024;
+/// Looks at content in one walk over the tags of a repository: after a start for those that wait for something, for a
+/// version that stands in, and for the images that lack a corrupt blob. What is left is looked at when its tag is asked for.
+pub const SETTLE_LOOKS_MAX: usize = 8_192;
 
 // -- Clients' files --------------------------------------------------------------------------------------------
 

@@ -42,7 +42,6 @@ impl LargeAnswer {
     pub fn wait(owner: &str, until: Instant) -> Option<LargeAnswer> {
         PLACES.wait(owner, until).map(LargeAnswer)
     }
-
 }
 
 impl PartialEq for LargeAnswer {

@@ -10,7 +10,7 @@ use super::breaker::Breaker;
 use super::challenge;
 use super::failure::Failure;
 use super::pace::Pace;
-use super::reply::{LargeBody, NameList};
+use super::reply::{EndpointReply, LargeBody, NameList};
 use super::token::EndpointLogin;
 use super::wire::{Deadline, Lane, Wire, WireRequest};
 use crate::budget::{
@@ -189,15 +189,12 @@ impl Endpoint {
         reference: &ManifestRef,
         deadline: Deadline,
     ) -> Result<FetchedManifest, Failure> {
-        let reply = self.ask(&Question {
+        let question = Question {
             class: Class::ManifestGet,
             accept: Some(media::ACCEPT_MANIFESTS),
             ..Question::repository(repository, &format!("manifests/{reference}"), deadline)
-        })?;
-        let mut reply = reply.found()?;
-        reply.verbatim()?;
-        let body = reply.read_document(MANIFEST_BYTES_MAX, &self.bytes, &self.registry, deadline)?;
-        let LargeBody { bytes, place } = body;
+        };
+        let (reply, LargeBody { bytes, place }) = self.document(&question, MANIFEST_BYTES_MAX)?;
         let digest = match (reference, reply.digest()) {
             (ManifestRef::Digest(wanted), _) => wanted.clone(),
             (ManifestRef::Tag(_), Some(told)) => told,
@@ -210,6 +207,22 @@ impl Endpoint {
         let media_type = reply.manifest_of(&bytes)?.media_type;
         let (date, endpoint) = (reply.date(), self.name.clone());
         Ok(FetchedManifest { digest, media_type, bytes, date, endpoint, _place: place })
+    }
+
+    /// Asks for a document of at most so many bytes. A large one that finds no place in memory is asked for again once it
+    /// has one.
+    fn document(&self, question: &Question, most: u64) -> Result<(EndpointReply, LargeBody), Failure> {
+        let mut place = None;
+        loop {
+            let mut reply = self.ask(question)?.found()?;
+            reply.verbatim()?;
+            if let Some(body) = reply.read_document(most, &self.bytes, &self.registry, place.take())? {
+                return Ok((reply, body));
+            }
+            let busy = reply.wrong("sends a large answer while others are being read; retry");
+            drop(reply);
+            place = Some(LargeAnswer::wait(self.registry.as_str(), question.deadline.at()).ok_or(busy)?);
+        }
     }
 
     /// Opens a blob at byte `from`. An upstream that ignores the range sends the bytes before it again.
@@ -304,10 +317,8 @@ impl Endpoint {
         last: Option<&str>,
         is_name: impl Fn(&str) -> bool,
     ) -> Result<NamePage, Failure> {
-        let mut reply = self.ask(question)?.found()?;
+        let (reply, body) = self.document(question, LIST_BYTES_MAX)?;
         let more = reply.header(header::LINK.as_str()).is_some_and(challenge::has_next);
-        let deadline = question.deadline;
-        let body = reply.read_document(LIST_BYTES_MAX, &self.bytes, &self.registry, deadline)?;
         let _turn = DocumentTurn::wait(body.bytes.len() as u64);
         let wrong = |why: &dyn std::fmt::Display| reply.wrong(format!("the list cannot be parsed: {why}"));
         json::check_shape(&body.bytes).map_err(|why| wrong(&why))?;
@@ -330,9 +341,7 @@ impl Endpoint {
             accept: Some(media::OCI_INDEX),
             ..Question::repository(repository, &format!("referrers/{digest}{filter}"), deadline)
         };
-        let mut reply = self.ask(&question)?.found()?;
-        let body = reply.read_document(LIST_BYTES_MAX, &self.bytes, &self.registry, deadline)?;
-        let LargeBody { bytes, place } = body;
+        let (reply, LargeBody { bytes, place }) = self.document(&question, LIST_BYTES_MAX)?;
         let index = reply.manifest_of(&bytes)?;
         if index.kind != Kind::Index {
             return Err(reply.wrong("the list of referrers is not an index"));

@@ -3,7 +3,6 @@
 use super::challenge::{self, Challenge};
 use super::endpoint::RateLimit;
 use super::failure::{Cause, Failure};
-use super::wire::Deadline;
 use crate::budget::{
     ERROR_BODY_BYTES_MAX, LARGE_ANSWER_STEP_BYTES, LARGE_DOCUMENT_BYTES, UPSTREAM_NAMES_MAX,
 };
@@ -13,7 +12,7 @@ use serde::Deserialize;
 use std::borrow::Cow;
 use std::io::Read;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 use ureq::http::{Response, header};
 use ureq::{Body, BodyReader};
 
@@ -132,23 +131,24 @@ impl EndpointReply {
         if bytes.len() as u64 > most { Err(long(self)) } else { Ok(bytes) }
     }
 
-    /// The same of a document that may be large: its first bytes as they come, more only with a place of `owner`.
+    /// The same of a document that may be large: its first bytes as they come, more only with a place of `owner`. `None`:
+    /// it has none, and there is none now. It is not waited for here, because the time for a body is running.
     ///
     /// # Errors
-    /// As [`EndpointReply::read_body`]; `Wrong` if there is no place in time.
+    /// As [`EndpointReply::read_body`].
     pub fn read_document(
         &mut self,
         most: u64,
         count: &AtomicU64,
         owner: &RegistryName,
-        deadline: Deadline,
-    ) -> Result<LargeBody, Failure> {
+        place: Option<LargeAnswer>,
+    ) -> Result<Option<LargeBody>, Failure> {
         let long = |reply: &EndpointReply| reply.wrong(format!("the answer is larger than {most} bytes"));
         let announced = self.content_length();
         if announced.is_some_and(|length| length > most) {
             return Err(long(self));
         }
-        let mut body = LargeBody { bytes: Vec::new(), place: None };
+        let mut body = LargeBody { bytes: Vec::new(), place };
         let mut limit = LARGE_DOCUMENT_BYTES + 1;
         loop {
             // Exactly, because a list that doubles may have twice the memory that it needs.
@@ -161,14 +161,15 @@ impl EndpointReply {
                 break;
             }
             if body.place.is_none() {
-                let place = LargeAnswer::wait(owner.as_str(), deadline.at());
-                let busy = || self.wrong("sends a large answer while others are being read; retry");
-                body.place = Some(place.ok_or_else(busy)?);
+                body.place = LargeAnswer::wait(owner.as_str(), Instant::now());
+                if body.place.is_none() {
+                    return Ok(None);
+                }
             }
             limit += announced.map_or(LARGE_ANSWER_STEP_BYTES, |length| length.saturating_sub(limit) + 1);
         }
         count.fetch_add(body.bytes.len() as u64, Ordering::Relaxed);
-        if body.bytes.len() as u64 > most { Err(long(self)) } else { Ok(body) }
+        if body.bytes.len() as u64 > most { Err(long(self)) } else { Ok(Some(body)) }
     }
 
     /// The manifest that `bytes` are, by themselves and by the header that they came with.

@@ -850,7 +850,11 @@ fn lists_of_an_upstream_that_pages_nothing_are_paged_here() {
     assert_eq!(page_of(whole(), false, Some(9), Some("1.1")), page(&["2.0", "latest"], false));
     // Upstream's own pages, in whatever order, stay as they are.
     assert_eq!(page_of(names(&["b", "a"]), true, Some(2), None), page(&["b", "a"], true));
-    assert_eq!(page_of(names(&["b", "a"]), true, Some(1), None), page(&["b"], true), "but no longer than asked");
+    assert_eq!(
+        page_of(names(&["b", "a"]), true, Some(1), None),
+        page(&["b"], true),
+        "but no longer than asked"
+    );
     assert_eq!(page_of(names(&["d", "c"]), false, Some(2), Some("a")), page(&["d", "c"], false));
 }
 

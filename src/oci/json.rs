@@ -46,7 +46,9 @@ fn end_of_text(bytes: &[u8], start: usize) -> Result<usize, Invalid> {
         }
     }
     if escaped && at - start > JSON_ESCAPED_BYTES_MAX {
-        return Err(Invalid::new(format!("a text with escapes is longer than {JSON_ESCAPED_BYTES_MAX} bytes")));
+        return Err(Invalid::new(format!(
+            "a text with escapes is longer than {JSON_ESCAPED_BYTES_MAX} bytes"
+        )));
     }
     Ok(at)
 }

@@ -9,6 +9,7 @@
 
 mod api;
 mod board;
+mod bombs;
 mod broken_disk;
 mod clients;
 mod damage;
@@ -19,6 +20,7 @@ mod fills;
 mod integrity;
 mod kill;
 mod kit;
+mod labels;
 mod limits;
 mod private;
 mod profiles;

@@ -14,6 +14,7 @@ mod local;
 mod resolve;
 mod settle;
 mod table;
+mod waiting;
 
 pub use resolve::{TagAnswer, TagContent};
 

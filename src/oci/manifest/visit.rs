@@ -146,7 +146,14 @@ struct ManifestFields {
 
 impl<'de> Fields<'de> for ManifestFields {
     const KEYS: &'static [&'static str] = &[
-        "schemaVersion", "mediaType", "manifests", "config", "layers", "blobs", "subject", "artifactType",
+        "schemaVersion",
+        "mediaType",
+        "manifests",
+        "config",
+        "layers",
+        "blobs",
+        "subject",
+        "artifactType",
         "fsLayers",
     ];
     type Output = RawManifest;
@@ -278,7 +285,8 @@ impl<'de> Visitor<'de> for Descriptors<'_> {
         let mut descriptors = Vec::new();
         while let Some(found) = from.next_element_seed(Map(DescriptorFields::default()))? {
             let (descriptor, _) = found.ok_or_else(|| A::Error::custom("a descriptor is null"))?;
-            let more = || A::Error::custom(format_args!("it has more than {} descriptors", budget::DESCRIPTORS_MAX));
+            let more =
+                || A::Error::custom(format_args!("it has more than {} descriptors", budget::DESCRIPTORS_MAX));
             *self.0 = self.0.checked_sub(1).ok_or_else(more)?;
             descriptors.push(descriptor);
         }

@@ -58,11 +58,18 @@ pub fn bombs() -> Vec<(&'static str, Vec<u8>)> {
         let name = |what| format!("{what}{n}{}", "z".repeat(250));
         format!(
             r#"{{"mediaType":"{manifest}","digest":"{}","size":7,"platform":{{"os":"{}","architecture":"{}","variant":"{}"}}}}"#,
-            digest(n), name("o"), name("a"), name("v")
+            digest(n),
+            name("o"),
+            name("a"),
+            name("v")
         )
     };
     let few = |n: usize| {
-        if n < 4_000 { format!(r#"{{"mediaType":"{pad}","digest":"{}","size":1}}"#, digest(n)) } else { "{".repeat(BYTES) }
+        if n < 4_000 {
+            format!(r#"{{"mediaType":"{pad}","digest":"{}","size":1}}"#, digest(n))
+        } else {
+            "{".repeat(BYTES)
+        }
     };
     vec![
         ("numbers in annotations", index_with("annotations", "{\"a\":[", |_| "1".into(), "]}")),
@@ -75,32 +82,77 @@ pub fn bombs() -> Vec<(&'static str, Vec<u8>)> {
             let begin = format!(r#"{{"schemaVersion":2,"mediaType":"{manifest}","layers":["#);
             filled(&begin, minimal, "]}")
         }),
-        ("urls", index_of(|n| {
-            let urls = vec!["\"\""; 1_000_000].join(",");
-            format!(r#"{{"mediaType":"{manifest}","digest":"{}","size":7,"urls":[{urls}]}}"#, digest(n))
-        })),
-        ("numbers for urls", index_of(|n| {
-            let urls = vec!["1"; 1_900_000].join(",");
-            format!(r#"{{"mediaType":"{manifest}","digest":"{}","size":7,"urls":[{urls}]}}"#, digest(n))
-        })),
-        ("features of platforms", index_of(|n| {
-            let features = vec!["\"a\""; 900_000].join(",");
-            format!(
-                r#"{{"mediaType":"{manifest}","digest":"{}","size":7,"platform":{{"os":"linux","architecture":"arm64","os.features":[{features}]}}}}"#,
-                digest(n)
-            )
-        })),
+        (
+            "urls",
+            index_of(|n| {
+                let urls = vec!["\"\""; 1_000_000].join(",");
+                format!(r#"{{"mediaType":"{manifest}","digest":"{}","size":7,"urls":[{urls}]}}"#, digest(n))
+            }),
+        ),
+        (
+            "numbers for urls",
+            index_of(|n| {
+                let urls = vec!["1"; 1_900_000].join(",");
+                format!(r#"{{"mediaType":"{manifest}","digest":"{}","size":7,"urls":[{urls}]}}"#, digest(n))
+            }),
+        ),
+        (
+            "features of platforms",
+            index_of(|n| {
+                let features = vec!["\"a\""; 900_000].join(",");
+                format!(
+                    r#"{{"mediaType":"{manifest}","digest":"{}","size":7,"platform":{{"os":"linux","architecture":"arm64","os.features":[{features}]}}}}"#,
+                    digest(n)
+                )
+            }),
+        ),
         ("long names of platforms", index_of(names)),
-        ("lists in lists", index_with("x", "", |n| if n == 0 { "[".repeat(2_000_000) + &"]".repeat(2_000_000) } else { "{".repeat(BYTES) }, "")),
-        ("objects in objects", index_with("x", "", |n| if n == 0 { "{\"\":".repeat(700_000) + "1" + &"}".repeat(700_000) } else { "{".repeat(BYTES) }, "")),
-        ("a text with escapes", index_with("artifactType", "", |n| if n == 0 { format!("\"{long}\"") } else { "{".repeat(BYTES) }, "")),
-        ("a key with escapes", index_with("x", "1,", |n| if n == 0 { format!("\"{long}\":1") } else { "{".repeat(BYTES) }, "")),
+        (
+            "lists in lists",
+            index_with(
+                "x",
+                "",
+                |n| if n == 0 { "[".repeat(2_000_000) + &"]".repeat(2_000_000) } else { "{".repeat(BYTES) },
+                "",
+            ),
+        ),
+        (
+            "objects in objects",
+            index_with(
+                "x",
+                "",
+                |n| {
+                    if n == 0 {
+                        "{\"\":".repeat(700_000) + "1" + &"}".repeat(700_000)
+                    } else {
+                        "{".repeat(BYTES)
+                    }
+                },
+                "",
+            ),
+        ),
+        (
+            "a text with escapes",
+            index_with(
+                "artifactType",
+                "",
+                |n| if n == 0 { format!("\"{long}\"") } else { "{".repeat(BYTES) },
+                "",
+            ),
+        ),
+        (
+            "a key with escapes",
+            index_with("x", "1,", |n| if n == 0 { format!("\"{long}\":1") } else { "{".repeat(BYTES) }, ""),
+        ),
         ("a text for a list", format!(r#"{{"schemaVersion":2,"layers":"{plain}"}}"#).into_bytes()),
         ("a text for a number", format!(r#"{{"schemaVersion":"{plain}","layers":[]}}"#).into_bytes()),
         ("a text for a document", format!("\"{plain}\"").into_bytes()),
         ("a text for a media type", format!(r#"{{"mediaType":"{plain}","layers":[]}}"#).into_bytes()),
         ("a text for a digest", format!(r#"{{"layers":[{{"digest":"{plain}"}}]}}"#).into_bytes()),
         ("the same key again", index_with("x", "1,", |_| "\"annotations\":{\"a\":1}".into(), "")),
-        ("a number without end", index_with("size", "", |n| if n == 0 { "1".repeat(3_900_000) } else { "{".repeat(BYTES) }, "")),
+        (
+            "a number without end",
+            index_with("size", "", |n| if n == 0 { "1".repeat(3_900_000) } else { "{".repeat(BYTES) }, ""),
+        ),
     ]
 }
