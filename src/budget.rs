@@ -76,6 +76,8 @@ pub const FILLS_MAX: usize = 1_024;
 pub const REDIRECTS_MAX: usize = 5;
 /// Tokens remembered for each upstream.
 pub const TOKENS_MAX: usize = 256;
+/// Bytes of them, so that long ones are fewer; real ones have 1 to 4 KiB.
+pub const TOKENS_BYTES_MAX: usize = 256 * 1024;
 /// Other origins that one upstream redirects to and that ask for tokens of their own; real ones have one.
 pub const GUEST_LOGINS_MAX: usize = 8;
 /// Largest answer of a token server.
@@ -274,7 +276,9 @@ pub const LOCK_WAIT_MAX: Duration = Duration::from_secs(5);
 pub const LOCK_WAIT_STEP: Duration = Duration::from_millis(50);
 /// Control connections (the commands of the same binary) at a time.
 pub const CONTROL_CONNECTIONS_MAX: usize = 8;
-/// Longest line of a control request or answer. An answer has as many as it needs: one for each image, for example.
+/// Longest request of a command: an image, a digest.
+pub const CONTROL_REQUEST_BYTES_MAX: u64 = 16 * KIB;
+/// Longest line of an answer to a command. An answer has as many as it needs: one for each image, for example.
 pub const CONTROL_BYTES_MAX: u64 = MIB;
 /// Images named in one line; further ones are named in further lines.
 pub const CONTROL_NAMES_MAX: usize = 1_024;

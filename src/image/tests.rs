@@ -366,3 +366,33 @@ fn walks_visit_everything_once_and_pass_on_what_the_visitor_says() {
     });
     assert!(matches!(ended, Err(StoreError::Rebuilding)) && count == 3);
 }
+
+#[test]
+fn sizes_that_manifests_state_do_not_overflow() {
+    let board = Board::new("");
+    let most = i64::MAX;
+    let layers: Vec<String> = (0..5)
+        .map(|n| {
+            let digest = board.name(&format!("huge {n}"), 40);
+            format!(r#"{{"mediaType":"layer","digest":"{digest}","size":{most}}}"#)
+        })
+        .collect();
+    let text = format!(
+        r#"{{"schemaVersion":2,"mediaType":"{}","layers":[{}]}}"#,
+        media::OCI_MANIFEST,
+        layers.join(",")
+    );
+    let digest = Digest::of(Algorithm::Sha256, text.as_bytes());
+    let put = |text: &str| {
+        let digest = Digest::of(Algorithm::Sha256, text.as_bytes());
+        let class = AccessClass::Public;
+        board.store.put_manifest(&repository("app"), &digest, media::OCI_MANIFEST, text.as_bytes(), class)
+    };
+    put(&text).unwrap();
+    board.tag("app", "latest", &digest, false);
+    let found = closure(&board.store, &board.config.platforms, &digest).unwrap();
+    assert_eq!(found.absent_bytes(), u64::MAX);
+    assert!(found.missing_text().starts_with("5 objects of 18446744.1 TB"), "{}", found.missing_text());
+    assert!(!found.summary().complete);
+    assert_eq!(board.catalogue().frees(&board.catalogue().unused_since(u64::MAX)), text.len() as u64);
+}

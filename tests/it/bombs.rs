@@ -3,14 +3,14 @@
 use crate::board::{self, Board, Environment, PATIENCE, documents, image};
 use larder::demo::client;
 use larder::demo::image::SampleImage as Image;
-use larder::demo::upstream::FaultyRegistry as Upstream;
+use larder::demo::upstream::{Behaviour, FaultyRegistry as Upstream};
 use larder::oci::{Algorithm, Digest, media};
 use std::collections::BTreeMap;
 use std::process::Command;
 
-/// What memory.max leaves beside the process itself.
+/// What memory.max leaves beside an idle server, which holds 6 MiB where it is released.
 const MEMORY: &str = "[memory]\nmax = \"24MiB\"\n";
-const BESIDE_BASE: u64 = 14 * 1024 * 1024;
+const BESIDE_IDLE: u64 = 18 * 1024 * 1024;
 
 /// An image that is nothing but this manifest.
 fn only(bytes: Vec<u8>) -> Image {
@@ -31,12 +31,11 @@ fn twelve() -> Vec<Image> {
         "urls",
         "numbers for urls",
         "features of platforms",
-        "the same key again",
     ];
     let mut bombs: Vec<Image> =
         kinds.iter().map(|kind| only(all.iter().find(|(name, _)| name == kind).unwrap().1.clone())).collect();
     // More of those that stay in memory for the longest.
-    for round in 1..4 {
+    for round in 1..5 {
         let pad = "y".repeat(900);
         bombs.push(only(documents::index_of(|n| {
             let digest = documents::digest(n + 10_000 * round);
@@ -99,7 +98,7 @@ fn twelve_large_indexes_at_once_stay_within_memory_max() {
     let cost = |what: &str| {
         let cost = figure(id, "VmHWM").saturating_sub(before);
         println!("{what}: {} kB more than before", cost / 1024);
-        assert!(cost <= BESIDE_BASE, "{what} took {cost} bytes");
+        assert!(cost <= BESIDE_IDLE, "{what} took {cost} bytes");
     };
     cost("twelve pulls");
     let listed = board.said(&["ls"]);
@@ -131,4 +130,52 @@ fn within(board: &Board, arguments: &[&str]) -> String {
         String::from_utf8_lossy(&output.stderr)
     );
     text
+}
+
+#[test]
+fn sizes_that_nothing_has_are_refused_and_add_up_to_no_panic() {
+    let upstream = Upstream::start().unwrap();
+    let honest = image(1);
+    upstream.push("lab/app", "latest", &honest);
+    let content: Vec<(Digest, std::sync::Arc<[u8]>)> =
+        (0..3u8).map(|n| (Digest::of(Algorithm::Sha256, &[n; 300_000]), vec![n; 300_000].into())).collect();
+    let layer = |(digest, _): &(Digest, std::sync::Arc<[u8]>)| {
+        format!(r#"{{"mediaType":"layer","digest":"{digest}","size":{}}}"#, i64::MAX)
+    };
+    let layers: Vec<String> = content.iter().map(layer).collect();
+    let text = format!(
+        r#"{{"schemaVersion":2,"mediaType":"{}","layers":[{}]}}"#,
+        media::OCI_MANIFEST,
+        layers.join(",")
+    );
+    let root = Digest::of(Algorithm::Sha256, text.as_bytes());
+    let manifest = (media::OCI_MANIFEST.to_owned(), text.into_bytes().into());
+    let evil = Image {
+        blobs: content.iter().cloned().collect(),
+        manifests: BTreeMap::from([(root.clone(), manifest)]),
+        root,
+    };
+    upstream.push("lab/evil", "latest", &evil);
+    // Without a length of its own the stated one would be believed.
+    for (digest, _) in &content {
+        upstream.on(Some("GET"), &digest.to_string(), Behaviour::NoContentLength);
+    }
+    let mut board = Board::new(&upstream, "");
+    let get = |board: &Board, what: &str| board.get(&format!("/v2/lab/evil/{what}?ns=docker.io")).status;
+    assert_eq!(get(&board, "manifests/latest"), 200);
+    for (digest, _) in &content {
+        assert!(get(&board, &format!("blobs/{digest}")) >= 400);
+    }
+    board.pull("lab/app", "latest").unwrap();
+    for arguments in
+        [&["ls"][..], &["why", "docker.io/lab/evil:latest"], &["history", "docker.io/lab/evil:latest"]]
+    {
+        board.said(arguments);
+    }
+    // With the uplink gone the error has the sum.
+    upstream.hang_up();
+    assert!(get(&board, "manifests/latest") >= 400 || !board.log().contains("panic"));
+    assert!(!board.log().contains("panicked"), "{}", board.log());
+    assert_eq!(board.head("/v2/lab/app/manifests/latest?ns=docker.io").status, 200);
+    board.stop();
 }

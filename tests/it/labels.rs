@@ -55,6 +55,10 @@ fn pretenders() -> Vec<(&'static str, Vec<u8>)> {
             format!(r#"{{"schemaVersion":2,"mediaType":"{manifest}","mediatype":"{index}","layers":[]}}"#)
                 .into(),
         ),
+        (
+            "annotations twice",
+            br#"{"schemaVersion":2,"layers":[],"annotations":{},"annotations":{}}"#.to_vec(),
+        ),
         ("lists of layers twice", br#"{"schemaVersion":2,"layers":[],"layers":[]}"#.to_vec()),
         ("schema 1", br#"{"schemaVersion":1,"name":"a","tag":"b","fsLayers":[]}"#.to_vec()),
         (
@@ -78,9 +82,9 @@ fn upstream() -> (Upstream, Vec<(&'static str, Digest)>, Image) {
     let upstream = Upstream::start().unwrap();
     let honest = image(7);
     upstream.push("lab/honest", "latest", &honest);
-    let pretenders: Vec<(&str, (Digest, Arc<[u8]>))> =
-        pretenders().into_iter().map(|(name, bytes)| (name, named(bytes))).collect();
-    let content: Vec<(Digest, Arc<[u8]>)> = pretenders.iter().map(|(_, content)| content.clone()).collect();
+    let (names, content): (Vec<&str>, Vec<(Digest, Arc<[u8]>)>) =
+        pretenders().into_iter().map(|(name, bytes)| (name, named(bytes))).unzip();
+    let digests: Vec<Digest> = content.iter().map(|(digest, _)| digest.clone()).collect();
     let (root, bytes) = index_of(&content);
     let bad = Image {
         blobs: content.into_iter().collect(),
@@ -88,7 +92,7 @@ fn upstream() -> (Upstream, Vec<(&'static str, Digest)>, Image) {
         root,
     };
     upstream.push("lab/bad", "latest", &bad);
-    (upstream, pretenders.into_iter().map(|(name, (digest, _))| (name, digest)).collect(), honest)
+    (upstream, names.into_iter().zip(digests).collect(), honest)
 }
 
 fn path(what: &str, repository: &str, reference: &str) -> String {

@@ -155,6 +155,7 @@ impl<'de> Fields<'de> for ManifestFields {
         "subject",
         "artifactType",
         "fsLayers",
+        "annotations",
     ];
     type Output = RawManifest;
 
@@ -172,7 +173,9 @@ impl<'de> Fields<'de> for ManifestFields {
                 raw.subject = subject.map(|(subject, _)| subject.digest);
             }
             7 => raw.artifact_type = from.next_value_seed(Text(MANIFEST_TEXT_BYTES_MAX))?,
-            _ => raw.has_fs_layers = from.next_value_seed(IsFilled)?,
+            8 => raw.has_fs_layers = from.next_value_seed(IsFilled)?,
+            // Nothing of them is needed here, but they may not stand twice either.
+            _ => drop(from.next_value::<IgnoredAny>()?),
         }
         Ok(())
     }
