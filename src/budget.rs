@@ -14,8 +14,30 @@ pub const GIB: u64 = 1024 * MIB;
 
 // -- Content ---------------------------------------------------------------------------------------------------
 
-/// Largest manifest kept. The specification asks for at least 4 MiB; each manifest lane may hold one in memory.
+/// Largest manifest kept. The specification asks for at least 4 MiB. Of those larger than
+/// [`LARGE_DOCUMENT_BYTES`] few are in memory at a time ([`LARGE_ANSWERS_MAX`]).
 pub const MANIFEST_BYTES_MAX: u64 = 4 * MIB;
+/// Most descriptors of a manifest; real ones have at most a few hundred.
+pub const DESCRIPTORS_MAX: usize = 4_096;
+/// Longest media type, artifact type and digest taken from a manifest; what is longer is cut.
+pub const MANIFEST_TEXT_BYTES_MAX: usize = 255;
+/// Longest operating system, architecture and variant taken from a manifest; what is longer is cut.
+pub const PLATFORM_TEXT_BYTES_MAX: usize = 64;
+/// What a manifest of any size becomes in memory: [`DESCRIPTORS_MAX`] descriptors of 150 bytes, a growing list twice, and
+/// platforms of three texts each.
+pub const MANIFEST_DECODED_BYTES_MAX: u64 = 3 * MIB;
+/// Annotations of a manifest that are repeated in a list of referrers, in bytes together; longer ones are left out.
+pub const ANNOTATIONS_BYTES_MAX: usize = 16 * 1024;
+/// How deep JSON from outside may nest; manifests nest five levels.
+pub const JSON_DEPTH_MAX: usize = 128;
+/// Longest text with escapes in JSON from outside: it is unescaped in memory. Real ones are annotations that hold JSON.
+pub const JSON_ESCAPED_BYTES_MAX: usize = 256 * 1024;
+/// A document larger than this has to wait for its turn: one is in memory at a time to be parsed.
+pub const LARGE_DOCUMENT_BYTES: u64 = 64 * KIB;
+/// Large documents that are on their way in, or wait to be stored, at a time; of each registry one, and of all peers one.
+pub const LARGE_ANSWERS_MAX: usize = 2;
+/// By how much the memory for a large answer grows that does not state its length.
+pub const LARGE_ANSWER_STEP_BYTES: u64 = 512 * KIB;
 /// Largest blob fetched, whatever the disk could hold: beyond any layer known, below what an endless body costs.
 pub const BLOB_BYTES_MAX: u64 = 256 * GIB;
 /// The end of a blob that clients get only once the whole hash is right (rule 1).
@@ -24,6 +46,8 @@ pub const HELD_BACK_BYTES: u64 = 4 * KIB;
 pub const INDEX_DEPTH_MAX: usize = 4;
 /// Most manifests looked at in one closure, so that a hostile index cannot keep the walk going.
 pub const CLOSURE_MANIFESTS_MAX: usize = 1_024;
+/// Images whose sums one walk over many tags remembers, at about 150 bytes each.
+pub const SUMMARIES_MAX: usize = 4_096;
 /// Manifests and their children that one walk over many images remembers, at about 300 bytes each.
 pub const NAMED_CHILDREN_MAX: usize = 2_048;
 
@@ -52,6 +76,8 @@ pub const FILLS_MAX: usize = 1_024;
 pub const REDIRECTS_MAX: usize = 5;
 /// Tokens remembered for each upstream.
 pub const TOKENS_MAX: usize = 256;
+/// Bytes of them, so that long ones are fewer; real ones have 1 to 4 KiB.
+pub const TOKENS_BYTES_MAX: usize = 256 * 1024;
 /// Other origins that one upstream redirects to and that ask for tokens of their own; real ones have one.
 pub const GUEST_LOGINS_MAX: usize = 8;
 /// Largest answer of a token server.
@@ -134,6 +160,9 @@ pub const SMALL_MANIFESTS_BYTES_MAX: usize = 1024 * 1024;
 pub const SMALL_MANIFEST_COST_BYTES: usize = 512;
 /// Largest manifest whose bytes are kept: a real one has 1 to 10 KiB.
 pub const SMALL_MANIFEST_BYTES_MAX: u64 = 16 * KIB;
+/// Content whose media type is remembered as its bytes parse; beyond that all is parsed again. Part of
+/// [`MEMORY_BASE_BYTES`].
+pub const PARSED_TYPES_MAX: usize = 1_024;
 /// Pause between two log lines that a tag has a stale answer, while the answer stays the same.
 pub const STALE_REPORT_EVERY: Duration = Duration::from_secs(1);
 
@@ -248,6 +277,8 @@ pub const STREAM_PIECES: usize = 1;
 pub const PAGE_NAMES_MAX: usize = 1_000;
 /// Largest list of tags or referrers taken from an upstream.
 pub const LIST_BYTES_MAX: u64 = 4 * MIB;
+/// Largest list of referrers made from what is cached: some thousand descriptors.
+pub const REFERRERS_BYTES_MAX: usize = 256 * 1024;
 /// Pulls whose outcome is being gathered for the log; the oldest is logged early when one more begins.
 pub const PULLS_TRACKED_MAX: usize = 256;
 /// A pull with no request for this long is over, and its outcome is logged.
@@ -260,7 +291,9 @@ pub const LOCK_WAIT_MAX: Duration = Duration::from_secs(5);
 pub const LOCK_WAIT_STEP: Duration = Duration::from_millis(50);
 /// Control connections (the commands of the same binary) at a time.
 pub const CONTROL_CONNECTIONS_MAX: usize = 8;
-/// Longest line of a control request or answer. An answer has as many as it needs: one for each image, for example.
+/// Longest request of a command: an image, a digest.
+pub const CONTROL_REQUEST_BYTES_MAX: u64 = 16 * KIB;
+/// Longest line of an answer to a command. An answer has as many as it needs: one for each image, for example.
 pub const CONTROL_BYTES_MAX: u64 = MIB;
 /// Images named in one line; further ones are named in further lines.
 pub const CONTROL_NAMES_MAX: usize = 1_024;
@@ -370,6 +403,13 @@ pub const TOUCH_FLUSH_EVERY: Duration = Duration::from_secs(60);
 pub const HISTORY_MAX: usize = 64;
 /// Tags whose new version is watched until it is complete, for each repository.
 pub const PENDING_TAGS_MAX: usize = 1_024;
+/// Pieces of content that versions wait for, in all repositories, at about 300 bytes each. Part of [`MEMORY_BASE_BYTES`].
+pub const WAITING_MAX: usize = 4_096;
+/// The same in each repository: one version that is an index of a thousand images for one platform.
+pub const WAITING_EACH: usize = 1_024;
+/// Looks at content in one walk over the tags of a repository: after a start for those that wait for something, for a
+/// version that stands in, and for the images that lack a corrupt blob. What is left is looked at when its tag is asked for.
+pub const SETTLE_LOOKS_MAX: usize = 8_192;
 
 // -- Clients' files --------------------------------------------------------------------------------------------
 

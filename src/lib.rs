@@ -25,8 +25,8 @@
 //! with a board.
 //!
 //! Underneath lie [`oci`], the vocabulary of registries; [`config`], what a configuration means once it is read;
-//! [`clock`], what may be believed of time; [`budget`], every limit in one table; [`sync`], locks; and [`text`], sizes for
-//! people. ARCHITECTURE.md has the map, the rules of the data and the decisions; a test keeps the arrows between the rooms.
+//! [`clock`], what may be believed of time; [`budget`], every limit in one table; [`documents`], how many large documents are
+//! in memory at a time; [`sync`], locks; and [`text`], sizes for people. ARCHITECTURE.md has the map, the rules of the data and the decisions; a test keeps the arrows between the rooms.
 
 pub mod auth;
 pub mod budget;
@@ -38,6 +38,7 @@ pub mod control;
 pub mod decide;
 pub mod demo;
 pub mod doctor;
+pub mod documents;
 pub mod fetch;
 pub mod http;
 pub mod image;

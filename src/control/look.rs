@@ -8,7 +8,7 @@ use crate::clock;
 use crate::config::OnMissing;
 use crate::decide::{self, Verdict};
 use crate::fetch::LinkState;
-use crate::image::{Closure, Closures, each_repository, each_tag, here, served};
+use crate::image::{Closures, Summary, each_repository, each_tag, here, served};
 use crate::oci::{Digest, Reference, RegistryName};
 use crate::report::UpstreamState;
 use crate::store::{StoreError, TagRecord};
@@ -90,7 +90,7 @@ impl Admin {
             answer(AdminRecord::Version(VersionRow {
                 digest: version.digest.clone(),
                 noted: version.unix.map(clock::rfc3339),
-                state: completeness(&closures.of(&version.digest)?),
+                state: completeness(closures.summary(&version.digest)?),
                 peer: version.is_from_peer(),
                 seen: record.seen.as_ref().is_some_and(|seen| seen.digest == version.digest),
                 served_offline: offline == Some(&version.digest),
@@ -165,28 +165,28 @@ impl Admin {
 fn image(closures: &Closures<'_>, name: String, record: &TagRecord) -> Result<Option<ImageRow>, StoreError> {
     let served = served(closures, record)?;
     let is_served = served.is_some();
-    let (digest, closure) = match served {
-        Some((version, closure)) => (version.digest.clone(), closure),
+    let (digest, summary) = match served {
+        Some((version, summary)) => (version.digest.clone(), summary),
         None => {
             let Some(newest) = record.candidates().first().map(|version| version.digest.clone()) else {
                 return Ok(None);
             };
-            let closure = closures.of(&newest)?;
-            (newest, closure)
+            let summary = closures.summary(&newest)?;
+            (newest, summary)
         }
     };
     // If upstream's version is complete too, the served one is a peer's, which is newer.
     let newer = match &record.seen {
         Some(seen) if seen.digest != digest && is_served && record.rollback.is_none() => {
-            (!closures.of(&seen.digest)?.is_complete()).then(|| seen.digest.clone())
+            (!closures.summary(&seen.digest)?.complete).then(|| seen.digest.clone())
         }
         _ => None,
     };
     Ok(Some(ImageRow {
         image: name,
-        state: completeness(&closure),
-        bytes: closure.present_bytes(),
-        missing_bytes: closure.absent_bytes(),
+        state: completeness(summary),
+        bytes: summary.present_bytes,
+        missing_bytes: summary.absent_bytes,
         pinned: record.pinned,
         frees: 0,
         newer,
@@ -194,6 +194,6 @@ fn image(closures: &Closures<'_>, name: String, record: &TagRecord) -> Result<Op
     }))
 }
 
-fn completeness(closure: &Closure) -> Completeness {
-    if closure.is_complete() { Completeness::Complete } else { Completeness::Partial }
+fn completeness(summary: Summary) -> Completeness {
+    if summary.complete { Completeness::Complete } else { Completeness::Partial }
 }

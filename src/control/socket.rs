@@ -96,7 +96,7 @@ pub fn ask(
     }
     let mut reader = BufReader::new(&stream);
     loop {
-        match receive::<Option<AdminRecord>>(&mut reader).map_err(failed)? {
+        match receive::<Option<AdminRecord>>(&mut reader, budget::CONTROL_BYTES_MAX).map_err(failed)? {
             Some(Some(record)) => take(record),
             Some(None) => return Ok(true),
             None => return Err("the server ended before it had answered".into()),
@@ -109,7 +109,8 @@ const END: Option<AdminRecord> = None;
 
 fn answer(admin: &Admin, stream: &UnixStream) -> io::Result<()> {
     stream.set_read_timeout(Some(budget::REQUEST_HEADER_TIME))?;
-    let Some(request) = receive(&mut BufReader::new(stream))? else { return Ok(()) };
+    let request = receive(&mut BufReader::new(stream), budget::CONTROL_REQUEST_BYTES_MAX)?;
+    let Some(request) = request else { return Ok(()) };
     let mut told = Instant::now();
     // What the whole answer may wait for its reader. After a failure nothing more is written, so that no record follows
     // half of another.
@@ -166,10 +167,10 @@ fn line<T: serde::Serialize>(value: &T) -> io::Result<Vec<u8>> {
     Ok(line)
 }
 
-/// Reads one line; `None` at the end of the stream.
-fn receive<T: serde::de::DeserializeOwned>(reader: &mut impl BufRead) -> io::Result<Option<T>> {
+/// Reads one line of at most so many bytes; `None` at the end of the stream.
+fn receive<T: serde::de::DeserializeOwned>(reader: &mut impl BufRead, most: u64) -> io::Result<Option<T>> {
     let mut line = Vec::new();
-    reader.take(budget::CONTROL_BYTES_MAX).read_until(b'\n', &mut line)?;
+    reader.take(most).read_until(b'\n', &mut line)?;
     if line.is_empty() {
         return Ok(None);
     }

@@ -228,8 +228,7 @@ fn layers_of(path: &Path, bytes: u64, layers: &mut HashSet<Digest>) -> u64 {
     if let Ok(manifest) = Manifest::parse(&content, None)
         && manifest.kind != Kind::Index
     {
-        let is_layer = |kind: &str| kind.contains(".layer.") || kind.contains(".rootfs.");
-        layers.extend(manifest.children.into_iter().filter(|c| is_layer(&c.media_type)).map(|c| c.digest));
+        layers.extend(manifest.children.into_iter().filter(|c| c.is_layer).map(|c| c.digest));
     }
     bytes
 }

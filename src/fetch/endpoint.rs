@@ -11,13 +11,14 @@ use super::challenge;
 use super::failure::Failure;
 use super::holds::Holds;
 use super::pace::Pace;
-use super::reply::{EndpointReply, NameList};
+use super::reply::{EndpointReply, LargeBody, NameList};
 use super::token::EndpointLogin;
 use super::wire::{Deadline, Lane, Wire, WireRequest};
 use crate::budget::{
     BLOB_BYTES_MAX, LIST_BYTES_MAX, MANIFEST_BYTES_MAX, PROBE_HEADER_TIME_MAX, QUESTION_TIME_MAX,
 };
-use crate::oci::{Digest, Kind, Manifest, ManifestRef, RegistryName, RepositoryName, Tag, media};
+use crate::documents::{DocumentTurn, LargeAnswer};
+use crate::oci::{Digest, Kind, ManifestRef, RegistryName, RepositoryName, Tag, json, media};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use ureq::http::{Method, header};
@@ -55,7 +56,7 @@ pub struct ManifestHead {
 }
 
 /// A manifest whose bytes hash to its digest.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub struct FetchedManifest {
     /// The digest that was asked for; for a tag the one the upstream gave, or the sha256.
     pub digest: Digest,
@@ -63,12 +64,12 @@ pub struct FetchedManifest {
     pub media_type: String,
     /// Its bytes, as they came.
     pub bytes: Vec<u8>,
-    /// What the bytes mean.
-    pub manifest: Manifest,
     /// When the registry answered, by its own clock, as Unix seconds.
     pub date: Option<u64>,
     /// The host and port that answered.
     pub endpoint: String,
+    /// For as long as the bytes are in memory.
+    _place: Option<LargeAnswer>,
 }
 
 /// What [`Endpoint::examine`] found of an upstream that answers.
@@ -96,33 +97,38 @@ pub struct NamePage {
     pub more: bool,
 }
 
-impl NamePage {
-    /// The page that was asked for where an upstream that knows no pages, such as distribution 2.8 for tags, sent the
-    /// whole list in an order of its own. A page by upstream's own paging stays as it came.
-    pub(super) fn in_order(mut self, n: Option<usize>, last: Option<&str>) -> NamePage {
-        let too_many = n.is_some_and(|n| self.names.len() > n);
-        let from_the_start = last.is_none_or(|last| self.names.iter().any(|name| name == last));
-        if !self.more && (too_many || from_the_start) {
-            self.names.sort_unstable();
-            self.names.retain(|name| last.is_none_or(|last| name.as_str() > last));
-            if let Some(n) = n
-                && self.names.len() > n
-            {
-                self.names.truncate(n);
-                self.more = true;
-            }
-        }
-        self
+/// The page that was asked for where an upstream that knows no pages, such as distribution 2.8 for tags, sent the whole list
+/// in an order of its own. A page by upstream's own paging stays in its order, and is cut if it is longer than was asked.
+pub(super) fn page_of<T: AsRef<str> + Ord>(
+    mut names: Vec<T>,
+    mut more: bool,
+    n: Option<usize>,
+    last: Option<&str>,
+) -> NamePage {
+    let too_many = n.is_some_and(|n| names.len() > n);
+    let from_the_start = last.is_none_or(|last| names.iter().any(|name| name.as_ref() == last));
+    if !more && (too_many || from_the_start) {
+        names.sort_unstable();
+        names.retain(|name| last.is_none_or(|last| name.as_ref() > last));
     }
+    if let Some(n) = n
+        && names.len() > n
+    {
+        names.truncate(n);
+        more = true;
+    }
+    NamePage { names: names.iter().map(|name| name.as_ref().to_owned()).collect(), more }
 }
 
 /// The manifests that refer to one (distribution-spec, "Listing Referrers").
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct ReferrerList {
     /// An image index, as it came.
     pub bytes: Vec<u8>,
     /// The upstream has applied the filter that was asked for.
     pub filtered: bool,
+    /// For as long as the bytes are in memory.
+    _place: Option<LargeAnswer>,
 }
 
 impl Endpoint {
@@ -184,14 +190,12 @@ impl Endpoint {
         reference: &ManifestRef,
         deadline: Deadline,
     ) -> Result<FetchedManifest, Failure> {
-        let reply = self.ask(&Question {
+        let question = Question {
             class: Class::ManifestGet,
             accept: Some(media::ACCEPT_MANIFESTS),
             ..Question::repository(repository, &format!("manifests/{reference}"), deadline)
-        })?;
-        let mut reply = reply.found()?;
-        reply.verbatim()?;
-        let bytes = reply.read_body(MANIFEST_BYTES_MAX, &self.bytes)?;
+        };
+        let (reply, LargeBody { bytes, place }) = self.document(&question, MANIFEST_BYTES_MAX)?;
         let digest = match (reference, reply.digest()) {
             (ManifestRef::Digest(wanted), _) => wanted.clone(),
             (ManifestRef::Tag(_), Some(told)) => told,
@@ -201,11 +205,25 @@ impl Endpoint {
         if actual != digest {
             return Err(reply.wrong(format!("the manifest should be {digest} and hashes to {actual}")));
         }
-        let manifest = Manifest::parse(&bytes, reply.header(header::CONTENT_TYPE.as_str()))
-            .map_err(|why| reply.wrong(why))?;
-        let media_type = manifest.media_type.clone();
+        let media_type = reply.manifest_of(&bytes)?.media_type;
         let (date, endpoint) = (reply.date(), self.name.clone());
-        Ok(FetchedManifest { digest, media_type, bytes, manifest, date, endpoint })
+        Ok(FetchedManifest { digest, media_type, bytes, date, endpoint, _place: place })
+    }
+
+    /// Asks for a document of at most so many bytes. A large one that finds no place in memory is asked for again once it
+    /// has one.
+    fn document(&self, question: &Question, most: u64) -> Result<(EndpointReply, LargeBody), Failure> {
+        let mut place = None;
+        loop {
+            let mut reply = self.ask(question)?.found()?;
+            reply.verbatim()?;
+            if let Some(body) = reply.read_document(most, &self.bytes, &self.registry, place.take())? {
+                return Ok((reply, body));
+            }
+            let busy = reply.wrong("sends a large answer while others are being read; retry");
+            drop(reply);
+            place = Some(LargeAnswer::wait(self.registry.as_str(), question.deadline.at()).ok_or(busy)?);
+        }
     }
 
     /// Opens a blob at byte `from`. An upstream that ignores the range sends the bytes before it again.
@@ -285,8 +303,7 @@ impl Endpoint {
     ) -> Result<NamePage, Failure> {
         let question =
             Question::repository(repository, &format!("tags/list{}", page_query(n, last)), deadline);
-        let page = self.page(&question, |name| name.parse::<Tag>().is_ok())?;
-        Ok(page.in_order(n, last))
+        self.page(&question, n, last, |name| name.parse::<Tag>().is_ok())
     }
 
     /// A page of at most `n` repositories after `last`.
@@ -298,24 +315,30 @@ impl Endpoint {
     ) -> Result<NamePage, Failure> {
         let scope = "registry:catalog:*".to_owned();
         let question = Question::new(format!("_catalog{}", page_query(n, last)), scope, deadline);
-        let page = self.page(&question, |name| name.parse::<RepositoryName>().is_ok())?;
-        Ok(page.in_order(n, last))
+        self.page(&question, n, last, |name| name.parse::<RepositoryName>().is_ok())
     }
 
-    fn page(&self, question: &Question, is_name: impl Fn(&str) -> bool) -> Result<NamePage, Failure> {
-        let mut reply = self.ask(question)?.found()?;
+    fn page(
+        &self,
+        question: &Question,
+        n: Option<usize>,
+        last: Option<&str>,
+        is_name: impl Fn(&str) -> bool,
+    ) -> Result<NamePage, Failure> {
+        let (reply, body) = self.document(question, LIST_BYTES_MAX)?;
         let next = reply.header(header::LINK.as_str()).and_then(challenge::next_page);
         let is_own = |next: &str| {
             let next = self.address(&question.target).join(next);
             next.is_ok_and(|next| next.origin == self.base.origin)
         };
         let more = next.is_some_and(is_own);
-        let bytes = reply.read_body(LIST_BYTES_MAX, &self.bytes)?;
-        let list: NameList = serde_json::from_slice(&bytes)
-            .map_err(|error| reply.wrong(format!("the list cannot be parsed: {error}")))?;
+        let _turn = DocumentTurn::wait(body.bytes.len() as u64);
+        let wrong = |why: &dyn std::fmt::Display| reply.wrong(format!("the list cannot be parsed: {why}"));
+        json::check_shape(&body.bytes).map_err(|why| wrong(&why))?;
+        let list: NameList<'_> = serde_json::from_slice(&body.bytes).map_err(|why| wrong(&why))?;
         let mut names = list.tags.or(list.repositories).unwrap_or_default().0;
         names.retain(|name| is_name(name));
-        Ok(NamePage { names, more })
+        Ok(page_of(names, more, n, last))
     }
 
     /// The manifests that refer to `digest`; `Missing` where the upstream does not know the question.
@@ -331,17 +354,15 @@ impl Endpoint {
             accept: Some(media::OCI_INDEX),
             ..Question::repository(repository, &format!("referrers/{digest}{filter}"), deadline)
         };
-        let mut reply = self.ask(&question)?.found()?;
-        let bytes = reply.read_body(LIST_BYTES_MAX, &self.bytes)?;
-        let index = Manifest::parse(&bytes, reply.header(header::CONTENT_TYPE.as_str()))
-            .map_err(|why| reply.wrong(why))?;
+        let (reply, LargeBody { bytes, place }) = self.document(&question, LIST_BYTES_MAX)?;
+        let index = reply.manifest_of(&bytes)?;
         if index.kind != Kind::Index {
             return Err(reply.wrong("the list of referrers is not an index"));
         }
         let filtered = reply
             .header("oci-filters-applied")
             .is_some_and(|value| value.split(',').any(|f| f.trim().eq_ignore_ascii_case("artifactType")));
-        Ok(ReferrerList { bytes, filtered })
+        Ok(ReferrerList { bytes, filtered, _place: place })
     }
 
     /// Probes, and reports the outcome to the breaker.

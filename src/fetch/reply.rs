@@ -3,14 +3,25 @@
 use super::challenge::{self, Challenge};
 use super::endpoint::RateLimit;
 use super::failure::{Cause, Failure};
-use crate::budget::{ERROR_BODY_BYTES_MAX, UPSTREAM_NAMES_MAX};
-use crate::oci::{Digest, quoted};
+use crate::budget::{
+    ERROR_BODY_BYTES_MAX, LARGE_ANSWER_STEP_BYTES, LARGE_DOCUMENT_BYTES, UPSTREAM_NAMES_MAX,
+};
+use crate::documents::{DocumentTurn, LargeAnswer};
+use crate::oci::{Digest, Manifest, RegistryName, quoted};
 use serde::Deserialize;
+use std::borrow::Cow;
 use std::io::Read;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 use ureq::http::{Response, header};
 use ureq::{Body, BodyReader};
+
+/// A body, and its place in memory if it is large.
+#[derive(Debug)]
+pub(super) struct LargeBody {
+    pub bytes: Vec<u8>,
+    pub place: Option<LargeAnswer>,
+}
 
 /// An answer, its body not yet read.
 pub(super) struct EndpointReply {
@@ -122,6 +133,56 @@ impl EndpointReply {
         if bytes.len() as u64 > most { Err(long(self)) } else { Ok(bytes) }
     }
 
+    /// The same of a document that may be large: its first bytes as they come, more only with a place of `owner`. `None`:
+    /// it has none, and there is none now. It is not waited for here, because the time for a body is running.
+    ///
+    /// # Errors
+    /// As [`EndpointReply::read_body`].
+    pub fn read_document(
+        &mut self,
+        most: u64,
+        count: &AtomicU64,
+        owner: &RegistryName,
+        place: Option<LargeAnswer>,
+    ) -> Result<Option<LargeBody>, Failure> {
+        let long = |reply: &EndpointReply| reply.wrong(format!("the answer is larger than {most} bytes"));
+        let announced = self.content_length();
+        if announced.is_some_and(|length| length > most) {
+            return Err(long(self));
+        }
+        let mut body = LargeBody { bytes: Vec::new(), place };
+        let mut limit = LARGE_DOCUMENT_BYTES + 1;
+        loop {
+            // Exactly, because a list that doubles may have twice the memory that it needs.
+            let step = limit.min(most + 1) - body.bytes.len() as u64;
+            body.bytes.reserve_exact(usize::try_from(step).unwrap_or(0));
+            let outcome = self.body.by_ref().take(step).read_to_end(&mut body.bytes);
+            let got = outcome.map_err(|error| Failure::from_client(&self.host, ureq::Error::from(error)));
+            let ended = got? < usize::try_from(step).unwrap_or(usize::MAX);
+            if ended || body.bytes.len() as u64 > most {
+                break;
+            }
+            if body.place.is_none() {
+                body.place = LargeAnswer::wait(owner.as_str(), Instant::now());
+                if body.place.is_none() {
+                    return Ok(None);
+                }
+            }
+            limit += announced.map_or(LARGE_ANSWER_STEP_BYTES, |length| length.saturating_sub(limit) + 1);
+        }
+        count.fetch_add(body.bytes.len() as u64, Ordering::Relaxed);
+        if body.bytes.len() as u64 > most { Err(long(self)) } else { Ok(Some(body)) }
+    }
+
+    /// The manifest that `bytes` are, by themselves and by the header that they came with.
+    ///
+    /// # Errors
+    /// `Wrong` if they are none.
+    pub fn manifest_of(&self, bytes: &[u8]) -> Result<Manifest, Failure> {
+        let _turn = DocumentTurn::wait(bytes.len() as u64);
+        Manifest::parse(bytes, self.header(header::CONTENT_TYPE.as_str())).map_err(|why| self.wrong(why))
+    }
+
     /// Reads the rest of a small body, so that its connection can be used again.
     pub fn drain(mut self) {
         let mut rest = Vec::new();
@@ -153,30 +214,34 @@ struct ErrorEntry {
 
 /// A page of tags or repositories, as it is sent.
 #[derive(Deserialize)]
-pub(super) struct NameList {
-    #[serde(default)]
-    pub tags: Option<ListedNames>,
-    #[serde(default)]
-    pub repositories: Option<ListedNames>,
+pub(super) struct NameList<'a> {
+    #[serde(default, borrow)]
+    pub tags: Option<ListedNames<'a>>,
+    #[serde(default, borrow)]
+    pub repositories: Option<ListedNames<'a>>,
 }
 
-/// Names, no more than `UPSTREAM_NAMES_MAX`.
+/// Names, no more than `UPSTREAM_NAMES_MAX`. They lie in the answer, but for those that are written with escapes.
 #[derive(Default)]
-pub(super) struct ListedNames(pub Vec<String>);
+pub(super) struct ListedNames<'a>(pub Vec<Cow<'a, str>>);
 
-impl<'de> Deserialize<'de> for ListedNames {
+/// A name that is read without a copy where that can be.
+#[derive(Deserialize)]
+struct ListedName<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for ListedNames<'a> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Visitor;
         impl<'de> serde::de::Visitor<'de> for Visitor {
-            type Value = ListedNames;
+            type Value = ListedNames<'de>;
 
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 write!(f, "at most {UPSTREAM_NAMES_MAX} names")
             }
 
-            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut items: A) -> Result<ListedNames, A::Error> {
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
                 let mut names = Vec::new();
-                while let Some(name) = items.next_element()? {
+                while let Some(ListedName(name)) = items.next_element()? {
                     if names.len() == UPSTREAM_NAMES_MAX {
                         return Err(serde::de::Error::invalid_length(names.len() + 1, &self));
                     }
@@ -184,7 +249,11 @@ impl<'de> Deserialize<'de> for ListedNames {
                 }
                 Ok(ListedNames(names))
             }
+
+            fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<Self::Value, E> {
+                Err(E::custom("a text stands where a list should"))
+            }
         }
-        deserializer.deserialize_seq(Visitor)
+        deserializer.deserialize_any(Visitor)
     }
 }

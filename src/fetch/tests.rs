@@ -2,6 +2,7 @@
 
 mod apart;
 
+use super::endpoint::page_of;
 use super::*;
 use crate::budget::{MANIFEST_BYTES_MAX, QUESTION_TIME_MAX};
 use crate::config::{
@@ -710,7 +711,7 @@ fn lists_and_referrers() {
     assert_eq!(upstream.catalog(Some(5), None).unwrap().names, ["a/b"]);
     let digest = sha256(b"x");
     let referrers = upstream.referrers(&repository(), &digest, Some("a/b+c")).unwrap();
-    assert_eq!(referrers, ReferrerList { bytes: INDEX.to_vec(), filtered: true });
+    assert_eq!((referrers.bytes.as_slice(), referrers.filtered), (INDEX, true));
     assert!(matches!(upstream.referrers(&repository(), &digest, None), Err(Failure::Wrong { .. })));
 }
 
@@ -855,14 +856,20 @@ fn a_ca_file_that_cannot_be_used_is_named() {
 
 #[test]
 fn lists_of_an_upstream_that_pages_nothing_are_paged_here() {
-    let whole = || page(&["latest", "1.1", "2.0", "1.0"], false);
-    assert_eq!(whole().in_order(Some(10), None), page(&["1.0", "1.1", "2.0", "latest"], false));
-    assert_eq!(whole().in_order(Some(2), None), page(&["1.0", "1.1"], true));
-    assert_eq!(whole().in_order(Some(2), Some("1.1")), page(&["2.0", "latest"], false));
-    assert_eq!(whole().in_order(Some(9), Some("1.1")), page(&["2.0", "latest"], false));
+    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let whole = || names(&["latest", "1.1", "2.0", "1.0"]);
+    assert_eq!(page_of(whole(), false, Some(10), None), page(&["1.0", "1.1", "2.0", "latest"], false));
+    assert_eq!(page_of(whole(), false, Some(2), None), page(&["1.0", "1.1"], true));
+    assert_eq!(page_of(whole(), false, Some(2), Some("1.1")), page(&["2.0", "latest"], false));
+    assert_eq!(page_of(whole(), false, Some(9), Some("1.1")), page(&["2.0", "latest"], false));
     // Upstream's own pages, in whatever order, stay as they are.
-    assert_eq!(page(&["b", "a"], true).in_order(Some(2), None), page(&["b", "a"], true));
-    assert_eq!(page(&["d", "c"], false).in_order(Some(2), Some("a")), page(&["d", "c"], false));
+    assert_eq!(page_of(names(&["b", "a"]), true, Some(2), None), page(&["b", "a"], true));
+    assert_eq!(
+        page_of(names(&["b", "a"]), true, Some(1), None),
+        page(&["b"], true),
+        "but no longer than asked"
+    );
+    assert_eq!(page_of(names(&["d", "c"]), false, Some(2), Some("a")), page(&["d", "c"], false));
 }
 
 fn page(names: &[&str], more: bool) -> NamePage {

@@ -9,7 +9,7 @@ use super::address::{Address, HttpOrigin, query_value, same_owner};
 use super::challenge::Challenge;
 use super::failure::{Cause, Failure};
 use super::wire::Deadline;
-use crate::budget::{TOKEN_AGE_MAX, TOKENS_MAX, UPSTREAM_TEXT_BYTES_MAX};
+use crate::budget::{TOKEN_AGE_MAX, TOKENS_BYTES_MAX, TOKENS_MAX, UPSTREAM_TEXT_BYTES_MAX};
 use crate::config::LoginSettings;
 use crate::oci::quoted;
 use crate::sync::{Condvar, Mutex};
@@ -214,7 +214,7 @@ impl EndpointLogin {
         let body = ask(&token_address(realm, &key), self.basic.as_ref())?;
         let (header, age) = read_token(&body).map_err(|why| Failure::wrong(&realm.origin.host, why))?;
         let mut state = self.state.lock();
-        make_room(&mut state.tokens, begun);
+        make_room(&mut state.tokens, header.len(), begun);
         state.tokens.insert(key.clone(), Token { header: header.clone(), until: begun + age });
         Ok(header)
     }
@@ -294,13 +294,17 @@ fn read_token(body: &[u8]) -> Result<(HeaderValue, Duration), &'static str> {
     Ok((header, age - TOKEN_EARLY.min(age / 4)))
 }
 
-/// Drops expired tokens, and the one that expires soonest if that is not enough.
-fn make_room(tokens: &mut HashMap<Key, Token>, now: Instant) {
-    if tokens.len() < TOKENS_MAX {
+/// Drops expired tokens, and the one that expires soonest if that is not enough, so that one of `bytes` more has room.
+fn make_room(tokens: &mut HashMap<Key, Token>, bytes: usize, now: Instant) {
+    let is_full = |tokens: &HashMap<Key, Token>| {
+        let held: usize = tokens.values().map(|token| token.header.len()).sum();
+        tokens.len() >= TOKENS_MAX || held.saturating_add(bytes) > TOKENS_BYTES_MAX
+    };
+    if !is_full(tokens) {
         return;
     }
     tokens.retain(|_, token| token.until > now);
-    while tokens.len() >= TOKENS_MAX {
+    while is_full(tokens) {
         let soonest = tokens.iter().min_by_key(|(_, token)| token.until).map(|(key, _)| key.clone());
         let Some(soonest) = soonest else { return };
         tokens.remove(&soonest);
@@ -379,6 +383,15 @@ mod tests {
             login.answer(challenge(), &format!("scope {count}"), None, deadline, &ask).unwrap();
         }
         assert_eq!(login.state.lock().tokens.len(), TOKENS_MAX);
+        // Of long ones fewer are remembered.
+        let long = |_: &Address, _: Option<&HeaderValue>| {
+            Ok(format!(r#"{{"token":"{}"}}"#, "t".repeat(UPSTREAM_TEXT_BYTES_MAX)).into_bytes())
+        };
+        for count in 0..TOKENS_MAX {
+            login.answer(challenge(), &format!("long {count}"), None, deadline, &long).unwrap();
+        }
+        let held: usize = login.state.lock().tokens.values().map(|token| token.header.len()).sum();
+        assert!(held <= TOKENS_BYTES_MAX && held > TOKENS_BYTES_MAX / 2, "{held}");
         let before = asked.load(std::sync::atomic::Ordering::SeqCst);
         std::thread::scope(|scope| {
             for _ in 0..8 {

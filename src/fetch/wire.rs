@@ -28,6 +28,10 @@ impl Deadline {
         Deadline(Instant::now() + time)
     }
 
+    pub fn at(self) -> Instant {
+        self.0
+    }
+
     pub fn left(self) -> Duration {
         self.0.saturating_duration_since(Instant::now())
     }

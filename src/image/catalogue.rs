@@ -144,7 +144,7 @@ impl Catalogue {
             *going.entry(part).or_default() += 1;
         }
         let alone = going.into_iter().filter(|&(part, count)| count == self.owners[part]);
-        alone.map(|(part, _)| self.sizes[part]).sum()
+        alone.fold(0, |sum: u64, (part, _)| sum.saturating_add(self.sizes[part]))
     }
 
     /// Removes images, one after the other.

@@ -8,7 +8,7 @@ use crate::budget;
 use crate::oci::{Descriptor, Digest, Kind, Manifest, Platform};
 use crate::store::{Store, StoreError};
 use crate::text::bytes_text;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
@@ -61,11 +61,31 @@ impl Closure {
         )
     }
 
+    /// Its sums.
+    pub fn summary(&self) -> Summary {
+        Summary {
+            complete: self.is_complete(),
+            present_bytes: self.present_bytes(),
+            absent_bytes: self.absent_bytes(),
+        }
+    }
+
     fn add(&mut self, other: Closure) {
         self.present.extend(other.present);
         self.absent.extend(other.absent);
         self.unknown |= other.unknown;
     }
+}
+
+/// How much of a manifest's content is on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Summary {
+    /// Nothing is missing.
+    pub complete: bool,
+    /// Bytes that are here.
+    pub present_bytes: u64,
+    /// Bytes that are missing, as far as is known.
+    pub absent_bytes: u64,
 }
 
 /// The closure of `root` for the platform among `platforms` that is nearest to complete. Several platforms are
@@ -75,6 +95,15 @@ impl Closure {
 /// A manifest cannot be read.
 pub fn closure(store: &Store, platforms: &[Platform], root: &Digest) -> Result<Closure, StoreError> {
     Closures::new(store, platforms).of(root)
+}
+
+/// A piece that has to arrive before an image can be complete.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lack {
+    /// The manifest that needs it, or that it is.
+    pub branch: Digest,
+    /// The piece.
+    pub missing: Digest,
 }
 
 /// What a manifest names.
@@ -92,12 +121,17 @@ pub struct Closures<'a> {
     platforms: &'a [Platform],
     /// What was read, and how many manifests and children that is.
     read: RefCell<(HashMap<Digest, Rc<Named>>, usize)>,
+    /// Sums of what was looked at, so that a thousand tags of one image cost one look.
+    summaries: RefCell<HashMap<Digest, Summary>>,
+    /// How often content was looked for.
+    looks: Cell<usize>,
 }
 
 impl<'a> Closures<'a> {
     /// Closures for the platform among `platforms` that is nearest to complete.
     pub fn new(store: &'a Store, platforms: &'a [Platform]) -> Self {
-        Closures { store, platforms, read: RefCell::default() }
+        let (read, summaries) = (RefCell::default(), RefCell::default());
+        Closures { store, platforms, read, summaries, looks: Cell::default() }
     }
 
     /// The closure of `root`, see [`closure`].
@@ -109,21 +143,62 @@ impl<'a> Closures<'a> {
         Walk { closures: self, manifests: 0 }.manifest(root, stated, 0)
     }
 
+    /// The sums of the closure of `root`, as they were when it was first asked for.
+    ///
+    /// # Errors
+    /// A manifest cannot be read.
+    pub fn summary(&self, root: &Digest) -> Result<Summary, StoreError> {
+        if let Some(known) = self.summaries.borrow().get(root) {
+            return Ok(*known);
+        }
+        let summary = self.of(root)?.summary();
+        let mut summaries = self.summaries.borrow_mut();
+        if summaries.len() >= budget::SUMMARIES_MAX {
+            summaries.clear();
+        }
+        summaries.insert(root.clone(), summary);
+        Ok(summary)
+    }
+
+    /// Whether a manifest is complete, and if not what it waits for: a piece for each way in which it can become so, none
+    /// if there is no way. It can be complete only after one of them has arrived.
+    ///
+    /// # Errors
+    /// A manifest cannot be read.
+    pub fn lacks(&self, root: &Digest) -> Result<(bool, Vec<Lack>), StoreError> {
+        let mut lacks = Vec::new();
+        let complete = Walk { closures: self, manifests: 0 }.lacks(root, 0, &mut lacks)?;
+        Ok((complete, lacks))
+    }
+
+    /// How often content was looked for so far.
+    pub fn looks(&self) -> usize {
+        self.looks.get()
+    }
+
+    fn blob_size(&self, digest: &Digest) -> Option<u64> {
+        self.looks.set(self.looks.get() + 1);
+        self.store.blob_size(digest)
+    }
+
     /// What a manifest names; `None` if it is not here. `media_type`: the one it came with.
     pub(super) fn named(
         &self,
         digest: &Digest,
         media_type: Option<&str>,
     ) -> Result<Option<Rc<Named>>, StoreError> {
+        self.looks.set(self.looks.get() + 1);
         let known = self.read.borrow().0.get(digest).cloned();
         if known.is_some() {
             return Ok(known.filter(|_| self.store.contains(digest)));
         }
-        let Some(bytes) = self.store.read_small(digest)? else { return Ok(None) };
-        let manifest = Manifest::parse(&bytes, media_type).ok();
-        let (kind, children) = manifest.map(|manifest| (manifest.kind, manifest.children)).unzip();
-        let children = children.unwrap_or_default();
-        let named = Rc::new(Named { size: bytes.len() as u64, kind, children });
+        let parse = |bytes: &[u8]| {
+            let manifest = Manifest::parse(bytes, media_type).ok();
+            let (kind, children) = manifest.map(|manifest| (manifest.kind, manifest.children)).unzip();
+            Named { size: bytes.len() as u64, kind, children: children.unwrap_or_default() }
+        };
+        let Some(named) = self.store.with_document(digest, parse)? else { return Ok(None) };
+        let named = Rc::new(named);
         let mut read = self.read.borrow_mut();
         read.1 += 1 + named.children.len();
         if read.1 > budget::NAMED_CHILDREN_MAX {
@@ -162,25 +237,48 @@ impl Walk<'_> {
 
     fn image(&self, manifest: &Named, closure: &mut Closure) {
         for child in manifest.children.iter().filter(|child| !child.optional) {
-            match self.closures.store.blob_size(&child.digest) {
+            match self.closures.blob_size(&child.digest) {
                 Some(size) => closure.present.insert(child.digest.clone(), size),
                 None => closure.absent.insert(child.digest.clone(), child.size),
             };
         }
     }
 
+    /// See [`Closures::lacks`].
+    fn lacks(&mut self, digest: &Digest, depth: usize, lacks: &mut Vec<Lack>) -> Result<bool, StoreError> {
+        self.manifests += 1;
+        if depth > budget::INDEX_DEPTH_MAX || self.manifests > budget::CLOSURE_MANIFESTS_MAX {
+            return Ok(false);
+        }
+        let lack = |missing: &Digest| Lack { branch: digest.clone(), missing: missing.clone() };
+        let Some(named) = self.closures.named(digest, None)? else {
+            lacks.push(lack(digest));
+            return Ok(false);
+        };
+        match named.kind {
+            Some(Kind::Index) => {
+                let suitable = self.suitable(&named);
+                for child in &suitable {
+                    if self.lacks(&child.digest, depth + 1, lacks)? {
+                        return Ok(true);
+                    }
+                }
+                Ok(suitable.is_empty())
+            }
+            Some(Kind::Image) => {
+                let mut needed = named.children.iter().filter(|child| !child.optional);
+                let missing = needed.find(|child| self.closures.blob_size(&child.digest).is_none());
+                lacks.extend(missing.map(|child| lack(&child.digest)));
+                Ok(missing.is_none())
+            }
+            None => Ok(false),
+        }
+    }
+
     /// The nearest to complete of the children that run here; of all children where none states that it does.
     fn index(&mut self, index: &Named, depth: usize) -> Result<Closure, StoreError> {
-        let children: Vec<&Descriptor> = index.children.iter().filter(|child| child.is_manifest()).collect();
-        let mut suitable: Vec<(u8, &Descriptor)> =
-            children.iter().filter_map(|child| Some((self.suits(child)?, *child))).collect();
-        if suitable.is_empty() {
-            suitable = children.iter().map(|child| (0, *child)).collect();
-        }
-        // The best match first, so that of equally incomplete ones the right one is named as missing.
-        suitable.sort_by_key(|(preference, _)| std::cmp::Reverse(*preference));
         let mut best: Option<Closure> = None;
-        for (_, child) in suitable {
+        for child in self.suitable(index) {
             let found = self.manifest(&child.digest, child.size, depth + 1)?;
             if found.is_complete() {
                 return Ok(found);
@@ -191,6 +289,19 @@ impl Walk<'_> {
             }
         }
         Ok(best.unwrap_or_default())
+    }
+
+    /// The children of an index that run here, the best match first; all children where none states that it does.
+    fn suitable<'i>(&self, index: &'i Named) -> Vec<&'i Descriptor> {
+        let children: Vec<&Descriptor> = index.children.iter().filter(|child| child.is_manifest()).collect();
+        let mut suitable: Vec<(u8, &Descriptor)> =
+            children.iter().filter_map(|child| Some((self.suits(child)?, *child))).collect();
+        if suitable.is_empty() {
+            suitable = children.iter().map(|child| (0, *child)).collect();
+        }
+        // The best match first, so that of equally incomplete ones the right one is named as missing.
+        suitable.sort_by_key(|(preference, _)| std::cmp::Reverse(*preference));
+        suitable.into_iter().map(|(_, child)| child).collect()
     }
 
     fn suits(&self, child: &Descriptor) -> Option<u8> {

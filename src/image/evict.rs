@@ -51,7 +51,7 @@ pub fn choose(candidates: &[Candidate], sizes: &[u64], needed: u64, otherwise: O
         for &part in &candidates[at].parts {
             owners[part] -= 1;
             if owners[part] == 0 {
-                freed += sizes[part];
+                freed = freed.saturating_add(sizes[part]);
             }
         }
         victims.push(at);
@@ -63,9 +63,10 @@ pub fn choose(candidates: &[Candidate], sizes: &[u64], needed: u64, otherwise: O
     let mut spared = Vec::new();
     for &at in victims.iter().rev() {
         let parts = &candidates[at].parts;
-        let loss: u64 = parts.iter().filter(|&&part| owners[part] == 0).map(|&part| sizes[part]).sum();
-        if freed - loss >= needed {
-            freed -= loss;
+        let lost = parts.iter().filter(|&&part| owners[part] == 0).map(|&part| sizes[part]);
+        let left = freed.saturating_sub(lost.fold(0, u64::saturating_add));
+        if left >= needed {
+            freed = left;
             parts.iter().for_each(|&part| owners[part] += 1);
             spared.push(at);
         }

@@ -7,8 +7,8 @@
 //! | [`evict`] | which images are removed when room is needed; pure |
 //! | [`walk`] | each repository and each tag, a step at a time; the version that is served with every link down |
 //!
-//! Every answer is read from the store each time, so it cannot be stale; only the content that manifests name, which cannot
-//! change, is remembered for the length of a command. Failure is the store's.
+//! Every answer is read from the store each time, so it cannot be stale; what manifests name, which cannot change, and how
+//! much of a version is here are remembered for the length of a command. Failure is the store's.
 
 mod catalogue;
 mod closure;
@@ -16,7 +16,7 @@ mod evict;
 mod walk;
 
 pub use catalogue::{Busy, Catalogue, Gone, Stocked};
-pub use closure::{Closure, Closures, closure};
+pub use closure::{Closure, Closures, Lack, Summary, closure};
 pub use evict::Otherwise;
 pub use walk::{each_repository, each_tag, first_complete, here, served};
 

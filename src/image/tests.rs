@@ -40,9 +40,13 @@ impl Board {
         Board { folder, config: Arc::new(config), store: Arc::new(store) }
     }
 
+    /// What [`Board::blob`] stores under this name.
+    pub(crate) fn name(&self, name: &str, size: usize) -> Digest {
+        Digest::of(Algorithm::Sha256, &content(name, size))
+    }
+
     pub(crate) fn blob(&self, name: &str, size: usize) -> Digest {
-        let mut bytes = name.as_bytes().to_vec();
-        bytes.resize(size, b' ');
+        let bytes = content(name, size);
         let digest = Digest::of(Algorithm::Sha256, &bytes);
         if !self.store.contains(&digest) {
             let from = StagedFrom { repository: repository("app"), size: None };
@@ -74,7 +78,7 @@ impl Board {
         self.manifest(of, "layers", media::OCI_MANIFEST, "layer", layers)
     }
 
-    fn index(&self, of: &str, children: &[&Digest]) -> Digest {
+    pub(crate) fn index(&self, of: &str, children: &[&Digest]) -> Digest {
         self.manifest(of, "manifests", media::OCI_INDEX, media::OCI_MANIFEST, children)
     }
 
@@ -84,6 +88,15 @@ impl Board {
         if complete {
             self.store.tag_complete(&repository(of), &tag(name), root).unwrap();
         }
+    }
+
+    /// Upstream names `root` for many tags. They are written at once.
+    pub(crate) fn tag_all(&self, of: &str, names: &[String], root: &Digest) {
+        std::thread::scope(|scope| {
+            for some in names.chunks(names.len().div_ceil(16)) {
+                scope.spawn(move || some.iter().for_each(|name| self.tag(of, name, root, false)));
+            }
+        });
     }
 
     fn record(&self, of: &str, name: &str) -> TagRecord {
@@ -107,6 +120,12 @@ impl Board {
         let closures = Closures::new(&self.store, &self.config.platforms);
         served(&closures, &record).unwrap().map(|(version, _)| version.digest.clone())
     }
+}
+
+fn content(name: &str, size: usize) -> Vec<u8> {
+    let mut bytes = name.as_bytes().to_vec();
+    bytes.resize(size, b' ');
+    bytes
 }
 
 pub(crate) fn repository(name: &str) -> Repository {
@@ -346,4 +365,34 @@ fn walks_visit_everything_once_and_pass_on_what_the_visitor_says() {
         if count == 3 { Err(StoreError::Rebuilding) } else { Ok(()) }
     });
     assert!(matches!(ended, Err(StoreError::Rebuilding)) && count == 3);
+}
+
+#[test]
+fn sizes_that_manifests_state_do_not_overflow() {
+    let board = Board::new("");
+    let most = i64::MAX;
+    let layers: Vec<String> = (0..5)
+        .map(|n| {
+            let digest = board.name(&format!("huge {n}"), 40);
+            format!(r#"{{"mediaType":"layer","digest":"{digest}","size":{most}}}"#)
+        })
+        .collect();
+    let text = format!(
+        r#"{{"schemaVersion":2,"mediaType":"{}","layers":[{}]}}"#,
+        media::OCI_MANIFEST,
+        layers.join(",")
+    );
+    let digest = Digest::of(Algorithm::Sha256, text.as_bytes());
+    let put = |text: &str| {
+        let digest = Digest::of(Algorithm::Sha256, text.as_bytes());
+        let class = AccessClass::Public;
+        board.store.put_manifest(&repository("app"), &digest, media::OCI_MANIFEST, text.as_bytes(), class)
+    };
+    put(&text).unwrap();
+    board.tag("app", "latest", &digest, false);
+    let found = closure(&board.store, &board.config.platforms, &digest).unwrap();
+    assert_eq!(found.absent_bytes(), u64::MAX);
+    assert!(found.missing_text().starts_with("5 objects of 18446744.1 TB"), "{}", found.missing_text());
+    assert!(!found.summary().complete);
+    assert_eq!(board.catalogue().frees(&board.catalogue().unused_since(u64::MAX)), text.len() as u64);
 }

@@ -1,7 +1,7 @@
 //! Walks over the tags of the store, a step at a time, and the one place that says which version of a tag is served with
 //! every link down. Failure is the store's.
 
-use super::closure::{Closure, Closures};
+use super::closure::{Closures, Summary};
 use crate::budget;
 use crate::decide::{CompleteVersion, Here};
 use crate::oci::{Repository, Tag};
@@ -42,31 +42,31 @@ pub fn each_tag<E: From<StoreError>>(
     }
 }
 
-/// The first of `versions` that is complete now, with its closure.
+/// The first of `versions` that is complete now, and how much it has.
 ///
 /// # Errors
 /// A manifest cannot be read.
 pub fn first_complete<'v>(
     closures: &Closures<'_>,
     versions: impl IntoIterator<Item = &'v TagVersion>,
-) -> Result<Option<(&'v TagVersion, Closure)>, StoreError> {
+) -> Result<Option<(&'v TagVersion, Summary)>, StoreError> {
     for version in versions {
-        let closure = closures.of(&version.digest)?;
-        if closure.is_complete() {
-            return Ok(Some((version, closure)));
+        let summary = closures.summary(&version.digest)?;
+        if summary.complete {
+            return Ok(Some((version, summary)));
         }
     }
     Ok(None)
 }
 
-/// The version of a tag that would be served with every link down, with its closure.
+/// The version of a tag that would be served with every link down, and how much it has.
 ///
 /// # Errors
 /// A manifest cannot be read.
 pub fn served<'v>(
     closures: &Closures<'_>,
     record: &'v TagRecord,
-) -> Result<Option<(&'v TagVersion, Closure)>, StoreError> {
+) -> Result<Option<(&'v TagVersion, Summary)>, StoreError> {
     first_complete(closures, record.candidates())
 }
 

@@ -4,6 +4,7 @@ use super::wire::{Broken, PeerSession, Role};
 use super::{Answer, Question};
 use crate::budget;
 use crate::config::{self, Secret};
+use crate::documents::{self, LargeAnswer};
 use crate::oci::{Digest, Platform, Repository, Tag};
 use crate::sync::Mutex;
 use std::net::{SocketAddr, TcpStream};
@@ -28,8 +29,11 @@ pub struct Claim {
     pub unix: Option<u64>,
 }
 
+/// Media type, bytes, and the place in memory of a large one.
+type SentManifest = (String, Vec<u8>, Option<LargeAnswer>);
+
 /// A manifest from a peer, with the digest that was asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub struct PeerManifest {
     /// The peer that sent it.
     pub peer: SocketAddr,
@@ -37,6 +41,8 @@ pub struct PeerManifest {
     pub media_type: String,
     /// Its bytes.
     pub bytes: Vec<u8>,
+    /// For as long as the bytes are in memory.
+    _place: Option<LargeAnswer>,
 }
 
 /// The state of a peer.
@@ -139,13 +145,13 @@ impl Kit {
     pub fn manifest(&self, repository: &Repository, digest: &Digest) -> Option<PeerManifest> {
         let question = Question::Manifest { repository: repository.clone(), digest: digest.clone() };
         self.peers.iter().filter(|peer| peer.may_be_asked()).find_map(|peer| {
-            let (media_type, bytes) = peer.note(peer.manifest(&question))??;
+            let (media_type, bytes, place) = peer.note(peer.manifest(&question))??;
             let actual = Digest::of(digest.algorithm(), &bytes);
             if actual != *digest {
                 peer.lied(&format!("it sent {actual} for manifest {digest}"));
                 return None;
             }
-            Some(PeerManifest { peer: peer.address, media_type, bytes })
+            Some(PeerManifest { peer: peer.address, media_type, bytes, _place: place })
         })
     }
 
@@ -189,12 +195,20 @@ impl Peer {
         }
     }
 
-    fn manifest(&self, question: &Question) -> Result<Option<(String, Vec<u8>)>, Broken> {
+    fn manifest(&self, question: &Question) -> Result<Option<SentManifest>, Broken> {
         let (mut session, answer) = self.ask(question, Instant::now() + budget::PEER_CONTENT_TIME)?;
         let Answer::Manifest { media_type, size } = answer else { return Ok(None) };
         if size > budget::MANIFEST_BYTES_MAX {
             return Err(Broken::Speech(format!("it offers a manifest of {size} bytes")));
         }
+        let place = if documents::is_large(size) {
+            let place = LargeAnswer::wait("peers", Instant::now() + budget::PEER_CONTENT_TIME);
+            // That no place is free is not the peer's fault.
+            let Some(place) = place else { return Ok(None) };
+            Some(place)
+        } else {
+            None
+        };
         let mut bytes = vec![0; usize::try_from(size).unwrap_or(0)];
         let (mut filled, until) = (0, Instant::now() + budget::PEER_STALL_TIME);
         while filled < bytes.len() {
@@ -203,7 +217,7 @@ impl Peer {
                 n => filled += n,
             }
         }
-        Ok(Some((media_type, bytes)))
+        Ok(Some((media_type, bytes, place)))
     }
 
     fn blob(&self, question: &Question) -> Result<Option<(PeerSession, u64)>, Broken> {

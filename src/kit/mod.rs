@@ -18,8 +18,11 @@ mod tests;
 pub use ask::{Claim, Kit, PeerBlob, PeerManifest, PeerState};
 pub use serve::{Listening, listen};
 
+use crate::budget;
 use crate::oci::{Digest, Platform, Repository, Tag};
+use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::fs::File;
 
 /// What a board gives to its peers.
@@ -45,11 +48,41 @@ pub trait PeerContent: Send + Sync {
 #[serde(rename_all = "snake_case")]
 enum Question {
     /// Which digest is this tag? Complete for one of the platforms, for what the answerer runs is no help.
-    Tag { repository: Repository, tag: Tag, platforms: Vec<Platform> },
+    Tag {
+        repository: Repository,
+        tag: Tag,
+        #[serde(deserialize_with = "few_platforms")]
+        platforms: Vec<Platform>,
+    },
     /// The bytes of a manifest.
     Manifest { repository: Repository, digest: Digest },
     /// The bytes of a blob from byte `from` on.
     Blob { repository: Repository, digest: Digest, from: u64 },
+}
+
+/// The first [`budget::KIT_PLATFORMS_MAX`] platforms of a list; the others are skipped.
+fn few_platforms<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Platform>, D::Error> {
+    struct Few;
+    impl<'de> Visitor<'de> for Few {
+        type Value = Vec<Platform>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list of platforms")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut from: A) -> Result<Vec<Platform>, A::Error> {
+            let mut few = Vec::new();
+            while few.len() < budget::KIT_PLATFORMS_MAX {
+                match from.next_element()? {
+                    Some(platform) => few.push(platform),
+                    None => return Ok(few),
+                }
+            }
+            while from.next_element::<IgnoredAny>()?.is_some() {}
+            Ok(few)
+        }
+    }
+    from.deserialize_seq(Few)
 }
 
 /// The answer.

@@ -164,8 +164,7 @@ impl PeerServer {
         let until = Instant::now() + budget::KIT_STALL_TIME;
         match question {
             Question::Tag { repository, tag, platforms } => {
-                let asked = &platforms[..platforms.len().min(budget::KIT_PLATFORMS_MAX)];
-                let answer = match self.content.tag(repository, tag, asked) {
+                let answer = match self.content.tag(repository, tag, platforms) {
                     Some((digest, unix)) => Answer::Tag { digest, unix, complete: true },
                     None => Answer::None,
                 };

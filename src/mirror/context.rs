@@ -8,7 +8,6 @@ use super::refusal::Refusal;
 use crate::config::{Config, LiveConfig};
 use crate::decide::Reach;
 use crate::fetch::{Cause, Failure, LinkState, Upstream, Upstreams};
-use crate::image::{Closure, closure};
 use crate::kit::Kit;
 use crate::oci::{Digest, RegistryName, Repository};
 use crate::store::{ContentLink, Store, StoreError};
@@ -53,11 +52,6 @@ impl Context {
     /// The upstream of a registry.
     pub(super) fn upstream(&self, registry: &RegistryName) -> Result<Arc<Upstream>, Refusal> {
         self.upstreams.find(registry).cloned().ok_or_else(|| Refusal::UnknownRegistry(registry.clone()))
-    }
-
-    /// The closure of a manifest for the wanted platforms.
-    pub(super) fn closure(&self, digest: &Digest) -> Result<Closure, StoreError> {
-        closure(&self.store, &self.config.now().platforms, digest)
     }
 
     /// What the index knows of some content in a repository; nothing while there is no index.
@@ -136,8 +130,8 @@ pub(super) fn unavailable(upstream: &Upstream, digest: &Digest) -> Refusal {
 /// A listener for content that arrives in a repository. The tag part implements it, so that the parts that bring content
 /// know nothing of tags.
 pub(super) trait Arrivals: Send + Sync {
-    /// New content of `repository` is on the disk.
-    fn arrived(&self, repository: &Repository);
+    /// This content of `repository` is on the disk now.
+    fn arrived(&self, repository: &Repository, digest: &Digest);
 }
 
 /// A context over a store of its own, for tests.

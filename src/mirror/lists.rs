@@ -9,9 +9,9 @@ use super::questions::Questions;
 use super::refusal::{Missing, Refusal};
 use crate::budget;
 use crate::fetch::{Failure, Upstream};
-use crate::oci::{Digest, Manifest, RegistryName, Repository, media};
+use crate::oci::{self, Digest, Manifest, RegistryName, Repository, media};
 use crate::store::StoreError;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::sync::Arc;
 
 /// Which part of a list is wanted.
@@ -162,8 +162,9 @@ impl Lists {
             .blocking(move |context| referrers_here(context, &repository, &digest, filter.as_deref()))
             .await;
         let manifests = found?;
-        let index = json!({ "schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": manifests });
-        Ok(ReferrerIndex { bytes: index.to_string().into_bytes(), filtered: artifact_type.is_some(), stale })
+        let (media_type, manifests) = (media::OCI_INDEX, manifests.join(","));
+        let index = format!(r#"{{"schemaVersion":2,"mediaType":"{media_type}","manifests":[{manifests}]}}"#);
+        Ok(ReferrerIndex { bytes: index.into_bytes(), filtered: artifact_type.is_some(), stale })
     }
 
     /// Asks upstream for a list unless it is known to be down. `of`: the repository, or nothing.
@@ -192,25 +193,36 @@ fn referrers_here(
     repository: &Repository,
     subject: &Digest,
     artifact_type: Option<&str>,
-) -> Result<Vec<Value>, StoreError> {
-    let mut descriptors = Vec::new();
+) -> Result<Vec<String>, StoreError> {
+    let (mut descriptors, mut left) = (Vec::new(), budget::REFERRERS_BYTES_MAX);
     for digest in context.store.referrers(repository, subject)? {
-        let Some(bytes) = context.store.read_small(&digest)? else { continue };
-        let Ok(manifest) = Manifest::parse(&bytes, None) else { continue };
-        if artifact_type.is_some_and(|wanted| manifest.artifact_type.as_deref() != Some(wanted)) {
-            continue;
-        }
-        let mut descriptor =
-            json!({ "mediaType": manifest.media_type, "digest": digest, "size": bytes.len() });
-        if let Some(artifact_type) = manifest.artifact_type {
-            descriptor["artifactType"] = Value::String(artifact_type);
-        }
-        if !manifest.annotations.is_empty() {
-            descriptor["annotations"] = Value::Object(manifest.annotations);
+        let describe = |bytes: &[u8]| referrer(&digest, bytes, artifact_type);
+        let Some(Some(descriptor)) = context.store.with_document(&digest, describe)? else { continue };
+        left = left.saturating_sub(descriptor.len() + 1);
+        if left == 0 {
+            log::warn!("{repository} has more referrers of {subject} than a list takes");
+            break;
         }
         descriptors.push(descriptor);
     }
     Ok(descriptors)
+}
+
+/// The descriptor of a manifest in a list of referrers, as JSON; `None` if it is not wanted.
+fn referrer(digest: &Digest, bytes: &[u8], artifact_type: Option<&str>) -> Option<String> {
+    let manifest = Manifest::parse(bytes, None).ok()?;
+    if artifact_type.is_some_and(|wanted| manifest.artifact_type.as_deref() != Some(wanted)) {
+        return None;
+    }
+    let mut descriptor = json!({ "mediaType": manifest.media_type, "digest": digest, "size": bytes.len() });
+    if let Some(artifact_type) = manifest.artifact_type {
+        descriptor["artifactType"] = artifact_type.into();
+    }
+    let annotations = oci::annotations(bytes);
+    if !annotations.is_empty() {
+        descriptor["annotations"] = json!(annotations);
+    }
+    Some(descriptor.to_string())
 }
 
 /// A page of `names`, which hold one more than the page takes if there are more.

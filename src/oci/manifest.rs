@@ -2,20 +2,24 @@
 //!
 //! A manifest is served as the bytes it came in; what is parsed here only tells larder which other content belongs
 //! to it. Unknown fields are left alone. A document that could be read as two things is refused, because two clients
-//! might read it differently.
+//! might read it differently. What is not needed is skipped and never in memory: what a document of any size becomes
+//! costs no more than [`budget::MANIFEST_DECODED_BYTES_MAX`]. How its fields are read is in `visit`.
 
-use super::{Digest, Invalid, Platform, media, quoted};
+mod visit;
+
+use super::{Digest, Invalid, Platform, json, media, quoted};
+use crate::budget;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
-
-/// Most descriptors a manifest may hold; real ones have at most a few hundred.
-pub const DESCRIPTORS_MAX: usize = 16_384;
+use std::collections::BTreeMap;
+use visit::RawManifest;
 
 /// A pointer to content.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Descriptor {
-    /// The media type, as stated.
-    pub media_type: String,
+    /// The media type, if it is one of a manifest.
+    pub manifest_type: Option<&'static str>,
+    /// The media type is one of a layer.
+    pub is_layer: bool,
     /// What the content is called.
     pub digest: Digest,
     /// Its size in bytes, as stated.
@@ -29,7 +33,7 @@ pub struct Descriptor {
 impl Descriptor {
     /// Whether the content is itself a manifest or index.
     pub fn is_manifest(&self) -> bool {
-        Kind::of_media_type(&self.media_type).is_some()
+        self.manifest_type.is_some()
     }
 }
 
@@ -67,53 +71,6 @@ pub struct Manifest {
     pub subject: Option<Digest>,
     /// The artifact type: the field of that name, else the config's media type.
     pub artifact_type: Option<String>,
-    /// The manifest's own annotations.
-    pub annotations: Map<String, Value>,
-}
-
-#[derive(Deserialize)]
-struct RawDescriptor {
-    #[serde(rename = "mediaType", default)]
-    media_type: String,
-    digest: String,
-    #[serde(default)]
-    size: i64,
-    #[serde(default)]
-    platform: Option<RawPlatform>,
-    #[serde(default)]
-    urls: Option<Vec<Value>>,
-}
-
-#[derive(Deserialize)]
-struct RawPlatform {
-    #[serde(default)]
-    os: String,
-    #[serde(default)]
-    architecture: String,
-    #[serde(default)]
-    variant: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct RawManifest {
-    #[serde(rename = "schemaVersion", default)]
-    schema_version: Option<i64>,
-    #[serde(rename = "mediaType", default)]
-    media_type: Option<String>,
-    #[serde(default)]
-    manifests: Option<Vec<RawDescriptor>>,
-    #[serde(default)]
-    config: Option<RawDescriptor>,
-    #[serde(default)]
-    layers: Option<Vec<RawDescriptor>>,
-    #[serde(default)]
-    blobs: Option<Vec<RawDescriptor>>,
-    #[serde(default)]
-    subject: Option<RawDescriptor>,
-    #[serde(rename = "artifactType", default)]
-    artifact_type: Option<String>,
-    #[serde(default)]
-    annotations: Option<Map<String, Value>>,
 }
 
 impl Manifest {
@@ -122,10 +79,9 @@ impl Manifest {
     /// # Errors
     /// It is not JSON, not a manifest, or not of the type that the header names.
     pub fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Manifest, Invalid> {
-        let raw: RawManifest = serde_json::from_slice(bytes)
-            .map_err(|e| Invalid::new(format!("manifest is not valid JSON: {e}")))?;
+        let raw = RawManifest::read(bytes)?;
         let header = content_type.map(media::essence).filter(|t| Kind::of_media_type(t).is_some());
-        if raw.schema_version == Some(1) {
+        if raw.schema_version == Some(1) || raw.has_fs_layers {
             return Err(Invalid::new("manifest is of schema version 1, which no current runtime accepts"));
         }
         if let (Some(header), Some(body)) = (&header, &raw.media_type)
@@ -162,42 +118,19 @@ impl Manifest {
                 quoted(&media_type)
             )));
         }
-        let artifact_type = raw
-            .artifact_type
-            .or_else(|| raw.config.as_ref().map(|c| c.media_type.clone()))
-            .filter(|t| !t.is_empty());
-        let mut children = Vec::new();
-        let parts = raw.manifests.into_iter().flatten().chain(raw.config);
-        for part in parts.chain(raw.layers.into_iter().flatten()).chain(raw.blobs.into_iter().flatten()) {
-            if children.len() == DESCRIPTORS_MAX {
-                return Err(Invalid::new(format!("manifest has more than {DESCRIPTORS_MAX} descriptors")));
-            }
-            children.push(part.parse()?);
-        }
-        let subject = raw.subject.map(RawDescriptor::parse).transpose()?.map(|d| d.digest);
-        Ok(Manifest {
-            kind,
-            media_type,
-            children,
-            subject,
-            artifact_type,
-            annotations: raw.annotations.unwrap_or_default(),
-        })
+        let (config, config_type) = raw.config.unzip();
+        let artifact_type = raw.artifact_type.or(config_type).filter(|t| !t.is_empty());
+        let mut children = raw.manifests.unwrap_or_default();
+        children.extend(config);
+        children.extend(raw.layers.into_iter().flatten());
+        children.extend(raw.blobs.into_iter().flatten());
+        Ok(Manifest { kind, media_type, children, subject: raw.subject, artifact_type })
     }
 }
 
-impl RawDescriptor {
-    fn parse(self) -> Result<Descriptor, Invalid> {
-        let size = u64::try_from(self.size).map_err(|_| Invalid::new("a descriptor's size is negative"))?;
-        let optional = self.media_type.contains("nondistributable")
-            || self.media_type.contains(".foreign.")
-            || self.urls.is_some_and(|urls| !urls.is_empty());
-        let platform = self
-            .platform
-            .filter(|p| !p.os.is_empty() || !p.architecture.is_empty())
-            .map(|p| Platform::new(&p.os, &p.architecture, p.variant.as_deref().unwrap_or("")));
-        Ok(Descriptor { media_type: self.media_type, digest: self.digest.parse()?, size, platform, optional })
-    }
+/// The annotations of a manifest that parses; none if they are longer than [`budget::ANNOTATIONS_BYTES_MAX`] together.
+pub fn annotations(bytes: &[u8]) -> BTreeMap<String, String> {
+    visit::annotations(bytes).unwrap_or_default()
 }
 
 #[cfg(test)]

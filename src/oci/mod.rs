@@ -2,10 +2,11 @@
 //!
 //! Everything here is a value that cannot be wrong: text from outside is parsed once, at the edge, and the rest of
 //! the house handles types. Paths and upstream addresses are built from these types only, never from raw text.
-//! This room knows nothing above it.
+//! This room knows the limits, and nothing else of the house.
 
 mod digest;
 mod error;
+pub mod json;
 mod manifest;
 pub mod media;
 mod name;
@@ -14,7 +15,7 @@ mod reference;
 
 pub use digest::{Algorithm, Digest, Hasher};
 pub use error::{ErrorCode, error_body};
-pub use manifest::{Descriptor, Kind, Manifest};
+pub use manifest::{Descriptor, Kind, Manifest, annotations};
 pub use name::{RegistryName, Repository, RepositoryName, Tag};
 pub use platform::Platform;
 pub use reference::{ManifestRef, Reference};

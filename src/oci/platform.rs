@@ -7,9 +7,9 @@ use std::str::FromStr;
 /// An operating system and processor, such as `linux/arm64` or `linux/arm/v7`, in containerd's normal form.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Platform {
-    os: String,
-    architecture: String,
-    variant: String,
+    os: Box<str>,
+    architecture: Box<str>,
+    variant: Box<str>,
 }
 
 impl Platform {
@@ -28,7 +28,7 @@ impl Platform {
             ("arm", "5") => "v5",
             (_, other) => other,
         };
-        Platform { os: os.to_owned(), architecture: architecture.to_owned(), variant: variant.to_owned() }
+        Platform { os: os.into(), architecture: architecture.into(), variant: variant.into() }
     }
 
     /// The platform this binary was built for.
@@ -49,7 +49,7 @@ impl Platform {
         if self.variant == offered.variant || offered.variant.is_empty() {
             return true;
         }
-        self.architecture == "arm"
+        &*self.architecture == "arm"
             && matches!((rank(&self.variant), rank(&offered.variant)), (Some(a), Some(b)) if b <= a)
     }
 

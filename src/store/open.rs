@@ -230,8 +230,8 @@ impl Store {
     /// The manifest that an event is about, read from its blob, if it is on the disk.
     fn manifest_of(&self, event: &Event) -> Result<Option<Manifest>> {
         let Some((digest, media_type)) = event.what.manifest() else { return Ok(None) };
-        match self.read_small(digest) {
-            Ok(bytes) => Ok(bytes.and_then(|bytes| Manifest::parse(&bytes, Some(media_type)).ok())),
+        match self.with_document(digest, |bytes| Manifest::parse(bytes, Some(media_type)).ok()) {
+            Ok(parsed) => Ok(parsed.flatten()),
             // An index without what it names would be taken for a whole one.
             Err(lack) if lack.is_exhaustion() => Err(lack),
             Err(_) => Ok(None),

@@ -240,7 +240,7 @@ impl TagRecord {
 /// How content belongs to a repository.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContentLink {
-    /// For a manifest: the media type it is served with.
+    /// For a manifest: the media type that it was stored with, or that an index states (see [`ContentLink::is_own`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub media_type: Option<String>,
     /// The size that a manifest states for it, in bytes.
@@ -252,6 +252,13 @@ pub struct ContentLink {
     /// The count at which a manifest was noted.
     #[serde(default)]
     pub n: u64,
+}
+
+impl ContentLink {
+    /// Whether it was stored as a manifest of its own; else the media type is what an index calls it.
+    pub fn is_own(&self) -> bool {
+        self.media_type.is_some() && self.n > 0
+    }
 }
 
 /// A manifest known of a repository.

@@ -9,6 +9,7 @@ use super::journal::{Event, LINKS_AT_A_TIME, What};
 use super::record::{ContentLink, LinkedManifest, Observation, Rollback, TagRecord, TagVersion};
 use crate::auth::AccessClass;
 use crate::clock;
+use crate::documents::DocumentTurn;
 use crate::oci::{Digest, Manifest, Repository, Tag};
 
 impl Store {
@@ -50,16 +51,28 @@ impl Store {
     /// # Errors
     /// It cannot be recorded.
     pub fn tag_complete(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> Result<bool> {
+        self.tags_complete(repository, std::slice::from_ref(tag), digest)
+    }
+
+    /// The same for several tags of a repository, with one flush.
+    ///
+    /// # Errors
+    /// It cannot be recorded.
+    pub fn tags_complete(&self, repository: &Repository, tags: &[Tag], digest: &Digest) -> Result<bool> {
         self.record(None, || {
-            let record = self.tag(repository, tag)?.unwrap_or_default();
-            if record.complete.is_some_and(|known| known.digest == *digest && !known.is_from_peer()) {
-                return Ok(Vec::new());
+            let mut news = Vec::new();
+            for tag in tags {
+                let record = self.tag(repository, tag)?.unwrap_or_default();
+                if record.complete.is_some_and(|known| known.digest == *digest && !known.is_from_peer()) {
+                    continue;
+                }
+                // It is the version that was seen, and comes from where that came from.
+                let seen = record.seen.filter(|seen| seen.digest == *digest);
+                let version = seen.unwrap_or_else(|| Observation::upstream(digest.clone()).version(None));
+                let version = TagVersion { n: 0, unix: clock::trusted_unix(), ..version };
+                news.push(What::Complete { repository: repository.clone(), tag: tag.clone(), version });
             }
-            // It is the version that was seen, and comes from where that came from.
-            let seen = record.seen.filter(|seen| seen.digest == *digest);
-            let version = seen.unwrap_or_else(|| Observation::upstream(digest.clone()).version(None));
-            let version = TagVersion { n: 0, unix: clock::trusted_unix(), ..version };
-            Ok(vec![What::Complete { repository: repository.clone(), tag: tag.clone(), version }])
+            Ok(news)
         })
     }
 
@@ -165,7 +178,10 @@ impl Store {
                 staged.publish(self, class)?;
             }
         }
-        self.record(Manifest::parse(bytes, Some(media_type)).ok(), || {
+        let turn = DocumentTurn::wait(bytes.len() as u64);
+        let manifest = Manifest::parse(bytes, Some(media_type)).ok();
+        drop(turn);
+        self.record(manifest, || {
             let mut news = Vec::new();
             let (known, link) = self.index.ask(|index| index.class_and_link(repository, digest))?;
             // What did not come from the registry proves nothing about it.

@@ -492,7 +492,7 @@ fn a_class_is_what_the_registry_proved_last() {
     let folder = Folder::new();
     let store = folder.open();
     let digest = put_image(&store, b"one");
-    let bytes = store.read_small(&digest).unwrap().unwrap();
+    let bytes = store.with_document(&digest, <[u8]>::to_vec).unwrap().unwrap();
     let other: Repository = "docker.io/lab/other".parse().unwrap();
     let put = |repository: &Repository, class| {
         store.put_manifest(repository, &digest, media::OCI_MANIFEST, &bytes, class).unwrap();

@@ -10,6 +10,7 @@ use super::Store;
 use super::error::{Result, StoreError};
 use super::layout;
 use crate::budget;
+use crate::documents::DocumentTurn;
 use crate::oci::{Digest, Hasher};
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
@@ -150,11 +151,21 @@ impl Store {
         self.quarantine.count();
     }
 
-    /// The content of a blob no larger than a manifest may be; `None` if it is not here or larger.
+    /// What `read` makes of the content of a blob no larger than a manifest may be; `None` if it is not here or larger. The
+    /// content is in memory only meanwhile, and of large ones one at a time.
     ///
     /// # Errors
     /// The disk fails.
-    pub fn read_small(&self, digest: &Digest) -> Result<Option<Vec<u8>>> {
+    pub fn with_document<T>(&self, digest: &Digest, read: impl FnOnce(&[u8]) -> T) -> Result<Option<T>> {
+        let Some(size) = self.blob_size(digest) else { return Ok(None) };
+        if size > budget::MANIFEST_BYTES_MAX {
+            return Ok(None);
+        }
+        let _turn = DocumentTurn::wait(size);
+        Ok(self.read_small(digest)?.map(|bytes| read(&bytes)))
+    }
+
+    fn read_small(&self, digest: &Digest) -> Result<Option<Vec<u8>>> {
         let Some(blob) = self.open_blob(digest)? else { return Ok(None) };
         if blob.size > budget::MANIFEST_BYTES_MAX {
             return Ok(None);

@@ -9,6 +9,7 @@
 
 mod api;
 mod board;
+mod bombs;
 mod broken_disk;
 mod clients;
 mod damaged_index;
@@ -21,6 +22,7 @@ mod fills;
 mod integrity;
 mod kill;
 mod kit;
+mod labels;
 mod limits;
 mod link;
 mod private;

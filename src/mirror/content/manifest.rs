@@ -1,7 +1,8 @@
 //! Manifests by digest: from memory, the disk, upstream or a peer.
 //!
 //! Upstream is asked once for a manifest, and all clients wait for the same answer. The answer is hashed, checked against
-//! its media type, stored, and announced. If it cannot be stored, it is served from memory.
+//! its media type, stored, and announced. If it cannot be stored, it is served from memory. Content is a manifest only if
+//! its own bytes parse as one, however it came onto the disk and whatever an index calls it.
 
 use super::super::context::{Arrivals, Context, outage_text, unavailable};
 use super::super::counters::ByteSource;
@@ -15,10 +16,13 @@ use super::stream::{StreamSlot, Streams};
 use super::{Lookup, look_up};
 use crate::auth::AccessClass;
 use crate::budget;
+use crate::documents::DocumentTurn;
 use crate::fetch::{FetchedManifest, Upstream};
 use crate::oci::{Digest, Manifest, ManifestRef, Repository};
-use crate::store::{Blob, Stamp, StoreError};
+use crate::store::{Blob, ContentLink, Stamp, StoreError};
+use crate::sync::Mutex;
 use bytes::Bytes;
+use std::collections::HashMap;
 use std::io::Read;
 use std::sync::Arc;
 
@@ -75,10 +79,14 @@ enum Held {
 type ManifestWait = Wait<Result<ManifestOutcome, Refusal>>;
 type ManifestFlights = SingleFlight<(Repository, Digest), Result<ManifestOutcome, Refusal>>;
 
-/// The small manifests that are in memory, and the questions for manifests that are under way.
+/// The media type of content as its bytes parse, by its digest and the type that it came with.
+type ParsedTypes = HashMap<(Digest, Option<String>), Option<String>>;
+
+/// The small manifests that are in memory, the media types of others, and the questions for manifests that are under way.
 #[derive(Default)]
 pub(in crate::mirror) struct AskedManifests {
     small: SmallManifests,
+    types: Mutex<ParsedTypes>,
     upstream: ManifestFlights,
     peers: ManifestFlights,
 }
@@ -167,17 +175,21 @@ impl Manifests {
             }
             blob.unverified = false;
         }
-        let Some(media_type) = self.media_type(repository, digest)? else { return Ok(None) };
+        let header = self.own_type(repository, digest)?;
         if blob.private || blob.size > budget::SMALL_MANIFEST_BYTES_MAX {
-            return Ok(Some(ManifestContent::Stored { media_type, blob }));
+            let media_type = self.parsed_type(digest, header)?;
+            return Ok(media_type.map(|media_type| ManifestContent::Stored { media_type, blob }));
         }
         let mut bytes = Vec::with_capacity(usize::try_from(blob.size).unwrap_or(0));
         let read = (&blob.file).take(budget::SMALL_MANIFEST_BYTES_MAX).read_to_end(&mut bytes);
         // It is read once for many answers, so its hash is cheap to verify. If it cannot be read, it is served from the
         // file: the read error then cuts the body and starts a verification.
         if read.is_err() || Digest::of(digest.algorithm(), &bytes) != *digest {
-            return Ok(Some(ManifestContent::Stored { media_type, blob }));
+            return Ok(header.map(|media_type| ManifestContent::Stored { media_type, blob }));
         }
+        let Ok(Manifest { media_type, .. }) = Manifest::parse(&bytes, header.as_deref()) else {
+            return Ok(None);
+        };
         let small = SmallManifest::new(&media_type, digest, bytes);
         if let Some(stamp) = stamp {
             self.asked.small.keep(stamp, (repository.clone(), digest.clone()), small.clone());
@@ -185,15 +197,28 @@ impl Manifests {
         Ok(Some(ManifestContent::Small(small)))
     }
 
-    fn media_type(&self, repository: &Repository, digest: &Digest) -> Result<Option<String>, StoreError> {
-        let link = self.context.known_link(repository, digest)?;
-        if let Some(media_type) = link.and_then(|link| link.media_type) {
-            return Ok(Some(media_type));
+    /// The media type with which it was stored as a manifest of this repository. What an index calls it is no proof.
+    fn own_type(&self, repository: &Repository, digest: &Digest) -> Result<Option<String>, StoreError> {
+        let link = self.context.known_link(repository, digest)?.filter(ContentLink::is_own);
+        Ok(link.and_then(|link| link.media_type))
+    }
+
+    /// The media type of content as its own bytes parse, by themselves and by the type that it came with; `None` if they
+    /// are no manifest of that type. That cannot change, so it is remembered.
+    fn parsed_type(&self, digest: &Digest, header: Option<String>) -> Result<Option<String>, StoreError> {
+        let key = (digest.clone(), header);
+        if let Some(known) = self.asked.types.lock().get(&key) {
+            return Ok(known.clone());
         }
-        // The index does not know it as a manifest of this repository, so its own text must state the media type.
-        let bytes = self.context.store.read_small(digest)?;
-        let manifest = bytes.and_then(|bytes| Manifest::parse(&bytes, None).ok());
-        Ok(manifest.map(|manifest| manifest.media_type))
+        let parse = |bytes: &[u8]| Manifest::parse(bytes, key.1.as_deref()).ok();
+        let Some(parsed) = self.context.store.with_document(digest, parse)? else { return Ok(None) };
+        let media_type = parsed.map(|manifest| manifest.media_type);
+        let mut types = self.asked.types.lock();
+        if types.len() >= budget::PARSED_TYPES_MAX {
+            types.clear();
+        }
+        types.insert(key, media_type.clone());
+        Ok(media_type)
     }
 
     /// Asks upstream for a manifest, or joins the question that is under way. `looked`: the store's stamp when the manifest
@@ -314,12 +339,15 @@ impl Manifests {
         let found = kit.and_then(|kit| kit.manifest(repository, digest));
         let Some(found) = found else { return Err(Refusal::Unavailable(cause())) };
         // The hash is right; the media type must still match the content.
-        let manifest = Manifest::parse(&found.bytes, Some(&found.media_type))
-            .map_err(|why| Refusal::Unavailable(format!("{}; peer {}: {why}", cause(), found.peer)))?;
+        let turn = DocumentTurn::wait(found.bytes.len() as u64);
+        let parsed = Manifest::parse(&found.bytes, Some(&found.media_type));
+        drop(turn);
+        let manifest =
+            parsed.map_err(|why| Refusal::Unavailable(format!("{}; peer {}: {why}", cause(), found.peer)))?;
         let (bytes, media_type) = (&found.bytes, &manifest.media_type);
         let stored = self.put(repository, digest, media_type, bytes, AccessClass::Public);
         log::debug!("manifest {digest} of {repository} came from peer {}", found.peer);
-        self.arrivals.arrived(repository);
+        self.arrivals.arrived(repository, digest);
         let public = AccessClass::Public;
         self.outcome(ByteSource::Peer, stored, (repository, digest), media_type, found.bytes, public)
     }
@@ -369,7 +397,7 @@ impl Manifests {
     ) -> Result<(), StoreError> {
         let class = AccessClass::of_upstream(upstream.is_private());
         self.put(repository, &fetched.digest, &fetched.media_type, &fetched.bytes, class)?;
-        self.arrivals.arrived(repository);
+        self.arrivals.arrived(repository, &fetched.digest);
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use super::super::fill::FillPool;
 use super::super::progress::Demand;
 use super::manifest::Manifests;
 use crate::budget;
+use crate::image::Closures;
 use crate::oci::{Digest, Repository};
 use crate::store::{ContentLink, StoreError};
 use crate::sync::Mutex;
@@ -81,17 +82,25 @@ impl Repairs {
         Ok(())
     }
 
-    /// The tags that lack this content.
+    /// The tags that lack this content, as many as a bounded look finds.
     fn images_with(
         &self,
         digest: &Digest,
         links: &[(Repository, ContentLink)],
     ) -> Result<Vec<String>, StoreError> {
-        let mut images = Vec::new();
+        let config = self.context.config.now();
+        let closures = Closures::new(&self.context.store, &config.platforms);
+        let (mut images, mut known) = (Vec::new(), HashMap::new());
         for (repository, _) in links {
             for (tag, record) in self.context.store.tags(repository, None, budget::PENDING_TAGS_MAX)? {
                 for version in record.candidates() {
-                    if self.context.closure(&version.digest)?.absent.contains_key(digest) {
+                    let lacks = match known.get(&version.digest) {
+                        Some(lacks) => *lacks,
+                        None if closures.looks() > budget::SETTLE_LOOKS_MAX => return Ok(images),
+                        None => closures.of(&version.digest)?.absent.contains_key(digest),
+                    };
+                    known.insert(version.digest.clone(), lacks);
+                    if lacks {
                         images.push(format!("{repository}:{tag}"));
                         break;
                     }

@@ -215,7 +215,7 @@ impl FillPool {
                     progress.available = progress.total.unwrap_or(progress.available);
                     progress.phase = Phase::Done;
                 });
-                self.arrivals.arrived(&fill.repository);
+                self.arrivals.arrived(&fill.repository, fill.digest());
             }
             Err(Ending::Parked(cause)) => {
                 log::warn!("download of {} of {} is parked: {cause}", fill.digest(), fill.repository);

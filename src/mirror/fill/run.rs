@@ -70,6 +70,11 @@ impl<'a> Run<'a> {
     pub(super) fn run(&mut self) -> Result<(), Ending> {
         let (fill, store) = (self.fill, &self.pool.context.store);
         let upstream = self.pool.context.upstream(&fill.key.registry).map_err(Ending::Failed)?;
+        if let Some(stated) = fill.stated.filter(|&stated| stated > budget::BLOB_BYTES_MAX) {
+            return Err(
+                self.wrong(format!("has a manifest that states {stated} bytes, more than larder keeps"))
+            );
+        }
         // It may have come between its client's look at the disk and this run.
         if let Some(blob) = store.open_blob(fill.digest())?.filter(|blob| !blob.private && !blob.unverified) {
             self.follow(Arc::new(blob.file))?;

@@ -3,7 +3,7 @@
 use super::resolve::Tags;
 use crate::budget;
 use crate::fetch::{Failure, Upstream};
-use crate::oci::{Digest, ManifestRef, Repository, Tag};
+use crate::oci::{Digest, Kind, ManifestRef, Repository, Tag};
 use crate::store::{Observation, VersionSource};
 use std::sync::Arc;
 use std::time::Instant;
@@ -68,7 +68,9 @@ impl Tags {
         let head = upstream.head_manifest(&repository.name, &reference)?;
         let (answer, date, endpoint) = match head.digest {
             Some(digest) => {
-                let stated = head.media_type.zip(head.size);
+                // What is no manifest's type says that it must be fetched and looked at.
+                let media_type = head.media_type.filter(|stated| Kind::of_media_type(stated).is_some());
+                let stated = media_type.zip(head.size);
                 (UpstreamDigest { digest, stated }, head.date, head.endpoint)
             }
             // Not every registry sends a digest on HEAD; then the manifest must be fetched.

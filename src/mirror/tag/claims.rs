@@ -50,11 +50,12 @@ impl Tags {
         let claim = Claim { unix, ..claims[at].clone() };
         self.table.claim(&(repository.clone(), tag.clone()), &claim);
         // Its content may already be here, because of other tags.
-        let (settler, settled) = (Arc::clone(&self.settler), repository.clone());
+        let (settler, settled) =
+            (Arc::clone(&self.settler), (repository.clone(), tag.clone(), claim.clone()));
         let _ = self
             .context
             .blocking(move |_| {
-                settler.settle_claims(&settled);
+                settler.settle_claim(&settled.0, &settled.1, &settled.2);
                 Ok(())
             })
             .await;

@@ -5,6 +5,7 @@
 //! | `table` | everything that is kept in memory about tags |
 //! | `resolve` | asks and waits, then calls `decide` |
 //! | `check` | asks upstream for a tag and moves the pointers |
+//! | `waiting` | what versions wait for |
 //! | `settle` | listens for new content, and moves *complete* |
 //! | `claims` | claims of peers about tags |
 
@@ -14,6 +15,7 @@ mod local;
 mod resolve;
 mod settle;
 mod table;
+mod waiting;
 
 pub use resolve::{TagAnswer, TagContent};
 

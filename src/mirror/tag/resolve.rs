@@ -368,7 +368,10 @@ impl Tags {
             versions.sort_by_key(|(_, version)| std::cmp::Reverse(version.n));
             let config = context.config.now();
             let closures = Closures::new(&context.store, &config.platforms);
-            let newest = first_complete(&closures, versions.iter().map(|(_, version)| version))?;
+            // However many versions there are, the request has an answer in time.
+            let looked_at = |_: &&TagVersion| closures.looks() <= budget::SETTLE_LOOKS_MAX;
+            let newest =
+                first_complete(&closures, versions.iter().map(|(_, version)| version).take_while(looked_at))?;
             let named = |found: &TagVersion| {
                 let at = versions.iter().find(|(_, version)| std::ptr::eq(version, found))?;
                 Some((at.0.clone(), found.digest.clone()))

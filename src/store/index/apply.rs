@@ -177,8 +177,8 @@ impl IndexWriter<'_> {
         for child in &manifest.children {
             self.change_link(number, &child.digest, |link| {
                 link.size = Some(child.size);
-                if manifest.kind == Kind::Index && link.media_type.is_none() && child.is_manifest() {
-                    link.media_type = Some(child.media_type.clone());
+                if manifest.kind == Kind::Index && link.media_type.is_none() {
+                    link.media_type = child.manifest_type.map(str::to_owned);
                 }
             })?;
         }

@@ -98,8 +98,9 @@ impl Index {
         self.of(repository, |txn, number| {
             let mut manifests = Vec::new();
             txn.each(LINK, &number.to_be_bytes(), |key, link: ContentLink| {
-                if let (true, Some(media_type), Some(digest)) =
-                    (link.held, link.media_type, Digest::from_key(&key[4..]))
+                if link.held
+                    && link.is_own()
+                    && let (Some(media_type), Some(digest)) = (link.media_type, Digest::from_key(&key[4..]))
                 {
                     manifests.push(LinkedManifest { digest, media_type, n: link.n });
                 }
@@ -164,8 +165,8 @@ fn link_event(repository: &Repository, digest: Digest, link: ContentLink) -> Opt
     let repository = repository.clone();
     let what = match link.media_type {
         _ if !link.held => return None,
-        Some(media_type) => What::Manifest { repository, digest, media_type },
-        None => What::Held { repository, digest },
+        Some(media_type) if link.n > 0 => What::Manifest { repository, digest, media_type },
+        _ => What::Held { repository, digest },
     };
     Some(Event { n: link.n, what })
 }

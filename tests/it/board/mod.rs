@@ -5,6 +5,7 @@
 // Where a test cannot go on, it stops.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+pub mod documents;
 pub mod io_faults;
 mod random;
 mod upstream;
@@ -87,7 +88,7 @@ impl Board {
         Board::with_config(&Board::config(url, more))
     }
 
-    fn config(url: &str, more: &str) -> String {
+    pub fn config(url: &str, more: &str) -> String {
         let tags = if more.contains("[tags]") { "" } else { "[tags]\nresolve_deadline = \"500ms\"\n" };
         let fetch = if more.contains("[fetch]") { "" } else { FETCH };
         format!(
