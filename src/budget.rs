@@ -239,6 +239,8 @@ pub const PULLS_TRACKED_MAX: usize = 256;
 pub const PULL_IDLE: Duration = Duration::from_secs(3);
 /// Verified passwords remembered, so that bcrypt is paid once and not per request.
 pub const LOGINS_REMEMBERED_MAX: usize = 64;
+/// Longest password of a client in bytes: bcrypt ignores what follows.
+pub const PASSWORD_BYTES_MAX: usize = 72;
 /// How long a command, or a server that starts, waits while another process has the store's lock.
 pub const LOCK_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Pause between two attempts to take that lock.

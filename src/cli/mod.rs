@@ -16,7 +16,7 @@ use crate::oci::{Digest, Reference};
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 use log::LevelFilter;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// A container image mirror for boards whose uplink comes and goes.
@@ -181,7 +181,11 @@ fn run(command: &Command, config: &Config, options: &Options) -> ExitCode {
     let look = |request: AdminRequest, form: &Form| look::run(config, &request, form.json);
     let change = |request: AdminRequest| look::run(config, &request, false);
     match command {
-        Command::Serve => serve::run(config),
+        Command::Serve => {
+            let exposed = config.exposed_secrets(&config_file(options));
+            exposed.iter().for_each(|problem| log::warn!("{problem}"));
+            serve::run(config)
+        }
         Command::Demo => demo::run(config),
         Command::Ls { form } => look(AdminRequest::Ls, form),
         Command::Why { image, form } => look(AdminRequest::Why { image: image.clone() }, form),
@@ -195,18 +199,28 @@ fn run(command: &Command, config: &Config, options: &Options) -> ExitCode {
         Command::Rm { image } => change(AdminRequest::Rm { image: image.clone() }),
         Command::Verify { repair, form } => look(AdminRequest::Verify { repair: *repair }, form),
         Command::Doctor { form, root } => doctor::run(config, root, form.json),
-        Command::Config(ConfigCommand::Check) => {
-            let file = options.file.clone().unwrap_or_else(|| crate::config::DEFAULT_FILE.into());
-            let name =
-                if file.exists() { file.display().to_string() } else { "no file, the defaults".to_owned() };
-            printed(&format!("{name}: ok\n"))
-        }
+        Command::Config(ConfigCommand::Check) => check(config, &config_file(options)),
         Command::Config(ConfigCommand::Print) => printed(&config.to_toml()),
         Command::Config(ConfigCommand::Containerd(form)) => clients::run(config, Client::Containerd, form),
         Command::Config(ConfigCommand::K3s(form)) => clients::run(config, Client::K3s, form),
         Command::Config(ConfigCommand::Podman(form)) => clients::run(config, Client::Podman, form),
         Command::Config(ConfigCommand::Docker(form)) => clients::run(config, Client::Docker, form),
     }
+}
+
+fn config_file(options: &Options) -> PathBuf {
+    options.file.clone().unwrap_or_else(|| crate::config::DEFAULT_FILE.into())
+}
+
+/// What loads is valid; what it keeps secret must be so on the disk, too.
+fn check(config: &Config, file: &Path) -> ExitCode {
+    let name = if file.exists() { file.display().to_string() } else { "no file, the defaults".to_owned() };
+    let exposed = config.exposed_secrets(file);
+    if exposed.is_empty() {
+        return printed(&format!("{name}: ok\n"));
+    }
+    exposed.iter().for_each(|problem| log::error!("{name}: {problem}"));
+    ExitCode::from(2)
 }
 
 fn printed(text: &str) -> ExitCode {

@@ -2,12 +2,13 @@
 //!
 //! Public repositories are never challenged, because that breaks anonymous pulls. bcrypt keeps a core busy, so passwords
 //! are verified one at a time on a thread of their own, and a verified login is remembered for the life of the process.
+//! A login that fails leaves a line in the log, without the password.
 
 use super::answer::{self, Answer};
 use super::request::ClientRequest;
 use crate::auth::{BasicCredentials, Identity, Users, VerifiedLogins};
 use crate::budget;
-use crate::oci::{ErrorCode, RegistryName};
+use crate::oci::{ErrorCode, RegistryName, quoted};
 use crate::sync::Mutex;
 use hyper::StatusCode;
 use hyper::header::{self, HeaderValue};
@@ -51,11 +52,19 @@ impl Authenticator {
         let Some(credentials) = header.and_then(BasicCredentials::from_header) else {
             return Err(challenge(&format!("content of {registry} needs a login here")));
         };
-        let user = Some(credentials.user.clone());
-        let identity = Arc::new(Identity { address: request.identity.address, user });
-        let wrong = || challenge("user name or password is wrong");
-        let login = self.users.login(credentials).ok_or_else(wrong)?;
+        let (user, client) = (credentials.user.clone(), request.identity.address);
+        let refused = |why: &str| {
+            log::warn!("login of {} from {client} for {registry} failed: {why}", quoted(&user));
+            challenge(why)
+        };
+        let wrong = "user name or password is wrong";
+        let login = self.users.login(credentials).ok_or_else(|| refused(wrong))?;
+        if login.is_too_long() {
+            let most = budget::PASSWORD_BYTES_MAX;
+            return Err(refused(&format!("a password of more than {most} bytes is not accepted")));
+        }
         let key = login.key();
+        let identity = Arc::new(Identity { address: client, user: Some(user.clone()) });
         if self.verified.lock().contains(&key) {
             return Ok(identity);
         }
@@ -64,7 +73,7 @@ impl Authenticator {
             return Err(answer::error(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::TooManyRequests, message));
         };
         if !tokio::task::spawn_blocking(move || login.verify()).await.unwrap_or(false) {
-            return Err(wrong());
+            return Err(refused(wrong));
         }
         self.verified.lock().insert(key);
         Ok(identity)

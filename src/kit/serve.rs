@@ -3,8 +3,8 @@
 use super::wire::{Broken, PeerSession, Role};
 use super::{Answer, PeerContent, Question};
 use crate::budget;
-use crate::config::Secret;
 use crate::sync::Mutex;
+use crate::text::Secret;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
@@ -47,7 +47,7 @@ impl Drop for Listening {
 /// A sentence that says what is wrong with the address and what can be done.
 pub fn listen(
     address: SocketAddr,
-    secret: &Secret,
+    secret: &Secret<Vec<u8>>,
     content: Arc<dyn PeerContent>,
 ) -> Result<Listening, String> {
     let failed = |e: io::Error| {
@@ -78,7 +78,7 @@ pub fn listen(
 }
 
 struct PeerServer {
-    secret: Secret,
+    secret: Secret<Vec<u8>>,
     content: Arc<dyn PeerContent>,
     closed: Arc<AtomicBool>,
     /// Connections open from each address.
@@ -133,7 +133,7 @@ impl PeerServer {
 
     fn talk(&self, socket: TcpStream, caller: SocketAddr) {
         let until = Instant::now() + budget::KIT_HANDSHAKE_TIME;
-        let ended = PeerSession::shake(socket, self.secret.bytes(), Role::Answerer, until)
+        let ended = PeerSession::shake(socket, self.secret.reveal(), Role::Answerer, until)
             .and_then(|session| self.answer_all(session));
         match ended {
             Ok(()) => {}

@@ -10,7 +10,7 @@ use super::accounts::Accounts;
 use super::error::{Result, StoreError};
 use super::index::{Index, IndexSlot, close};
 use super::journal::{Event, Journal};
-use super::layout::Layout;
+use super::layout::{Layout, write_own};
 use super::quarantine::Quarantine;
 use super::session::{Ended, Session};
 use super::staging::Claims;
@@ -88,6 +88,7 @@ impl Store {
             layout,
         };
         store.layout.clear_scratch();
+        store.layout.keep_to_owner();
         let needs_rebuild = match store.open_index() {
             Ok(()) => false,
             Err(newer @ StoreError::Newer { .. }) => return Err(newer),
@@ -177,7 +178,7 @@ impl Store {
             )));
         }
         // A disk that takes no mark is no reason to rebuild anything.
-        if let Err(e) = std::fs::write(self.layout.unproven(), (unfinished + 1).to_string()) {
+        if let Err(e) = write_own(&self.layout.unproven(), (unfinished + 1).to_string().as_bytes()) {
             log::warn!("the index could not be marked as unproven: {e}");
         }
         Ok(())

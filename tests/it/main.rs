@@ -23,6 +23,7 @@ mod limits;
 mod private;
 mod profiles;
 mod room;
+mod secrets;
 mod serving;
 mod systemd;
 mod tags;
