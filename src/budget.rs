@@ -307,8 +307,6 @@ pub const KIT_HANDSHAKE_TIME: Duration = Duration::from_secs(2);
 pub const KIT_IDLE_TIME: Duration = Duration::from_secs(10);
 /// A peer that takes no byte for this long is cut.
 pub const KIT_STALL_TIME: Duration = Duration::from_secs(20);
-/// How often callers without the secret are logged: any machine on the network can cause that line.
-pub const KIT_WARN_EVERY: Duration = Duration::from_secs(60);
 
 // -- Store -----------------------------------------------------------------------------------------------------
 
@@ -372,3 +370,16 @@ pub const DOCTOR_TEXT_BYTES_MAX: u64 = 4 * MIB;
 pub const DOCTOR_OPEN_FILES_MAX: usize = 100_000;
 /// A card or stick that reports a flush as done sooner than this is lying: its cells take longer.
 pub const DOCTOR_FLUSH_TIME_MIN: Duration = Duration::from_micros(150);
+
+// -- Log -------------------------------------------------------------------------------------------------------
+
+/// Longest line of the log; of what is longer the rest is counted.
+pub const LOG_LINE_BYTES_MAX: usize = 4 * 1024;
+/// Lines of one kind that are written at once: the start of a node with its images fits.
+pub const LOG_BURST: u32 = 20;
+/// After those one more may be written in this time.
+pub const LOG_REFILL: Duration = Duration::from_secs(1);
+/// Longest until it is reported how many lines were left out.
+pub const LOG_SUMMARY_EVERY: Duration = Duration::from_secs(10);
+/// Kinds of lines that are told apart: more than there are places in the source that log.
+pub const LOG_KINDS_MAX: usize = 512;

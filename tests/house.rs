@@ -47,7 +47,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "oci", "budget", "text", "config", "store", "fetch", "kit", "report", "mirror", "http",
+            "oci", "budget", "sync", "text", "config", "store", "fetch", "kit", "report", "mirror", "http",
             "control", "demo", "clients", "doctor", "watch",
         ],
     ),

@@ -5,6 +5,7 @@
 mod clients;
 mod demo;
 mod doctor;
+mod logger;
 mod look;
 mod print;
 mod serve;
@@ -14,7 +15,6 @@ use crate::config::{Config, Options};
 use crate::control::AdminRequest;
 use crate::oci::{Digest, Reference};
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
-use log::LevelFilter;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -162,19 +162,21 @@ pub fn main() -> ExitCode {
     };
     // The demo prints a table; the server's warnings about its faults would bury it.
     let quieter = u8::from(matches!(arguments.command, Command::Demo)) * 2;
-    set_up_log(arguments.global.verbose, arguments.global.quiet.saturating_add(quieter));
+    logger::set_up(arguments.global.verbose, arguments.global.quiet.saturating_add(quieter));
     let options = Options {
         file: arguments.global.config,
         data_dir: arguments.global.data_dir,
         listen: arguments.global.listen,
     };
-    match Config::load(&options) {
+    let exit = match Config::load(&options) {
         Ok(config) => run(&arguments.command, &config, &options),
         Err(e) => {
             e.to_string().lines().for_each(|line| log::error!("{line}"));
             ExitCode::from(2)
         }
-    }
+    };
+    log::logger().flush();
+    exit
 }
 
 fn run(command: &Command, config: &Config, options: &Options) -> ExitCode {
@@ -231,19 +233,4 @@ fn printed(text: &str) -> ExitCode {
             ExitCode::from(1)
         }
     }
-}
-
-/// The log goes to standard error, one line an event. Other crates log only warnings and errors; ureq's debug
-/// lines could contain signed addresses.
-fn set_up_log(verbose: u8, quiet: u8) {
-    let level = match i16::from(verbose) - i16::from(quiet) {
-        ..=-2 => LevelFilter::Error,
-        -1 => LevelFilter::Warn,
-        0 => LevelFilter::Info,
-        1 => LevelFilter::Debug,
-        2.. => LevelFilter::Trace,
-    };
-    let logger = simple_logger::SimpleLogger::new().with_level(level.min(LevelFilter::Warn));
-    // This fails only if a logger is set already, and no other place sets one.
-    let _ = logger.with_module_level("larder", level).init();
 }

@@ -66,7 +66,6 @@ pub fn listen(
         content,
         closed: Arc::clone(&closed),
         callers: Mutex::default(),
-        warned: Mutex::default(),
     });
     std::thread::Builder::new()
         .name("kit".into())
@@ -83,8 +82,6 @@ struct PeerServer {
     closed: Arc<AtomicBool>,
     /// Connections open from each address.
     callers: Mutex<HashMap<IpAddr, usize>>,
-    /// When the log last reported a caller without the secret.
-    warned: Mutex<Option<Instant>>,
 }
 
 impl PeerServer {
@@ -137,16 +134,12 @@ impl PeerServer {
             .and_then(|session| self.answer_all(session));
         match ended {
             Ok(()) => {}
-            Err(Broken::Secret) => self.warn(caller),
+            Err(Broken::Secret) => {
+                log::warn!(
+                    "refused peer {caller}: it does not have the secret of this kit (kit.secret_file)"
+                );
+            }
             Err(why) => log::debug!("the conversation with peer {caller} ended: {why}"),
-        }
-    }
-
-    fn warn(&self, caller: SocketAddr) {
-        let mut warned = self.warned.lock();
-        if warned.is_none_or(|last| last.elapsed() >= budget::KIT_WARN_EVERY) {
-            *warned = Some(Instant::now());
-            log::warn!("refused peer {caller}: it does not have the secret of this kit (kit.secret_file)");
         }
     }
 

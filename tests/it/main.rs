@@ -20,6 +20,7 @@ mod integrity;
 mod kill;
 mod kit;
 mod limits;
+mod loglines;
 mod private;
 mod profiles;
 mod room;
