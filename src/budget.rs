@@ -147,7 +147,7 @@ pub const CONNECTIONS_MAX: u64 = 512;
 pub const CLIENTS_MIN: u64 = 8;
 /// How long a connection or a body waits for others to end before it is answered 503.
 pub const ADMISSION_WAIT_MAX: Duration = Duration::from_secs(1);
-/// Connections that may wait for that, or be on their way out with a 503; one more waits in the kernel's backlog.
+/// Connections that may wait for that, or be on their way out with a 503; one more is closed.
 pub const CONNECTIONS_WAITING_MAX: usize = 64;
 /// Longest a rejected connection may take for its request and the 503.
 pub const REJECTION_TIME: Duration = Duration::from_secs(3);
@@ -186,6 +186,8 @@ pub const SPARE_BUFFERS_MAX: usize = 16;
 pub const CONNECTION_BUFFER_BYTES: usize = 16 * 1024;
 /// Longest a client waits for the first byte of a blob whose download waits for its turn.
 pub const QUEUE_WAIT_MAX: Duration = Duration::from_secs(3_600);
+/// Passwords that are verified at a time: one for a client, and one for another.
+pub const LOGIN_CHECKS_MAX: usize = 2;
 /// Longest a login waits while earlier ones are checked.
 pub const LOGIN_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Bytes of corrupt blobs that are kept in quarantine for inspection; of further ones only the names are kept.

@@ -25,8 +25,8 @@
 //! with a board.
 //!
 //! Underneath lie [`oci`], the vocabulary of registries; [`config`], what a configuration means once it is read;
-//! [`clock`], what may be believed of time; [`budget`], every limit in one table; [`sync`], locks; and [`text`], sizes for
-//! people. ARCHITECTURE.md has the map, the rules of the data and the decisions; a test keeps the arrows between the rooms.
+//! [`clock`], what may be believed of time; [`budget`], every limit in one table; [`sync`], locks; [`places`], pools that
+//! nobody takes all of; and [`text`], sizes for people, secrets and what is escaped. ARCHITECTURE.md has the map, the rules of the data and the decisions; a test keeps the arrows between the rooms.
 
 pub mod auth;
 pub mod budget;
@@ -44,6 +44,7 @@ pub mod image;
 pub mod kit;
 pub mod mirror;
 pub mod oci;
+pub mod places;
 pub mod report;
 pub mod store;
 pub mod sync;

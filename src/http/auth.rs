@@ -1,7 +1,7 @@
 //! `[auth]`: logs clients in with a user name and password, and answers 401 with a challenge where that fails.
 //!
 //! Public repositories are never challenged, because that breaks anonymous pulls. bcrypt keeps a core busy, so passwords
-//! are verified one at a time on a thread of their own, and a verified login is remembered for the life of the process.
+//! are verified on a thread of their own, one at a time for each client, and a verified login is remembered for the life of the process.
 //! A login that fails leaves a line in the log, without the password.
 
 use super::answer::{self, Answer};
@@ -9,19 +9,20 @@ use super::request::ClientRequest;
 use crate::auth::{BasicCredentials, Identity, Users, VerifiedLogins};
 use crate::budget;
 use crate::oci::{ErrorCode, RegistryName, quoted};
+use crate::places::{self, Places};
 use crate::sync::Mutex;
 use hyper::StatusCode;
 use hyper::header::{self, HeaderValue};
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
-use tokio::sync::Semaphore;
 
 /// Verifies who a client is.
 pub(super) struct Authenticator {
     users: Users,
     verified: Mutex<VerifiedLogins>,
     /// Passwords verified at a time: each costs a core for a tenth of a second on a small board.
-    checks: Semaphore,
+    checks: Places<IpAddr>,
 }
 
 impl Authenticator {
@@ -36,7 +37,7 @@ impl Authenticator {
             Users::parse(&text).map_err(|e| format!("{}:{e}", file.display()))
         };
         let users = file.map(read).transpose()?.unwrap_or_default();
-        Ok(Authenticator { users, verified: Mutex::default(), checks: Semaphore::new(1) })
+        Ok(Authenticator { users, verified: Mutex::default(), checks: Places::new(budget::LOGIN_CHECKS_MAX) })
     }
 
     /// The identity of a client of `registry`, whose content needs a login, by the credentials of its request.
@@ -68,7 +69,8 @@ impl Authenticator {
         if self.verified.lock().contains(&key) {
             return Ok(identity);
         }
-        let Ok(_turn) = tokio::time::timeout(budget::LOGIN_WAIT_MAX, self.checks.acquire()).await else {
+        let turn = self.checks.wait(&places::client(client), budget::LOGIN_WAIT_MAX).await;
+        let Some(_turn) = turn else {
             let message = "too many logins wait to be verified; retry";
             return Err(answer::error(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::TooManyRequests, message));
         };

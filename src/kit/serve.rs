@@ -3,9 +3,8 @@
 use super::wire::{Broken, PeerSession, Role};
 use super::{Answer, PeerContent, Question};
 use crate::budget;
-use crate::sync::Mutex;
+use crate::places::{self, Places};
 use crate::text::Secret;
-use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -65,7 +64,7 @@ pub fn listen(
         secret: secret.clone(),
         content,
         closed: Arc::clone(&closed),
-        callers: Mutex::default(),
+        places: Places::with_most_each(budget::KIT_CONNECTIONS_MAX, budget::KIT_CONNECTIONS_EACH),
     });
     std::thread::Builder::new()
         .name("kit".into())
@@ -80,8 +79,8 @@ struct PeerServer {
     secret: Secret<Vec<u8>>,
     content: Arc<dyn PeerContent>,
     closed: Arc<AtomicBool>,
-    /// Connections open from each address.
-    callers: Mutex<HashMap<IpAddr, usize>>,
+    /// For connections, handshakes included.
+    places: Places<IpAddr>,
 }
 
 impl PeerServer {
@@ -93,7 +92,7 @@ impl PeerServer {
             }
             match accepted {
                 Ok((socket, caller)) => {
-                    let Some(place) = self.place(caller.ip()) else {
+                    let Some(place) = self.places.take(&places::client(caller.ip())) else {
                         log::debug!("a connection of peer {caller} was closed: there are too many");
                         continue;
                     };
@@ -115,17 +114,6 @@ impl PeerServer {
                 }
             }
         }
-    }
-
-    fn place(self: &Arc<Self>, ip: IpAddr) -> Option<Place> {
-        let mut callers = self.callers.lock();
-        let all: usize = callers.values().sum();
-        let here = callers.get(&ip).copied().unwrap_or(0);
-        if all >= budget::KIT_CONNECTIONS_MAX || here >= budget::KIT_CONNECTIONS_EACH {
-            return None;
-        }
-        callers.insert(ip, here + 1);
-        Some(Place { server: Arc::clone(self), ip })
     }
 
     fn talk(&self, socket: TcpStream, caller: SocketAddr) {
@@ -199,22 +187,4 @@ fn send_file(session: &mut PeerSession, file: &File, from: u64, size: u64) -> Re
         }
     }
     Ok(())
-}
-
-/// A caller's place among the connections; given back on drop.
-struct Place {
-    server: Arc<PeerServer>,
-    ip: IpAddr,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut callers = self.server.callers.lock();
-        if let Some(open) = callers.get_mut(&self.ip) {
-            *open -= 1;
-            if *open == 0 {
-                callers.remove(&self.ip);
-            }
-        }
-    }
 }

@@ -11,6 +11,7 @@ mod api;
 mod board;
 mod broken_disk;
 mod clients;
+mod crowd;
 mod damage;
 mod doctor;
 mod facts;
