@@ -194,7 +194,7 @@ pub const CONNECTIONS_MAX: u64 = 512;
 pub const CLIENTS_MIN: u64 = 8;
 /// How long a connection or a body waits for others to end before it is answered 503.
 pub const ADMISSION_WAIT_MAX: Duration = Duration::from_secs(1);
-/// Connections that may wait for that, or be on their way out with a 503; one more waits in the kernel's backlog.
+/// Connections that may wait for that, or be on their way out with a 503; one more is closed.
 pub const CONNECTIONS_WAITING_MAX: usize = 64;
 /// Longest a rejected connection may take for its request and the 503.
 pub const REJECTION_TIME: Duration = Duration::from_secs(3);
@@ -233,6 +233,8 @@ pub const SPARE_BUFFERS_MAX: usize = 16;
 pub const CONNECTION_BUFFER_BYTES: usize = 16 * 1024;
 /// Longest a client waits for the first byte of a blob whose download waits for its turn.
 pub const QUEUE_WAIT_MAX: Duration = Duration::from_secs(3_600);
+/// Passwords that are verified at a time: one for a client, and one for another.
+pub const LOGIN_CHECKS_MAX: usize = 2;
 /// Longest a login waits while earlier ones are checked.
 pub const LOGIN_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Bytes of corrupt blobs that are kept in quarantine for inspection; of further ones only the names are kept.
@@ -285,6 +287,8 @@ pub const PULLS_TRACKED_MAX: usize = 256;
 pub const PULL_IDLE: Duration = Duration::from_secs(3);
 /// Verified passwords remembered, so that bcrypt is paid once and not per request.
 pub const LOGINS_REMEMBERED_MAX: usize = 64;
+/// Longest password of a client in bytes: bcrypt ignores what follows.
+pub const PASSWORD_BYTES_MAX: usize = 72;
 /// How long a command, or a server that starts, waits while another process has the store's lock.
 pub const LOCK_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Pause between two attempts to take that lock.
@@ -357,8 +361,6 @@ pub const KIT_HANDSHAKE_TIME: Duration = Duration::from_secs(2);
 pub const KIT_IDLE_TIME: Duration = Duration::from_secs(10);
 /// A peer that takes no byte for this long is cut.
 pub const KIT_STALL_TIME: Duration = Duration::from_secs(20);
-/// How often callers without the secret are logged: any machine on the network can cause that line.
-pub const KIT_WARN_EVERY: Duration = Duration::from_secs(60);
 
 // -- Store -----------------------------------------------------------------------------------------------------
 
@@ -440,3 +442,16 @@ pub const DOCTOR_TEXT_BYTES_MAX: u64 = 4 * MIB;
 pub const DOCTOR_OPEN_FILES_MAX: usize = 100_000;
 /// A card or stick that reports a flush as done sooner than this is lying: its cells take longer.
 pub const DOCTOR_FLUSH_TIME_MIN: Duration = Duration::from_micros(150);
+
+// -- Log -------------------------------------------------------------------------------------------------------
+
+/// Longest line of the log; of what is longer the rest is counted.
+pub const LOG_LINE_BYTES_MAX: usize = 4 * 1024;
+/// Lines of one kind that are written at once: the start of a node with its images fits.
+pub const LOG_BURST: u32 = 20;
+/// After those one more may be written in this time.
+pub const LOG_REFILL: Duration = Duration::from_secs(1);
+/// Longest until it is reported how many lines were left out.
+pub const LOG_SUMMARY_EVERY: Duration = Duration::from_secs(10);
+/// Kinds of lines that are told apart: more than there are places in the source that log.
+pub const LOG_KINDS_MAX: usize = 512;

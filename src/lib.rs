@@ -26,7 +26,9 @@
 //!
 //! Underneath lie [`oci`], the vocabulary of registries; [`config`], what a configuration means once it is read;
 //! [`clock`], what may be believed of time; [`budget`], every limit in one table; [`documents`], how many large documents are
-//! in memory at a time; [`sync`], locks; and [`text`], sizes for people. ARCHITECTURE.md has the map, the rules of the data and the decisions; a test keeps the arrows between the rooms.
+//! in memory at a time; [`places`], pools that nobody takes all of; [`sync`], locks and threads; and [`text`], sizes for
+//! people, secrets and what is escaped. ARCHITECTURE.md has the map, the rules of the data and the decisions; a test keeps
+//! the arrows between the rooms.
 
 pub mod auth;
 pub mod budget;
@@ -45,6 +47,7 @@ pub mod image;
 pub mod kit;
 pub mod mirror;
 pub mod oci;
+pub mod places;
 pub mod report;
 pub mod store;
 pub mod sync;

@@ -3,15 +3,19 @@
 //! bcrypt is slow on purpose: [`LoginAttempt::verify`] takes a tenth of a second on a small board, so the caller chooses the
 //! thread. A verified login is remembered by its hash, and [`VerifiedLogins`] never holds more than
 //! [`budget::LOGINS_REMEMBERED_MAX`]. A password file with a line that is not understood is refused as a whole.
+//!
+//! How long an answer takes does not tell who exists: a login of an unknown user is verified against the hash of another
+//! one, always the same, and then refused.
 
 use super::BasicCredentials;
 use crate::budget;
 use crate::oci::{Algorithm, Digest};
-use std::collections::{HashMap, HashSet};
+use crate::text::Secret;
+use std::collections::{BTreeMap, HashSet};
 
 /// The users and their bcrypt hashes.
 #[derive(Debug, Default)]
-pub struct Users(HashMap<String, String>);
+pub struct Users(BTreeMap<String, Secret>);
 
 impl Users {
     /// Parses the text of a password file.
@@ -19,7 +23,7 @@ impl Users {
     /// # Errors
     /// The number of the first line that is not `USER:HASH` with a bcrypt hash, and what is wrong with it.
     pub fn parse(text: &str) -> Result<Users, String> {
-        let mut users = HashMap::new();
+        let mut users = BTreeMap::new();
         for (number, line) in text.lines().map(str::trim).enumerate() {
             if line.is_empty() || line.starts_with('#') {
                 continue;
@@ -29,34 +33,52 @@ impl Users {
             if !["$2y$", "$2a$", "$2b$"].iter().any(|prefix| hash.starts_with(prefix)) {
                 return Err(wrong("only bcrypt hashes are supported; make the line with htpasswd -nB USER"));
             }
-            users.insert(user.to_owned(), hash.to_owned());
+            users.insert(user.to_owned(), Secret::new(hash.to_owned()));
         }
         Ok(Users(users))
     }
 
-    /// The login that these credentials ask for, if the user exists.
+    /// The login that these credentials ask for; `None` if there are no users at all.
     pub fn login(&self, credentials: BasicCredentials) -> Option<LoginAttempt> {
-        let hash = self.0.get(&credentials.user)?.clone();
-        Some(LoginAttempt { credentials, hash })
+        let known = self.0.get(&credentials.user);
+        let hash = known.or_else(|| self.stand_in(&credentials.user))?.clone();
+        Some(LoginAttempt { known: known.is_some(), credentials, hash })
+    }
+
+    /// A hash that costs as much as one of the users', for a user who is none.
+    fn stand_in(&self, user: &str) -> Option<&Secret> {
+        let name = Digest::of(Algorithm::Sha256, user.as_bytes());
+        let at = usize::from_str_radix(&name.hex()[..4], 16).unwrap_or(0);
+        self.0.values().nth(at % self.0.len().max(1))
     }
 }
 
-/// BasicCredentials of a user who exists, and the hash that the password must match.
+/// Credentials, and the hash that the password must match.
+#[derive(Debug)]
 pub struct LoginAttempt {
+    /// The user exists.
+    known: bool,
     credentials: BasicCredentials,
-    hash: String,
+    hash: Secret,
 }
 
 impl LoginAttempt {
     /// The name under which a verified login is remembered. It changes with the password and with the hash.
     pub fn key(&self) -> Digest {
         let BasicCredentials { user, password } = &self.credentials;
-        Digest::of(Algorithm::Sha256, format!("{user}\0{password}\0{}", self.hash).as_bytes())
+        let text = format!("{user}\0{}\0{}", password.reveal(), self.hash.reveal());
+        Digest::of(Algorithm::Sha256, text.as_bytes())
     }
 
-    /// Whether the password is right. Slow: keeps a core busy.
+    /// Whether the password is longer than what bcrypt hashes. Every password with the same beginning would be as good.
+    pub fn is_too_long(&self) -> bool {
+        self.credentials.password.reveal().len() > budget::PASSWORD_BYTES_MAX
+    }
+
+    /// Whether the user exists and the password is right. Slow: keeps a core busy.
     pub fn verify(&self) -> bool {
-        bcrypt::verify(&self.credentials.password, &self.hash).unwrap_or(false)
+        let matches = bcrypt::verify(self.credentials.password.reveal(), self.hash.reveal());
+        matches.unwrap_or(false) && self.known && !self.is_too_long()
     }
 }
 
@@ -84,7 +106,7 @@ mod tests {
     use super::*;
 
     fn login(users: &Users, user: &str, password: &str) -> Option<LoginAttempt> {
-        users.login(BasicCredentials { user: user.into(), password: password.into() })
+        users.login(BasicCredentials { user: user.into(), password: Secret::new(password.into()) })
     }
 
     #[test]
@@ -93,13 +115,26 @@ mod tests {
         let users = Users::parse(&format!("# users\n\n  board:{hash}  \n")).unwrap();
         assert!(login(&users, "board", "carry").unwrap().verify());
         assert!(!login(&users, "board", "wrong").unwrap().verify());
-        assert!(login(&users, "nobody", "carry").is_none());
+        // Nobody's login takes a hash to refuse, even with a password that would match it.
+        assert!(!login(&users, "nobody", "carry").unwrap().verify());
+        assert!(login(&Users::default(), "nobody", "carry").is_none());
         let wrong = |text: &str| Users::parse(text).unwrap_err();
         assert_eq!(wrong("board"), "1: expected USER:HASH");
         let crypt = wrong(&format!("board:{hash}\nold:$apr1$x"));
         assert_eq!(crypt, "2: only bcrypt hashes are supported; make the line with htpasswd -nB USER");
         // A hash that begins like bcrypt's and is none lets nobody in.
         assert!(!login(&Users::parse("board:$2y$nonsense").unwrap(), "board", "").unwrap().verify());
+    }
+
+    #[test]
+    fn a_password_matches_in_full_or_not_at_all() {
+        let longest = "x".repeat(budget::PASSWORD_BYTES_MAX);
+        let hash = bcrypt::hash(&longest, 4).unwrap();
+        let users = Users::parse(&format!("board:{hash}")).unwrap();
+        assert!(login(&users, "board", &longest).unwrap().verify());
+        let longer = login(&users, "board", &(longest + "y")).unwrap();
+        assert!(longer.is_too_long() && !longer.verify());
+        assert!(!format!("{users:?}{longer:?}").contains(&hash), "a hash was shown");
     }
 
     #[test]

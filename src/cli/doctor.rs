@@ -1,6 +1,6 @@
 //! `doctor`: every finding for people or as JSON, and the exit status that a monitor wants.
 
-use super::print;
+use super::print::{self, cell};
 use crate::config::Config;
 use crate::doctor::{self, Finding, Severity, System};
 use std::path::Path;
@@ -35,9 +35,9 @@ fn for_people(findings: &[Finding]) -> String {
             Severity::Warning => "warning",
             Severity::Bad => "BAD",
         };
-        out += &format!("{word:<8} {:<10}  {}\n", finding.area, finding.what);
+        out += &format!("{word:<8} {:<10}  {}\n", finding.area, cell(&finding.what));
         if let Some(mend) = &finding.mend {
-            out += &format!("{:<8} {:<10}  -> {mend}\n", "", "");
+            out += &format!("{:<8} {:<10}  -> {}\n", "", "", cell(mend));
         }
     }
     let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();

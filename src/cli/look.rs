@@ -4,7 +4,7 @@
 //! Nothing is printed before the answer is complete: columns are as wide as their widest cell, and a pager that does not
 //! read must not block the server.
 
-use super::print;
+use super::print::{self, cell};
 use crate::budget;
 use crate::config::Config;
 use crate::control::{
@@ -15,6 +15,7 @@ use crate::oci::Digest;
 use crate::store::{StoreError, work_as_owner};
 use crate::text::bytes_text;
 use serde::Serialize;
+use std::borrow::Cow;
 use std::fmt::Write;
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -96,20 +97,20 @@ impl GatheredAnswer {
                 _ => self.corrupt.push(more),
             },
             AdminRecord::Verified(verified) => {
-                self.note("\r\x1b[K");
+                self.progress("");
                 self.verified = Some(VerifyReport { bad: std::mem::take(&mut self.corrupt), ..verified });
             }
             AdminRecord::Progress(done, total) => {
                 let percent = (done * 100).checked_div(total).unwrap_or(100);
-                self.note(&format!("\r{} of {} ({percent} %) ", bytes_text(done), bytes_text(total)));
+                self.progress(&format!("{} of {} ({percent} %) ", bytes_text(done), bytes_text(total)));
             }
             AdminRecord::Failed(problem) => self.failed = Some(problem),
         }
     }
 
-    fn note(&self, text: &str) {
+    fn progress(&self, text: &str) {
         if self.terminal {
-            print::note(text);
+            print::progress(text);
         }
     }
 
@@ -123,7 +124,7 @@ impl GatheredAnswer {
             (_, _, Some(of), _) => text_of(&of, json, |of| status(of)),
             (.., Some(of)) => text_of(&of, json, verified),
             _ if *request == AdminRequest::Ls => text_of(&self.images, json, |images| ls(images)),
-            _ => format!("{}\n", self.done),
+            _ => format!("{}\n", cell(&self.done)),
         };
         (text, self.failed.or(corrupt))
     }
@@ -169,8 +170,8 @@ fn why(why: &WhyReport) -> String {
     lines.push(("policy", why.policy.clone()));
     let platforms: Vec<String> = why.platforms.iter().map(ToString::to_string).collect();
     lines.push(("platforms", platforms.join(", ")));
-    let mut out = format!("{}\n", why.image);
-    lines.iter().for_each(|(label, text)| out += &format!("  {label:<20}{text}\n"));
+    let mut out = format!("{}\n", cell(&why.image));
+    lines.iter().for_each(|(label, text)| out += &format!("  {label:<20}{}\n", cell(text)));
     for part in &why.parts {
         let here = if part.here { "here   " } else { "MISSING" };
         let _ = writeln!(out, "  {here} {:>10}  {}", bytes_text(part.bytes), part.digest);
@@ -225,7 +226,7 @@ fn status(status: &StatusReport) -> String {
             .map(|peer| ("peer", format!("{}: {}", peer.address, peer.state.as_deref().unwrap_or("-")))),
     );
     let mut out = format!("larder {}\n", status.version);
-    lines.iter().for_each(|(label, text)| out += &format!("{label:<11}{text}\n"));
+    lines.iter().for_each(|(label, text)| out += &format!("{label:<11}{}\n", cell(text)));
     out
 }
 
@@ -234,7 +235,7 @@ fn verified(verified: &VerifyReport) -> String {
     for bad in &verified.bad {
         let images =
             if bad.images.is_empty() { String::new() } else { format!(" (of {})", bad.images.join(", ")) };
-        let _ = writeln!(text, "{}: {}{images}", bad.digest, bad.problem);
+        let _ = writeln!(text, "{}: {}{}", bad.digest, cell(&bad.problem), cell(&images));
     }
     let (blobs, bytes, bad) = (verified.blobs, bytes_text(verified.bytes), verified.bad.len());
     let _ = writeln!(text, "{blobs} blobs, {bytes}: {bad} corrupt");
@@ -259,10 +260,11 @@ fn state_word(state: Completeness) -> &'static str {
 
 /// Columns as wide as their widest cell.
 fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let rows: Vec<[Cow<'_, str>; N]> = rows.iter().map(|row| row.each_ref().map(|text| cell(text))).collect();
     let widths: Vec<usize> =
         (0..N).map(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0)).collect();
     let mut out = String::new();
-    for row in rows {
+    for row in &rows {
         let line: Vec<String> =
             row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
         let _ = writeln!(out, "{}", line.join("  ").trim_end());
@@ -278,5 +280,7 @@ mod tests {
     fn columns_line_up() {
         let rows = [["A", "B"], ["long name", "x"]].map(|row| row.map(str::to_owned));
         assert_eq!(table(&rows), "A          B\nlong name  x\n");
+        let foreign = [["A", "B"], ["x\n\x1b[2Jy", "z"]].map(|row| row.map(str::to_owned));
+        assert_eq!(table(&foreign), "A              B\nx\\n\\u001b[2Jy  z\n");
     }
 }

@@ -5,6 +5,7 @@
 mod clients;
 mod demo;
 mod doctor;
+mod logger;
 mod look;
 mod print;
 mod serve;
@@ -14,9 +15,8 @@ use crate::config::{Config, Options};
 use crate::control::AdminRequest;
 use crate::oci::{Digest, Reference};
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
-use log::LevelFilter;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// A container image mirror for boards whose uplink comes and goes.
@@ -165,26 +165,32 @@ pub fn main() -> ExitCode {
     };
     // The demo prints a table; the server's warnings about its faults would bury it.
     let quieter = u8::from(matches!(arguments.command, Command::Demo)) * 2;
-    set_up_log(arguments.global.verbose, arguments.global.quiet.saturating_add(quieter));
+    logger::set_up(arguments.global.verbose, arguments.global.quiet.saturating_add(quieter));
     let options = Options {
         file: arguments.global.config,
         data_dir: arguments.global.data_dir,
         listen: arguments.global.listen,
     };
-    match Config::load(&options) {
+    let exit = match Config::load(&options) {
         Ok(config) => run(&arguments.command, &config, &options),
         Err(e) => {
             e.to_string().lines().for_each(|line| log::error!("{line}"));
             ExitCode::from(2)
         }
-    }
+    };
+    log::logger().flush();
+    exit
 }
 
 fn run(command: &Command, config: &Config, options: &Options) -> ExitCode {
     let look = |request: AdminRequest, form: &Form| look::run(config, &request, form.json);
     let change = |request: AdminRequest| look::run(config, &request, false);
     match command {
-        Command::Serve => serve::run(config),
+        Command::Serve => {
+            let exposed = config.exposed_secrets(&config_file(options));
+            exposed.iter().for_each(|problem| log::warn!("{problem}"));
+            serve::run(config)
+        }
         Command::Demo => demo::run(config),
         Command::Ls { form } => look(AdminRequest::Ls, form),
         Command::Why { image, form } => look(AdminRequest::Why { image: image.clone() }, form),
@@ -198,18 +204,28 @@ fn run(command: &Command, config: &Config, options: &Options) -> ExitCode {
         Command::Rm { image } => change(AdminRequest::Rm { image: image.clone() }),
         Command::Verify { repair, form } => look(AdminRequest::Verify { repair: *repair }, form),
         Command::Doctor { form, root } => doctor::run(config, root, form.json),
-        Command::Config(ConfigCommand::Check) => {
-            let file = options.file.clone().unwrap_or_else(|| crate::config::DEFAULT_FILE.into());
-            let name =
-                if file.exists() { file.display().to_string() } else { "no file, the defaults".to_owned() };
-            printed(&format!("{name}: ok\n"))
-        }
+        Command::Config(ConfigCommand::Check) => check(config, &config_file(options)),
         Command::Config(ConfigCommand::Print) => printed(&config.to_toml()),
         Command::Config(ConfigCommand::Containerd(form)) => clients::run(config, Client::Containerd, form),
         Command::Config(ConfigCommand::K3s(form)) => clients::run(config, Client::K3s, form),
         Command::Config(ConfigCommand::Podman(form)) => clients::run(config, Client::Podman, form),
         Command::Config(ConfigCommand::Docker(form)) => clients::run(config, Client::Docker, form),
     }
+}
+
+fn config_file(options: &Options) -> PathBuf {
+    options.file.clone().unwrap_or_else(|| crate::config::DEFAULT_FILE.into())
+}
+
+/// What loads is valid; what it keeps secret must be so on the disk, too.
+fn check(config: &Config, file: &Path) -> ExitCode {
+    let name = if file.exists() { file.display().to_string() } else { "no file, the defaults".to_owned() };
+    let exposed = config.exposed_secrets(file);
+    if exposed.is_empty() {
+        return printed(&format!("{name}: ok\n"));
+    }
+    exposed.iter().for_each(|problem| log::error!("{name}: {problem}"));
+    ExitCode::from(2)
 }
 
 fn printed(text: &str) -> ExitCode {
@@ -220,19 +236,4 @@ fn printed(text: &str) -> ExitCode {
             ExitCode::from(1)
         }
     }
-}
-
-/// The log goes to standard error, one line an event. Other crates log only warnings and errors; ureq's debug
-/// lines could contain signed addresses.
-fn set_up_log(verbose: u8, quiet: u8) {
-    let level = match i16::from(verbose) - i16::from(quiet) {
-        ..=-2 => LevelFilter::Error,
-        -1 => LevelFilter::Warn,
-        0 => LevelFilter::Info,
-        1 => LevelFilter::Debug,
-        2.. => LevelFilter::Trace,
-    };
-    let logger = simple_logger::SimpleLogger::new().with_level(level.min(LevelFilter::Warn));
-    // This fails only if a logger is set already, and no other place sets one.
-    let _ = logger.with_module_level("larder", level).init();
 }

@@ -1,5 +1,6 @@
 //! `larder serve`: the store, the mirror, the listeners, and a clean shutdown.
 
+use super::logger;
 use crate::budget;
 use crate::config::Config;
 use crate::control::{self, Admin};
@@ -47,6 +48,7 @@ fn serve(config: &Config) -> Result<(), String> {
         Signals::listen()?
     };
     let running = RunningServer::start(runtime, config.clone(), inherited, true)?;
+    running.runtime.spawn(logger::limit());
     notify.ready(&running.status());
     running.report_to(&notify);
     running.runtime.block_on(signals.wait());

@@ -1,16 +1,16 @@
 //! From the file, the command line and the environment to a [`Config`].
 
 use super::raw;
+use super::secrets::{read_kit_secret, read_password, without_secrets};
 use super::{
     AlertSettings, AuthRule, AuthSettings, Config, DiskSettings, EndpointSettings, FetchSettings,
-    KitSettings, LoginSettings, Secret, TagSettings, TlsSettings, UpstreamSettings, WarmSettings,
+    KitSettings, TagSettings, TlsSettings, UpstreamSettings, WarmSettings,
 };
 use crate::budget;
 use crate::oci::{Platform, RegistryName, quoted};
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::net::SocketAddr;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -89,13 +89,13 @@ impl Config {
 }
 
 /// Gathers everything that is wrong, so that it can be mended in one go.
-struct Check<'a> {
+pub(super) struct Check<'a> {
     name: &'a str,
     wrong: Vec<String>,
 }
 
 impl Check<'_> {
-    fn wrong(&mut self, what: impl Display) {
+    pub(super) fn wrong(&mut self, what: impl Display) {
         self.wrong.push(format!("{}: {what}", self.name));
     }
 
@@ -216,31 +216,6 @@ fn kit(raw: raw::RawKit, check: &mut Check<'_>) -> Option<KitSettings> {
     })
 }
 
-fn read_kit_secret(file: &Path, check: &mut Check<'_>) -> Option<Secret> {
-    let shown = file.display();
-    if std::fs::metadata(file).is_ok_and(|meta| meta.mode() & 0o007 != 0) {
-        check.wrong(format!("kit.secret_file {shown} can be read by everybody; chmod 640 {shown}"));
-    }
-    match std::fs::read(file) {
-        Ok(text) => {
-            let secret = Secret::new(&text);
-            if secret.is_none() {
-                check.wrong(format!(
-                    "kit.secret_file {shown} holds {} bytes, expected at least {}; \
-                     `openssl rand -hex 32` makes a good secret, the same for every board of the kit",
-                    text.trim_ascii().len(),
-                    budget::KIT_SECRET_BYTES_MIN
-                ));
-            }
-            secret
-        }
-        Err(e) => {
-            check.wrong(format!("kit.secret_file {shown} cannot be read: {e}"));
-            None
-        }
-    }
-}
-
 fn docker_hub() -> RegistryName {
     "docker.io".parse().expect("a well-formed name")
 }
@@ -343,13 +318,14 @@ fn endpoint(
     };
     let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
     match rest {
-        None => {
-            check.wrong(format!("{section} url is {}, expected https://HOST or http://HOST", quoted(&url)))
-        }
+        None => check.wrong(format!(
+            "{section} url is {}, expected https://HOST or http://HOST",
+            quoted(&without_secrets(&url))
+        )),
         Some(rest) if rest.is_empty() || rest.contains(['@', '?', '#', ' ']) => {
             check.wrong(format!(
                 "{section} url is {}, expected a host, a port and perhaps a path",
-                quoted(&url)
+                quoted(&without_secrets(&url))
             ));
         }
         Some(_) => {}
@@ -367,8 +343,10 @@ fn endpoint(
         }
     };
     if credentials.is_some() && url.starts_with("http://") && !is_loopback(&url) {
-        check
-            .wrong(format!("{section} would send a password over plain http to {}; use https", quoted(&url)));
+        check.wrong(format!(
+            "{section} would send a password over plain http to {}; use https",
+            quoted(&without_secrets(&url))
+        ));
     }
     let realm = raw.realm.or_else(|| known.filter(|_| !url_configured).and_then(|known| known.realm.clone()));
     EndpointSettings { url, url_configured, ca_file: raw.ca_file, realm, credentials }
@@ -380,37 +358,6 @@ fn is_loopback(url: &str) -> bool {
     host == "localhost"
         || host == "[::1]"
         || host.parse().is_ok_and(|ip: std::net::Ipv4Addr| ip.is_loopback())
-}
-
-fn read_password(
-    section: &str,
-    username: String,
-    file: PathBuf,
-    check: &mut Check<'_>,
-) -> Option<LoginSettings> {
-    let shown = file.display();
-    match std::fs::metadata(&file) {
-        Ok(meta) if meta.mode() & 0o007 != 0 => {
-            check.wrong(format!(
-                "{section} password_file {shown} can be read by everybody; chmod 640 {shown}"
-            ));
-        }
-        _ => {}
-    }
-    match std::fs::read_to_string(&file) {
-        Ok(text) if text.trim_end_matches(['\r', '\n']).is_empty() => {
-            check.wrong(format!("{section} password_file {shown} is empty"));
-            None
-        }
-        Ok(text) => {
-            let password = text.trim_end_matches(['\r', '\n']).to_owned();
-            Some(LoginSettings { username, password, password_file: file })
-        }
-        Err(e) => {
-            check.wrong(format!("{section} password_file {shown} cannot be read: {e}"));
-            None
-        }
-    }
 }
 
 /// Where the store is kept under systemd, and by root.

@@ -7,12 +7,14 @@ mod live;
 mod load;
 mod print;
 mod raw;
+mod secrets;
 mod units;
 
 pub use live::LiveConfig;
 pub use load::{ConfigError, DEFAULT_FILE, Options};
 
 use crate::oci::{Platform, Reference, RegistryName, Repository, Tag};
+use crate::text::Secret;
 use serde::Deserialize;
 use std::cell::LazyCell;
 use std::net::SocketAddr;
@@ -77,7 +79,7 @@ pub struct FetchSettings {
     /// Bits per second of all downloads together; `None`: unlimited.
     pub bandwidth: Option<u64>,
     /// Proxy for upstream connections (`http://host:port`, may hold credentials); `None`: the environment's.
-    pub proxy: Option<String>,
+    pub proxy: Option<Secret>,
 }
 
 /// `[tags]`
@@ -154,12 +156,12 @@ pub struct EndpointSettings {
 }
 
 /// How larder logs in at an endpoint.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct LoginSettings {
     /// The user name.
     pub username: String,
-    /// The password, read from `password_file` at load; never logged.
-    pub password: String,
+    /// The password, read from `password_file` at load.
+    pub password: Secret,
     /// Where it was read from.
     pub password_file: PathBuf,
 }
@@ -211,8 +213,8 @@ pub struct WarmSettings {
 pub struct KitSettings {
     /// Where the secret was read from.
     pub secret_file: PathBuf,
-    /// The secret that the boards of a kit share; never logged.
-    pub secret: Secret,
+    /// The secret that the boards of a kit share.
+    pub secret: Secret<Vec<u8>>,
     /// Where other boards ask.
     pub listen: SocketAddr,
     /// Other boards.
@@ -221,36 +223,13 @@ pub struct KitSettings {
     pub mdns: bool,
 }
 
-/// A secret whose bytes no debug output shows.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(Vec<u8>);
-
-impl Secret {
-    /// A secret that is `text` without the white space around it; `None` if that is too short to be one.
-    pub fn new(text: &[u8]) -> Option<Secret> {
-        let text = text.trim_ascii();
-        (text.len() >= crate::budget::KIT_SECRET_BYTES_MIN).then(|| Secret(text.to_vec()))
-    }
-
-    /// Its bytes.
-    pub fn bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Secret(..)")
-    }
-}
-
 /// `[alert]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AlertSettings {
     /// A program and its arguments.
     pub command: Option<Vec<String>>,
     /// An address that is posted to.
-    pub url: Option<String>,
+    pub url: Option<Secret>,
 }
 
 impl UpstreamSettings {

@@ -1,12 +1,14 @@
 //! `config print`: a configuration as the TOML that leads to it.
 
+use super::secrets::without_secrets;
 use super::units::{bandwidth_text, size_text, span_text};
 use super::{AuthSettings, Config, EndpointSettings, OnMissing, TagRule, UpstreamSettings};
 use std::fmt::{Display, Write};
 use std::time::Duration;
 
 impl Config {
-    /// The configuration as TOML, every default written out. Passwords are not in it, only where they are read from.
+    /// The configuration as TOML, every default written out. Secrets are not in it: of files with passwords it has the
+    /// place, and of an address that may hold a secret the host.
     pub fn to_toml(&self) -> String {
         let mut out = Toml(String::new());
         out.key("listen", &list(&self.listen));
@@ -25,7 +27,7 @@ impl Config {
         out.key("header_timeout", &text(span_text(self.fetch.header_timeout)));
         out.key("stall_timeout", &text(span_text(self.fetch.stall_timeout)));
         out.key("bandwidth", &text(bandwidth_text(self.fetch.bandwidth)));
-        out.maybe("proxy", self.fetch.proxy.as_ref().map(|proxy| text(without_password(proxy))));
+        out.maybe("proxy", self.fetch.proxy.as_ref().map(|proxy| text(without_secrets(proxy.reveal()))));
         out.section("tags");
         out.key("revalidate", &text(span_text(self.tags.revalidate)));
         out.key("resolve_deadline", &text(span_text(self.tags.resolve_deadline)));
@@ -55,7 +57,7 @@ impl Config {
         if let Some(alert) = &self.alert {
             out.section("alert");
             out.maybe("command", alert.command.as_deref().map(list));
-            out.maybe("url", alert.url.as_ref().map(text));
+            out.maybe("url", alert.url.as_ref().map(|url| text(without_secrets(url.reveal()))));
         }
         out.0
     }
@@ -109,7 +111,8 @@ impl Toml {
         let comment = if endpoint.url_configured { "" } else { "# built in: " };
         let _ = writeln!(self.0, "{comment}url = {}", text(&endpoint.url));
         self.maybe("ca_file", endpoint.ca_file.as_ref().map(|file| text(file.display())));
-        self.maybe("realm", endpoint.realm.as_ref().map(text));
+        let realm = |realm: &String| if realm.contains('@') { without_secrets(realm) } else { realm.clone() };
+        self.maybe("realm", endpoint.realm.as_ref().map(|of| text(realm(of))));
         if let Some(credentials) = &endpoint.credentials {
             self.key("username", &text(&credentials.username));
             self.key("password_file", &text(credentials.password_file.display()));
@@ -139,15 +142,4 @@ fn text(value: impl Display) -> String {
 
 fn list<T: Display>(values: &[T]) -> String {
     format!("[{}]", values.iter().map(text).collect::<Vec<_>>().join(", "))
-}
-
-/// A proxy's address without the password in it.
-fn without_password(proxy: &str) -> String {
-    match (proxy.split_once("://"), proxy.rsplit_once('@')) {
-        (Some((scheme, rest)), Some((_, host))) => {
-            let user = rest.split([':', '@']).next().unwrap_or("");
-            format!("{scheme}://{user}@{host}")
-        }
-        _ => proxy.to_owned(),
-    }
 }

@@ -5,6 +5,7 @@
 use super::units::{Bandwidth, Size, Span, SpanOrNever};
 use super::{OnMissing, TagRule};
 use crate::oci::{Platform, Reference, RegistryName};
+use crate::text::Secret;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -51,7 +52,7 @@ pub(super) struct RawFetch {
     pub(super) header_timeout: Option<Span>,
     pub(super) stall_timeout: Option<Span>,
     pub(super) bandwidth: Option<Bandwidth>,
-    pub(super) proxy: Option<String>,
+    pub(super) proxy: Option<Secret>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -144,5 +145,5 @@ pub(super) struct RawKit {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawAlert {
     pub(super) command: Option<Vec<String>>,
-    pub(super) url: Option<String>,
+    pub(super) url: Option<Secret>,
 }

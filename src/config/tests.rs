@@ -186,7 +186,8 @@ fn credentials_need_logins_and_a_safe_way() {
             .credentials
             .as_ref()
             .unwrap()
-            .password,
+            .password
+            .reveal(),
         "s3cret"
     );
     fs::remove_dir_all(&dir).unwrap();
@@ -206,13 +207,32 @@ fn a_kit_needs_a_secret_that_is_one() {
     fs::write(&secret, "0123456789abcdef\n").unwrap();
     let config = parse(&text("")).unwrap();
     assert_eq!(config.not_yet(), Vec::<&str>::new());
-    assert_eq!(config.kit.unwrap().secret.bytes(), b"0123456789abcdef");
+    assert_eq!(config.kit.unwrap().secret.reveal(), b"0123456789abcdef");
     assert_eq!(parse(&text("mdns = true")).unwrap().not_yet(), ["kit.mdns"]);
     let twice = parse(&text("peers = [\"10.0.0.2:5002\", \"10.0.0.2:5002\"]")).unwrap_err();
     assert!(twice.contains("kit.peers names 10.0.0.2:5002 twice"), "{twice}");
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o644)).unwrap();
     assert!(parse(&text("")).unwrap_err().contains("can be read by everybody; chmod 640"));
     fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
+fn no_text_made_of_a_configuration_has_a_secret_in_it() {
+    for (text, shown) in [
+        ("[fetch]\nproxy = \"larder:s3cret@proxy.example:3128\"", "proxy = \"***@proxy.example:3128\""),
+        ("[fetch]\nproxy = \"http://larder:s3cret@proxy.example\"", "proxy = \"http://***@proxy.example\""),
+        ("[alert]\nurl = \"https://hooks.example/T0/s3cret\"", "url = \"https://hooks.example/***\""),
+        (
+            "[upstream.\"a.example\"]\nrealm = \"https://larder:s3cret@auth.example\"",
+            "realm = \"https://***@auth.example\"",
+        ),
+    ] {
+        let config = parse(text).unwrap();
+        assert!(config.to_toml().contains(shown), "{}", config.to_toml());
+        assert!(!format!("{}{config:?}", config.to_toml()).contains("s3cret"), "{text}");
+    }
+    let wrong = parse("[upstream.\"a.example\"]\nurl = \"https://larder:s3cret@a.example\"").unwrap_err();
+    assert!(wrong.contains("***@a.example") && !wrong.contains("s3cret"), "{wrong}");
 }
 
 #[test]

@@ -74,7 +74,10 @@ impl Upstreams {
     }
 
     fn in_environment(config: &Config, environment: impl Fn(&str) -> Option<String>) -> Result<Self, String> {
-        let proxies = Arc::new(Proxies::new(config.fetch.proxy.as_deref(), environment)?);
+        let proxies = Arc::new(Proxies::new(
+            config.fetch.proxy.as_ref().map(|proxy| proxy.reveal().as_str()),
+            environment,
+        )?);
         let roots = trust::common_roots();
         let common = CommonParts {
             times: Times {

@@ -10,6 +10,7 @@ use crate::config::{
 };
 use crate::oci::{Algorithm, Digest, ManifestRef, RepositoryName, media};
 use crate::sync::Mutex;
+use crate::text::Secret;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -189,7 +190,7 @@ fn hasty(url: &str) -> Config {
 fn credentials() -> Option<LoginSettings> {
     Some(LoginSettings {
         username: "user".into(),
-        password: "secret".into(),
+        password: Secret::new("secret".into()),
         password_file: "/dev/null".into(),
     })
 }
@@ -434,7 +435,7 @@ fn basic_logins() {
     }
     assert_eq!(server.requests().len(), 1 + 3, "the second time it is sent at once");
 
-    config.upstreams[0].endpoints[0].credentials.as_mut().unwrap().password = "wrong".into();
+    config.upstreams[0].endpoints[0].credentials.as_mut().unwrap().password = Secret::new("wrong".into());
     let (_all, upstream) = open(&config).unwrap();
     let failure = upstream.head_manifest(&repository(), &tag()).unwrap_err();
     assert!(failure.to_string().contains("not accepted"), "{failure}");
@@ -756,7 +757,7 @@ fn proxies_are_used_and_told_what_not_to_reach() {
     });
     let mut config = config("http://registry.test:5000");
     config.upstreams[0].endpoints[0].url_configured = false;
-    config.fetch.proxy = Some(format!("http://127.0.0.1:{proxy_port}"));
+    config.fetch.proxy = Some(Secret::new(format!("http://127.0.0.1:{proxy_port}")));
     let (_all, upstream) = open(&config).unwrap();
     upstream.head_manifest(&repository(), &tag()).unwrap();
     assert_eq!(connects.recv_timeout(Duration::from_secs(60)).unwrap(), "CONNECT registry.test:5000");

@@ -237,7 +237,7 @@ fn basic_header(credentials: &LoginSettings) -> Result<HeaderValue, String> {
     if credentials.username.contains(':') {
         return Err("its username holds a colon".to_owned());
     }
-    let text = STANDARD.encode(format!("{}:{}", credentials.username, credentials.password));
+    let text = STANDARD.encode(format!("{}:{}", credentials.username, credentials.password.reveal()));
     let mut header = HeaderValue::from_str(&format!("Basic {text}"))
         .map_err(|_| "its credentials cannot be sent".to_owned())?;
     if header.len() > UPSTREAM_TEXT_BYTES_MAX {
@@ -318,7 +318,7 @@ mod tests {
     fn login(url: &str, with_credentials: bool, realm: Option<&str>) -> EndpointLogin {
         let credentials = LoginSettings {
             username: "user".into(),
-            password: "secret".into(),
+            password: crate::text::Secret::new("secret".into()),
             password_file: "/dev/null".into(),
         };
         let own = Address::parse(url).unwrap().origin;

@@ -3,22 +3,36 @@
 //! A small request needs no permit for a body, so that tags are answered while as many bodies are served as memory allows.
 //! One connection or body too many waits briefly and is then answered 503 with Retry-After: a client tries its next host
 //! at once after a 503, and waits for an answer without a time-out.
+//!
+//! Of connections, of bodies and of the places of those that wait, the last ones are kept for clients that have none
+//! ([`Places`]), so that one client cannot shut the others out. A connection that waits has its first request read all the
+//! same: `/healthz` and `/readyz` are answered at once, so that they have places of their own.
 
 use crate::budget;
 use crate::config::Config;
 use crate::mirror::Refusal;
-use std::sync::Arc;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use crate::places::{Place, Places, client};
+use crate::sync::Mutex;
+use std::net::IpAddr;
 
 /// Allows one connection or one body, until it is dropped.
-pub(super) type AdmissionPermit = OwnedSemaphorePermit;
+pub(super) type AdmissionPermit = Place<IpAddr>;
 
 /// The permits for connections and bodies.
 pub(super) struct Admission {
-    connections: Arc<Semaphore>,
-    connections_max: u32,
-    bodies: Arc<Semaphore>,
-    bodies_max: u64,
+    connections: Places<IpAddr>,
+    /// For connections that wait for their permit.
+    waiting: Places<IpAddr>,
+    bodies: Places<IpAddr>,
+}
+
+/// A connection's permit, or the place where it waits for one.
+pub(super) struct ConnectionPermit(Mutex<PermitState>);
+
+struct PermitState {
+    client: IpAddr,
+    place: AdmissionPermit,
+    admitted: bool,
 }
 
 impl Admission {
@@ -29,41 +43,61 @@ impl Admission {
             + config.kit.as_ref().map_or(0, |_| budget::KIT_BYTES);
         let tls = config.tls.as_ref().map_or(0, |_| budget::CONNECTION_TLS_COST_BYTES);
         let cost = budget::CONNECTION_COST_BYTES + tls;
-        let (connections_max, bodies_max) = permits(config.memory_max.saturating_sub(fixed), cost);
-        let semaphore =
-            |permits: u64| Arc::new(Semaphore::new(usize::try_from(permits).unwrap_or(usize::MAX)));
+        let (connections, bodies) = permits(config.memory_max.saturating_sub(fixed), cost);
+        let places = |permits: u64| Places::new(usize::try_from(permits).unwrap_or(usize::MAX));
         Admission {
-            connections: semaphore(connections_max),
-            connections_max: u32::try_from(connections_max).unwrap_or(u32::MAX),
-            bodies: semaphore(bodies_max),
-            bodies_max,
+            connections: places(connections),
+            waiting: Places::new(budget::CONNECTIONS_WAITING_MAX),
+            bodies: places(bodies),
         }
     }
 
-    /// A permit for a connection, if one is free before long.
-    pub(super) async fn connection(&self) -> Option<AdmissionPermit> {
-        wait_briefly(&self.connections).await
+    /// A permit for a connection, or a place to wait for one; `None` if the client has no right to either.
+    pub(super) fn connection(&self, address: IpAddr) -> Option<ConnectionPermit> {
+        let client = client(address);
+        let admitted = self.connections.take(&client);
+        let (admitted, place) = match admitted {
+            Some(place) => (true, place),
+            None => (false, self.waiting.take(&client)?),
+        };
+        Some(ConnectionPermit(Mutex::new(PermitState { client, place, admitted })))
+    }
+
+    /// Admits a connection that waits, if there is a permit before long; whether it is admitted then.
+    pub(super) async fn admit(&self, connection: &ConnectionPermit) -> bool {
+        if connection.is_admitted() {
+            return true;
+        }
+        let client = connection.0.lock().client;
+        let Some(place) = self.connections.wait(&client, budget::ADMISSION_WAIT_MAX).await else {
+            return false;
+        };
+        let mut state = connection.0.lock();
+        (state.place, state.admitted) = (place, true);
+        true
     }
 
     /// A permit for a body.
     ///
     /// # Errors
-    /// [`Refusal::Busy`] if none is free before long.
-    pub(super) async fn body(&self) -> Result<AdmissionPermit, Refusal> {
-        let max = self.bodies_max;
+    /// [`Refusal::Busy`] if none is free for this client before long.
+    pub(super) async fn body(&self, address: IpAddr) -> Result<AdmissionPermit, Refusal> {
+        let max = self.bodies.most();
         let busy = || Refusal::Busy(format!("all {max} client downloads that memory.max allows are in use"));
-        wait_briefly(&self.bodies).await.ok_or_else(busy)
+        self.bodies.wait(&client(address), budget::ADMISSION_WAIT_MAX).await.ok_or_else(busy)
     }
 
     /// Waits until every connection has ended.
     pub(super) async fn emptied(&self) {
-        let _ = self.connections.acquire_many(self.connections_max).await;
+        tokio::join!(self.connections.emptied(), self.waiting.emptied());
     }
 }
 
-async fn wait_briefly(permits: &Arc<Semaphore>) -> Option<AdmissionPermit> {
-    let permit = Arc::clone(permits).acquire_owned();
-    tokio::time::timeout(budget::ADMISSION_WAIT_MAX, permit).await.ok()?.ok()
+impl ConnectionPermit {
+    /// Whether more than the health of the server is answered on it.
+    pub(super) fn is_admitted(&self) -> bool {
+        self.0.lock().admitted
+    }
 }
 
 /// Connections and bodies at a time in `left` bytes of memory, of which a connection costs `connection_cost`.

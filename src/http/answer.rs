@@ -74,7 +74,11 @@ pub(super) const NO_CONNECTION: &str = "all connections that memory.max allows a
 
 /// All connections are in use.
 pub(super) fn no_connection() -> Answer {
-    let mut answer = refuse(&Refusal::Busy(NO_CONNECTION.into()));
+    closing(refuse(&Refusal::Busy(NO_CONNECTION.into())))
+}
+
+/// The last answer on its connection.
+pub(super) fn closing(mut answer: Answer) -> Answer {
     answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     answer
 }

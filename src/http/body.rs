@@ -380,7 +380,7 @@ impl Account {
         repository: &Repository,
         source: ByteSource,
     ) -> Result<Account, Refusal> {
-        let permit = shared.admission.body().await?;
+        let permit = shared.admission.body(client).await?;
         let mirror = &shared.mirror;
         mirror.pulls().begin(client, repository);
         Ok(Account {

@@ -4,23 +4,26 @@
 //! served by the same code.
 //!
 //! Invariants. No more connections are served than [`super::admission`] has permits; one more waits briefly and is
-//! answered 503. No error of a single connection, and no temporary error of `accept`, ends the server.
+//! answered 503, and one that may not even wait is closed, so that accepting never stops. No error of a single connection, and no temporary error of `accept`, ends the server.
 
-use super::admission::Admission;
+use super::admission::{Admission, ConnectionPermit};
+use super::answer::Answer;
 use super::auth::Authenticator;
 use super::io::{Connection, HyperTimer};
-use super::{ServerShared, answer, tls};
+use super::{ServerShared, answer, request, tls};
 use crate::auth::Identity;
 use crate::budget;
 use crate::mirror::Mirror;
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 
 /// An address that is bound.
 pub struct Listener(TcpListener);
@@ -88,7 +91,6 @@ impl Server {
             authenticator: Authenticator::open(config.auth.htpasswd_file.clone())?,
             admission: Admission::new(&config),
             tls: config.tls.as_ref().map(tls::TlsFiles::open).transpose()?,
-            waiting: Arc::new(Semaphore::new(budget::CONNECTIONS_WAITING_MAX)),
             stop: watch::Sender::new(false),
         })))
     }
@@ -96,13 +98,13 @@ impl Server {
     /// Accepts connections until [`Server::stop`].
     pub async fn serve(&self, listener: Listener) {
         let mut stopped = self.0.stop.subscribe();
-        while let Some(waiting) = self.wait().await {
+        loop {
             let accepted = tokio::select! {
                 accepted = listener.0.accept() => accepted,
                 _ = stopped.wait_for(|stop| *stop) => return,
             };
             match accepted {
-                Ok((socket, peer)) => self.accept(socket, Identity::anonymous(peer.ip()), waiting),
+                Ok((socket, peer)) => self.accept(socket, Identity::anonymous(peer.ip())),
                 Err(e) => {
                     log::warn!("cannot accept a connection: {e}");
                     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -114,10 +116,10 @@ impl Server {
     /// Serves one client over a stream that another listener has accepted, until the client or [`Server::stop`] ends it.
     /// It is one of the connections that `memory.max` allows.
     pub async fn serve_stream(&self, stream: impl ByteStream, identity: Identity) {
-        if let Some(waiting) = self.wait().await {
+        if let Some(permit) = self.permit(&identity) {
             let client = identity.address;
             let open = std::future::ready(Ok((Connection::new(stream), identity)));
-            serve_client(Arc::clone(&self.0), open, client, waiting).await;
+            serve_client(Arc::clone(&self.0), open, client, permit).await;
         }
     }
 
@@ -127,17 +129,21 @@ impl Server {
         let _ = tokio::time::timeout(grace, self.0.admission.emptied()).await;
     }
 
-    /// Waits until one more connection may wait for its admission.
-    async fn wait(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.0.waiting).acquire_owned().await.ok()
+    fn permit(&self, identity: &Identity) -> Option<ConnectionPermit> {
+        let permit = self.0.admission.connection(identity.address);
+        if permit.is_none() {
+            log::warn!("a connection of {} was closed: {}", identity.address, answer::NO_CONNECTION);
+        }
+        permit
     }
 
     /// Serves an accepted socket on a task of its own, with TLS if that is configured.
-    fn accept(&self, socket: TcpStream, identity: Identity, waiting: OwnedSemaphorePermit) {
+    fn accept(&self, socket: TcpStream, identity: Identity) {
+        let Some(permit) = self.permit(&identity) else { return };
         let (shared, client) = (Arc::clone(&self.0), identity.address);
         let Some(tls) = shared.tls.as_ref().map(tls::TlsFiles::acceptor) else {
             let open = async { socket.set_nodelay(true).map(|()| (Connection::tcp(socket), identity)) };
-            tokio::spawn(serve_client(shared, open, client, waiting));
+            tokio::spawn(serve_client(shared, open, client, permit));
             return;
         };
         let open = async move {
@@ -149,47 +155,67 @@ impl Server {
             let identity = Identity { user: certificate.and_then(tls::user_of), sealed: true, ..identity };
             Ok((Connection::new(stream), identity))
         };
-        tokio::spawn(serve_client(shared, open, client, waiting));
+        tokio::spawn(serve_client(shared, open, client, permit));
     }
 }
 
-/// Serves the client of the connection that `open` gives, or tells it that all connections are in use.
+/// Serves the client of the connection that `open` gives. Unless it is admitted with its first request it is soon closed.
 async fn serve_client<S: ByteStream>(
     shared: Arc<ServerShared>,
     open: impl Future<Output = io::Result<(Connection<S>, Identity)>>,
     client: IpAddr,
-    waiting: OwnedSemaphorePermit,
+    permit: ConnectionPermit,
 ) {
-    let permit = shared.admission.connection().await;
-    let ended = if permit.is_some() {
-        drop(waiting);
-        serve_http(shared, open, true).await
-    } else {
-        log::warn!("{client} was rejected: {}", answer::NO_CONNECTION);
-        let rejected = serve_http(shared, open, false);
-        let rejected = tokio::time::timeout(budget::REJECTION_TIME, rejected).await;
-        rejected.unwrap_or_else(|late| Err(late.into()))
+    let permit = Arc::new(permit);
+    let mut served = pin!(serve_http(shared, open, Arc::clone(&permit)));
+    let mut ended = None;
+    if !permit.is_admitted() {
+        let longest = budget::ADMISSION_WAIT_MAX + budget::REJECTION_TIME;
+        ended = match tokio::time::timeout(longest, served.as_mut()).await {
+            Ok(ended) => Some(ended),
+            Err(_) if permit.is_admitted() => None,
+            Err(late) => Some(Err(late.into())),
+        };
+    }
+    let ended = match ended {
+        Some(ended) => ended,
+        None => served.await,
     };
     if let Err(problem) = ended {
         log::debug!("connection of {client} ended: {problem}");
     }
 }
 
+/// Answers a request on a connection that may still wait for its permit.
+async fn answer_admitted(
+    shared: Arc<ServerShared>,
+    identity: Arc<Identity>,
+    permit: &ConnectionPermit,
+    incoming: hyper::Request<Incoming>,
+) -> Answer {
+    if !permit.is_admitted() && request::asks_for_health(&incoming) {
+        return answer::closing(super::answer(shared, identity, incoming).await);
+    }
+    if shared.admission.admit(permit).await {
+        return super::answer(shared, identity, incoming).await;
+    }
+    log::warn!("{} was rejected: {}", identity.address, answer::NO_CONNECTION);
+    answer::no_connection()
+}
+
 async fn serve_http<S: ByteStream>(
     shared: Arc<ServerShared>,
     open: impl Future<Output = io::Result<(Connection<S>, Identity)>>,
-    admitted: bool,
+    permit: Arc<ConnectionPermit>,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let (connection, identity) = open.await?;
     let (queue, identity) = (connection.queue(), Arc::new(identity));
     let mut stop = shared.stop.subscribe();
     let service = service_fn(move |request| {
         let (shared, identity, queue) = (Arc::clone(&shared), Arc::clone(&identity), queue.clone());
+        let permit = Arc::clone(&permit);
         async move {
-            let mut answered = match admitted {
-                true => super::answer(shared, identity, request).await,
-                false => answer::no_connection(),
-            };
+            let mut answered = answer_admitted(shared, identity, &permit, request).await;
             if let Some(queue) = queue {
                 answered.body_mut().send_by(queue);
             }

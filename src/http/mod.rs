@@ -42,7 +42,7 @@ use auth::Authenticator;
 use hyper::body::Incoming;
 use request::{ClientRequest, RequestTarget};
 use std::sync::Arc;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 /// The answer of a handler, or why there is none.
 type Answered = Result<Answer, Refusal>;
@@ -53,8 +53,6 @@ struct ServerShared {
     authenticator: Authenticator,
     admission: Admission,
     tls: Option<tls::TlsFiles>,
-    /// For connections that wait for their admission.
-    waiting: Arc<Semaphore>,
     stop: watch::Sender<bool>,
 }
 

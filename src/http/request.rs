@@ -190,6 +190,11 @@ impl Query {
     }
 }
 
+/// Whether a request asks how the server is, which is answered whoever has the connections.
+pub(super) fn asks_for_health(incoming: &hyper::Request<impl Sized>) -> bool {
+    matches!(incoming.uri().path(), "/healthz" | "/readyz")
+}
+
 fn parse_path(path: &str, namespace: Option<&RegistryName>, config: &Config) -> Parsed<RequestTarget> {
     match path {
         "/healthz" => return Ok(RequestTarget::Healthz),

@@ -3,10 +3,11 @@
 use super::wire::{Broken, PeerSession, Role};
 use super::{Answer, Question};
 use crate::budget;
-use crate::config::{self, Secret};
+use crate::config;
 use crate::documents::{self, LargeAnswer};
 use crate::oci::{Digest, Platform, Repository, Tag};
 use crate::sync::Mutex;
+use crate::text::Secret;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -59,7 +60,7 @@ pub struct PeerState {
 #[derive(Debug)]
 struct Peer {
     address: SocketAddr,
-    secret: Secret,
+    secret: Secret<Vec<u8>>,
     state: Mutex<State>,
     tags: Arc<Semaphore>,
 }
@@ -229,7 +230,7 @@ impl Peer {
     fn ask(&self, question: &Question, until: Instant) -> Result<(PeerSession, Answer), Broken> {
         let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         let socket = TcpStream::connect_timeout(&self.address, left)?;
-        let mut session = PeerSession::shake(socket, self.secret.bytes(), Role::Asker, until)?;
+        let mut session = PeerSession::shake(socket, self.secret.reveal(), Role::Asker, until)?;
         session.send(question, until)?;
         let answer = session.receive(until)?;
         let answer = answer.ok_or_else(|| Broken::Io(std::io::ErrorKind::UnexpectedEof.into()))?;

@@ -3,9 +3,8 @@
 use super::wire::{Broken, PeerSession, Role};
 use super::{Answer, PeerContent, Question};
 use crate::budget;
-use crate::config::Secret;
-use crate::sync::Mutex;
-use std::collections::HashMap;
+use crate::places::{self, Places};
+use crate::text::Secret;
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -47,7 +46,7 @@ impl Drop for Listening {
 /// A sentence that says what is wrong with the address and what can be done.
 pub fn listen(
     address: SocketAddr,
-    secret: &Secret,
+    secret: &Secret<Vec<u8>>,
     content: Arc<dyn PeerContent>,
 ) -> Result<Listening, String> {
     let failed = |e: io::Error| {
@@ -65,8 +64,7 @@ pub fn listen(
         secret: secret.clone(),
         content,
         closed: Arc::clone(&closed),
-        callers: Mutex::default(),
-        warned: Mutex::default(),
+        places: Places::with_most_each(budget::KIT_CONNECTIONS_MAX, budget::KIT_CONNECTIONS_EACH),
     });
     std::thread::Builder::new()
         .name("kit".into())
@@ -78,13 +76,11 @@ pub fn listen(
 }
 
 struct PeerServer {
-    secret: Secret,
+    secret: Secret<Vec<u8>>,
     content: Arc<dyn PeerContent>,
     closed: Arc<AtomicBool>,
-    /// Connections open from each address.
-    callers: Mutex<HashMap<IpAddr, usize>>,
-    /// When the log last reported a caller without the secret.
-    warned: Mutex<Option<Instant>>,
+    /// For connections, handshakes included.
+    places: Places<IpAddr>,
 }
 
 impl PeerServer {
@@ -96,7 +92,7 @@ impl PeerServer {
             }
             match accepted {
                 Ok((socket, caller)) => {
-                    let Some(place) = self.place(caller.ip()) else {
+                    let Some(place) = self.places.take(&places::client(caller.ip())) else {
                         log::debug!("a connection of peer {caller} was closed: there are too many");
                         continue;
                     };
@@ -120,33 +116,18 @@ impl PeerServer {
         }
     }
 
-    fn place(self: &Arc<Self>, ip: IpAddr) -> Option<Place> {
-        let mut callers = self.callers.lock();
-        let all: usize = callers.values().sum();
-        let here = callers.get(&ip).copied().unwrap_or(0);
-        if all >= budget::KIT_CONNECTIONS_MAX || here >= budget::KIT_CONNECTIONS_EACH {
-            return None;
-        }
-        callers.insert(ip, here + 1);
-        Some(Place { server: Arc::clone(self), ip })
-    }
-
     fn talk(&self, socket: TcpStream, caller: SocketAddr) {
         let until = Instant::now() + budget::KIT_HANDSHAKE_TIME;
-        let ended = PeerSession::shake(socket, self.secret.bytes(), Role::Answerer, until)
+        let ended = PeerSession::shake(socket, self.secret.reveal(), Role::Answerer, until)
             .and_then(|session| self.answer_all(session));
         match ended {
             Ok(()) => {}
-            Err(Broken::Secret) => self.warn(caller),
+            Err(Broken::Secret) => {
+                log::warn!(
+                    "refused peer {caller}: it does not have the secret of this kit (kit.secret_file)"
+                );
+            }
             Err(why) => log::debug!("the conversation with peer {caller} ended: {why}"),
-        }
-    }
-
-    fn warn(&self, caller: SocketAddr) {
-        let mut warned = self.warned.lock();
-        if warned.is_none_or(|last| last.elapsed() >= budget::KIT_WARN_EVERY) {
-            *warned = Some(Instant::now());
-            log::warn!("refused peer {caller}: it does not have the secret of this kit (kit.secret_file)");
         }
     }
 
@@ -205,22 +186,4 @@ fn send_file(session: &mut PeerSession, file: &File, from: u64, size: u64) -> Re
         }
     }
     Ok(())
-}
-
-/// A caller's place among the connections; given back on drop.
-struct Place {
-    server: Arc<PeerServer>,
-    ip: IpAddr,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut callers = self.server.callers.lock();
-        if let Some(open) = callers.get_mut(&self.ip) {
-            *open -= 1;
-            if *open == 0 {
-                callers.remove(&self.ip);
-            }
-        }
-    }
 }

@@ -3,8 +3,9 @@
 use super::wire::{Broken, GREETING, NONCE_BYTES, PeerSession, Role};
 use super::{Answer, Claim, Kit, Listening, PeerContent, Question, listen};
 use crate::budget;
-use crate::config::{self, Secret};
+use crate::config;
 use crate::oci::{Algorithm, Digest, Platform, Repository, Tag};
+use crate::text::Secret;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -17,8 +18,8 @@ const SECRET: &str = "a secret of the tests";
 /// What a busy machine may add.
 const LEEWAY: Duration = Duration::from_secs(1);
 
-fn secret(text: &str) -> Secret {
-    Secret::new(text.as_bytes()).unwrap()
+fn secret(text: &str) -> Secret<Vec<u8>> {
+    Secret::new(text.into())
 }
 
 fn soon() -> Instant {
@@ -34,9 +35,9 @@ fn pair() -> (TcpStream, TcpStream) {
 fn shake(asker: TcpStream, answerer: TcpStream, secrets: [&str; 2]) -> [Result<PeerSession, Broken>; 2] {
     let other = secrets[1].to_owned();
     let end = std::thread::spawn(move || {
-        PeerSession::shake(answerer, secret(&other).bytes(), Role::Answerer, soon())
+        PeerSession::shake(answerer, secret(&other).reveal(), Role::Answerer, soon())
     });
-    let asked = PeerSession::shake(asker, secret(secrets[0]).bytes(), Role::Asker, soon());
+    let asked = PeerSession::shake(asker, secret(secrets[0]).reveal(), Role::Asker, soon());
     [asked, end.join().unwrap()]
 }
 
@@ -105,7 +106,7 @@ fn a_wrong_secret_is_turned_away_at_both_ends() {
 fn who_echoes_a_proof_has_proved_nothing() {
     let (asker, mut thief) = pair();
     let end =
-        std::thread::spawn(move || PeerSession::shake(asker, secret(SECRET).bytes(), Role::Asker, soon()));
+        std::thread::spawn(move || PeerSession::shake(asker, secret(SECRET).reveal(), Role::Asker, soon()));
     let mut greeting = [0; GREETING.len() + NONCE_BYTES];
     thief.read_exact(&mut greeting).unwrap();
     thief.write_all(&greeting).unwrap();
@@ -172,7 +173,7 @@ fn who_deals_out_single_bytes_is_not_waited_for() {
     });
     let began = Instant::now();
     let until = began + Duration::from_millis(300);
-    let shaken = PeerSession::shake(asker, secret(SECRET).bytes(), Role::Asker, until);
+    let shaken = PeerSession::shake(asker, secret(SECRET).reveal(), Role::Asker, until);
     assert!(matches!(&shaken, Err(Broken::Io(_))), "{shaken:?}");
     assert!(began.elapsed() < Duration::from_millis(300) + LEEWAY, "{:?}", began.elapsed());
     feeder.join().unwrap();

@@ -15,6 +15,7 @@
 //! their hash is all that is believed of them.
 
 use crate::budget;
+use crate::oci::quoted;
 use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::Serialize;
@@ -182,8 +183,9 @@ impl PeerSession {
         hmac::verify(&self.key, &expected, seal)
             .map_err(|_| Broken::Speech("a frame is not as it was sent".into()))?;
         self.received += 1;
-        let value = serde_json::from_slice(text)
-            .map_err(|e| Broken::Speech(format!("it sends what is not understood: {e}")))?;
+        let value = serde_json::from_slice(text).map_err(|e| {
+            Broken::Speech(format!("it sends what is not understood: {}", quoted(&e.to_string())))
+        })?;
         Ok(Some(value))
     }
 

@@ -14,7 +14,7 @@ use crate::oci::{Digest, Repository, Tag};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 /// The journal's format; a larger number means a newer larder.
@@ -121,7 +121,7 @@ impl Journal {
         if !path.exists() {
             write_file(&path, &line(&Header { format: FORMAT, generation: 1 }))?;
         }
-        let opened = OpenOptions::new().read(true).write(true).mode(0o640).open(&path);
+        let opened = OpenOptions::new().read(true).write(true).open(&path);
         let (opened, read_only) = match opened {
             Err(e) if e.kind() == ErrorKind::ReadOnlyFilesystem => (File::open(&path), true),
             opened => (opened, false),

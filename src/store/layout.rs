@@ -5,7 +5,7 @@ use crate::oci::{Algorithm, Digest};
 use rustix::fs::{FlockOperation, Timespec, Timestamps};
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// The paths of one store.
@@ -37,7 +37,7 @@ impl Layout {
     /// Takes the store's lock for this process.
     pub(super) fn lock(&self) -> Result<File> {
         let path = self.data_dir.join("lock");
-        let opened = OpenOptions::new().create(true).truncate(false).write(true).mode(0o640).open(&path);
+        let opened = own_file().truncate(false).open(&path);
         let opened = match opened {
             Err(e) if e.kind() == ErrorKind::ReadOnlyFilesystem => File::open(&path),
             opened => opened,
@@ -47,6 +47,20 @@ impl Layout {
             Ok(()) => Ok(file),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(StoreError::Locked(self.data_dir.clone())),
             Err(e) => Err(StoreError::io(format!("cannot lock {}", path.display()))(e.into())),
+        }
+    }
+
+    /// Takes from others what an older larder let them read: all of the store's files but the blobs.
+    pub(super) fn keep_to_owner(&self) {
+        let own = ["lock", "journal", "session", "index.unproven"].map(|name| self.data_dir.join(name));
+        let folders = [self.index(), self.staging()];
+        let within = folders.iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten();
+        for path in own.into_iter().chain(within.map(|entry| entry.path())) {
+            let open =
+                fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_file() && meta.mode() & 0o077 != 0);
+            if open && let Err(e) = fs::set_permissions(&path, fs::Permissions::from_mode(0o600)) {
+                log::debug!("{} can be read by others, and its mode cannot be changed: {e}", path.display());
+            }
         }
     }
 
@@ -186,6 +200,19 @@ pub(super) fn set_private(path: &Path, private: bool) -> Result<()> {
         .map_err(StoreError::io(format!("cannot set the mode of {}", path.display())))
 }
 
+/// How every file of the store is made that is no blob: the names of private images are in it, so that its owner alone may
+/// read it, whatever the umask is.
+pub(super) fn own_file() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.create(true).write(true).mode(0o600);
+    options
+}
+
+/// Writes a small file of the store. A power cut may tear it.
+pub(super) fn write_own(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    own_file().truncate(true).open(path)?.write_all(bytes)
+}
+
 /// Writes a small file in one piece: a new one beside it, flushed, renamed, the folder flushed.
 pub(super) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     replace_file(path, bytes)?;
@@ -196,7 +223,7 @@ pub(super) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
 pub(super) fn replace_file(path: &Path, bytes: &[u8]) -> Result<File> {
     let fresh = path.with_extension("new");
     let failed = |what: &str| StoreError::io(format!("cannot {what} {}", fresh.display()));
-    let opened = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&fresh);
+    let opened = own_file().read(true).truncate(true).open(&fresh);
     let mut file = opened.map_err(failed("create"))?;
     file.write_all(bytes).map_err(failed("write"))?;
     file.sync_all().map_err(failed("flush"))?;
@@ -205,7 +232,9 @@ pub(super) fn replace_file(path: &Path, bytes: &[u8]) -> Result<File> {
 }
 
 fn make_dir(path: &Path) -> Result<()> {
-    fs::create_dir_all(path).map_err(StoreError::io(format!("cannot make {}", path.display())))
+    // The group may enter, for the control socket.
+    let made = fs::DirBuilder::new().recursive(true).mode(0o750).create(path);
+    made.map_err(StoreError::io(format!("cannot make {}", path.display())))
 }
 
 fn remove_dir(path: &Path) -> Result<()> {

@@ -90,6 +90,7 @@ impl Store {
             layout,
         };
         store.layout.clear_scratch();
+        store.layout.keep_to_owner();
         let needs_rebuild = match store.open_index() {
             Ok(()) => false,
             Err(newer @ StoreError::Newer { .. }) => return Err(newer),

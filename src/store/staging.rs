@@ -6,7 +6,7 @@
 
 use super::Store;
 use super::error::{Result, StoreError};
-use super::layout::{flush_dir, set_private};
+use super::layout::{flush_dir, set_private, write_own};
 use super::record::checksum;
 use crate::auth::AccessClass;
 use crate::budget;
@@ -122,7 +122,7 @@ impl Store {
         let origin = path.with_extension("origin");
         // At once: others read it to see what may go on under another key.
         let written = origin.with_extension("new");
-        fs::write(&written, note)
+        write_own(&written, &note)
             .and_then(|()| fs::rename(&written, &origin))
             .map_err(StoreError::io(format!("cannot write {}", origin.display())))?;
         self.adopt(key, &path);

@@ -2,11 +2,12 @@
 
 use crate::board::{self, Board, FETCH, Folder, LEEWAY, image, layer_of, needed, upstream_with};
 use larder::budget;
-use larder::config::{self, Secret};
+use larder::config;
 use larder::demo::image::SampleImage as Image;
 use larder::demo::upstream::{Behaviour, FaultyRegistry as Upstream, LoginDemand as Login};
 use larder::kit::{self, Kit, Listening, PeerContent};
 use larder::oci::{Digest, Platform, Repository, Tag};
+use larder::text::Secret;
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
@@ -200,7 +201,7 @@ struct Liar {
 impl Liar {
     fn open(image: &Image, lies_about_manifests: bool) -> Listening {
         let liar = Liar { image: image.clone(), folder: Folder::new(), lies_about_manifests };
-        kit::listen(any_port(), &Secret::new(SECRET.as_bytes()).unwrap(), Arc::new(liar)).unwrap()
+        kit::listen(any_port(), &Secret::new(SECRET.into()), Arc::new(liar)).unwrap()
     }
 
     fn file(&self, digest: &Digest, bytes: &[u8]) -> (File, u64) {
@@ -358,7 +359,7 @@ fn private_content_is_not_shared() {
     }
     let kit = Kit::new(&config::KitSettings {
         secret_file: "/none".into(),
-        secret: Secret::new(SECRET.as_bytes()).unwrap(),
+        secret: Secret::new(SECRET.into()),
         listen: any_port(),
         peers: vec![board.kit_addr()],
         mdns: false,

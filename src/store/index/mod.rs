@@ -28,6 +28,7 @@ mod table;
 pub(super) use slot::IndexSlot;
 
 use super::error::{Result, StoreError};
+use super::layout::own_file;
 use crate::budget;
 use heed::types::Bytes;
 use heed::{CommitOrAbort, Env, EnvFlags, EnvOpenOptions, WithoutTls};
@@ -205,18 +206,13 @@ pub(in crate::store) fn close<I: std::borrow::Borrow<Index>>(index: I) {
 /// process that writes to the map. Where the file system cannot do that nothing is lost.
 fn reserve_lock(folder: &Path) -> Result<()> {
     let path = folder.join("lock.mdb");
-    let reserved =
-        std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).and_then(
-            |file| match rustix::fs::fallocate(
-                &file,
-                rustix::fs::FallocateFlags::empty(),
-                0,
-                budget::INDEX_LOCK_BYTES,
-            ) {
-                Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(()),
-                other => other.map_err(Into::into),
-            },
-        );
+    let reserved = own_file().read(true).truncate(false).open(&path).and_then(|file| {
+        let all = rustix::fs::FallocateFlags::empty();
+        match rustix::fs::fallocate(&file, all, 0, budget::INDEX_LOCK_BYTES) {
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(()),
+            other => other.map_err(Into::into),
+        }
+    });
     reserved.map_err(StoreError::io(format!("cannot reserve {}", path.display())))
 }
 

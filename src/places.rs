@@ -1,0 +1,177 @@
+//! A pool of places, shared fairly (rule 11): an eighth of them, at least one, is kept for holders that have none or few.
+//!
+//! So one holder has up to seven eighths while nobody else wants any. Of the last eighth a holder may take a place as long as
+//! more are free than it has, so that the next one finds some, too. A holder is whoever the pool is shared between; for
+//! clients that is [`client`], an address. Places are given back by being dropped.
+
+use crate::sync::Mutex;
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::net::{IpAddr, Ipv6Addr};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// Who a client is to a pool: its address, of IPv6 the network of 64 bits that one machine may have all of.
+pub fn client(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),
+        v4 => v4,
+    }
+}
+
+/// The places, and who holds how many.
+#[derive(Debug)]
+pub struct Places<K>(Arc<Pool<K>>);
+
+#[derive(Debug)]
+struct Pool<K> {
+    most: usize,
+    /// The most that one holder may have.
+    each: usize,
+    held: Mutex<HashMap<K, usize>>,
+    freed: Notify,
+}
+
+/// One place, until it is dropped.
+#[derive(Debug)]
+pub struct Place<K: Eq + Hash> {
+    pool: Arc<Pool<K>>,
+    holder: K,
+}
+
+impl<K: Eq + Hash + Clone> Places<K> {
+    /// `most` places, at least two: of one alone nothing could be kept.
+    pub fn new(most: usize) -> Places<K> {
+        let most = most.max(2);
+        Places::with_most_each(most, most)
+    }
+
+    /// The same, of which one holder has at most `each`, whether others want any or not.
+    pub fn with_most_each(most: usize, each: usize) -> Places<K> {
+        let (held, freed) = (Mutex::default(), Notify::new());
+        Places(Arc::new(Pool { most, each, held, freed }))
+    }
+
+    /// The number of places.
+    pub fn most(&self) -> usize {
+        self.0.most
+    }
+
+    /// A place for `holder`, if it may have one now.
+    pub fn take(&self, holder: &K) -> Option<Place<K>> {
+        let mut held = self.0.held.lock();
+        let free = self.0.most.saturating_sub(held.values().sum());
+        let own = held.get(holder).copied().unwrap_or(0);
+        let kept = (self.0.most / 8).max(1);
+        if free <= own.min(kept) || own >= self.0.each {
+            return None;
+        }
+        held.insert(holder.clone(), own + 1);
+        Some(Place { pool: Arc::clone(&self.0), holder: holder.clone() })
+    }
+
+    /// A place for `holder`, if it may have one within `longest`.
+    pub async fn wait(&self, holder: &K, longest: Duration) -> Option<Place<K>> {
+        let taken = async {
+            loop {
+                let mut freed = pin!(self.0.freed.notified());
+                // From here on no place is given back unnoticed.
+                freed.as_mut().enable();
+                if let Some(place) = self.take(holder) {
+                    return place;
+                }
+                freed.await;
+            }
+        };
+        tokio::time::timeout(longest, taken).await.ok()
+    }
+
+    /// Waits until nobody holds a place.
+    pub async fn emptied(&self) {
+        loop {
+            let mut freed = pin!(self.0.freed.notified());
+            freed.as_mut().enable();
+            if self.0.held.lock().is_empty() {
+                return;
+            }
+            freed.await;
+        }
+    }
+}
+
+impl<K: Eq + Hash> Drop for Place<K> {
+    fn drop(&mut self) {
+        let mut held = self.pool.held.lock();
+        if let Some(own) = held.get_mut(&self.holder) {
+            *own -= 1;
+            if *own == 0 {
+                held.remove(&self.holder);
+            }
+        }
+        drop(held);
+        self.pool.freed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_holder_never_has_the_last_eighth() {
+        for (most, one, two) in [(512, 448, 32), (42, 37, 3), (24, 21, 2), (8, 7, 1), (2, 1, 1)] {
+            let places = Places::new(most);
+            let take_all = |holder| std::iter::from_fn(|| places.take(&holder)).collect::<Vec<_>>();
+            let (first, second) = (take_all(1), take_all(2));
+            assert_eq!((first.len(), second.len()), (one, two), "of {most}");
+            // As long as there is a place it is for who has none.
+            let others: Vec<_> = (3..).map_while(|holder| places.take(&holder)).collect();
+            assert_eq!(others.len(), most - one - two);
+            assert!((1..600).all(|holder| places.take(&holder).is_none()));
+            drop((first, second, others));
+            assert!(places.0.held.lock().is_empty());
+            assert!(places.take(&1).is_some());
+        }
+    }
+
+    #[test]
+    fn holders_that_race_leave_places_for_the_next() {
+        let places = Places::new(512);
+        let mut held = Vec::new();
+        while let [Some(a), Some(b), Some(c)] = [1, 2, 3].map(|holder| places.take(&holder)) {
+            held.push([a, b, c]);
+        }
+        let next: Vec<_> = std::iter::from_fn(|| places.take(&4)).collect();
+        assert!((30..=33).contains(&next.len()), "{}", next.len());
+        assert!(places.take(&5).is_some());
+    }
+
+    #[test]
+    fn what_is_given_back_goes_to_who_waits() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let places = Places::new(8);
+            let mut many: Vec<_> = std::iter::from_fn(|| places.take(&1)).collect();
+            assert!(places.wait(&1, Duration::from_millis(20)).await.is_none());
+            let (waited, ()) = tokio::join!(places.wait(&1, Duration::from_secs(60)), async {
+                tokio::task::yield_now().await;
+                many.pop();
+            });
+            assert!(waited.is_some());
+            drop((waited, many));
+            places.emptied().await;
+        });
+    }
+
+    #[test]
+    fn a_client_is_an_address_or_a_network() {
+        let of = |text: &str| client(text.parse().unwrap()).to_string();
+        assert_eq!(of("10.0.0.2"), "10.0.0.2");
+        assert_eq!(of("::ffff:10.0.0.2"), "10.0.0.2");
+        assert_eq!(of("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+        assert_eq!(of("2001:db8:1:2::9"), "2001:db8:1:2::");
+        assert_ne!(of("2001:db8:1:3::9"), "2001:db8:1:2::");
+    }
+}
