@@ -275,9 +275,12 @@ impl Reader {
     /// Goes on without the disk after a fill has failed with `problem`, if only the disk was to blame.
     async fn read_uncached(&mut self, left: u64, problem: io::Error) -> io::Result<Bytes> {
         let ReaderSource::Growing { fill, follow, stall } = &self.from else { return Err(problem) };
-        let Some(cause) = fill.not_stored() else { return Err(problem) };
-        let total = follow.borrow().total.ok_or(problem)?;
         let Account { mirror, repository, .. } = &self.account;
+        let Some(cause) = fill.not_stored() else {
+            mirror.served_badly(repository, fill);
+            return Err(problem);
+        };
+        let total = follow.borrow().total.ok_or(problem)?;
         let pieces = mirror.resume_uncached(repository, fill, total, &cause).await;
         let pieces = pieces.map_err(|refusal| io::Error::other(refusal.to_string()))?;
         let (sent, stall) = (fill.file(), *stall);

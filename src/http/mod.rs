@@ -82,8 +82,8 @@ async fn answer(
 /// # Errors
 /// The answer that says why not.
 async fn access(shared: &ServerShared, request: &mut ClientRequest) -> Result<(), Answer> {
-    let Some((registry, digest)) = request.subject() else { return Ok(()) };
-    match shared.mirror.access(registry, digest, Viewer::Client(&request.identity)) {
+    let Some(registry) = request.registry() else { return Ok(()) };
+    match shared.mirror.access(registry, Viewer::Client(&request.identity)) {
         Access::Granted => Ok(()),
         Access::LoginNeeded => {
             request.identity = shared.authenticator.log_in(request, registry).await?;

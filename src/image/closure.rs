@@ -1,11 +1,14 @@
 //! Readiness: would this image start with every link down?
 //!
 //! The closure of a manifest for the wanted platforms is checked on the disk each time: a version is complete only if
-//! every manifest and blob of it is there now. [`Closures`] remembers which content a manifest names, because that cannot
-//! change, but looks for each blob every time. Failure is the store's.
+//! every manifest and blob of it is there now, and may be served through the repository that is looked at: private content
+//! of others is absent. [`Closures`] remembers which content a manifest names, because that cannot change, but looks for
+//! each blob every time. Failure is the store's.
 
+use crate::auth::AccessClass;
 use crate::budget;
-use crate::oci::{Descriptor, Digest, Kind, Manifest, Platform};
+use crate::config::Config;
+use crate::oci::{Descriptor, Digest, Kind, Manifest, Platform, Repository};
 use crate::store::{Store, StoreError};
 use crate::text::bytes_text;
 use std::cell::RefCell;
@@ -63,15 +66,6 @@ impl Closure {
     }
 }
 
-/// The closure of `root` for the platform among `platforms` that is nearest to complete. Several platforms are
-/// alternatives here: one board runs one of them.
-///
-/// # Errors
-/// A manifest cannot be read.
-pub fn closure(store: &Store, platforms: &[Platform], root: &Digest) -> Result<Closure, StoreError> {
-    Closures::new(store, platforms).of(root)
-}
-
 /// What a manifest names.
 pub(super) struct Named {
     /// Bytes of the manifest itself.
@@ -84,24 +78,42 @@ pub(super) struct Named {
 /// Closures of many manifests: each manifest is read once for as long as [`budget::NAMED_CHILDREN_MAX`] allows.
 pub struct Closures<'a> {
     pub(super) store: &'a Store,
+    config: &'a Config,
     platforms: &'a [Platform],
     /// What was read, and how many manifests and children that is.
     read: RefCell<(HashMap<Digest, Rc<Named>>, usize)>,
 }
 
 impl<'a> Closures<'a> {
-    /// Closures for the platform among `platforms` that is nearest to complete.
-    pub fn new(store: &'a Store, platforms: &'a [Platform]) -> Self {
-        Closures { store, platforms, read: RefCell::default() }
+    /// Closures for the platform of the configuration that is nearest to complete. Several platforms are alternatives
+    /// here: one board runs one of them.
+    pub fn new(store: &'a Store, config: &'a Config) -> Self {
+        Closures::for_platforms(store, config, &config.platforms)
     }
 
-    /// The closure of `root`, see [`closure`].
+    /// The same for other platforms.
+    pub fn for_platforms(store: &'a Store, config: &'a Config, platforms: &'a [Platform]) -> Self {
+        Closures { store, config, platforms, read: RefCell::default() }
+    }
+
+    /// The closure of `root` as it can be served through a repository. Of a registry that is not configured all that is on
+    /// the disk counts: nothing of it is served.
+    ///
+    /// # Errors
+    /// A manifest or the index cannot be read.
+    pub fn of(&self, repository: &Repository, root: &Digest) -> Result<Closure, StoreError> {
+        let upstream = self.config.upstreams.iter().find(|upstream| upstream.name == repository.registry);
+        let class = upstream.map(|upstream| AccessClass::of_upstream(upstream.is_private()));
+        let through = class.map(|class| (repository, class));
+        Walk { closures: self, through, manifests: 0 }.manifest(root, 0, 0)
+    }
+
+    /// The closure of `root` with all that is on the disk, whoever may see it.
     ///
     /// # Errors
     /// A manifest cannot be read.
-    pub fn of(&self, root: &Digest) -> Result<Closure, StoreError> {
-        let stated = self.store.blob_size(root).unwrap_or(0);
-        Walk { closures: self, manifests: 0 }.manifest(root, stated, 0)
+    pub fn on_disk(&self, root: &Digest) -> Result<Closure, StoreError> {
+        Walk { closures: self, through: None, manifests: 0 }.manifest(root, 0, 0)
     }
 
     /// What a manifest names; `None` if it is not here. `media_type`: the one it came with.
@@ -131,6 +143,8 @@ impl<'a> Closures<'a> {
 
 struct Walk<'a> {
     closures: &'a Closures<'a>,
+    /// The repository that content is served through; `None`: all that is on the disk counts.
+    through: Option<(&'a Repository, AccessClass)>,
     manifests: usize,
 }
 
@@ -142,26 +156,39 @@ impl Walk<'_> {
             closure.unknown = true;
             return Ok(closure);
         }
-        let Some(named) = self.closures.named(digest, None)? else {
+        let named = match self.size(digest)? {
+            Some(_) => self.closures.named(digest, None)?,
+            None => None,
+        };
+        let Some(named) = named else {
             closure.absent.insert(digest.clone(), stated);
             return Ok(closure);
         };
         closure.present.insert(digest.clone(), named.size);
         match named.kind {
             Some(Kind::Index) => closure.add(self.index(&named, depth)?),
-            Some(Kind::Image) => self.image(&named, &mut closure),
+            Some(Kind::Image) => self.image(&named, &mut closure)?,
             None => closure.unknown = true,
         }
         Ok(closure)
     }
 
-    fn image(&self, manifest: &Named, closure: &mut Closure) {
+    /// The size of content that counts as here.
+    fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
+        match self.through {
+            Some((repository, class)) => self.closures.store.size_through(repository, class, digest),
+            None => Ok(self.closures.store.blob_size(digest)),
+        }
+    }
+
+    fn image(&self, manifest: &Named, closure: &mut Closure) -> Result<(), StoreError> {
         for child in manifest.children.iter().filter(|child| !child.optional) {
-            match self.closures.store.blob_size(&child.digest) {
+            match self.size(&child.digest)? {
                 Some(size) => closure.present.insert(child.digest.clone(), size),
                 None => closure.absent.insert(child.digest.clone(), child.size),
             };
         }
+        Ok(())
     }
 
     /// The nearest to complete of the children that run here; of all children where none states that it does.

@@ -16,7 +16,7 @@ mod evict;
 mod walk;
 
 pub use catalogue::{Busy, Catalogue, Gone, Stocked};
-pub use closure::{Closure, Closures, closure};
+pub use closure::{Closure, Closures};
 pub use evict::Otherwise;
 pub use walk::{each_repository, each_tag, first_complete, here, served};
 

@@ -8,7 +8,7 @@ use super::refusal::Refusal;
 use crate::config::{Config, LiveConfig};
 use crate::decide::Reach;
 use crate::fetch::{Cause, Failure, LinkState, Upstream, Upstreams};
-use crate::image::{Closure, closure};
+use crate::image::{Closure, Closures};
 use crate::kit::Kit;
 use crate::oci::{Digest, RegistryName, Repository};
 use crate::store::{ContentLink, Store, StoreError};
@@ -54,9 +54,9 @@ impl Context {
         self.upstreams.find(registry).cloned().ok_or_else(|| Refusal::UnknownRegistry(registry.clone()))
     }
 
-    /// The closure of a manifest for the wanted platforms.
-    pub(super) fn closure(&self, digest: &Digest) -> Result<Closure, StoreError> {
-        closure(&self.store, &self.config.now().platforms, digest)
+    /// The closure of a manifest for the wanted platforms, as it can be served through a repository.
+    pub(super) fn closure(&self, repository: &Repository, digest: &Digest) -> Result<Closure, StoreError> {
+        Closures::new(&self.store, &self.config.now()).of(repository, digest)
     }
 
     /// What the index knows of some content in a repository; nothing while there is no index.

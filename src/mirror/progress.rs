@@ -6,6 +6,7 @@
 
 use super::counters::ByteSource;
 use super::refusal::Refusal;
+use crate::budget;
 use crate::oci::{Digest, Repository};
 use crate::store::ContentKey;
 use crate::sync::Mutex;
@@ -13,6 +14,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, OnceLock};
+use std::time::Instant;
 use tokio::sync::watch;
 
 /// A download, as clients see it.
@@ -23,6 +25,8 @@ pub struct Fill {
     /// The size that a manifest states, in bytes.
     pub(super) stated: Option<u64>,
     pub(super) file: OnceLock<Arc<File>>,
+    /// When it was seen to run first.
+    began: OnceLock<Instant>,
     /// A client waits for it or has waited.
     demanded: AtomicBool,
     /// Some of it came from a peer.
@@ -88,6 +92,7 @@ impl Fill {
             repository: repository.clone(),
             stated,
             file: OnceLock::new(),
+            began: OnceLock::new(),
             demanded: AtomicBool::new(demand == Demand::Client),
             from_peer: AtomicBool::new(false),
             kind: FillKind::Download,
@@ -144,7 +149,19 @@ impl Fill {
         self.progress.subscribe()
     }
 
+    /// Whether it is too slow to be joined by another repository, which then costs its upstream next to nothing.
+    pub(super) fn is_slow(&self) -> bool {
+        let progress = self.progress.borrow();
+        let taken = self.began.get().filter(|_| progress.phase == Phase::Running).map(Instant::elapsed);
+        taken.is_some_and(|taken| {
+            taken > budget::JOIN_WAIT && progress.available < taken.as_secs() * budget::JOIN_RATE_MIN
+        })
+    }
+
     pub(super) fn set_phase(&self, phase: Phase) {
+        if phase == Phase::Running {
+            self.began.get_or_init(Instant::now);
+        }
         self.progress.send_modify(|progress| progress.phase = phase);
     }
 
@@ -166,12 +183,39 @@ impl Fill {
 
 /// All fills, by key. A fill leaves the table after its blob is in the store.
 #[derive(Default)]
-pub(super) struct FillTable(Mutex<HashMap<ContentKey, Arc<Fill>>>);
+pub(super) struct FillTable {
+    fills: Mutex<HashMap<ContentKey, Arc<Fill>>>,
+    /// The repositories whose shared fills have served badly: the others do not join them again.
+    bad: Mutex<HashMap<ContentKey, Repository>>,
+}
 
 impl FillTable {
     /// For several changes that others must see at once.
     pub(super) fn lock(&self) -> MutexGuard<'_, HashMap<ContentKey, Arc<Fill>>> {
-        self.0.lock()
+        self.fills.lock()
+    }
+
+    /// A fill served badly: it failed, or did not go on.
+    pub(super) fn served_badly(&self, fill: &Fill) {
+        let mut bad = self.bad.lock();
+        if bad.len() >= budget::FILLS_MAX {
+            bad.clear();
+        }
+        if fill.kind == FillKind::Download && fill.key.apart.is_none() {
+            bad.insert(fill.key.clone(), fill.repository.clone());
+        }
+    }
+
+    /// The key under which a repository fetches: of its own where another's fill of this content has served badly.
+    pub(super) fn key_for(&self, shared: ContentKey, repository: &Repository) -> ContentKey {
+        let bad = self.bad.lock();
+        let apart = bad.get(&shared).is_some_and(|of| of != repository);
+        if apart { shared.apart(&repository.name) } else { shared }
+    }
+
+    /// Content has arrived, so that nobody joins a fill of it any more.
+    pub(super) fn forget_bad(&self, key: &ContentKey) {
+        self.bad.lock().remove(&ContentKey { apart: None, ..key.clone() });
     }
 
     pub(super) fn find(&self, key: &ContentKey) -> Option<Arc<Fill>> {

@@ -111,11 +111,8 @@ mod tests {
     const LONG: Duration = Duration::from_secs(20);
 
     fn key(fill: char) -> ContentKey {
-        ContentKey {
-            registry: "docker.io".parse().unwrap(),
-            class: AccessClass::Public,
-            digest: format!("sha256:{}", String::from(fill).repeat(64)).parse().unwrap(),
-        }
+        let digest = format!("sha256:{}", String::from(fill).repeat(64)).parse().unwrap();
+        ContentKey::shared("docker.io".parse().unwrap(), AccessClass::Public, digest)
     }
 
     #[test]

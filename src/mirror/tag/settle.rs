@@ -29,7 +29,7 @@ impl Settler {
         record: &TagRecord,
     ) -> Result<(), StoreError> {
         let Some(seen) = awaited(record) else { return Ok(()) };
-        let complete = self.context.closure(&seen.digest)?.is_complete();
+        let complete = self.context.closure(repository, &seen.digest)?.is_complete();
         if complete && self.context.store.tag_complete(repository, tag, &seen.digest)? {
             log::info!("{repository}:{tag} is complete at {}", seen.digest);
         }
@@ -44,7 +44,7 @@ impl Settler {
     /// Records the claims whose content is now complete as versions of their tags.
     pub(super) fn settle_claims(&self, repository: &Repository) {
         for (tag, claim) in self.table.claims(repository) {
-            let noted = self.context.closure(&claim.digest).and_then(|found| {
+            let noted = self.context.closure(repository, &claim.digest).and_then(|found| {
                 if !found.is_complete() {
                     return Ok(false);
                 }

@@ -186,7 +186,7 @@ fn what_0_1_0_had_staged_is_taken_up_for_its_registry_alone() {
     assert_eq!(found, [(AccessClass::Unproven, repository(), 120), (AccessClass::Unproven, secret(), 120)]);
     let (public, private) = (sha256(&b"p".repeat(200)), sha256(&b"s".repeat(200)));
     let stage = |repository: Repository, class, digest: &Digest| {
-        let key = ContentKey { registry: repository.registry.clone(), class, digest: digest.clone() };
+        let key = ContentKey::shared(repository.registry.clone(), class, digest.clone());
         let staged = store.stage(&key, &StagedFrom { repository, size: Some(200) }).unwrap();
         (key, staged)
     };
