@@ -241,6 +241,10 @@ impl Reader {
             ReaderSource::Complete(file) => (Arc::clone(file), left),
             ReaderSource::Uncached(stream) => return stream.next(left).await,
             ReaderSource::Growing { fill, follow, stall } => {
+                if fill.is_bad_for(&self.account.repository) {
+                    let slow = io::Error::other("the download of another repository is too slow to wait for");
+                    return self.read_uncached(left, slow).await;
+                }
                 let available = match bytes_after(follow, self.offset, *stall).await {
                     Ok(available) => left.min(available - self.offset),
                     Err(problem) => return self.read_uncached(left, problem).await,

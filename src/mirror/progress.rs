@@ -25,14 +25,24 @@ pub struct Fill {
     /// The size that a manifest states, in bytes.
     pub(super) stated: Option<u64>,
     pub(super) file: OnceLock<Arc<File>>,
-    /// When it was seen to run first.
-    began: OnceLock<Instant>,
+    /// How fast its bytes come, since it runs.
+    pace: Mutex<Option<Pace>>,
     /// A client waits for it or has waited.
     demanded: AtomicBool,
     /// Some of it came from a peer.
     pub(super) from_peer: AtomicBool,
     kind: FillKind,
     pub(super) progress: watch::Sender<Progress>,
+}
+
+/// The pace of a fill, measured over [`budget::JOIN_WAIT`] at a time.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    /// When the present time began, and the bytes that there were.
+    since: Instant,
+    bytes: u64,
+    /// In the time before, fewer bytes came than [`budget::JOIN_RATE_MIN`].
+    slow: bool,
 }
 
 /// What a fill does.
@@ -92,7 +102,7 @@ impl Fill {
             repository: repository.clone(),
             stated,
             file: OnceLock::new(),
-            began: OnceLock::new(),
+            pace: Mutex::default(),
             demanded: AtomicBool::new(demand == Demand::Client),
             from_peer: AtomicBool::new(false),
             kind: FillKind::Download,
@@ -149,18 +159,33 @@ impl Fill {
         self.progress.subscribe()
     }
 
-    /// Whether it is too slow to be joined by another repository, which then costs its upstream next to nothing.
-    pub(super) fn is_slow(&self) -> bool {
-        let progress = self.progress.borrow();
-        let taken = self.began.get().filter(|_| progress.phase == Phase::Running).map(Instant::elapsed);
-        taken.is_some_and(|taken| {
-            taken > budget::JOIN_WAIT && progress.available < taken.as_secs() * budget::JOIN_RATE_MIN
-        })
+    /// So many bytes have come at `now`.
+    pub(super) fn keep_pace(&self, bytes: u64, now: Instant) {
+        let mut pace = self.pace.lock();
+        let before = *pace.get_or_insert(Pace { since: now, bytes, slow: false });
+        let took = now.saturating_duration_since(before.since);
+        if took >= budget::JOIN_WAIT {
+            let slow = bytes.saturating_sub(before.bytes) < took.as_secs() * budget::JOIN_RATE_MIN;
+            *pace = Some(Pace { since: now, bytes, slow });
+        }
+    }
+
+    /// Whether it is too slow for a client of another repository, whose own download costs upstream next to nothing then.
+    pub fn is_slow(&self, now: Instant) -> bool {
+        let pace = *self.pace.lock();
+        let silent = |pace: &Pace| now.saturating_duration_since(pace.since) >= 2 * budget::JOIN_WAIT;
+        let running = self.progress.borrow().phase == Phase::Running;
+        running && pace.is_some_and(|pace| pace.slow || silent(&pace))
+    }
+
+    /// Whether a client of `repository` is better served by a download of its own.
+    pub fn is_bad_for(&self, repository: &Repository) -> bool {
+        self.repository != *repository && self.is_slow(Instant::now())
     }
 
     pub(super) fn set_phase(&self, phase: Phase) {
         if phase == Phase::Running {
-            self.began.get_or_init(Instant::now);
+            *self.pace.lock() = None;
         }
         self.progress.send_modify(|progress| progress.phase = phase);
     }
@@ -237,5 +262,62 @@ impl FillTable {
         let table = self.lock();
         let parked = table.values().filter(|fill| fill.is_parked()).count();
         (table.len() - parked, parked)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::AccessClass;
+    use crate::oci::Algorithm;
+
+    fn fill() -> Fill {
+        let repository: Repository = "docker.io/lab/app".parse().unwrap();
+        let digest = Digest::of(Algorithm::Sha256, b"layer");
+        let key = ContentKey::shared(repository.registry.clone(), AccessClass::Public, digest);
+        Fill::download(key, &repository, None, Demand::Client)
+    }
+
+    #[test]
+    fn a_fill_is_slow_by_its_last_bytes_and_not_by_all_of_them() {
+        let (fill, start) = (fill(), Instant::now());
+        let at = |waits: u32| start + waits * budget::JOIN_WAIT;
+        let least = budget::JOIN_WAIT.as_secs() * budget::JOIN_RATE_MIN;
+        assert!(!fill.is_slow(at(9)), "it does not run yet");
+        fill.set_phase(Phase::Running);
+        fill.keep_pace(0, at(0));
+        fill.keep_pace(1_000 * least, at(1));
+        assert!(!fill.is_slow(at(1)));
+        fill.keep_pace(1_000 * least + 1, at(2));
+        assert!(fill.is_slow(at(2)), "a byte is not enough");
+        fill.keep_pace(1_001 * least + 1, at(3));
+        assert!(!fill.is_slow(at(3)) && !fill.is_slow(at(4)), "it just suffices");
+        assert!(fill.is_slow(at(5)), "nothing has come since");
+        fill.set_phase(Phase::Parked("down".into()));
+        assert!(!fill.is_slow(at(9)), "it may be slow no more when it runs again");
+        fill.set_phase(Phase::Running);
+        assert!(!fill.is_slow(at(9)));
+    }
+
+    #[test]
+    fn what_has_served_badly_is_not_joined_by_others_until_it_has_come() {
+        let (table, fill) = (FillTable::default(), fill());
+        let other: Repository = "docker.io/lab/other".parse().unwrap();
+        let key = |repository| table.key_for(fill.key.clone(), repository);
+        assert_eq!(key(&other), fill.key);
+        table.served_badly(&fill);
+        assert_eq!(key(&other), fill.key.apart(&other.name));
+        assert_eq!(key(&fill.repository), fill.key, "its own clients have what it has");
+        let private = ContentKey { class: AccessClass::Private, ..fill.key.clone() };
+        assert_eq!(table.key_for(private.clone(), &other), private);
+        table.forget_bad(&fill.key.apart(&other.name));
+        assert_eq!(key(&other), fill.key);
+        // What is remembered has an end.
+        for n in 0..budget::FILLS_MAX + 1 {
+            let digest = Digest::of(Algorithm::Sha256, &n.to_le_bytes());
+            let key = ContentKey { digest, ..fill.key.clone() };
+            table.served_badly(&Fill::download(key, &other, None, Demand::Background));
+        }
+        assert!(table.bad.lock().len() <= budget::FILLS_MAX);
     }
 }

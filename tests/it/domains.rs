@@ -142,6 +142,7 @@ fn a_fill_that_serves_badly_lets_the_others_begin_their_own() {
         Behaviour::StallBodyAfter(100_000),
         Behaviour::Status(404, Vec::new()),
         Behaviour::SlowBody { bytes: 10_000, pause: std::time::Duration::from_millis(20) },
+        Behaviour::SlowBody { bytes: 1, pause: std::time::Duration::from_millis(500) },
     ];
     for trouble in troubles {
         let (upstream, board) = two_repositories(&image, &forged(&image, whole.len()));
@@ -365,4 +366,25 @@ fn an_honest_peer_is_not_blamed_for_a_size_that_a_registry_claimed() {
         assert!(board.get(&of("lab/app", &layer, "docker.io")).body().unwrap() == *image.blobs[&layer]);
         board.check_blobs();
     }
+}
+
+#[test]
+fn a_corrupt_blob_is_refetched_from_who_has_it_whoever_else_names_it() {
+    let image = image(1);
+    let layer = layer_of(&image);
+    let forgery = naming(&layer, image.blobs[&layer].len());
+    let (honest, evil) = (upstream_with(&image), upstream_with(&forgery));
+    let board = board_of(&honest, &evil);
+    // The other registry's manifest names the layer first.
+    ask_manifests(&board, &forgery, "lab/app", "evil.example", &[]);
+    board.pull("lab/app", "latest").unwrap();
+    let path = board.data().join("blobs/sha256").join(layer.hex());
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[1_000] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    assert_eq!(board.command(&["verify", "--repair"]).status.code(), Some(1), "something was wrong");
+    board.wait_until("the layer's return", || board.has_blob(&layer));
+    board.check_blobs();
+    assert!(evil.count("GET", "/blobs/") > 0, "it was asked too");
+    assert!(board.get(&of("lab/app", &layer, "docker.io")).body().unwrap() == *image.blobs[&layer]);
 }

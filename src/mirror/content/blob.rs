@@ -15,7 +15,7 @@ use crate::auth::AccessClass;
 use crate::budget;
 use crate::fetch::Upstream;
 use crate::oci::{Digest, Repository};
-use crate::store::Blob;
+use crate::store::{Blob, ContentLink};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -89,7 +89,7 @@ impl Blobs {
             Some(source) => Ok(source),
             // It was corrupt, and is not here any more.
             None => {
-                let stated = self.stated(repository, digest).await?;
+                let stated = self.link(repository, digest).await?.and_then(|link| link.size);
                 self.fetch(&upstream, repository, digest, stated).await
             }
         }
@@ -134,12 +134,17 @@ impl Blobs {
         let known = match fill.key.class {
             AccessClass::Public => stated,
             AccessClass::Private | AccessClass::Unproven => {
-                let answered = self.ask_size(upstream, repository, digest).await?;
-                self.hold(repository, digest).await?;
-                stated.or(answered)
+                let link = self.link(repository, digest).await?;
+                if link.is_some_and(|link| link.held) && stated.is_some() {
+                    stated
+                } else {
+                    let answered = self.ask_size(upstream, repository, digest).await?;
+                    self.hold(repository, digest).await?;
+                    stated.or(answered)
+                }
             }
         };
-        if known.is_none() || fill.is_slow() {
+        if known.is_none() || fill.is_bad_for(repository) {
             return Ok(None);
         }
         match self.follow(fill, true, repository, stated, budget::JOIN_WAIT).await {
@@ -238,10 +243,9 @@ impl Blobs {
         self.context.blocking(look).await
     }
 
-    async fn stated(&self, repository: &Repository, digest: &Digest) -> Result<Option<u64>, Refusal> {
+    async fn link(&self, repository: &Repository, digest: &Digest) -> Result<Option<ContentLink>, Refusal> {
         let (name, wanted) = (repository.clone(), digest.clone());
-        let link = self.context.blocking(move |context| context.known_link(&name, &wanted)).await?;
-        Ok(link.and_then(|link| link.size))
+        self.context.blocking(move |context| context.known_link(&name, &wanted)).await
     }
 
     /// Serves a blob from the disk; an unverified one is hashed first. `None`: it was corrupt and is now in quarantine.

@@ -14,6 +14,7 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 /// How a run can end without the complete blob.
 pub(super) enum Ending {
@@ -271,6 +272,7 @@ impl<'a> Run<'a> {
 
     /// Publishes the progress, except the last bytes, which are held back until the hash is right.
     fn publish(&self, staged: &Staged, total: Option<u64>) {
+        self.fill.keep_pace(staged.len(), Instant::now());
         self.fill.progress.send_modify(|progress| {
             progress.total = progress.total.or(total);
             let end = progress.total.unwrap_or(staged.len());
