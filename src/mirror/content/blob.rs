@@ -167,11 +167,10 @@ impl Blobs {
         let digest = fill.digest();
         match size_of(&fill, repository, wait).await {
             Ok(Some(total)) => Ok(BlobSource::Fill { fill, total, joined }),
-            // The fill has ended, so the blob is on the disk now, unless it was removed already.
-            Ok(None) => match (self.look(repository, digest).await?, fill.follow().borrow().total) {
-                (Found::Here(blob), _) => Ok(BlobSource::Hit(blob)),
-                (_, Some(total)) => Ok(BlobSource::Fill { fill: Arc::clone(&fill), total, joined }),
-                (_, None) => Err(Refusal::not_here(Missing::Blob, digest)),
+            // It has ended, and its file has all of the blob, whatever becomes of that.
+            Ok(None) => match fill.follow().borrow().total {
+                Some(total) => Ok(BlobSource::Fill { fill: Arc::clone(&fill), total, joined }),
+                None => Err(Refusal::not_here(Missing::Blob, digest)),
             },
             Err(Refusal::NotStored(cause)) => {
                 let streamed = self.streams.stream_uncached(repository, digest, stated, &cause).await;
