@@ -15,7 +15,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-const SECRET: &str = "a secret that the boards of a test share";
+/// What the boards of these tests share.
+pub const SECRET: &str = "a secret that the boards of a test share";
 const BOARD: (&str, &str) = ("Authorization", "Basic Ym9hcmQ6Y2Fycnk=");
 
 fn of(repository: &str, digest: &Digest, registry: &str) -> String {
@@ -289,7 +290,8 @@ fn board_with_peer(honest: &Upstream, other: &Upstream, peer: SocketAddr, folder
     )
 }
 
-fn peer_of(image: &Image) -> (kit::Listening, Arc<AtomicUsize>) {
+/// A peer that has an image and answers by digest, and how often it was asked.
+pub fn peer_of(image: &Image) -> (kit::Listening, Arc<AtomicUsize>) {
     let asked = Arc::default();
     let peer = HonestPeer { image: image.clone(), folder: Folder::new(), asked: Arc::clone(&asked) };
     let secret = Secret::new(SECRET.as_bytes()).unwrap();

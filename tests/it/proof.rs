@@ -2,6 +2,7 @@
 //! what is absent, on every road.
 
 use crate::board::{self, Board, Folder, image, layer_of, needed, upstream_with};
+use crate::domains::{SECRET, peer_of};
 use larder::demo::client::{self, ClientAnswer as Answer};
 use larder::demo::image::SampleImage as Image;
 use larder::demo::upstream::{FaultyRegistry as Upstream, LoginDemand as Login};
@@ -258,6 +259,66 @@ fn what_a_private_manifest_names_is_not_told_through_another_registry() {
     }
     let ls = board.said(&["ls"]);
     assert!(!ls.contains(&needed(&image)[0].short()), "{ls}");
+}
+
+#[test]
+fn what_a_peer_sends_is_delivered_and_opens_nothing() {
+    let image = image(1);
+    let layer = layer_of(&image);
+    let (private, public) = (private_upstream(&image), upstream_with(&image));
+    let (folder, (peer, asked)) = (Folder::new(), peer_of(&image));
+    let (credentials, auth) = secrets(&folder);
+    let secret = folder.0.join("secret");
+    std::fs::write(&secret, SECRET).unwrap();
+    std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let (secret, address) = (secret.display(), peer.address());
+    let kit =
+        format!("[kit]\nsecret_file = \"{secret}\"\nlisten = \"127.0.0.1:0\"\npeers = [\"{address}\"]\n");
+    let others = [("private.example", &private, true)];
+    let board = Board::new(&public, &format!("{}{auth}{kit}", sections(&others, &credentials)));
+    // The layers by the private registry, so that the public one's manifests are its own.
+    for digest in needed(&image) {
+        board.request("GET", &blob(&digest, "private.example"), &[BOARD]).body().unwrap();
+    }
+    for digest in image.manifests.keys() {
+        board.get(&manifest(digest, "docker.io")).body().unwrap();
+    }
+    public.hang_up();
+    board.wait_until("the outage", || board.ask("lab/never", "latest").0 == 502);
+    for digest in needed(&image) {
+        let whole = &image.blobs[&digest];
+        assert!(board.get(&blob(&digest, "docker.io")).body().unwrap() == **whole, "{digest}");
+        let part = board.request("GET", &blob(&digest, "docker.io"), &[("Range", "bytes=5-14")]);
+        assert_eq!((part.status, part.body().unwrap()), (206, whole[5..15].to_vec()));
+        assert!(!is_open(&board, &digest), "{digest}");
+    }
+    assert!(std::sync::atomic::AtomicUsize::load(&asked, std::sync::atomic::Ordering::Relaxed) > 0);
+    assert!(board.request("GET", &blob(&layer, "private.example"), &[BOARD]).body().is_ok());
+    board.check_blobs();
+}
+
+#[test]
+fn what_is_streamed_because_the_disk_is_full_proves_as_much() {
+    let image = image(1);
+    let layer = layer_of(&image);
+    let (private, public) = (private_upstream(&image), upstream_with(&image));
+    let folder = Folder::new();
+    let (credentials, auth) = secrets(&folder);
+    let others = [("docker.io", &public, false), ("private.example", &private, true)];
+    let board = Board::with_config(&format!(
+        "platforms = [\"{}\"]\n{}[disk]\nmin_free = \"1MiB\"\nmax = \"400KB\"\n{}{auth}",
+        board::PLATFORM,
+        board::FETCH,
+        sections(&others, &credentials)
+    ));
+    pull(&board, &image, "private.example");
+    let streamed = board.get(&blob(&layer, "docker.io"));
+    assert_eq!(streamed.header("cache-status"), Some("larder; fwd=uri-miss; detail=not-stored"));
+    assert!(streamed.body().unwrap() == *image.blobs[&layer]);
+    board.wait_until("its publication", || is_open(&board, &layer));
+    public.hang_up();
+    assert!(board.get(&blob(&layer, "docker.io")).body().unwrap() == *image.blobs[&layer]);
+    assert!(!is_open(&board, &image.root));
 }
 
 /// All that a client is told by an answer.
