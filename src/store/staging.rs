@@ -170,7 +170,12 @@ impl Store {
     /// What 0.1.0 left of the same registry, with the right to it.
     fn left_by_0_1(&self, key: &ContentKey) -> Option<(PathBuf, StagedFrom, Option<Claim>)> {
         let mut found = self.left_staged(Some(&key.digest)).into_iter();
-        let (left, of, from, _) = found.find(|(left, of, ..)| of.is_of_0_1(left, key))?;
+        // Credentials may have fetched it, so that all of it proves nothing to those who have none.
+        let proves = |from: &StagedFrom, bytes: u64| {
+            key.class != AccessClass::Public || from.size.is_none_or(|size| bytes < size)
+        };
+        let (left, of, from, _) =
+            found.find(|(left, of, from, bytes)| of.is_of_0_1(left, key) && proves(from, *bytes))?;
         let claim = (of != *key).then(|| self.claims.take(&of)).transpose().ok()?;
         Some((left, from, claim))
     }
