@@ -27,7 +27,7 @@ impl Admin {
                 let order = plain.candidates();
                 let at = order.iter().position(|version| version.digest == *present);
                 let earlier = order[at.map_or(0, |at| at + 1)..].iter().copied();
-                let best = first_complete(&closures, earlier)?;
+                let best = first_complete(&closures, repository, earlier)?;
                 let (best, _) =
                     best.ok_or_else(|| Problem(format!("{image} has no earlier complete version")))?;
                 best.digest.clone()
@@ -38,7 +38,7 @@ impl Admin {
                 "{to} is not a version of {image}; larder history {image} lists them"
             )));
         }
-        let found = closures.of(&to)?;
+        let found = closures.of(repository, &to)?;
         if !found.is_complete() {
             return Err(Problem(format!("{to} is not complete: it lacks {}", found.missing_text())));
         }
@@ -54,7 +54,7 @@ impl Admin {
         let (repository, tag, record) = self.tag(image)?;
         self.store.tag_pin(repository, tag, pinned)?;
         let name = format!("{repository}:{tag}");
-        Ok(match (pinned, served(&self.closures(), &record)?.is_some()) {
+        Ok(match (pinned, served(&self.closures(), repository, &record)?.is_some()) {
             (false, _) => format!("{name} may go when room is needed"),
             (true, true) => format!("{name} stays: its last complete version is never removed to make room"),
             (true, false) => format!("{name} stays once it is complete; so far it is not"),

@@ -9,7 +9,7 @@ use crate::config::OnMissing;
 use crate::decide::{self, Verdict};
 use crate::fetch::LinkState;
 use crate::image::{Closures, Summary, each_repository, each_tag, here, served};
-use crate::oci::{Digest, Reference, RegistryName};
+use crate::oci::{Digest, Reference, RegistryName, Repository, Tag};
 use crate::report::UpstreamState;
 use crate::store::{StoreError, TagRecord};
 
@@ -18,7 +18,7 @@ impl Admin {
         let (catalogue, closures) = (self.catalogue()?, self.closures());
         each_repository(&self.store, |repository| {
             each_tag(&self.store, repository, |tag, record| {
-                if let Some(mut image) = image(&closures, format!("{repository}:{tag}"), record)? {
+                if let Some(mut image) = image(&closures, repository, tag, record)? {
                     let roots = record.candidates().into_iter();
                     let stocked: Vec<_> =
                         roots.filter_map(|version| catalogue.find(repository, &version.digest)).collect();
@@ -39,12 +39,14 @@ impl Admin {
             return Err(unknown(image));
         }
         let closures = self.closures();
-        let complete = record.as_ref().map(|record| served(&closures, record)).transpose()?.flatten();
+        let complete =
+            record.as_ref().map(|record| served(&closures, &image.repository, record)).transpose()?.flatten();
         let here = here(record.as_ref(), complete.as_ref().map(|(version, _)| *version), None, false);
         let offline = match (&image.digest, &image.tag) {
-            (Some(digest), _) => {
-                closures.of(digest)?.is_complete().then(|| (digest.clone(), "digest".to_owned()))
-            }
+            (Some(digest), _) => closures
+                .of(&image.repository, digest)?
+                .is_complete()
+                .then(|| (digest.clone(), "digest".to_owned())),
             (None, Some(tag)) => {
                 let policy = self.config.tags.policy(&image.repository, tag);
                 match decide::offline(policy, &here, None) {
@@ -60,7 +62,8 @@ impl Admin {
             .map(|(digest, _)| digest)
             .or(image.digest.as_ref())
             .or(record.seen.as_ref().map(|seen| &seen.digest));
-        let closure = shown.map(|digest| closures.of(digest)).transpose()?.unwrap_or_default();
+        let closure =
+            shown.map(|digest| closures.of(&image.repository, digest)).transpose()?.unwrap_or_default();
         answer(AdminRecord::Why(Box::new(WhyReport {
             image: image.to_string(),
             seen: record.seen.map(|version| version.digest),
@@ -80,9 +83,9 @@ impl Admin {
     }
 
     pub(super) fn history(&self, image: &Reference, answer: &mut AnswerSink<'_>) -> Result<(), Problem> {
-        let (_, _, record) = self.tag(image)?;
+        let (repository, _, record) = self.tag(image)?;
         let closures = self.closures();
-        let offline = served(&closures, &record)?.map(|(version, _)| &version.digest);
+        let offline = served(&closures, repository, &record)?.map(|(version, _)| &version.digest);
         answer(AdminRecord::History(HistoryReport { image: image.to_string(), versions: Vec::new() }))?;
         let mut listed = record.candidates();
         listed.sort_by_key(|version| std::cmp::Reverse(version.n));
@@ -90,7 +93,7 @@ impl Admin {
             answer(AdminRecord::Version(VersionRow {
                 digest: version.digest.clone(),
                 noted: version.unix.map(clock::rfc3339),
-                state: completeness(closures.summary(&version.digest)?),
+                state: completeness(closures.summary(repository, &version.digest)?),
                 peer: version.is_from_peer(),
                 seen: record.seen.as_ref().is_some_and(|seen| seen.digest == version.digest),
                 served_offline: offline == Some(&version.digest),
@@ -162,8 +165,13 @@ impl Admin {
     }
 }
 
-fn image(closures: &Closures<'_>, name: String, record: &TagRecord) -> Result<Option<ImageRow>, StoreError> {
-    let served = served(closures, record)?;
+fn image(
+    closures: &Closures<'_>,
+    repository: &Repository,
+    tag: &Tag,
+    record: &TagRecord,
+) -> Result<Option<ImageRow>, StoreError> {
+    let served = served(closures, repository, record)?;
     let is_served = served.is_some();
     let (digest, summary) = match served {
         Some((version, summary)) => (version.digest.clone(), summary),
@@ -171,19 +179,19 @@ fn image(closures: &Closures<'_>, name: String, record: &TagRecord) -> Result<Op
             let Some(newest) = record.candidates().first().map(|version| version.digest.clone()) else {
                 return Ok(None);
             };
-            let summary = closures.summary(&newest)?;
+            let summary = closures.summary(repository, &newest)?;
             (newest, summary)
         }
     };
     // If upstream's version is complete too, the served one is a peer's, which is newer.
     let newer = match &record.seen {
         Some(seen) if seen.digest != digest && is_served && record.rollback.is_none() => {
-            (!closures.summary(&seen.digest)?.complete).then(|| seen.digest.clone())
+            (!closures.summary(repository, &seen.digest)?.complete).then(|| seen.digest.clone())
         }
         _ => None,
     };
     Ok(Some(ImageRow {
-        image: name,
+        image: format!("{repository}:{tag}"),
         state: completeness(summary),
         bytes: summary.present_bytes,
         missing_bytes: summary.absent_bytes,

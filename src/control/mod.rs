@@ -81,7 +81,7 @@ impl Admin {
 
     /// What manifests need, each read once for a command.
     fn closures(&self) -> Closures<'_> {
-        Closures::new(&self.store, &self.config.platforms)
+        Closures::new(&self.store, &self.config)
     }
 
     /// Everything on the disk, by image.

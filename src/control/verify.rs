@@ -63,7 +63,7 @@ impl Admin {
         each_repository(&self.store, |repository| {
             each_tag(&self.store, repository, |tag, record| {
                 for version in record.candidates() {
-                    let needed = closures.of(&version.digest)?;
+                    let needed = closures.on_disk(&version.digest)?;
                     for blob in corrupt.iter_mut().filter(|blob| needed.present.contains_key(&blob.digest)) {
                         let name = format!("{repository}:{tag}");
                         if !blob.images.contains(&name) {

@@ -19,7 +19,8 @@ const FRUITLESS_TRIES: u32 = 4;
 pub struct ClientAnswer {
     /// The status code.
     pub status: u16,
-    headers: Vec<(String, String)>,
+    /// The headers, as they came.
+    pub headers: Vec<(String, String)>,
     reader: BufReader<TcpStream>,
     /// Bytes of the body still to come; `None`: chunked, which only errors of a test's own making are.
     left: u64,

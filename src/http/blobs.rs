@@ -27,6 +27,7 @@ pub(super) async fn answer(
     let source = mirror.blob(repository, digest).await?;
     let (total, status) = match &source {
         BlobSource::Hit(blob) => (blob.size, "larder; hit"),
+        BlobSource::Confirmed(blob) => (blob.size, "larder; fwd=uri-miss"),
         BlobSource::Fill { total, fill, .. } if fill.source() == ByteSource::Cache => (*total, "larder; hit"),
         BlobSource::Fill { total, joined: false, .. } => (*total, "larder; fwd=uri-miss"),
         BlobSource::Fill { total, joined: true, .. } => (*total, "larder; fwd=uri-miss; collapsed"),
@@ -42,10 +43,15 @@ pub(super) async fn answer(
         let range = format!("bytes {first}-{}/{total}", first + length - 1);
         answer.headers_mut().insert(header::CONTENT_RANGE, answer::text(&range));
     }
-    let served_from = if let BlobSource::Hit(_) = &source { ByteSource::Cache } else { ByteSource::Fill };
+    let served_from = match &source {
+        BlobSource::Hit(_) | BlobSource::Confirmed(_) => ByteSource::Cache,
+        BlobSource::Fill { .. } | BlobSource::Uncached { .. } => ByteSource::Fill,
+    };
     let account = Account::open(shared, request.identity.address, repository, served_from).await?;
     let reader = match source {
-        BlobSource::Hit(blob) => Reader::complete(blob.file, first, digest, account),
+        BlobSource::Hit(blob) | BlobSource::Confirmed(blob) => {
+            Reader::complete(blob.file, first, digest, account)
+        }
         BlobSource::Uncached { pieces, .. } => {
             Reader::uncached(pieces, first, mirror.stall_timeout(), account)
         }

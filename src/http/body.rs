@@ -242,6 +242,10 @@ impl Reader {
             ReaderSource::Complete(file) => (Arc::clone(file), left),
             ReaderSource::Uncached(stream) => return stream.next(left).await,
             ReaderSource::Growing { fill, follow, stall } => {
+                if fill.is_bad_for(&self.account.repository) {
+                    let slow = io::Error::other("the download of another repository is too slow to wait for");
+                    return self.read_uncached(left, slow).await;
+                }
                 let available = match bytes_after(follow, self.offset, *stall).await {
                     Ok(available) => left.min(available - self.offset),
                     Err(problem) => return self.read_uncached(left, problem).await,
@@ -276,9 +280,12 @@ impl Reader {
     /// Goes on without the disk after a fill has failed with `problem`, if only the disk was to blame.
     async fn read_uncached(&mut self, left: u64, problem: io::Error) -> io::Result<Bytes> {
         let ReaderSource::Growing { fill, follow, stall } = &self.from else { return Err(problem) };
-        let Some(cause) = fill.not_stored() else { return Err(problem) };
-        let total = follow.borrow().total.ok_or(problem)?;
         let Account { mirror, repository, .. } = &self.account;
+        let Some(cause) = fill.not_stored() else {
+            mirror.served_badly(repository, fill);
+            return Err(problem);
+        };
+        let total = follow.borrow().total.ok_or(problem)?;
         let pieces = mirror.resume_uncached(repository, fill, total, &cause).await;
         let pieces = pieces.map_err(|refusal| io::Error::other(refusal.to_string()))?;
         let (sent, stall) = (fill.file(), *stall);

@@ -25,8 +25,7 @@ pub(super) async fn catalog(
     let page = mirror.catalog(registry, request.page.clone()).await?;
     let config = mirror.config();
     let user = request.identity.user.as_deref().unwrap_or_default();
-    let private =
-        registry.filter(|registry| mirror.access(registry, None, Viewer::Anybody) != Access::Granted);
+    let private = registry.filter(|registry| mirror.access(registry, Viewer::Anybody) != Access::Granted);
     let shown = |name: &&String| {
         private.is_none_or(|registry| config.auth.may_read(user, &format!("{registry}/{name}")))
     };

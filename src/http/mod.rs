@@ -81,13 +81,13 @@ async fn answer(
 /// # Errors
 /// The answer that says why not.
 async fn access(shared: &ServerShared, request: &mut ClientRequest) -> Result<(), Answer> {
-    let Some((registry, digest)) = request.subject() else { return Ok(()) };
+    let Some(registry) = request.registry() else { return Ok(()) };
     let auth = &shared.mirror.config().auth;
     let pinged = auth.challenge_ping && request.target == RequestTarget::Base;
-    if !pinged && shared.mirror.access(registry, digest, Viewer::Anybody) == Access::Granted {
+    if !pinged && shared.mirror.access(registry, Viewer::Anybody) == Access::Granted {
         return Ok(());
     }
-    match shared.mirror.access(registry, digest, Viewer::Client(&request.identity)) {
+    match shared.mirror.access(registry, Viewer::Client(&request.identity)) {
         Access::Hidden => return Err(answer::unknown_registry(registry)),
         // Before a password is asked for, which would be sent in the open.
         _ if !request.identity.sealed && !auth.allow_plain_http => return Err(answer::needs_tls(registry)),

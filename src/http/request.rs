@@ -79,18 +79,16 @@ impl ClientRequest {
         })
     }
 
-    /// What the request is about: the registry, and the content in it if it names some.
-    pub(super) fn subject(&self) -> Option<(&RegistryName, Option<&Digest>)> {
+    /// The registry that the request is about.
+    pub(super) fn registry(&self) -> Option<&RegistryName> {
         Some(match &self.target {
-            RequestTarget::Manifest(repository, ManifestRef::Digest(digest))
-            | RequestTarget::Blob(repository, digest)
-            | RequestTarget::Referrers(repository, digest) => (&repository.registry, Some(digest)),
-            RequestTarget::Manifest(repository, ManifestRef::Tag(_)) | RequestTarget::Tags(repository) => {
-                (&repository.registry, None)
-            }
-            RequestTarget::Catalog(registry) => (registry.as_ref().unwrap_or(&self.default_registry), None),
+            RequestTarget::Manifest(repository, _)
+            | RequestTarget::Blob(repository, _)
+            | RequestTarget::Referrers(repository, _)
+            | RequestTarget::Tags(repository) => &repository.registry,
+            RequestTarget::Catalog(registry) => registry.as_ref().unwrap_or(&self.default_registry),
             // Clients that name no registry decide by this path whether to log in at all.
-            RequestTarget::Base => (&self.default_registry, None),
+            RequestTarget::Base => &self.default_registry,
             RequestTarget::Healthz | RequestTarget::Readyz | RequestTarget::Metrics => return None,
         })
     }

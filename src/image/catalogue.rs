@@ -9,7 +9,7 @@ use super::evict::{self, Candidate, Otherwise};
 use super::walk::{each_repository, each_tag, served};
 use crate::config::Config;
 use crate::oci::{Digest, Repository, Tag};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, TagRecord};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// An image on the disk, complete or in parts; or content that belongs to none.
@@ -72,7 +72,7 @@ impl Catalogue {
             stocked: used.len(),
             owners: vec![0; used.len()],
         };
-        let closures = Closures::new(store, &config.platforms);
+        let closures = Closures::new(store, config);
         let mut named = HashMap::new();
         each_repository(store, |repository| {
             let first = catalogue.images.len();
@@ -255,9 +255,11 @@ fn images_of(
         for version in record.candidates() {
             roots.entry(version.digest.clone()).or_default().push(tag.clone());
         }
-        // The version that is served with every link down, and the one that upstream named last.
+        // The version that is served with every link down, also if it waits for credentials that the configuration has
+        // lost, and the one that upstream named last.
         if record.pinned || is_wanted(config, repository, tag) {
-            kept.extend(served(closures, record)?.map(|(version, _)| version.digest.clone()));
+            kept.extend(served(closures, repository, record)?.map(|(version, _)| version.digest.clone()));
+            kept.extend(first_on_disk(closures, record)?);
             kept.extend(record.seen.as_ref().map(|seen| seen.digest.clone()));
         }
         Ok::<_, StoreError>(())
@@ -276,6 +278,16 @@ fn images_of(
         Found { keep: kept.contains(&root), root, tags, members }
     });
     Ok(found.collect())
+}
+
+/// The first version of which everything is on the disk, whoever may see it.
+fn first_on_disk(closures: &Closures<'_>, record: &TagRecord) -> Result<Option<Digest>, StoreError> {
+    for version in record.candidates() {
+        if closures.on_disk(&version.digest)?.is_complete() {
+            return Ok(Some(version.digest.clone()));
+        }
+    }
+    Ok(None)
 }
 
 /// Whether the configuration protects the image from removal.

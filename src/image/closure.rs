@@ -1,11 +1,14 @@
 //! Readiness: would this image start with every link down?
 //!
 //! The closure of a manifest for the wanted platforms is checked on the disk each time: a version is complete only if
-//! every manifest and blob of it is there now. [`Closures`] remembers which content a manifest names, because that cannot
-//! change, but looks for each blob every time. Failure is the store's.
+//! every manifest and blob of it is there now, and may be served through the repository that is looked at: private content
+//! of others is absent. [`Closures`] remembers which content a manifest names, because that cannot change, but looks for
+//! each blob every time. Failure is the store's.
 
+use crate::auth::AccessClass;
 use crate::budget;
-use crate::oci::{Descriptor, Digest, Kind, Manifest, Platform};
+use crate::config::Config;
+use crate::oci::{Descriptor, Digest, Kind, Manifest, Platform, Repository};
 use crate::store::{Store, StoreError};
 use crate::text::bytes_text;
 use std::cell::{Cell, RefCell};
@@ -88,15 +91,6 @@ pub struct Summary {
     pub absent_bytes: u64,
 }
 
-/// The closure of `root` for the platform among `platforms` that is nearest to complete. Several platforms are
-/// alternatives here: one board runs one of them.
-///
-/// # Errors
-/// A manifest cannot be read.
-pub fn closure(store: &Store, platforms: &[Platform], root: &Digest) -> Result<Closure, StoreError> {
-    Closures::new(store, platforms).of(root)
-}
-
 /// A piece that has to arrive before an image can be complete.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lack {
@@ -118,56 +112,79 @@ pub(super) struct Named {
 /// Closures of many manifests: each manifest is read once for as long as [`budget::NAMED_CHILDREN_MAX`] allows.
 pub struct Closures<'a> {
     pub(super) store: &'a Store,
+    config: &'a Config,
     platforms: &'a [Platform],
     /// What was read, and how many manifests and children that is.
     read: RefCell<(HashMap<Digest, Rc<Named>>, usize)>,
     /// Sums of what was looked at, so that a thousand tags of one image cost one look.
-    summaries: RefCell<HashMap<Digest, Summary>>,
+    summaries: RefCell<HashMap<(Repository, Digest), Summary>>,
     /// How often content was looked for.
     looks: Cell<usize>,
 }
 
 impl<'a> Closures<'a> {
-    /// Closures for the platform among `platforms` that is nearest to complete.
-    pub fn new(store: &'a Store, platforms: &'a [Platform]) -> Self {
+    /// Closures for the platform of the configuration that is nearest to complete. Several platforms are alternatives
+    /// here: one board runs one of them.
+    pub fn new(store: &'a Store, config: &'a Config) -> Self {
+        Closures::for_platforms(store, config, &config.platforms)
+    }
+
+    /// The same for other platforms.
+    pub fn for_platforms(store: &'a Store, config: &'a Config, platforms: &'a [Platform]) -> Self {
         let (read, summaries) = (RefCell::default(), RefCell::default());
-        Closures { store, platforms, read, summaries, looks: Cell::default() }
+        Closures { store, config, platforms, read, summaries, looks: Cell::default() }
     }
 
-    /// The closure of `root`, see [`closure`].
+    /// The closure of `root` as it can be served through a repository. Of a registry that is not configured all that is on
+    /// the disk counts: nothing of it is served.
+    ///
+    /// # Errors
+    /// A manifest or the index cannot be read.
+    pub fn of(&self, repository: &Repository, root: &Digest) -> Result<Closure, StoreError> {
+        self.walk_through(repository).manifest(root, self.store.blob_size(root).unwrap_or(0), 0)
+    }
+
+    fn walk_through<'w>(&'w self, repository: &'w Repository) -> Walk<'w> {
+        let upstream = self.config.upstreams.iter().find(|upstream| upstream.name == repository.registry);
+        let class = upstream.map(|upstream| AccessClass::of_upstream(upstream.is_private()));
+        Walk { closures: self, through: class.map(|class| (repository, class)), manifests: 0 }
+    }
+
+    /// The closure of `root` with all that is on the disk, whoever may see it.
     ///
     /// # Errors
     /// A manifest cannot be read.
-    pub fn of(&self, root: &Digest) -> Result<Closure, StoreError> {
+    pub fn on_disk(&self, root: &Digest) -> Result<Closure, StoreError> {
         let stated = self.store.blob_size(root).unwrap_or(0);
-        Walk { closures: self, manifests: 0 }.manifest(root, stated, 0)
+        Walk { closures: self, through: None, manifests: 0 }.manifest(root, stated, 0)
     }
 
-    /// The sums of the closure of `root`, as they were when it was first asked for.
+    /// The sums of the closure of `root` in a repository, as they were when it was first asked for.
     ///
     /// # Errors
-    /// A manifest cannot be read.
-    pub fn summary(&self, root: &Digest) -> Result<Summary, StoreError> {
-        if let Some(known) = self.summaries.borrow().get(root) {
+    /// See [`Closures::of`].
+    pub fn summary(&self, repository: &Repository, root: &Digest) -> Result<Summary, StoreError> {
+        let name = (repository.clone(), root.clone());
+        if let Some(known) = self.summaries.borrow().get(&name) {
             return Ok(*known);
         }
-        let summary = self.of(root)?.summary();
+        let summary = self.of(repository, root)?.summary();
         let mut summaries = self.summaries.borrow_mut();
         if summaries.len() >= budget::SUMMARIES_MAX {
             summaries.clear();
         }
-        summaries.insert(root.clone(), summary);
+        summaries.insert(name, summary);
         Ok(summary)
     }
 
-    /// Whether a manifest is complete, and if not what it waits for: a piece for each way in which it can become so, none
-    /// if there is no way. It can be complete only after one of them has arrived.
+    /// Whether a manifest is complete in a repository, and if not what it waits for: a piece for each way in which it can
+    /// become so, none if there is no way. It can be complete only after one of them has arrived.
     ///
     /// # Errors
-    /// A manifest cannot be read.
-    pub fn lacks(&self, root: &Digest) -> Result<(bool, Vec<Lack>), StoreError> {
+    /// See [`Closures::of`].
+    pub fn lacks(&self, repository: &Repository, root: &Digest) -> Result<(bool, Vec<Lack>), StoreError> {
         let mut lacks = Vec::new();
-        let complete = Walk { closures: self, manifests: 0 }.lacks(root, 0, &mut lacks)?;
+        let complete = self.walk_through(repository).lacks(root, 0, &mut lacks)?;
         Ok((complete, lacks))
     }
 
@@ -176,18 +193,12 @@ impl<'a> Closures<'a> {
         self.looks.get()
     }
 
-    fn blob_size(&self, digest: &Digest) -> Option<u64> {
-        self.looks.set(self.looks.get() + 1);
-        self.store.blob_size(digest)
-    }
-
     /// What a manifest names; `None` if it is not here. `media_type`: the one it came with.
     pub(super) fn named(
         &self,
         digest: &Digest,
         media_type: Option<&str>,
     ) -> Result<Option<Rc<Named>>, StoreError> {
-        self.looks.set(self.looks.get() + 1);
         let known = self.read.borrow().0.get(digest).cloned();
         if known.is_some() {
             return Ok(known.filter(|_| self.store.contains(digest)));
@@ -211,6 +222,8 @@ impl<'a> Closures<'a> {
 
 struct Walk<'a> {
     closures: &'a Closures<'a>,
+    /// The repository that content is served through; `None`: all that is on the disk counts.
+    through: Option<(&'a Repository, AccessClass)>,
     manifests: usize,
 }
 
@@ -222,26 +235,40 @@ impl Walk<'_> {
             closure.unknown = true;
             return Ok(closure);
         }
-        let Some(named) = self.closures.named(digest, None)? else {
+        let named = match self.size(digest)? {
+            Some(_) => self.closures.named(digest, None)?,
+            None => None,
+        };
+        let Some(named) = named else {
             closure.absent.insert(digest.clone(), stated);
             return Ok(closure);
         };
         closure.present.insert(digest.clone(), named.size);
         match named.kind {
             Some(Kind::Index) => closure.add(self.index(&named, depth)?),
-            Some(Kind::Image) => self.image(&named, &mut closure),
+            Some(Kind::Image) => self.image(&named, &mut closure)?,
             None => closure.unknown = true,
         }
         Ok(closure)
     }
 
-    fn image(&self, manifest: &Named, closure: &mut Closure) {
+    /// The size of content that counts as here.
+    fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
+        self.closures.looks.set(self.closures.looks.get() + 1);
+        match self.through {
+            Some((repository, class)) => self.closures.store.size_through(repository, class, digest),
+            None => Ok(self.closures.store.blob_size(digest)),
+        }
+    }
+
+    fn image(&self, manifest: &Named, closure: &mut Closure) -> Result<(), StoreError> {
         for child in manifest.children.iter().filter(|child| !child.optional) {
-            match self.closures.blob_size(&child.digest) {
+            match self.size(&child.digest)? {
                 Some(size) => closure.present.insert(child.digest.clone(), size),
                 None => closure.absent.insert(child.digest.clone(), child.size),
             };
         }
+        Ok(())
     }
 
     /// See [`Closures::lacks`].
@@ -251,7 +278,11 @@ impl Walk<'_> {
             return Ok(false);
         }
         let lack = |missing: &Digest| Lack { branch: digest.clone(), missing: missing.clone() };
-        let Some(named) = self.closures.named(digest, None)? else {
+        let named = match self.size(digest)? {
+            Some(_) => self.closures.named(digest, None)?,
+            None => None,
+        };
+        let Some(named) = named else {
             lacks.push(lack(digest));
             return Ok(false);
         };
@@ -266,10 +297,13 @@ impl Walk<'_> {
                 Ok(suitable.is_empty())
             }
             Some(Kind::Image) => {
-                let mut needed = named.children.iter().filter(|child| !child.optional);
-                let missing = needed.find(|child| self.closures.blob_size(&child.digest).is_none());
-                lacks.extend(missing.map(|child| lack(&child.digest)));
-                Ok(missing.is_none())
+                for child in named.children.iter().filter(|child| !child.optional) {
+                    if self.size(&child.digest)?.is_none() {
+                        lacks.push(lack(&child.digest));
+                        return Ok(false);
+                    }
+                }
+                Ok(true)
             }
             None => Ok(false),
         }

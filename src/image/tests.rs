@@ -51,7 +51,7 @@ impl Board {
         if !self.store.contains(&digest) {
             let from = StagedFrom { repository: repository("app"), size: None };
             let registry = from.repository.registry.clone();
-            let key = ContentKey { registry, class: AccessClass::Public, digest: digest.clone() };
+            let key = ContentKey::shared(registry, AccessClass::Public, digest.clone());
             let mut staged = self.store.stage(&key, &from).unwrap();
             staged.append(&bytes).unwrap();
             staged.publish(&self.store, AccessClass::Public).unwrap();
@@ -117,8 +117,8 @@ impl Board {
 
     fn served(&self, of: &str, name: &str) -> Option<Digest> {
         let record = self.record(of, name);
-        let closures = Closures::new(&self.store, &self.config.platforms);
-        served(&closures, &record).unwrap().map(|(version, _)| version.digest.clone())
+        let closures = Closures::new(&self.store, &self.config);
+        served(&closures, &repository(of), &record).unwrap().map(|(version, _)| version.digest.clone())
     }
 }
 
@@ -312,16 +312,19 @@ fn closures_remember_what_manifests_name_and_look_for_blobs_each_time() {
     let (one, two) = (board.blob("one", 10), board.blob("two", 20));
     let image = board.image("app", &[&one, &two]);
     let index = board.index("app", &[&image]);
-    let closures = Closures::new(&board.store, &board.config.platforms);
-    let found = closures.of(&index).unwrap();
+    let closures = Closures::new(&board.store, &board.config);
+    let found = closures.of(&repository("app"), &index).unwrap();
     assert!(found.is_complete());
-    assert_eq!(found, closure(&board.store, &board.config.platforms, &index).unwrap());
+    assert_eq!(found, closures.on_disk(&index).unwrap());
     board.remove_by_hand(&two);
-    let found = closures.of(&index).unwrap();
+    let found = closures.of(&repository("app"), &index).unwrap();
     assert_eq!(found.absent.keys().collect::<Vec<_>>(), [&two]);
     assert_eq!(found.present.len(), 3);
     board.remove_by_hand(&image);
-    assert!(closures.of(&index).unwrap().absent.contains_key(&image), "also a manifest that is remembered");
+    assert!(
+        closures.of(&repository("app"), &index).unwrap().absent.contains_key(&image),
+        "also a manifest that is remembered"
+    );
 }
 
 #[test]
@@ -329,7 +332,7 @@ fn closures_are_right_beyond_what_is_remembered() {
     let board = Board::new("");
     let layers: Vec<Digest> = (0..20).map(|n| board.blob(&format!("layer {n}"), 20)).collect();
     let rounds = budget::NAMED_CHILDREN_MAX / 20 + 20;
-    let closures = Closures::new(&board.store, &board.config.platforms);
+    let closures = Closures::new(&board.store, &board.config);
     let images: Vec<Digest> = (0..rounds)
         .map(|round| {
             let own = board.blob(&format!("own {round}"), 20);
@@ -337,7 +340,7 @@ fn closures_are_right_beyond_what_is_remembered() {
         })
         .collect();
     for image in images.iter().chain(&images) {
-        let found = closures.of(image).unwrap();
+        let found = closures.of(&repository("app"), image).unwrap();
         assert!(found.is_complete() && found.present.len() == 22);
     }
 }
@@ -390,7 +393,8 @@ fn sizes_that_manifests_state_do_not_overflow() {
     };
     put(&text).unwrap();
     board.tag("app", "latest", &digest, false);
-    let found = closure(&board.store, &board.config.platforms, &digest).unwrap();
+    let closures = Closures::new(&board.store, &board.config);
+    let found = closures.of(&repository("app"), &digest).unwrap();
     assert_eq!(found.absent_bytes(), u64::MAX);
     assert!(found.missing_text().starts_with("5 objects of 18446744.1 TB"), "{}", found.missing_text());
     assert!(!found.summary().complete);

@@ -42,16 +42,17 @@ pub fn each_tag<E: From<StoreError>>(
     }
 }
 
-/// The first of `versions` that is complete now, and how much it has.
+/// The first of the `versions` of a repository that is complete now, and how much it has.
 ///
 /// # Errors
 /// A manifest cannot be read.
 pub fn first_complete<'v>(
     closures: &Closures<'_>,
+    repository: &Repository,
     versions: impl IntoIterator<Item = &'v TagVersion>,
 ) -> Result<Option<(&'v TagVersion, Summary)>, StoreError> {
     for version in versions {
-        let summary = closures.summary(&version.digest)?;
+        let summary = closures.summary(repository, &version.digest)?;
         if summary.complete {
             return Ok(Some((version, summary)));
         }
@@ -65,9 +66,10 @@ pub fn first_complete<'v>(
 /// A manifest cannot be read.
 pub fn served<'v>(
     closures: &Closures<'_>,
+    repository: &Repository,
     record: &'v TagRecord,
 ) -> Result<Option<(&'v TagVersion, Summary)>, StoreError> {
-    first_complete(closures, record.candidates())
+    first_complete(closures, repository, record.candidates())
 }
 
 /// What is here of a tag, as decisions see it. `complete`: what [`served`] found; `named_at`: see [`CompleteVersion`].

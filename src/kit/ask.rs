@@ -156,10 +156,18 @@ impl Kit {
         })
     }
 
-    /// A blob from byte `from` on, from the first peer that has it. The caller has to hash it. Blocks.
-    pub fn blob(&self, repository: &Repository, digest: &Digest, from: u64) -> Option<PeerBlob> {
+    /// A blob from byte `from` on, from the first peer that has it and is not in `without`. The caller has to hash it.
+    /// Blocks.
+    pub fn blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        from: u64,
+        without: &[SocketAddr],
+    ) -> Option<PeerBlob> {
         let question = Question::Blob { repository: repository.clone(), digest: digest.clone(), from };
-        self.peers.iter().filter(|peer| peer.may_be_asked()).find_map(|peer| {
+        let asked = |peer: &&Arc<Peer>| !without.contains(&peer.address) && peer.may_be_asked();
+        self.peers.iter().filter(asked).find_map(|peer| {
             let (session, total) = peer.note(peer.blob(&question))??;
             Some(PeerBlob { peer: Arc::clone(peer), session, total, left: total.saturating_sub(from) })
         })

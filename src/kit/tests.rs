@@ -259,7 +259,7 @@ async fn a_peer_gives_what_it_has() {
     let manifest = kit.manifest(&repository(), &digest()).unwrap();
     assert_eq!((manifest.media_type.as_str(), &manifest.bytes[..]), ("text/plain", &b"content"[..]));
     for from in [0, 150_000, 200_000, 300_000] {
-        let mut blob = kit.blob(&repository(), &digest(), from as u64).unwrap();
+        let mut blob = kit.blob(&repository(), &digest(), from as u64, &[]).unwrap();
         assert_eq!(blob.total(), 200_000);
         let (mut bytes, mut chunk) = (Vec::new(), [0; 9_999]);
         loop {

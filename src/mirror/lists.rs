@@ -78,7 +78,10 @@ impl Lists {
         let wanted = repository.clone();
         let names = self
             .context
-            .blocking(move |context| context.store.tags(&wanted, page.last.as_deref(), limit + 1))
+            .blocking(move |context| match context.is_hidden(&wanted)? {
+                true => Ok(Vec::new()),
+                false => context.store.tags(&wanted, page.last.as_deref(), limit + 1),
+            })
             .await;
         let names = names?;
         if names.is_empty() && !self.knows(repository).await? {
@@ -119,19 +122,10 @@ impl Lists {
             (Some(prefix), last) => Some(format!("{prefix}{}", last.as_deref().unwrap_or_default())),
             (None, last) => last.clone(),
         };
-        let names = self
-            .context
-            .blocking(move |context| context.store.repositories(last.as_deref(), limit + 1))
-            .await;
-        let names = names?;
-        // Private names are listed only for a client that asked for their registry, and so has logged in.
-        let shown =
-            |name: &Repository| self.context.access(&name.registry, None, Viewer::Anybody) == Access::Granted;
-        let names = names.iter().filter_map(|name| match registry {
-            Some(registry) => (name.registry == *registry).then(|| name.name.to_string()),
-            None => shown(name).then(|| name.to_string()),
-        });
-        Ok(cut(names.collect(), limit, cause))
+        let wanted = registry.cloned();
+        let names =
+            self.context.blocking(move |context| shown(context, wanted.as_ref(), last, limit + 1)).await;
+        Ok(cut(names?, limit, cause))
     }
 
     /// What refers to a manifest (distribution-spec, "Listing Referrers"). A manifest without referrers is no error.
@@ -183,9 +177,41 @@ impl Lists {
 
     async fn knows(&self, repository: &Repository) -> Result<bool, Refusal> {
         let wanted = repository.clone();
-        let tags = self.context.blocking(move |context| context.store.tags(&wanted, None, 1)).await;
-        Ok(!tags?.is_empty())
+        let known = move |context: &Context| {
+            Ok(!context.is_hidden(&wanted)? && !context.store.tags(&wanted, None, 1)?.is_empty())
+        };
+        self.context.blocking(known).await
     }
+}
+
+/// The names of the first `limit` repositories after `last` that may be shown: of a registry, or of all.
+fn shown(
+    context: &Context,
+    registry: Option<&RegistryName>,
+    mut last: Option<String>,
+    limit: usize,
+) -> Result<Vec<String>, StoreError> {
+    let (mut names, prefix) = (Vec::new(), registry.map(|registry| format!("{registry}/")));
+    // Private names are listed only for a client that asked for their registry, and so has logged in.
+    let open = |name: &Repository| context.access(&name.registry, Viewer::Anybody) == Access::Granted;
+    while names.len() < limit {
+        let step = context.store.repositories(last.as_deref(), budget::LISTING_STEP)?;
+        let Some(end) = step.last() else { break };
+        let end = end.to_string();
+        for name in &step {
+            let asked = registry.map_or_else(|| open(name), |registry| name.registry == *registry);
+            if asked && !context.is_hidden(name)? {
+                names.push(if registry.is_some() { name.name.to_string() } else { name.to_string() });
+            }
+        }
+        // They are sorted by their full names.
+        if prefix.as_ref().is_some_and(|prefix| end > *prefix && !end.starts_with(prefix)) {
+            break;
+        }
+        last = Some(end);
+    }
+    names.truncate(limit);
+    Ok(names)
 }
 
 fn referrers_here(
@@ -196,6 +222,9 @@ fn referrers_here(
 ) -> Result<Vec<String>, StoreError> {
     let (mut descriptors, mut left) = (Vec::new(), budget::REFERRERS_BYTES_MAX);
     for digest in context.store.referrers(repository, subject)? {
+        if !context.sees(repository, &digest)? {
+            continue;
+        }
         let describe = |bytes: &[u8]| referrer(&digest, bytes, artifact_type);
         let Some(Some(descriptor)) = context.store.with_document(&digest, describe)? else { continue };
         left = left.saturating_sub(descriptor.len() + 1);

@@ -102,9 +102,10 @@ impl Mirror {
 
     // -- What clients ask ----------------------------------------------------------------------------------------
 
-    /// Whether `viewer` may see what is in a registry, or its content `digest`.
-    pub fn access(&self, registry: &RegistryName, digest: Option<&Digest>, viewer: Viewer<'_>) -> Access {
-        self.parts.context.access(registry, digest, viewer)
+    /// Whether `viewer` may see the repositories of a registry. Which content may be seen through one of them is decided
+    /// where it is looked for.
+    pub fn access(&self, registry: &RegistryName, viewer: Viewer<'_>) -> Access {
+        self.parts.context.access(registry, viewer)
     }
 
     /// Answers a tag. `head`: the manifest's bytes are not wanted.
@@ -156,6 +157,12 @@ impl Mirror {
         cause: &str,
     ) -> Result<Pieces, Refusal> {
         self.parts.streams.resume_uncached(repository, fill, total, cause).await
+    }
+
+    /// A client of `repository` was not served to the end by a fill, so that it does not join such a one of another
+    /// repository again.
+    pub fn served_badly(&self, repository: &Repository, fill: &Fill) {
+        self.parts.blobs.served_badly(repository, fill);
     }
 
     /// The tags of a repository (distribution-spec, "Listing Tags").

@@ -37,7 +37,7 @@ impl PublicContent {
     ) -> Option<T> {
         let context = self.context.upgrade()?;
         if context.upstreams.find(&repository.registry).is_none()
-            || context.access(&repository.registry, None, Viewer::Board) != Access::Granted
+            || context.access(&repository.registry, Viewer::Board) != Access::Granted
         {
             return None;
         }

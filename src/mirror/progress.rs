@@ -27,10 +27,22 @@ pub struct Fill {
     pub(super) file: OnceLock<Arc<File>>,
     /// When a request last began or joined it, if one did.
     demanded: Mutex<Option<Instant>>,
+    /// How fast its bytes come, since it runs.
+    pace: Mutex<Option<Pace>>,
     /// Some of it came from a peer.
     pub(super) from_peer: AtomicBool,
     kind: FillKind,
     pub(super) progress: watch::Sender<Progress>,
+}
+
+/// The pace of a fill, measured over [`budget::JOIN_WAIT`] at a time.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    /// When the present time began, and the bytes that there were.
+    since: Instant,
+    bytes: u64,
+    /// In the time before, fewer bytes came than [`budget::JOIN_RATE_MIN`].
+    slow: bool,
 }
 
 /// What a fill does.
@@ -91,6 +103,7 @@ impl Fill {
             stated,
             file: OnceLock::new(),
             demanded: Mutex::new((demand == Demand::Client).then(Instant::now)),
+            pace: Mutex::default(),
             from_peer: AtomicBool::new(false),
             kind: FillKind::Download,
             progress: watch::Sender::new(Progress { total: None, available: 0, phase: Phase::Queued }),
@@ -146,7 +159,34 @@ impl Fill {
         self.progress.subscribe()
     }
 
+    /// So many bytes have come at `now`.
+    pub(super) fn keep_pace(&self, bytes: u64, now: Instant) {
+        let mut pace = self.pace.lock();
+        let before = *pace.get_or_insert(Pace { since: now, bytes, slow: false });
+        let took = now.saturating_duration_since(before.since);
+        if took >= budget::JOIN_WAIT {
+            let slow = bytes.saturating_sub(before.bytes) < took.as_secs() * budget::JOIN_RATE_MIN;
+            *pace = Some(Pace { since: now, bytes, slow });
+        }
+    }
+
+    /// Whether it is too slow for a client of another repository, whose own download costs upstream next to nothing then.
+    pub fn is_slow(&self, now: Instant) -> bool {
+        let pace = *self.pace.lock();
+        let silent = |pace: &Pace| now.saturating_duration_since(pace.since) >= 2 * budget::JOIN_WAIT;
+        let running = self.progress.borrow().phase == Phase::Running;
+        running && pace.is_some_and(|pace| pace.slow || silent(&pace))
+    }
+
+    /// Whether a client of `repository` is better served by a download of its own.
+    pub fn is_bad_for(&self, repository: &Repository) -> bool {
+        self.repository != *repository && self.is_slow(Instant::now())
+    }
+
     pub(super) fn set_phase(&self, phase: Phase) {
+        if phase == Phase::Running {
+            *self.pace.lock() = None;
+        }
         self.progress.send_modify(|progress| progress.phase = phase);
     }
 
@@ -176,12 +216,39 @@ impl Fill {
 
 /// All fills, by key. A fill leaves the table after its blob is in the store.
 #[derive(Default)]
-pub(super) struct FillTable(Mutex<HashMap<ContentKey, Arc<Fill>>>);
+pub(super) struct FillTable {
+    fills: Mutex<HashMap<ContentKey, Arc<Fill>>>,
+    /// The repositories whose shared fills have served badly: the others do not join them again.
+    bad: Mutex<HashMap<ContentKey, Repository>>,
+}
 
 impl FillTable {
     /// For several changes that others must see at once.
     pub(super) fn lock(&self) -> MutexGuard<'_, HashMap<ContentKey, Arc<Fill>>> {
-        self.0.lock()
+        self.fills.lock()
+    }
+
+    /// A fill served badly: it failed, or did not go on.
+    pub(super) fn served_badly(&self, fill: &Fill) {
+        let mut bad = self.bad.lock();
+        if bad.len() >= budget::FILLS_MAX {
+            bad.clear();
+        }
+        if fill.kind == FillKind::Download && fill.key.apart.is_none() {
+            bad.insert(fill.key.clone(), fill.repository.clone());
+        }
+    }
+
+    /// The key under which a repository fetches: of its own where another's fill of this content has served badly.
+    pub(super) fn key_for(&self, shared: ContentKey, repository: &Repository) -> ContentKey {
+        let bad = self.bad.lock();
+        let apart = bad.get(&shared).is_some_and(|of| of != repository);
+        if apart { shared.apart(&repository.name) } else { shared }
+    }
+
+    /// Content has arrived, so that nobody joins a fill of it any more.
+    pub(super) fn forget_bad(&self, key: &ContentKey) {
+        self.bad.lock().remove(&ContentKey { apart: None, ..key.clone() });
     }
 
     pub(super) fn find(&self, key: &ContentKey) -> Option<Arc<Fill>> {
@@ -203,5 +270,62 @@ impl FillTable {
         let table = self.lock();
         let parked = table.values().filter(|fill| fill.is_parked()).count();
         (table.len() - parked, parked)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::AccessClass;
+    use crate::oci::Algorithm;
+
+    fn fill() -> Fill {
+        let repository: Repository = "docker.io/lab/app".parse().unwrap();
+        let digest = Digest::of(Algorithm::Sha256, b"layer");
+        let key = ContentKey::shared(repository.registry.clone(), AccessClass::Public, digest);
+        Fill::download(key, &repository, None, Demand::Client)
+    }
+
+    #[test]
+    fn a_fill_is_slow_by_its_last_bytes_and_not_by_all_of_them() {
+        let (fill, start) = (fill(), Instant::now());
+        let at = |waits: u32| start + waits * budget::JOIN_WAIT;
+        let least = budget::JOIN_WAIT.as_secs() * budget::JOIN_RATE_MIN;
+        assert!(!fill.is_slow(at(9)), "it does not run yet");
+        fill.set_phase(Phase::Running);
+        fill.keep_pace(0, at(0));
+        fill.keep_pace(1_000 * least, at(1));
+        assert!(!fill.is_slow(at(1)));
+        fill.keep_pace(1_000 * least + 1, at(2));
+        assert!(fill.is_slow(at(2)), "a byte is not enough");
+        fill.keep_pace(1_001 * least + 1, at(3));
+        assert!(!fill.is_slow(at(3)) && !fill.is_slow(at(4)), "it just suffices");
+        assert!(fill.is_slow(at(5)), "nothing has come since");
+        fill.set_phase(Phase::Parked("down".into()));
+        assert!(!fill.is_slow(at(9)), "it may be slow no more when it runs again");
+        fill.set_phase(Phase::Running);
+        assert!(!fill.is_slow(at(9)));
+    }
+
+    #[test]
+    fn what_has_served_badly_is_not_joined_by_others_until_it_has_come() {
+        let (table, fill) = (FillTable::default(), fill());
+        let other: Repository = "docker.io/lab/other".parse().unwrap();
+        let key = |repository| table.key_for(fill.key.clone(), repository);
+        assert_eq!(key(&other), fill.key);
+        table.served_badly(&fill);
+        assert_eq!(key(&other), fill.key.apart(&other.name));
+        assert_eq!(key(&fill.repository), fill.key, "its own clients have what it has");
+        let private = ContentKey { class: AccessClass::Private, ..fill.key.clone() };
+        assert_eq!(table.key_for(private.clone(), &other), private);
+        table.forget_bad(&fill.key.apart(&other.name));
+        assert_eq!(key(&other), fill.key);
+        // What is remembered has an end.
+        for n in 0..budget::FILLS_MAX + 1 {
+            let digest = Digest::of(Algorithm::Sha256, &n.to_le_bytes());
+            let key = ContentKey { digest, ..fill.key.clone() };
+            table.served_badly(&Fill::download(key, &other, None, Demand::Background));
+        }
+        assert!(table.bad.lock().len() <= budget::FILLS_MAX);
     }
 }

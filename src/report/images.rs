@@ -59,11 +59,11 @@ impl ImageCache {
 
 impl ImageReport {
     fn take(store: &Store, config: &Config, busy: &Busy) -> Result<ImageReport, StoreError> {
-        let closures = Closures::new(store, &config.platforms);
+        let closures = Closures::new(store, config);
         let (mut complete, mut partial) = (0, 0);
         each_repository(store, |repository| {
             each_tag(store, repository, |_, record| {
-                match served(&closures, record)? {
+                match served(&closures, repository, record)? {
                     Some(_) => complete += 1,
                     None => partial += 1,
                 }

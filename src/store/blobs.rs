@@ -7,7 +7,8 @@ use super::Store;
 use super::error::{Result, StoreError};
 use super::layout;
 use super::record::BlobInfo;
-use crate::oci::{Algorithm, Digest};
+use crate::auth::AccessClass;
+use crate::oci::{Algorithm, Digest, Repository};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::fs::{self, File};
@@ -29,6 +30,11 @@ pub struct Blob {
     pub private: bool,
     /// It was not verified since an unclean shutdown, and has to be before it is served.
     pub unverified: bool,
+}
+
+/// The mode is the one record of it.
+fn is_private(meta: &fs::Metadata) -> bool {
+    meta.mode() & 0o077 == 0
 }
 
 impl Store {
@@ -76,7 +82,7 @@ impl Store {
         let used = u64::try_from(meta.mtime()).unwrap_or(0);
         Ok(meta.is_file().then(|| Blob {
             size: meta.len(),
-            private: meta.mode() & 0o077 == 0,
+            private: is_private(&meta),
             unverified: self.uses.is_unverified(digest, used),
             file,
         }))
@@ -92,7 +98,49 @@ impl Store {
         self.layout.blob_size(digest).filter(|_| !self.quarantine.holds(digest))
     }
 
-    /// Marks private content as public: it was seen where everybody may read it.
+    /// The blob's size in bytes, if it may be served through a repository whose registry gives content of `class` today.
+    ///
+    /// # Errors
+    /// The index cannot be read.
+    pub fn size_through(
+        &self,
+        repository: &Repository,
+        class: AccessClass,
+        digest: &Digest,
+    ) -> Result<Option<u64>> {
+        let Ok(meta) = fs::symlink_metadata(self.layout.blob(digest)) else { return Ok(None) };
+        let here = meta.is_file() && !self.quarantine.holds(digest);
+        let served = here && self.may_serve(repository, class, digest, is_private(&meta))?;
+        Ok(served.then_some(meta.len()))
+    }
+
+    /// Whether content that is on the disk may be served through a repository whose registry gives content of `class`
+    /// today: what is private only where the registry gives it for credentials and is known to hold it in this repository.
+    /// While there is no index, that is not known.
+    ///
+    /// # Errors
+    /// The index cannot be read.
+    pub fn may_serve(
+        &self,
+        repository: &Repository,
+        class: AccessClass,
+        digest: &Digest,
+        private: bool,
+    ) -> Result<bool> {
+        if !private {
+            return Ok(true);
+        }
+        // Content that earlier credentials fetched is served again only after upstream has sent it to everybody.
+        if class == AccessClass::Public {
+            return Ok(false);
+        }
+        match self.link(repository, digest) {
+            Err(problem) if problem.is_without_index() => Ok(false),
+            link => Ok(link?.is_some_and(|link| link.held)),
+        }
+    }
+
+    /// Marks private content as public: all its bytes came from where everybody may read them.
     ///
     /// # Errors
     /// The disk does not take the mode; then it may be private again after a power cut.

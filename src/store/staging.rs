@@ -10,7 +10,7 @@ use super::layout::{flush_dir, set_private, write_own};
 use super::record::checksum;
 use crate::auth::AccessClass;
 use crate::budget;
-use crate::oci::{Digest, Hasher, RegistryName, Repository};
+use crate::oci::{Digest, Hasher, RegistryName, Repository, RepositoryName};
 use crate::sync::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -20,8 +20,8 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Which content is staged, and for whom: what not everybody may read is not mixed with what another registry, or the
-/// same one to other clients, gave.
+/// Which content is staged, and for whom: nothing is mixed with what another registry, or the same one to other
+/// clients, sent.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ContentKey {
     /// The registry that it comes from.
@@ -30,13 +30,30 @@ pub struct ContentKey {
     pub class: AccessClass,
     /// What it is.
     pub digest: Digest,
+    /// The repository that fetches it for itself, because what the others share has served it badly.
+    pub apart: Option<RepositoryName>,
 }
 
 impl ContentKey {
+    /// The key of what all repositories of a registry share.
+    pub fn shared(registry: RegistryName, class: AccessClass, digest: Digest) -> ContentKey {
+        ContentKey { registry, class, digest, apart: None }
+    }
+
+    /// The key of the same content for this repository alone.
+    #[must_use]
+    pub fn apart(&self, repository: &RepositoryName) -> ContentKey {
+        ContentKey { apart: Some(repository.clone()), ..self.clone() }
+    }
+
     /// The name of its file: safe and of bounded length for every registry, and the digest is seen at a glance.
     fn file_name(&self) -> String {
-        let of = checksum(&[self.registry.as_str().as_bytes(), b"/", self.class.as_str().as_bytes()]);
-        let of: String = of.iter().map(|byte| format!("{byte:02x}")).collect();
+        let (registry, class) = (self.registry.as_str(), self.class.as_str());
+        let of = match &self.apart {
+            None => format!("{registry}/{class}"),
+            Some(repository) => format!("{registry}/{class}/{repository}"),
+        };
+        let of: String = checksum(&[of.as_bytes()]).iter().map(|byte| format!("{byte:02x}")).collect();
         format!("{}-{of}", self.file_name_0_1())
     }
 
@@ -120,12 +137,22 @@ impl Store {
         let note = OriginNote { from: from.clone(), class: Some(key.class) };
         let note = serde_json::to_vec(&note).unwrap_or_default();
         let origin = path.with_extension("origin");
-        // At once: others read it to see what may go on under another key.
+        let old = if path.exists() { None } else { self.left_by_0_1(key) };
+        let is_ours = |before: &StagedFrom| before.repository == from.repository;
+        // What another repository left may be wrong, or not for who may read this one.
+        if !read_origin(&path).is_some_and(|before| is_ours(&before.from)) {
+            let _ = fs::remove_file(&path);
+        }
         let written = origin.with_extension("new");
         write_own(&written, &note)
             .and_then(|()| fs::rename(&written, &origin))
             .map_err(StoreError::io(format!("cannot write {}", origin.display())))?;
-        self.adopt(key, &path);
+        if let Some((left, before, _claim)) = old
+            && is_ours(&before)
+            && fs::rename(&left, &path).is_ok()
+        {
+            let _ = fs::remove_file(left.with_extension("origin"));
+        }
         let file = open_staging(&path, false)?;
         let mut staged = Staged {
             digest: key.digest.clone(),
@@ -140,28 +167,17 @@ impl Store {
         Ok(staged)
     }
 
-    /// Where there is nothing under this key yet, gives it what may go on under it: what 0.1.0 left of the same registry,
-    /// or what everybody may read that came from another.
-    fn adopt(&self, key: &ContentKey, path: &Path) {
-        if path.exists() {
-            return;
-        }
-        let mut found = self.left_staged(Some(&key.digest));
-        found.sort_by_key(|(.., bytes)| std::cmp::Reverse(*bytes));
-        for (left, of, ..) in found {
-            let public = of.class == key.class && key.class == AccessClass::Public;
-            if !public && !of.is_of_0_1(&left, key) {
-                continue;
-            }
-            let claim = (of != *key).then(|| self.claims.take(&of)).transpose();
-            if claim.is_err() {
-                continue;
-            }
-            if fs::rename(&left, path).is_ok() {
-                let _ = fs::remove_file(left.with_extension("origin"));
-                return;
-            }
-        }
+    /// What 0.1.0 left of the same registry, with the right to it.
+    fn left_by_0_1(&self, key: &ContentKey) -> Option<(PathBuf, StagedFrom, Option<Claim>)> {
+        let mut found = self.left_staged(Some(&key.digest)).into_iter();
+        // Credentials may have fetched it, so that all of it proves nothing to those who have none.
+        let proves = |from: &StagedFrom, bytes: u64| {
+            key.class != AccessClass::Public || from.size.is_none_or(|size| bytes < size)
+        };
+        let (left, of, from, _) =
+            found.find(|(left, of, from, bytes)| of.is_of_0_1(left, key) && proves(from, *bytes))?;
+        let claim = (of != *key).then(|| self.claims.take(&of)).transpose().ok()?;
+        Some((left, from, claim))
     }
 
     /// A staging file for content that is at hand. Several writers of the same content do not meet.
@@ -197,16 +213,22 @@ impl Store {
             if of.is_some_and(|of| *of != digest) {
                 continue;
             }
-            let key = read_origin(&path).map(|note| {
-                let class = note.class.unwrap_or(AccessClass::Unproven);
-                (ContentKey { registry: note.from.repository.registry.clone(), class, digest }, note.from)
-            });
-            match key {
-                Some((key, from)) if name == *key.file_name() || name == *key.file_name_0_1() => {
-                    found.push((path, key, from, entry.metadata().map_or(0, |meta| meta.len())));
+            let Some(OriginNote { from, class }) = read_origin(&path) else {
+                let _ = fs::remove_file(path);
+                continue;
+            };
+            let class = class.unwrap_or(AccessClass::Unproven);
+            let shared = ContentKey::shared(from.repository.registry.clone(), class, digest);
+            let apart = shared.apart(&from.repository.name);
+            let key = match name.to_str() {
+                Some(name) if name == shared.file_name() || name == shared.file_name_0_1() => shared,
+                Some(name) if name == apart.file_name() => apart,
+                _ => {
+                    let _ = fs::remove_file(path);
+                    continue;
                 }
-                _ => drop(fs::remove_file(path)),
-            }
+            };
+            found.push((path, key, from, entry.metadata().map_or(0, |meta| meta.len())));
         }
         found
     }
@@ -309,7 +331,7 @@ impl Staged {
     /// It does not hash to its name, or the disk does not take it.
     pub fn publish(self, store: &Store, class: AccessClass) -> Result<()> {
         // Content that everybody may read already stays so.
-        let private = class == AccessClass::Private
+        let private = class != AccessClass::Public
             && store.open_blob(&self.digest).ok().flatten().is_none_or(|known| known.private);
         let published = self.try_publish(store, private);
         if published.is_err() {

@@ -148,10 +148,25 @@ impl Store {
         self.index.ask(|index| index.repositories(last, limit))
     }
 
-    /// The access class of a repository, if it is known.
-    #[cfg(test)]
-    pub(super) fn repository_class(&self, repository: &Repository) -> Result<Option<AccessClass>> {
+    /// The access class of a repository, if it is known: what its registry proved last.
+    ///
+    /// # Errors
+    /// There is no index to answer from.
+    pub fn repository_class(&self, repository: &Repository) -> Result<Option<AccessClass>> {
         self.index.ask(|index| index.class(repository))
+    }
+
+    /// Notes that what is known of a repository was asked for with credentials. Only content that came without them
+    /// makes it public again, see [`Store::put_manifest`].
+    ///
+    /// # Errors
+    /// It cannot be recorded.
+    pub fn mark_private(&self, repository: &Repository) -> Result<()> {
+        let class = AccessClass::Private;
+        if self.repository_class(repository)? == Some(class) {
+            return Ok(());
+        }
+        self.record_one(&What::Class { repository: repository.clone(), class })
     }
 
     // -- Manifests and links ---------------------------------------------------------------------------------
@@ -170,7 +185,7 @@ impl Store {
         class: AccessClass,
     ) -> Result<()> {
         match self.open_blob(digest)? {
-            Some(known) if known.private && class != AccessClass::Private => self.make_public(digest)?,
+            Some(known) if known.private && class == AccessClass::Public => self.make_public(digest)?,
             Some(_) => {}
             None => {
                 let mut staged = self.stage_scratch(digest)?;

@@ -51,7 +51,7 @@ fn seen(digest: &Digest) -> Observation {
 
 fn key(digest: &Digest) -> ContentKey {
     let registry = repository().registry;
-    ContentKey { registry, class: AccessClass::Public, digest: digest.clone() }
+    ContentKey::shared(registry, AccessClass::Public, digest.clone())
 }
 
 fn put(store: &Store, bytes: &[u8]) -> Digest {
@@ -518,7 +518,7 @@ fn staged_content_has_a_safe_name_for_each_registry_and_class() {
     for registry in ["docker.io", "127.0.0.1:5000", "[::1]:5000", &long] {
         for class in [AccessClass::Public, AccessClass::Private, AccessClass::Unproven] {
             let repository: Repository = format!("{registry}/lab/app").parse().unwrap();
-            let key = ContentKey { registry: repository.registry.clone(), class, digest: digest.clone() };
+            let key = ContentKey::shared(repository.registry.clone(), class, digest.clone());
             let from = StagedFrom { repository, size: Some(5) };
             let mut staged = store.stage(&key, &from).unwrap();
             staged.append(b"la").unwrap();
@@ -539,26 +539,80 @@ fn staged_content_has_a_safe_name_for_each_registry_and_class() {
 }
 
 #[test]
-fn what_one_registry_has_sent_is_asked_of_another_only_where_it_is_not_for_everybody() {
+fn what_one_registry_has_sent_is_not_gone_on_with_for_another() {
     let folder = Folder::new();
     let store = folder.open();
     let digest = Digest::of(Algorithm::Sha256, b"layer");
     let stage = |registry: &str, class| {
         let repository: Repository = format!("{registry}/lab/app").parse().unwrap();
-        let key = ContentKey { registry: repository.registry.clone(), class, digest: digest.clone() };
+        let key = ContentKey::shared(repository.registry.clone(), class, digest.clone());
         store.stage(&key, &StagedFrom { repository, size: Some(5) }).unwrap()
     };
     let mut first = stage("first.example", AccessClass::Public);
     first.append(b"la").unwrap();
-    assert_eq!(stage("third.example", AccessClass::Public).len(), 0, "the first is still written");
     drop(first);
     let mut private = stage("second.example", AccessClass::Private);
     assert_eq!(private.len(), 0);
     private.append(b"lay").unwrap();
     drop(private);
-    assert_eq!(stage("second.example", AccessClass::Public).len(), 2);
+    assert_eq!(stage("second.example", AccessClass::Public).len(), 0);
     assert_eq!(stage("first.example", AccessClass::Private).len(), 0);
     assert_eq!(stage("second.example", AccessClass::Private).len(), 3);
+    assert_eq!(stage("first.example", AccessClass::Public).len(), 2);
+}
+
+#[test]
+fn what_one_repository_has_sent_is_not_gone_on_with_for_another() {
+    let folder = Folder::new();
+    let store = folder.open();
+    let digest = Digest::of(Algorithm::Sha256, b"layer");
+    let [first, other] =
+        ["first", "other"].map(|name| format!("docker.io/lab/{name}").parse::<Repository>().unwrap());
+    for class in [AccessClass::Public, AccessClass::Private] {
+        let shared = ContentKey::shared(first.registry.clone(), class, digest.clone());
+        let stage = |key: &ContentKey, repository: &Repository| {
+            store.stage(key, &StagedFrom { repository: repository.clone(), size: Some(5) }).unwrap()
+        };
+        let mut staged = stage(&shared, &first);
+        staged.append(b"la").unwrap();
+        // While it is written the other has a file of its own, and finds it after a restart.
+        let apart = shared.apart(&other.name);
+        let mut own = stage(&apart, &other);
+        assert_eq!(own.len(), 0);
+        own.append(b"lay").unwrap();
+        drop((staged, own));
+        assert_eq!((stage(&shared, &first).len(), stage(&apart, &other).len()), (2, 3));
+        let known = store.unfinished();
+        assert!([&shared, &apart].iter().all(|key| known.iter().any(|(of, ..)| of == *key)), "{known:?}");
+        assert_eq!(stage(&shared, &other).len(), 0);
+        store.forget_staged(&shared).unwrap();
+        store.forget_staged(&apart).unwrap();
+    }
+}
+
+#[test]
+fn only_bytes_from_where_everybody_may_read_them_change_who_may_see_content() {
+    let folder = Folder::new();
+    let store = folder.open();
+    let (bytes, private) = (br#"{"schemaVersion":2,"config":{"mediaType":"a/b","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":0},"layers":[]}"#, |store: &Store, digest: &Digest| store.open_blob(digest).unwrap().unwrap().private);
+    let digest = Digest::of(Algorithm::Sha256, bytes);
+    let put = |class| store.put_manifest(&repository(), &digest, media::OCI_MANIFEST, bytes, class).unwrap();
+    put(AccessClass::Private);
+    assert!(private(&store, &digest));
+    put(AccessClass::Unproven);
+    assert!(private(&store, &digest), "what an import says is no proof");
+    assert!(!store.may_serve(&repository(), AccessClass::Public, &digest, true).unwrap());
+    assert!(store.may_serve(&repository(), AccessClass::Private, &digest, true).unwrap());
+    let other: Repository = "docker.io/lab/other".parse().unwrap();
+    assert_eq!(store.size_through(&other, AccessClass::Private, &digest).unwrap(), None);
+    store.hold(&other, &digest).unwrap();
+    assert_eq!(store.size_through(&other, AccessClass::Private, &digest).unwrap(), Some(bytes.len() as u64));
+    assert_eq!(store.size_through(&other, AccessClass::Public, &digest).unwrap(), None);
+    put(AccessClass::Public);
+    assert!(!private(&store, &digest));
+    store.mark_private(&repository()).unwrap();
+    assert_eq!(store.repository_class(&repository()).unwrap(), Some(AccessClass::Private));
+    assert!(!private(&store, &digest), "who has seen it in public may see it");
 }
 
 #[test]

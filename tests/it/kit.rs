@@ -378,10 +378,10 @@ fn private_content_is_not_shared() {
     for registry in ["docker.io", "open.example"] {
         assert_eq!(kit.manifest(&repository(registry), &private.root), None);
         for digest in private.blobs.keys() {
-            assert!(kit.blob(&repository(registry), digest, 0).is_none(), "{registry} {digest}");
+            assert!(kit.blob(&repository(registry), digest, 0, &[]).is_none(), "{registry} {digest}");
         }
     }
     assert!(kit.manifest(&repository("open.example"), &public.root).is_some());
-    assert!(kit.blob(&repository("open.example"), &layer_of(&public), 0).is_some());
+    assert!(kit.blob(&repository("open.example"), &layer_of(&public), 0, &[]).is_some());
     assert!(kit.has_live_peer(), "a no is no failure: {:?}", kit.peers());
 }

@@ -1,4 +1,7 @@
 //! Blobs by digest: a hit on the disk, a fill that is begun or joined, or an uncached stream.
+//!
+//! A fill of another repository of the registry is joined, and left as soon as it serves badly. What is here and not for
+//! the repository that is asked is fetched like what is absent.
 
 use super::super::context::{Context, unavailable};
 use super::super::fill::{FillPool, download_failed};
@@ -12,14 +15,17 @@ use crate::auth::AccessClass;
 use crate::budget;
 use crate::fetch::Upstream;
 use crate::oci::{Digest, Repository};
-use crate::store::Blob;
+use crate::store::{Blob, ContentLink};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A blob that can be served.
 #[derive(Debug)]
 pub enum BlobSource {
     /// It is complete.
     Hit(Blob),
+    /// It is complete, and upstream has just confirmed that this repository holds it.
+    Confirmed(Blob),
     /// It is growing.
     Fill {
         /// The download.
@@ -41,10 +47,10 @@ pub enum BlobSource {
 /// The result of a lookup on the disk and in the index.
 enum Found {
     Here(Blob),
-    /// It is not here. The size that a manifest states.
+    /// It is not here, or not for this repository unless upstream sends it. The size that a manifest states.
     Absent(Option<u64>),
-    /// It is here, but its upstream must confirm that this repository holds it.
-    Unproven,
+    /// Another repository of the registry holds it: upstream must confirm that this one does too.
+    Unconfirmed,
 }
 
 /// Blobs.
@@ -68,47 +74,116 @@ impl Blobs {
         digest: &Digest,
     ) -> Result<BlobSource, Refusal> {
         let upstream = self.context.upstream(&repository.registry)?;
-        let (found, stated) = match self.look(repository, digest).await? {
-            Found::Here(blob) => (Some(blob), None),
-            Found::Unproven => (Some(self.confirm(&upstream, repository, digest).await?), None),
-            Found::Absent(stated) => (None, stated),
-        };
-        let stated = match found {
-            None => stated,
-            Some(blob) => match self.verified(repository, digest, blob).await? {
-                Some(source) => return Ok(source),
-                // It was corrupt, and is not here any more.
-                None => self.stated(repository, digest).await?,
-            },
-        };
-        if upstream.link().is_known_down() && self.context.live_kit(&repository.registry).is_none() {
-            return Err(unavailable(&upstream, digest));
-        }
-        for again in [true, false] {
-            let (fill, joined) = self.fills.begin(repository, digest, stated, Demand::Client)?;
-            let of_another = fill.repository != *repository;
-            if of_another && fill.key.class != AccessClass::Public {
-                return Err(Refusal::Busy(format!(
-                    "{digest} is being fetched for another repository; retry"
-                )));
-            }
-            match size_of(&fill, repository, digest).await {
-                Ok(Some(total)) => return Ok(BlobSource::Fill { fill, total, joined }),
-                Ok(None) => break,
-                Err(Refusal::NotStored(cause)) => {
-                    let streamed = self.streams.stream_uncached(repository, digest, stated, &cause).await;
-                    return streamed.map(|(total, pieces)| BlobSource::Uncached { total, pieces });
+        let found = match self.look(repository, digest).await? {
+            Found::Here(blob) => self.verified(repository, digest, blob).await?,
+            Found::Unconfirmed => {
+                let blob = self.confirm(&upstream, repository, digest).await?;
+                match self.verified(repository, digest, blob).await? {
+                    Some(BlobSource::Hit(blob)) => Some(BlobSource::Confirmed(blob)),
+                    found => found,
                 }
-                // The failure concerns the other repository; this one may still succeed.
-                Err(_) if of_another && again => {}
-                Err(refusal) => return Err(refusal),
+            }
+            Found::Absent(stated) => return self.fetch(&upstream, repository, digest, stated).await,
+        };
+        match found {
+            Some(source) => Ok(source),
+            // It was corrupt, and is not here any more.
+            None => {
+                let stated = self.link(repository, digest).await?.and_then(|link| link.size);
+                self.fetch(&upstream, repository, digest, stated).await
             }
         }
-        // The fill has ended, so the blob is on the disk now. Whether this repository holds it must be checked again.
-        match self.look(repository, digest).await? {
-            Found::Here(blob) => Ok(BlobSource::Hit(blob)),
-            Found::Unproven => self.confirm(&upstream, repository, digest).await.map(BlobSource::Hit),
-            Found::Absent(_) => Err(Refusal::not_here(Missing::Blob, digest)),
+    }
+
+    /// Begins a fill or joins one. `stated`: the size that a manifest of the repository states.
+    async fn fetch(
+        &self,
+        upstream: &Arc<Upstream>,
+        repository: &Repository,
+        digest: &Digest,
+        stated: Option<u64>,
+    ) -> Result<BlobSource, Refusal> {
+        if upstream.link().is_known_down() && self.context.live_kit(&repository.registry).is_none() {
+            return Err(unavailable(upstream, digest));
+        }
+        let (fill, joined) = self.fills.begin(repository, digest, stated, Demand::Client)?;
+        let trusted = fill.repository == *repository && (stated.is_none() || stated == fill.stated());
+        if trusted {
+            return self.follow(fill, joined, repository, stated, budget::MISS_WAIT_MAX).await;
+        }
+        match self.join(upstream, fill, repository, digest, stated).await? {
+            Some(source) => Ok(source),
+            None => {
+                let (fill, joined) = self.fills.begin_apart(repository, digest, stated)?;
+                self.follow(fill, joined, repository, stated, budget::MISS_WAIT_MAX).await
+            }
+        }
+    }
+
+    /// Joins a fill of another repository of the registry, or one that knows another size. `None`: it is not fit for that,
+    /// and this repository must have one of its own. A size is believed only from a manifest of this repository or from
+    /// upstream's answer for it.
+    async fn join(
+        &self,
+        upstream: &Arc<Upstream>,
+        fill: Arc<Fill>,
+        repository: &Repository,
+        digest: &Digest,
+        stated: Option<u64>,
+    ) -> Result<Option<BlobSource>, Refusal> {
+        let known = match fill.key.class {
+            AccessClass::Public => stated,
+            AccessClass::Private | AccessClass::Unproven => {
+                let link = self.link(repository, digest).await?;
+                if link.is_some_and(|link| link.held) && stated.is_some() {
+                    stated
+                } else {
+                    let answered = self.ask_size(upstream, repository, digest).await?;
+                    self.hold(repository, digest).await?;
+                    stated.or(answered)
+                }
+            }
+        };
+        if known.is_none() || fill.is_bad_for(repository) {
+            return Ok(None);
+        }
+        match self.follow(fill, true, repository, stated, budget::JOIN_WAIT).await {
+            Ok(BlobSource::Fill { total, .. }) if Some(total) != known => Ok(None),
+            Ok(source) => Ok(Some(source)),
+            // The failure concerns the other repository; this one may still succeed.
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Waits until a fill can be served.
+    async fn follow(
+        &self,
+        fill: Arc<Fill>,
+        joined: bool,
+        repository: &Repository,
+        stated: Option<u64>,
+        wait: Duration,
+    ) -> Result<BlobSource, Refusal> {
+        let digest = fill.digest();
+        match size_of(&fill, repository, wait).await {
+            Ok(Some(total)) => Ok(BlobSource::Fill { fill, total, joined }),
+            // It has ended, and its file has all of the blob, whatever becomes of that.
+            Ok(None) => match fill.follow().borrow().total {
+                Some(total) => Ok(BlobSource::Fill { fill: Arc::clone(&fill), total, joined }),
+                None => Err(Refusal::not_here(Missing::Blob, digest)),
+            },
+            Err(Refusal::NotStored(cause)) => {
+                let streamed = self.streams.stream_uncached(repository, digest, stated, &cause).await;
+                streamed.map(|(total, pieces)| BlobSource::Uncached { total, pieces })
+            }
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    /// A client of `repository` was not served to the end by a fill.
+    pub(in crate::mirror) fn served_badly(&self, repository: &Repository, fill: &Fill) {
+        if fill.repository != *repository {
+            self.fills.served_badly(fill);
         }
     }
 
@@ -124,8 +199,9 @@ impl Blobs {
         let upstream = self.context.upstream(&repository.registry)?;
         match self.look(repository, digest).await? {
             Found::Here(blob) => return Ok((blob.size, true)),
-            Found::Unproven => {
-                return Ok((self.confirm(&upstream, repository, digest).await?.size, true));
+            // Upstream was asked for it, as for what is not here.
+            Found::Unconfirmed => {
+                return Ok((self.confirm(&upstream, repository, digest).await?.size, false));
             }
             Found::Absent(_) => {}
         }
@@ -157,8 +233,8 @@ impl Blobs {
             };
             Ok(match found? {
                 Lookup::Here(blob) => Found::Here(blob),
-                Lookup::Unproven => Found::Unproven,
-                Lookup::Absent => {
+                Lookup::Unproven if context.held_in_registry(&name.registry, &wanted)? => Found::Unconfirmed,
+                Lookup::Unproven | Lookup::Absent => {
                     Found::Absent(context.known_link(&name, &wanted)?.and_then(|link| link.size))
                 }
             })
@@ -166,10 +242,9 @@ impl Blobs {
         self.context.blocking(look).await
     }
 
-    async fn stated(&self, repository: &Repository, digest: &Digest) -> Result<Option<u64>, Refusal> {
+    async fn link(&self, repository: &Repository, digest: &Digest) -> Result<Option<ContentLink>, Refusal> {
         let (name, wanted) = (repository.clone(), digest.clone());
-        let link = self.context.blocking(move |context| context.known_link(&name, &wanted)).await?;
-        Ok(link.and_then(|link| link.size))
+        self.context.blocking(move |context| context.known_link(&name, &wanted)).await
     }
 
     /// Serves a blob from the disk; an unverified one is hashed first. `None`: it was corrupt and is now in quarantine.
@@ -201,7 +276,7 @@ impl Blobs {
         Ok(again.map(BlobSource::Hit))
     }
 
-    /// Asks this repository's upstream whether it holds private content that is on the disk.
+    /// Asks upstream whether this repository holds private content too that another one of the registry holds.
     async fn confirm(
         &self,
         upstream: &Arc<Upstream>,
@@ -212,22 +287,23 @@ impl Blobs {
             return Err(unavailable(upstream, digest));
         }
         self.ask_size(upstream, repository, digest).await?;
-        let class = self.context.class_of(&repository.registry);
-        let (name, wanted) = (repository.clone(), digest.clone());
-        let note = move |context: &Context| {
-            let noted = match class {
-                AccessClass::Public => context.store.make_public(&wanted),
-                AccessClass::Private | AccessClass::Unproven => context.store.hold(&name, &wanted),
-            };
-            if let Err(problem) = noted {
-                log::warn!(
-                    "{name} holds {wanted}, but that could not be saved and is asked again next time: {problem}"
-                );
-            }
-            context.store.open_blob(&wanted)
-        };
-        let blob = self.context.blocking(note).await?;
+        self.hold(repository, digest).await?;
+        let wanted = digest.clone();
+        let blob = self.context.blocking(move |context| context.store.open_blob(&wanted)).await?;
         blob.ok_or_else(|| Refusal::not_here(Missing::Blob, digest))
+    }
+
+    /// Notes that upstream holds private content in this repository.
+    async fn hold(&self, repository: &Repository, digest: &Digest) -> Result<(), Refusal> {
+        let (name, wanted, fills) = (repository.clone(), digest.clone(), Arc::clone(&self.fills));
+        let note = move |context: &Context| {
+            if let Err(problem) = context.store.hold(&name, &wanted) {
+                log::warn!("{name} holds {wanted}, which could not be saved and is asked again: {problem}");
+            }
+            fills.announce(&name, &wanted);
+            Ok(())
+        };
+        self.context.blocking(note).await
     }
 
     /// The size that upstream states for a blob of a repository.
@@ -247,13 +323,14 @@ impl Blobs {
 
 /// Waits until a fill knows its size. `None`: it is done. While the fill is queued behind others for long, the size that
 /// the manifest states is used: then the client waits for bytes and not for a header.
-async fn size_of(fill: &Arc<Fill>, repository: &Repository, digest: &Digest) -> Result<Option<u64>, Refusal> {
+async fn size_of(fill: &Fill, repository: &Repository, wait: Duration) -> Result<Option<u64>, Refusal> {
+    let digest = fill.digest();
     let mut follow = fill.follow();
     let known = follow.wait_for(|progress| {
         progress.total.is_some() && progress.phase == Phase::Running
             || !matches!(progress.phase, Phase::Queued | Phase::Running)
     });
-    let Ok(known) = tokio::time::timeout(budget::MISS_WAIT_MAX, known).await else {
+    let Ok(known) = tokio::time::timeout(wait, known).await else {
         return match (fill.stated(), &fill.follow().borrow().phase) {
             (Some(stated), Phase::Queued) => Ok(Some(stated)),
             (_, Phase::Queued) => Err(Streams::busy()),

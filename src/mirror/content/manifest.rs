@@ -345,8 +345,15 @@ impl Manifests {
         let manifest =
             parsed.map_err(|why| Refusal::Unavailable(format!("{}; peer {}: {why}", cause(), found.peer)))?;
         let (bytes, media_type) = (&found.bytes, &manifest.media_type);
-        let stored = self.put(repository, digest, media_type, bytes, AccessClass::Public);
         log::debug!("manifest {digest} of {repository} came from peer {}", found.peer);
+        let known = self.context.store.open_blob(digest).map_err(|problem| Refusal::from_store(&problem))?;
+        if known.is_some_and(|blob| blob.private) {
+            // Who may see it is shown by what its registry sends, and not by a peer.
+            let (media_type, bytes) = (media_type.clone(), Bytes::from(found.bytes));
+            let held = Held::NotStored { media_type, bytes, slot: self.streams.slot(repository) };
+            return Ok(ManifestOutcome { source: ByteSource::Peer, held });
+        }
+        let stored = self.put(repository, digest, media_type, bytes, AccessClass::Public);
         self.arrivals.arrived(repository, digest);
         let public = AccessClass::Public;
         self.outcome(ByteSource::Peer, stored, (repository, digest), media_type, found.bytes, public)

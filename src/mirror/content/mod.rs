@@ -37,7 +37,7 @@ enum Lookup {
     Here(Blob),
     /// It is not here.
     Absent,
-    /// It is here, but this repository's upstream is not known to hold it.
+    /// It is here, but its registry is not known to hold it in this repository.
     Unproven,
 }
 

@@ -46,7 +46,7 @@ impl Repairs {
             if !tried.is_power_of_two() {
                 continue;
             }
-            match self.refetch_one(&digest, *tried == 1) {
+            match self.refetch_one(&digest, *tried) {
                 Ok(()) => {}
                 Err(StoreError::Rebuilding) => return,
                 Err(problem) => log::warn!("what needs {digest} cannot be looked up: {problem}"),
@@ -54,9 +54,10 @@ impl Repairs {
         }
     }
 
-    fn refetch_one(&self, digest: &Digest, first: bool) -> Result<(), StoreError> {
+    /// `tried`: how often it was due.
+    fn refetch_one(&self, digest: &Digest, tried: u32) -> Result<(), StoreError> {
         let links = self.context.store.links_to(digest)?;
-        let images = if first { self.images_with(digest, &links)? } else { Vec::new() };
+        let images = if tried == 1 { self.images_with(digest, &links)? } else { Vec::new() };
         if !images.is_empty() {
             let images = images.join(", ");
             log::error!("{digest} was corrupt on the disk; not complete without it: {images}");
@@ -66,11 +67,17 @@ impl Repairs {
             self.context.store.forget_quarantined(digest);
             return Ok(());
         }
-        let reachable = links.iter().find(|(repository, _)| {
-            let upstream = self.context.upstreams.find(&repository.registry);
-            upstream.is_some_and(|upstream| upstream.link().is_up())
-        });
-        let Some((repository, link)) = reachable else { return Ok(()) };
+        let mut reachable: Vec<_> = links
+            .iter()
+            .filter(|(repository, _)| {
+                let upstream = self.context.upstreams.find(&repository.registry);
+                upstream.is_some_and(|upstream| upstream.link().is_up())
+            })
+            .collect();
+        // Those that held it first, and another one each time: a manifest can name what its registry does not have.
+        reachable.sort_by_key(|(_, link)| !link.held);
+        let turn = tried.ilog2() as usize % reachable.len().max(1);
+        let Some((repository, link)) = reachable.get(turn) else { return Ok(()) };
         let begun = if link.media_type.is_some() {
             self.manifests.prefetch(repository, digest)
         } else {
@@ -89,17 +96,17 @@ impl Repairs {
         links: &[(Repository, ContentLink)],
     ) -> Result<Vec<String>, StoreError> {
         let config = self.context.config.now();
-        let closures = Closures::new(&self.context.store, &config.platforms);
+        let closures = Closures::new(&self.context.store, &config);
         let (mut images, mut known) = (Vec::new(), HashMap::new());
         for (repository, _) in links {
             for (tag, record) in self.context.store.tags(repository, None, budget::PENDING_TAGS_MAX)? {
                 for version in record.candidates() {
-                    let lacks = match known.get(&version.digest) {
+                    let lacks = match known.get(&(repository, version.digest.clone())) {
                         Some(lacks) => *lacks,
                         None if closures.looks() > budget::SETTLE_LOOKS_MAX => return Ok(images),
-                        None => closures.of(&version.digest)?.absent.contains_key(digest),
+                        None => closures.of(repository, &version.digest)?.absent.contains_key(digest),
                     };
-                    known.insert(version.digest.clone(), lacks);
+                    known.insert((repository, version.digest.clone()), lacks);
                     if lacks {
                         images.push(format!("{repository}:{tag}"));
                         break;

@@ -50,6 +50,7 @@ impl StreamSlot {
 
 /// One blob to be streamed.
 struct UncachedBlob {
+    context: Arc<Context>,
     upstream: Arc<Upstream>,
     repository: Repository,
     digest: Digest,
@@ -87,7 +88,9 @@ impl Streams {
         let upstream = self.context.upstream(&repository.registry)?;
         let slot = self.slot(repository).ok_or_else(Streams::busy)?;
         log::warn!("{digest} of {repository} is streamed and not stored: {cause}");
-        let blob = UncachedBlob { upstream, repository: repository.clone(), digest: digest.clone(), stated };
+        let (context, repository, digest) = (Arc::clone(&self.context), repository.clone(), digest.clone());
+        let (registry, wanted) = (repository.registry.clone(), digest.clone());
+        let blob = UncachedBlob { context, upstream, repository, digest, stated };
         let (opened, total) = oneshot::channel();
         let (pieces, received) = mpsc::channel(budget::STREAM_PIECES);
         std::thread::Builder::new()
@@ -101,7 +104,7 @@ impl Streams {
         match tokio::time::timeout(budget::MISS_WAIT_MAX, total).await {
             Ok(Ok(total)) => Ok((total?, received)),
             Ok(Err(_)) => Err(download_failed()),
-            Err(_) => Err(Refusal::Unavailable(format!("{} is slow to offer {digest}", repository.registry))),
+            Err(_) => Err(Refusal::Unavailable(format!("{registry} is slow to offer {wanted}"))),
         }
     }
 
@@ -144,21 +147,33 @@ impl UncachedBlob {
             return;
         }
         let read = |buffer: &mut [u8]| stream.read(buffer).map_err(|failure| failure.to_string());
-        if let Err(problem) = pass_on(read, &self.digest, total, pieces) {
-            log::warn!("{} was cut while it was streamed: {problem}", self.digest);
-            let _ = pieces.blocking_send(Err(io::Error::other(problem)));
+        match pass_on(read, &self.digest, total, pieces) {
+            Ok(true) => {
+                if let Err(problem) = self.context.proven(&self.repository, &self.digest) {
+                    log::warn!(
+                        "{} holds {}, which could not be saved: {problem}",
+                        self.repository,
+                        self.digest
+                    );
+                }
+            }
+            Ok(false) => {}
+            Err(problem) => {
+                log::warn!("{} was cut while it was streamed: {problem}", self.digest);
+                let _ = pieces.blocking_send(Err(io::Error::other(problem)));
+            }
         }
     }
 }
 
 /// Forwards a body as it comes, and its last piece once the hash of the complete body is right. `Err` says what went
-/// wrong; a client that has left is no failure.
+/// wrong; a client that has left is no failure, but then the body is not known to be right.
 fn pass_on(
     mut read: impl FnMut(&mut [u8]) -> Result<usize, String>,
     digest: &Digest,
     total: u64,
     pieces: &mpsc::Sender<io::Result<Bytes>>,
-) -> Result<(), String> {
+) -> Result<bool, String> {
     let mut hasher = Hasher::new(digest.algorithm());
     let held_back = usize::try_from(budget::HELD_BACK_BYTES).unwrap_or(usize::MAX);
     // Received and not yet forwarded: never more than a chunk and the last piece.
@@ -179,7 +194,7 @@ fn pass_on(
         if waiting.len() > held_back {
             let rest = waiting.split_off(waiting.len() - held_back);
             if pieces.blocking_send(Ok(Bytes::from(std::mem::replace(&mut waiting, rest)))).is_err() {
-                return Ok(());
+                return Ok(false);
             }
         }
     }
@@ -191,7 +206,7 @@ fn pass_on(
         return Err(format!("it hashes to {actual}"));
     }
     let _ = pieces.blocking_send(Ok(Bytes::from(waiting)));
-    Ok(())
+    Ok(true)
 }
 
 #[cfg(test)]
@@ -200,7 +215,7 @@ mod tests {
     use crate::oci::Algorithm;
 
     /// What a client gets of a body that comes in pieces of 10,000 bytes.
-    fn passed_on(body: &[u8], digest: &Digest, total: u64) -> (Vec<u8>, Result<(), String>) {
+    fn passed_on(body: &[u8], digest: &Digest, total: u64) -> (Vec<u8>, Result<bool, String>) {
         let (sender, mut received) = mpsc::channel(1_000);
         let mut left = body;
         let read = |buffer: &mut [u8]| {
@@ -223,8 +238,8 @@ mod tests {
     fn the_last_piece_waits_for_the_hash() {
         let body: Vec<u8> = (0..100_000u32).map(|n| n as u8).collect();
         let digest = Digest::of(Algorithm::Sha256, &body);
-        assert_eq!(passed_on(&body, &digest, 100_000), (body.clone(), Ok(())));
-        assert_eq!(passed_on(b"", &Digest::of(Algorithm::Sha256, b""), 0), (Vec::new(), Ok(())));
+        assert_eq!(passed_on(&body, &digest, 100_000), (body.clone(), Ok(true)));
+        assert_eq!(passed_on(b"", &Digest::of(Algorithm::Sha256, b""), 0), (Vec::new(), Ok(true)));
         let mut wrong = body.clone();
         wrong[5] ^= 1;
         for (sent, total) in [(&wrong[..], 100_000), (&body[..99_000], 100_000), (&body[..], 99_000)] {

@@ -53,22 +53,20 @@ impl FillPool {
         Ok(pool)
     }
 
-    /// The key of a fill of this repository.
+    /// The key of a fill of this repository, which others of its registry share.
     pub(in crate::mirror) fn key(&self, repository: &Repository, digest: &Digest) -> ContentKey {
-        ContentKey {
-            registry: repository.registry.clone(),
-            class: self.context.class_of(&repository.registry),
-            digest: digest.clone(),
-        }
+        let class = self.context.class_of(&repository.registry);
+        ContentKey::shared(repository.registry.clone(), class, digest.clone())
     }
 
     /// The fill of a blob, if there is one.
     pub(in crate::mirror) fn find(&self, repository: &Repository, digest: &Digest) -> Option<Arc<Fill>> {
-        self.table.find(&self.key(repository, digest))
+        let shared = self.key(repository, digest);
+        self.table.find(&shared.apart(&repository.name)).or_else(|| self.table.find(&shared))
     }
 
-    /// Joins the fill of a blob or begins one; `true`: joined. A parked fill resumes. If it belongs to another repository,
-    /// a fill of this repository takes over its bytes.
+    /// Joins the fill of a blob or begins one; `true`: joined. A parked fill resumes. It may be of another repository of the
+    /// registry, and is not if such a one has served badly.
     ///
     /// # Errors
     /// [`Refusal::Busy`] if there are [`budget::FILLS_MAX`] fills, less those places that are kept for others.
@@ -79,22 +77,40 @@ impl FillPool {
         stated: Option<u64>,
         demand: Demand,
     ) -> Result<(Arc<Fill>, bool), Refusal> {
-        let key = self.key(repository, digest);
+        let key = self.table.key_for(self.key(repository, digest), repository);
+        self.begin_by(key, repository, stated, demand)
+    }
+
+    /// The same for this repository alone.
+    ///
+    /// # Errors
+    /// As [`FillPool::begin`].
+    pub(in crate::mirror) fn begin_apart(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        stated: Option<u64>,
+    ) -> Result<(Arc<Fill>, bool), Refusal> {
+        let key = self.key(repository, digest).apart(&repository.name);
+        self.begin_by(key, repository, stated, Demand::Client)
+    }
+
+    fn begin_by(
+        &self,
+        key: ContentKey,
+        repository: &Repository,
+        stated: Option<u64>,
+        demand: Demand,
+    ) -> Result<(Arc<Fill>, bool), Refusal> {
         let mut table = self.table.lock();
         if let Some(fill) = table.get(&key).cloned() {
-            let (parked, ours) = (fill.is_parked(), fill.repository == *repository);
             fill.demand(demand);
-            if parked && ours {
+            if fill.is_parked() {
                 self.enqueue(&fill);
             } else {
                 self.queue.changed();
             }
-            if !parked || ours || key.class != AccessClass::Public {
-                return Ok((fill, true));
-            }
-            table.remove(&key);
-            let taken_over = format!("{repository} continues it");
-            fill.set_phase(Phase::Failed(Refusal::Unavailable(taken_over)));
+            return Ok((fill, true));
         }
         if demand == Demand::Client {
             self.make_way(&mut table, repository);
@@ -160,6 +176,7 @@ impl FillPool {
                 Parked::GiveUp => {
                     log::warn!("gave up on {} of {} until a client asks", fill.digest(), fill.repository);
                     table.remove(&fill.key);
+                    self.table.served_badly(&fill);
                     let refusal = Refusal::Unavailable("the download made no progress".into());
                     fill.set_phase(Phase::Failed(refusal));
                 }
@@ -180,9 +197,10 @@ impl FillPool {
                 continue;
             }
             log::info!("resuming {} of {} at {}", key.digest, from.repository, bytes_text(bytes));
-            let begun = self.begin(&from.repository, &key.digest, from.size, Demand::Background);
+            let key = ContentKey { class, ..key };
+            let begun = self.begin_by(key, &from.repository, from.size, Demand::Background);
             if let Err(problem) = begun {
-                log::warn!("{} stays unfinished: {problem}", key.digest);
+                log::warn!("what is staged of {} stays unfinished: {problem}", from.repository);
             }
         }
     }
@@ -190,6 +208,16 @@ impl FillPool {
     /// The number of fills that are not parked, and of parked ones.
     pub(in crate::mirror) fn counts(&self) -> (usize, usize) {
         self.table.counts()
+    }
+
+    /// A client of another repository was served badly by this fill.
+    pub(in crate::mirror) fn served_badly(&self, fill: &Fill) {
+        self.table.served_badly(fill);
+    }
+
+    /// A repository is known to hold content that is here already.
+    pub(in crate::mirror) fn announce(&self, repository: &Repository, digest: &Digest) {
+        self.arrivals.arrived(repository, digest);
     }
 
     /// Ends all fills after their current chunk. Staged bytes stay for the next start.
@@ -211,6 +239,7 @@ impl FillPool {
         match outcome {
             Ok(()) => {
                 self.forget(fill);
+                self.table.forget_bad(&fill.key);
                 fill.progress.send_modify(|progress| {
                     progress.available = progress.total.unwrap_or(progress.available);
                     progress.phase = Phase::Done;
@@ -218,6 +247,11 @@ impl FillPool {
                 self.arrivals.arrived(&fill.repository, fill.digest());
             }
             Err(Ending::Parked(cause)) => {
+                // With the link up only this repository is to blame.
+                let upstream = self.context.upstreams.find(&fill.key.registry);
+                if upstream.is_some_and(|upstream| upstream.link().is_up()) && !self.is_stopping() {
+                    self.table.served_badly(fill);
+                }
                 log::warn!("download of {} of {} is parked: {cause}", fill.digest(), fill.repository);
                 fill.set_phase(Phase::Parked(cause));
             }
@@ -227,12 +261,16 @@ impl FillPool {
             }
             Err(Ending::Restarted) => {
                 self.forget(fill);
-                let began = self.begin(&fill.repository, fill.digest(), fill.stated, Demand::Background);
+                let key = fill.key.clone();
+                let began = self.begin_by(key, &fill.repository, fill.stated, Demand::Background);
                 let again =
                     began.err().unwrap_or(Refusal::Unavailable("the download began again; retry".into()));
                 fill.set_phase(Phase::Failed(again));
             }
             Err(Ending::Failed(refusal)) => {
+                if !matches!(refusal, Refusal::NotStored(_)) {
+                    self.table.served_badly(fill);
+                }
                 self.forget(fill);
                 log::warn!("download of {} of {} failed: {refusal}", fill.digest(), fill.repository);
                 fill.set_phase(Phase::Failed(refusal));

@@ -184,11 +184,8 @@ mod tests {
     const LONG: Duration = Duration::from_secs(20);
 
     fn key(fill: char) -> ContentKey {
-        ContentKey {
-            registry: "docker.io".parse().unwrap(),
-            class: AccessClass::Public,
-            digest: format!("sha256:{}", String::from(fill).repeat(64)).parse().unwrap(),
-        }
+        let digest = format!("sha256:{}", String::from(fill).repeat(64)).parse().unwrap();
+        ContentKey::shared("docker.io".parse().unwrap(), AccessClass::Public, digest)
     }
 
     /// What is 10 and more is waited for. The hundreds are the registry, the thousands the repository.

@@ -113,7 +113,7 @@ impl<'a> Run<'a> {
     }
 
     /// Has readers follow `file`. A later run of the same fill opens the same file by name, and readers keep the handle of
-    /// the first; what is staged may have gone on for another registry meanwhile.
+    /// the first; what is staged may have been removed to make room meanwhile.
     fn follow(&self, file: Arc<File>) -> Result<(), Ending> {
         let known = self.fill.file.get_or_init(|| Arc::clone(&file));
         let inode = |file: &File| file.metadata().map(|meta| (meta.dev(), meta.ino())).ok();
@@ -156,20 +156,23 @@ impl<'a> Run<'a> {
 
     /// Downloads what is missing from the peers, one after the other. `false`: none could send all of it.
     ///
-    /// This is done only if the size is known: with a peer's false size, clients would get a wrong length.
+    /// This is done only if a manifest states the size: with a peer's or an upstream's false size, clients would get a
+    /// wrong length.
     fn take_from_peers(&mut self, kit: &Kit, staged: &mut Staged) -> Result<bool, Ending> {
         let fill = self.fill;
-        let Some(known) = fill.stated.or(fill.progress.borrow().total) else { return Ok(false) };
+        let Some(stated) = fill.stated else { return Ok(false) };
+        let mut without = Vec::new();
         // The kit leaves out peers that fail, so this ends; the bound is for peers that fail and return at once.
         for _ in 0..budget::PEERS_MAX {
             let begin = staged.len();
-            let Some(mut stream) = kit.blob(&fill.repository, fill.digest(), begin) else {
+            let Some(mut stream) = kit.blob(&fill.repository, fill.digest(), begin, &without) else {
                 return Ok(false);
             };
             let (peer, total) = (stream.peer(), stream.total());
-            if total != known || begin > total {
-                let digest = fill.digest();
-                stream.is_wrong(&format!("it offers {total} bytes for {digest}, which has {known}"));
+            if total != stated {
+                // The manifest may be wrong as well as the peer.
+                log::debug!("peer {peer} offers {total} bytes for {}, not {stated}", fill.digest());
+                without.push(peer);
                 continue;
             }
             self.check_total(Some(total))?;
@@ -181,10 +184,13 @@ impl<'a> Run<'a> {
                 continue;
             }
             let Err(problem) = staged.matches() else { return Ok(true) };
-            let others = if begin > 0 { " (others sent its beginning)" } else { "" };
-            stream.is_wrong(&format!("{problem}{others}"));
             // The next source begins at zero and not behind wrong bytes.
             staged.discard();
+            if begin > 0 {
+                // Which of them was wrong is not known.
+                return Err(self.wrong(format!("and peer {peer} sent parts that do not fit: {problem}")));
+            }
+            stream.is_wrong(&problem.to_string());
             return Err(Ending::Failed(Refusal::Unavailable(format!("peer {peer} sent wrong bytes"))));
         }
         Ok(false)
@@ -243,6 +249,10 @@ impl<'a> Run<'a> {
     fn finish(&mut self, staged: Staged) -> Result<(), Ending> {
         let (fill, store) = (self.fill, &self.pool.context.store);
         let known = store.open_blob(fill.digest()).ok().flatten();
+        if known.as_ref().is_some_and(|blob| blob.private) && fill.from_peer.load(Ordering::Relaxed) {
+            // Who may see it is shown by what its registry sends, and not by a peer.
+            return self.deliver(&staged);
+        }
         // Public content stays public.
         let class =
             if known.is_some_and(|blob| !blob.private) { AccessClass::Public } else { fill.key.class };
@@ -263,6 +273,14 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// Verifies the content for the readers that follow it, and stores nothing.
+    fn deliver(&self, staged: &Staged) -> Result<(), Ending> {
+        let verified = staged.matches();
+        self.fill.progress.send_modify(|progress| progress.total = Some(staged.len()));
+        staged.discard();
+        verified.map_err(|problem| self.wrong(format!("sent wrong content: {problem}")))
+    }
+
     /// Refuses a blob of a size that its manifest does not state, and one that the disk cannot take.
     fn check_total(&mut self, total: Option<u64>) -> Result<(), Ending> {
         let Some(total) = total else { return Ok(()) };
@@ -280,6 +298,7 @@ impl<'a> Run<'a> {
 
     /// Publishes the progress, except the last bytes, which are held back until the hash is right.
     fn publish(&self, staged: &Staged, total: Option<u64>) {
+        self.fill.keep_pace(staged.len(), Instant::now());
         self.fill.progress.send_modify(|progress| {
             progress.total = progress.total.or(total);
             let end = progress.total.unwrap_or(staged.len());

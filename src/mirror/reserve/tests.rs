@@ -272,11 +272,11 @@ fn what_was_not_used_for_long_expires_and_the_rest_stays() {
 fn what_is_being_downloaded_stays() {
     let (_board, context, _, images) = full(400);
     let (table, repository) = (Arc::<FillTable>::default(), "docker.io/library/app".parse().unwrap());
-    let key = crate::store::ContentKey {
-        registry: "docker.io".parse().unwrap(),
-        class: crate::auth::AccessClass::Public,
-        digest: images[0].clone(),
-    };
+    let key = crate::store::ContentKey::shared(
+        "docker.io".parse().unwrap(),
+        crate::auth::AccessClass::Public,
+        images[0].clone(),
+    );
     let demand = super::super::progress::Demand::Client;
     let fill = super::super::progress::Fill::download(key.clone(), &repository, None, demand);
     table.lock().insert(key, Arc::new(fill));

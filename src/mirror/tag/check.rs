@@ -81,6 +81,9 @@ impl Tags {
                 (UpstreamDigest { digest: fetched.digest, stated }, fetched.date, fetched.endpoint)
             }
         };
+        // Before the name of a tag is known that only credentials have shown.
+        let private = upstream.is_private();
+        let marked = if private { self.context.store.mark_private(repository) } else { Ok(()) };
         self.table.verified(&(repository.clone(), tag.clone()), Instant::now());
         let seen = Observation {
             digest: answer.digest.clone(),
@@ -88,7 +91,7 @@ impl Tags {
             date,
             endpoint: Some(endpoint),
         };
-        let noted = self.context.store.tag_seen(repository, tag, &seen);
+        let noted = marked.and_then(|()| self.context.store.tag_seen(repository, tag, &seen));
         if let Err(problem) = noted.and_then(|record| self.settler.settle(repository, tag, &record)) {
             log::warn!("{repository}:{tag} is {}, but that could not be saved: {problem}", answer.digest);
         }

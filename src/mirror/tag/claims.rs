@@ -12,7 +12,7 @@ use crate::budget;
 use crate::clock;
 use crate::decide::{self, PeerClaim};
 use crate::fetch::Upstream;
-use crate::image::closure;
+use crate::image::Closures;
 use crate::kit::Claim;
 use crate::oci::{Digest, Platform, Repository, Tag};
 use crate::store::StoreError;
@@ -75,17 +75,19 @@ pub(in crate::mirror) fn offer(
     tag: &Tag,
     platforms: &[Platform],
 ) -> Result<Option<(Digest, Option<u64>)>, StoreError> {
-    if context.access(&repository.registry, None, Viewer::Board) != Access::Granted {
+    if context.access(&repository.registry, Viewer::Board) != Access::Granted {
         return Ok(None);
     }
     let store = &context.store;
     let Some(record) = store.tag(repository, tag)? else { return Ok(None) };
+    let config = context.config.now();
+    let closures = Closures::for_platforms(store, &config, platforms);
     for version in record.seen.iter().chain(&record.complete).chain(&record.history) {
         let public = || Ok(store.open_blob(&version.digest)?.is_some_and(|blob| !blob.private));
         if version.is_from_peer() || !public()? {
             continue;
         }
-        if closure(store, platforms, &version.digest)?.is_complete() {
+        if closures.of(repository, &version.digest)?.is_complete() {
             // The time is known only for the digest that upstream named last; an earlier one is offered without a time.
             let last = record.seen.as_ref().filter(|seen| seen.digest == version.digest);
             let key = (repository.clone(), tag.clone());

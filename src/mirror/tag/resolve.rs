@@ -327,10 +327,13 @@ impl Tags {
         stamp: Option<Stamp>,
     ) -> Result<LocalTag, StoreError> {
         let Some(record) = context.store.tag(repository, tag)? else { return Ok(LocalTag::default()) };
+        if context.is_hidden(repository)? {
+            return Ok(LocalTag::default());
+        }
         let config = context.config.now();
-        let closures = Closures::new(&context.store, &config.platforms);
+        let closures = Closures::new(&context.store, &config);
         let (mut missing, mut small) = (None, None);
-        let complete = served(&closures, &record)?.map(|(version, _)| version.clone());
+        let complete = served(&closures, repository, &record)?.map(|(version, _)| version.clone());
         match (&complete, record.candidates().first()) {
             // An error here occurs again, and is reported, when the manifest is served.
             (Some(version), _) => {
@@ -340,11 +343,14 @@ impl Tags {
                     small = Some(read);
                 }
             }
-            (None, Some(nearest)) => missing = Some(closures.of(&nearest.digest)?.missing_text()),
+            (None, Some(nearest)) => missing = Some(closures.of(repository, &nearest.digest)?.missing_text()),
             (None, None) => {}
         }
         let rollback = record.rollback.as_ref();
-        let rollback_is_here = rollback.is_some_and(|rollback| context.store.contains(&rollback.to));
+        let rollback_is_here = match rollback {
+            Some(rollback) => context.sees(repository, &rollback.to)?,
+            None => false,
+        };
         Ok(LocalTag { record: Some(record), complete, small, missing, rollback_is_here, unknown: None })
     }
 
@@ -360,6 +366,9 @@ impl Tags {
         }
         let wanted = repository.clone();
         let find = move |context: &Context| {
+            if context.is_hidden(&wanted)? {
+                return Ok(None);
+            }
             let mut versions = Vec::new();
             for (tag, record) in context.store.tags(&wanted, None, budget::PENDING_TAGS_MAX)? {
                 let each = record.candidates().into_iter().cloned();
@@ -367,11 +376,14 @@ impl Tags {
             }
             versions.sort_by_key(|(_, version)| std::cmp::Reverse(version.n));
             let config = context.config.now();
-            let closures = Closures::new(&context.store, &config.platforms);
+            let closures = Closures::new(&context.store, &config);
             // However many versions there are, the request has an answer in time.
             let looked_at = |_: &&TagVersion| closures.looks() <= budget::SETTLE_LOOKS_MAX;
-            let newest =
-                first_complete(&closures, versions.iter().map(|(_, version)| version).take_while(looked_at))?;
+            let newest = first_complete(
+                &closures,
+                &wanted,
+                versions.iter().map(|(_, version)| version).take_while(looked_at),
+            )?;
             let named = |found: &TagVersion| {
                 let at = versions.iter().find(|(_, version)| std::ptr::eq(version, found))?;
                 Some((at.0.clone(), found.digest.clone()))

@@ -63,10 +63,10 @@ impl Settler {
         branch: &Digest,
     ) -> Result<bool, StoreError> {
         let config = self.context.config.now();
-        let closures = Closures::new(&self.context.store, &config.platforms);
+        let closures = Closures::new(&self.context.store, &config);
         let mut again = true;
         let complete = loop {
-            let (complete, lacks) = closures.lacks(branch)?;
+            let (complete, lacks) = closures.lacks(repository, branch)?;
             self.waiting.lock().add(repository, root, &lacks);
             // What came before it was waited for has woken nobody.
             let came = lacks.iter().any(|lack| self.context.store.contains(&lack.missing));

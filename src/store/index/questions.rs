@@ -59,7 +59,6 @@ impl Index {
         self.of(repository, |txn, number| txn.fetch(LINK, &link_key(number, digest)))
     }
 
-    #[cfg(test)]
     pub(in crate::store) fn class(&self, repository: &Repository) -> Result<Option<AccessClass>> {
         self.of(repository, |txn, number| txn.fetch(CLASS, &number.to_be_bytes()))
     }

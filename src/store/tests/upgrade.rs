@@ -186,7 +186,7 @@ fn what_0_1_0_had_staged_is_taken_up_for_its_registry_alone() {
     assert_eq!(found, [(AccessClass::Unproven, repository(), 120), (AccessClass::Unproven, secret(), 120)]);
     let (public, private) = (sha256(&b"p".repeat(200)), sha256(&b"s".repeat(200)));
     let stage = |repository: Repository, class, digest: &Digest| {
-        let key = ContentKey { registry: repository.registry.clone(), class, digest: digest.clone() };
+        let key = ContentKey::shared(repository.registry.clone(), class, digest.clone());
         let staged = store.stage(&key, &StagedFrom { repository, size: Some(200) }).unwrap();
         (key, staged)
     };
@@ -213,6 +213,17 @@ fn what_0_1_0_had_staged_is_taken_up_for_its_registry_alone() {
     assert_eq!((key.class, &from.repository), (AccessClass::Private, &secret()));
     store.forget_staged(key).unwrap();
     assert_eq!(std::fs::read_dir(folder.0.join("staging")).unwrap().count(), 0);
+    // What may have come by credentials is asked again of who has none, at least its end.
+    let folder = folder_of_0_1_0();
+    let store = folder.open();
+    let old = folder.0.join("staging").join(format!("sha256-{}", private.hex()));
+    std::fs::write(old, b"s".repeat(200)).unwrap();
+    for (class, taken) in [(AccessClass::Public, 0), (AccessClass::Private, 200)] {
+        let key = ContentKey::shared(secret().registry, class, private.clone());
+        let staged = store.stage(&key, &StagedFrom { repository: secret(), size: Some(200) }).unwrap();
+        assert_eq!(staged.len(), taken, "{class:?}");
+    }
+    drop(store);
     // By the key under which it is listed it can be forgotten too.
     let folder = folder_of_0_1_0();
     let store = folder.open();
