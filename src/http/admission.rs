@@ -7,6 +7,7 @@
 use crate::budget;
 use crate::config::Config;
 use crate::mirror::Refusal;
+use bytes::Bytes;
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -55,9 +56,38 @@ impl Admission {
         wait_briefly(&self.bodies).await.ok_or_else(busy)
     }
 
+    /// The bytes of an answer that is in memory until its client has taken it. A long one needs as many permits as bodies
+    /// of its size, and all if there are fewer.
+    ///
+    /// # Errors
+    /// [`Refusal::Busy`] if they are not free before long.
+    pub(super) async fn in_memory(&self, bytes: Vec<u8>) -> Result<Bytes, Refusal> {
+        let cost = (bytes.len() as u64 / budget::BODY_COST_BYTES).min(self.bodies_max);
+        if cost == 0 {
+            return Ok(bytes.into());
+        }
+        let permits = Arc::clone(&self.bodies).acquire_many_owned(u32::try_from(cost).unwrap_or(u32::MAX));
+        match tokio::time::timeout(budget::ADMISSION_WAIT_MAX, permits).await {
+            Ok(Ok(permits)) => Ok(Bytes::from_owner(Admitted { bytes, _permits: permits })),
+            _ => Err(Refusal::Busy(format!("there is no room in memory for {} bytes; retry", bytes.len()))),
+        }
+    }
+
     /// Waits until every connection has ended.
     pub(super) async fn emptied(&self) {
         let _ = self.connections.acquire_many(self.connections_max).await;
+    }
+}
+
+/// Bytes, and the permits for them.
+struct Admitted {
+    bytes: Vec<u8>,
+    _permits: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Admitted {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
@@ -86,5 +116,23 @@ mod tests {
         assert_eq!(of(4), (42, 24));
         assert_eq!(of(0), (budget::CLIENTS_MIN, budget::CLIENTS_MIN));
         assert_eq!(of(1 << 20), (budget::CONNECTIONS_MAX, budget::CONNECTIONS_MAX));
+    }
+
+    #[tokio::test]
+    async fn a_long_answer_in_memory_takes_the_place_of_bodies_until_it_is_taken() {
+        let bodies = Arc::new(Semaphore::new(20));
+        let connections = Arc::new(Semaphore::new(1));
+        let admission =
+            Admission { connections, connections_max: 1, bodies: Arc::clone(&bodies), bodies_max: 20 };
+        let of = |bodies: u64| vec![0; usize::try_from(bodies * budget::BODY_COST_BYTES).unwrap()];
+        let small = admission.in_memory(vec![0; 1000]).await.unwrap();
+        let long = admission.in_memory(of(15)).await.unwrap();
+        assert_eq!((small.len(), bodies.available_permits()), (1000, 5));
+        assert!(admission.in_memory(of(10)).await.is_err());
+        drop(long);
+        let longest = admission.in_memory(of(32)).await.unwrap();
+        assert_eq!(bodies.available_permits(), 0);
+        drop(longest);
+        assert_eq!(bodies.available_permits(), 20);
     }
 }
