@@ -34,11 +34,12 @@ struct Pool<K> {
     freed: Notify,
 }
 
-/// One place, until it is dropped.
+/// One place, or several that were taken as one, until it is dropped.
 #[derive(Debug)]
 pub struct Place<K: Eq + Hash> {
     pool: Arc<Pool<K>>,
     holder: K,
+    count: usize,
 }
 
 impl<K: Eq + Hash + Clone> Places<K> {
@@ -61,25 +62,40 @@ impl<K: Eq + Hash + Clone> Places<K> {
 
     /// A place for `holder`, if it may have one now.
     pub fn take(&self, holder: &K) -> Option<Place<K>> {
+        self.take_all(1, holder)
+    }
+
+    /// `count` places for `holder` as one, if it may have the last of them now.
+    fn take_all(&self, count: usize, holder: &K) -> Option<Place<K>> {
         let mut held = self.0.held.lock();
-        let free = self.0.most.saturating_sub(held.values().sum());
-        let own = held.get(holder).copied().unwrap_or(0);
-        let kept = (self.0.most / 8).max(1);
-        if free <= own.min(kept) || own >= self.0.each {
+        let free = self.0.most.saturating_sub(held.values().sum()).checked_sub(count - 1)?;
+        let own = held.get(holder).copied().unwrap_or(0) + count - 1;
+        if free <= own.min(self.kept()) || own >= self.0.each {
             return None;
         }
         held.insert(holder.clone(), own + 1);
-        Some(Place { pool: Arc::clone(&self.0), holder: holder.clone() })
+        Some(Place { pool: Arc::clone(&self.0), holder: holder.clone(), count })
+    }
+
+    /// The places that are kept for holders that have none or few.
+    fn kept(&self) -> usize {
+        (self.0.most / 8).max(1)
     }
 
     /// A place for `holder`, if it may have one within `longest`.
     pub async fn wait(&self, holder: &K, longest: Duration) -> Option<Place<K>> {
+        self.wait_for(1, holder, longest).await
+    }
+
+    /// `count` places for `holder` as one, or as many as one holder may ever have, if it may have them within `longest`.
+    pub async fn wait_for(&self, count: usize, holder: &K, longest: Duration) -> Option<Place<K>> {
+        let count = count.min(self.0.most - self.kept()).min(self.0.each).max(1);
         let taken = async {
             loop {
                 let mut freed = pin!(self.0.freed.notified());
                 // From here on no place is given back unnoticed.
                 freed.as_mut().enable();
-                if let Some(place) = self.take(holder) {
+                if let Some(place) = self.take_all(count, holder) {
                     return place;
                 }
                 freed.await;
@@ -105,7 +121,7 @@ impl<K: Eq + Hash> Drop for Place<K> {
     fn drop(&mut self) {
         let mut held = self.pool.held.lock();
         if let Some(own) = held.get_mut(&self.holder) {
-            *own -= 1;
+            *own -= self.count;
             if *own == 0 {
                 held.remove(&self.holder);
             }

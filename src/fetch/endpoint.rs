@@ -127,8 +127,8 @@ pub struct ReferrerList {
     pub bytes: Vec<u8>,
     /// The upstream has applied the filter that was asked for.
     pub filtered: bool,
-    /// For as long as the bytes are in memory.
-    _place: Option<LargeAnswer>,
+    /// To be kept until the bytes are accounted for elsewhere.
+    pub place: Option<LargeAnswer>,
 }
 
 impl Endpoint {
@@ -362,7 +362,7 @@ impl Endpoint {
         let filtered = reply
             .header("oci-filters-applied")
             .is_some_and(|value| value.split(',').any(|f| f.trim().eq_ignore_ascii_case("artifactType")));
-        Ok(ReferrerList { bytes, filtered, _place: place })
+        Ok(ReferrerList { bytes, filtered, place })
     }
 
     /// Probes, and reports the outcome to the breaker.

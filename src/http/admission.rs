@@ -14,6 +14,7 @@ use crate::mirror::Refusal;
 use crate::places::{Place, Places, client};
 use crate::sync::Mutex;
 use std::net::IpAddr;
+use bytes::Bytes;
 
 /// Allows one connection or one body, until it is dropped.
 pub(super) type AdmissionPermit = Place<IpAddr>;
@@ -87,6 +88,22 @@ impl Admission {
         self.bodies.wait(&client(address), budget::ADMISSION_WAIT_MAX).await.ok_or_else(busy)
     }
 
+    /// The bytes of an answer that is in memory until its client has taken it. A long one needs as many permits as bodies
+    /// of its size, or as many as one client may have if those are fewer.
+    ///
+    /// # Errors
+    /// [`Refusal::Busy`] if they are not free before long.
+    pub(super) async fn in_memory(&self, address: IpAddr, bytes: Vec<u8>) -> Result<Bytes, Refusal> {
+        let cost = usize::try_from(bytes.len() as u64 / budget::BODY_COST_BYTES).unwrap_or(usize::MAX);
+        if cost == 0 {
+            return Ok(bytes.into());
+        }
+        match self.bodies.wait_for(cost, &client(address), budget::ADMISSION_WAIT_MAX).await {
+            Some(permits) => Ok(Bytes::from_owner(Admitted { bytes, _permits: permits })),
+            None => Err(Refusal::Busy(format!("there is no room in memory for {} bytes; retry", bytes.len()))),
+        }
+    }
+
     /// Waits until every connection has ended.
     pub(super) async fn emptied(&self) {
         tokio::join!(self.connections.emptied(), self.waiting.emptied());
@@ -97,6 +114,18 @@ impl ConnectionPermit {
     /// Whether more than the health of the server is answered on it.
     pub(super) fn is_admitted(&self) -> bool {
         self.0.lock().admitted
+    }
+}
+
+/// Bytes, and the permits for them.
+struct Admitted {
+    bytes: Vec<u8>,
+    _permits: AdmissionPermit,
+}
+
+impl AsRef<[u8]> for Admitted {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
@@ -120,5 +149,24 @@ mod tests {
         assert_eq!(of(4), (42, 24));
         assert_eq!(of(0), (budget::CLIENTS_MIN, budget::CLIENTS_MIN));
         assert_eq!(of(1 << 20), (budget::CONNECTIONS_MAX, budget::CONNECTIONS_MAX));
+    }
+
+    #[tokio::test]
+    async fn a_long_answer_in_memory_takes_the_place_of_bodies_until_it_is_taken() {
+        let admission =
+            Admission { connections: Places::new(2), waiting: Places::new(2), bodies: Places::new(20) };
+        let [evil, good] = [1, 2].map(|last| IpAddr::from([10, 0, 0, last]));
+        let of = |bodies: u64| vec![0; usize::try_from(bodies * budget::BODY_COST_BYTES).unwrap()];
+        let small = admission.in_memory(evil, vec![0; 1000]).await.unwrap();
+        let long = admission.in_memory(evil, of(15)).await.unwrap();
+        assert_eq!((small.len(), long.len()), (1000, of(15).len()));
+        assert!(admission.in_memory(evil, of(5)).await.is_err());
+        let others = admission.in_memory(good, of(3)).await.unwrap();
+        drop((long, others));
+        // Longer than all bodies: what one client may have, which leaves places for others.
+        let longest = admission.in_memory(evil, of(32)).await.unwrap();
+        assert!(admission.body(evil).await.is_err() && admission.body(good).await.is_ok());
+        drop(longest);
+        assert!(admission.in_memory(evil, of(32)).await.is_ok());
     }
 }

@@ -1,8 +1,8 @@
 //! `tags/list`, `_catalog` and `referrers` (distribution-spec, "Content Discovery").
 
-use super::Answered;
 use super::answer::{self, Answer, FILTERS};
 use super::request::ClientRequest;
+use super::{Answered, ServerShared};
 use crate::mirror::{Access, Mirror, Page, Viewer};
 use crate::oci::{Digest, RegistryName, Repository, media};
 use hyper::StatusCode;
@@ -37,13 +37,15 @@ pub(super) async fn catalog(
 }
 
 pub(super) async fn referrers(
-    mirror: &Arc<Mirror>,
+    shared: &ServerShared,
     request: &ClientRequest,
     repository: &Repository,
     digest: &Digest,
 ) -> Answered {
-    let found = mirror.referrers(repository, digest, request.artifact_type.clone()).await?;
-    let mut answer = answer::full(StatusCode::OK, media::OCI_INDEX, found.bytes);
+    let found = shared.mirror.referrers(repository, digest, request.artifact_type.clone()).await?;
+    let bytes = shared.admission.in_memory(request.identity.address, found.bytes).await?;
+    drop(found.place);
+    let mut answer = answer::full(StatusCode::OK, media::OCI_INDEX, bytes);
     if found.filtered {
         answer.headers_mut().insert(FILTERS, HeaderValue::from_static("artifactType"));
     }

@@ -116,7 +116,7 @@ async fn route(shared: &ServerShared, mut request: ClientRequest) -> Answer {
         RequestTarget::Tags(repository) => lists::tags(&shared.mirror, &request, repository).await,
         RequestTarget::Catalog(registry) => lists::catalog(&shared.mirror, &request, registry.as_ref()).await,
         RequestTarget::Referrers(repository, digest) => {
-            lists::referrers(&shared.mirror, &request, repository, digest).await
+            lists::referrers(shared, &request, repository, digest).await
         }
         RequestTarget::Healthz => Ok(health::alive()),
         RequestTarget::Readyz => Ok(health::ready(&shared.mirror)),

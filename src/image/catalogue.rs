@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::oci::{Digest, Repository, Tag};
 use crate::store::{Store, StoreError, TagRecord};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
 
 /// An image on the disk, complete or in parts; or content that belongs to none.
 #[derive(Debug, Clone)]
@@ -73,18 +74,18 @@ impl Catalogue {
             owners: vec![0; used.len()],
         };
         let closures = Closures::new(store, config);
-        let mut named = HashMap::new();
+        let mut absent = AbsentPlaces::default();
         each_repository(store, |repository| {
             let first = catalogue.images.len();
             for image in images_of(&closures, config, repository)? {
-                let root = catalogue.place(&image.root, &mut named);
+                let root = catalogue.place(&image.root, &mut absent);
                 if root >= catalogue.stocked {
                     catalogue.absent.push((repository.clone(), root));
                     continue;
                 }
                 let filling = image.members.iter().any(|member| busy.fills.contains(member));
                 let parts: Vec<usize> =
-                    image.members.iter().map(|member| catalogue.place(member, &mut named)).collect();
+                    image.members.iter().map(|member| catalogue.place(member, &mut absent)).collect();
                 parts.iter().for_each(|&part| catalogue.owners[part] += 1);
                 catalogue.images.push(Stocked {
                     image: Some((repository.clone(), image.root)),
@@ -199,17 +200,32 @@ impl Catalogue {
     }
 
     /// The place of a digest in `digests`; absent content is added at the end.
-    fn place(&mut self, digest: &Digest, named: &mut HashMap<Digest, usize>) -> usize {
+    fn place(&mut self, digest: &Digest, absent: &mut AbsentPlaces) -> usize {
         if let Ok(at) = self.digests[..self.stocked].binary_search(digest) {
             return at;
         }
-        *named.entry(digest.clone()).or_insert_with(|| {
-            self.digests.push(digest.clone());
-            self.sizes.push(0);
-            self.owners.push(0);
-            self.digests.len() - 1
-        })
+        let mut hash = absent.hasher.hash_one(digest);
+        while let Some(&at) = absent.places.get(&hash) {
+            if self.digests[at] == *digest {
+                return at;
+            }
+            hash = hash.wrapping_add(1);
+        }
+        let at = self.digests.len();
+        absent.places.insert(hash, at);
+        self.digests.push(digest.clone());
+        self.sizes.push(0);
+        self.owners.push(0);
+        at
     }
+}
+
+/// The places of absent content by a hash of its digest, which is a quarter of the digest's size: manifests may name much
+/// that is not here.
+#[derive(Default)]
+struct AbsentPlaces {
+    hasher: RandomState,
+    places: HashMap<u64, usize>,
 }
 
 impl Stocked {

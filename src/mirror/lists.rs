@@ -8,7 +8,8 @@ use super::context::{Context, outage};
 use super::questions::Questions;
 use super::refusal::{Missing, Refusal};
 use crate::budget;
-use crate::fetch::{Failure, Upstream};
+use crate::documents::LargeAnswer;
+use crate::fetch::{Failure, ReferrerList, Upstream};
 use crate::oci::{self, Digest, Manifest, RegistryName, Repository, media};
 use crate::store::StoreError;
 use serde_json::json;
@@ -35,7 +36,7 @@ pub struct Page {
 }
 
 /// An index of referrers.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct ReferrerIndex {
     /// The index, as JSON.
     pub bytes: Vec<u8>,
@@ -43,6 +44,8 @@ pub struct ReferrerIndex {
     pub filtered: bool,
     /// Why it is made from the cache, if it is.
     pub stale: Option<String>,
+    /// To be kept until the bytes are accounted for elsewhere.
+    pub place: Option<LargeAnswer>,
 }
 
 impl PageRequest {
@@ -143,7 +146,8 @@ impl Lists {
             .await?;
         let stale = match answer {
             Ok(found) => {
-                return Ok(ReferrerIndex { bytes: found.bytes, filtered: found.filtered, stale: None });
+                let ReferrerList { bytes, filtered, place } = found;
+                return Ok(ReferrerIndex { bytes, filtered, stale: None, place });
             }
             Err(Failure::Missing { .. }) => None,
             Err(failure) if failure.is_outage() => Some(failure.to_string()),
@@ -158,7 +162,8 @@ impl Lists {
         let manifests = found?;
         let (media_type, manifests) = (media::OCI_INDEX, manifests.join(","));
         let index = format!(r#"{{"schemaVersion":2,"mediaType":"{media_type}","manifests":[{manifests}]}}"#);
-        Ok(ReferrerIndex { bytes: index.into_bytes(), filtered: artifact_type.is_some(), stale })
+        let filtered = artifact_type.is_some();
+        Ok(ReferrerIndex { bytes: index.into_bytes(), filtered, stale, place: None })
     }
 
     /// Asks upstream for a list unless it is known to be down. `of`: the repository, or nothing.

@@ -9,15 +9,18 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
 /// Content and the name that it has.
-fn named(bytes: impl Into<Vec<u8>>) -> (Digest, Arc<[u8]>) {
+type Content = (Digest, Arc<[u8]>);
+
+/// The content with its name.
+fn named(bytes: impl Into<Vec<u8>>) -> Content {
     let bytes: Vec<u8> = bytes.into();
     (Digest::of(Algorithm::Sha256, &bytes), bytes.into())
 }
 
 /// An index whose children are these, all called images for the tests' platform.
-fn index_of(children: &[(Digest, Arc<[u8]>)]) -> (Digest, Arc<[u8]>) {
+fn index_of(children: &[Content]) -> Content {
     let (os, architecture) = PLATFORM.split_once('/').unwrap();
-    let child = |(digest, bytes): &(Digest, Arc<[u8]>)| {
+    let child = |(digest, bytes): &Content| {
         format!(
             r#"{{"mediaType":"{}","digest":"{digest}","size":{},"platform":{{"os":"{os}","architecture":"{architecture}"}}}}"#,
             media::OCI_MANIFEST,
@@ -82,7 +85,7 @@ fn upstream() -> (Upstream, Vec<(&'static str, Digest)>, Image) {
     let upstream = Upstream::start().unwrap();
     let honest = image(7);
     upstream.push("lab/honest", "latest", &honest);
-    let (names, content): (Vec<&str>, Vec<(Digest, Arc<[u8]>)>) =
+    let (names, content): (Vec<&str>, Vec<Content>) =
         pretenders().into_iter().map(|(name, bytes)| (name, named(bytes))).unzip();
     let digests: Vec<Digest> = content.iter().map(|(digest, _)| digest.clone()).collect();
     let (root, bytes) = index_of(&content);
