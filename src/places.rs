@@ -59,13 +59,21 @@ impl<K: Eq + Hash + Clone> Places<K> {
         self.0.most
     }
 
+    /// Who has the most places, if that are more than `holder` would have with one more; and how many of them would have to
+    /// be given back for that.
+    pub fn richest_but(&self, holder: &K) -> Option<(K, usize)> {
+        let held = self.0.held.lock();
+        let (own, free) = self.0.own_and_free(&held, holder);
+        let (richest, most) = held.iter().max_by_key(|(_, count)| **count)?;
+        let lacking = (self.0.kept_from(own) + 1).saturating_sub(free);
+        (*most > own + 1).then(|| (richest.clone(), lacking.min(most - own - 1)))
+    }
+
     /// A place for `holder`, if it may have one now.
     pub fn take(&self, holder: &K) -> Option<Place<K>> {
         let mut held = self.0.held.lock();
-        let free = self.0.most.saturating_sub(held.values().sum());
-        let own = held.get(holder).copied().unwrap_or(0);
-        let kept = (self.0.most / 8).max(1);
-        if free <= own.min(kept) || own >= self.0.each {
+        let (own, free) = self.0.own_and_free(&held, holder);
+        if free <= self.0.kept_from(own) || own >= self.0.each {
             return None;
         }
         held.insert(holder.clone(), own + 1);
@@ -98,6 +106,19 @@ impl<K: Eq + Hash + Clone> Places<K> {
             }
             freed.await;
         }
+    }
+}
+
+impl<K: Eq + Hash> Pool<K> {
+    /// How many places `holder` has, and how many nobody has.
+    fn own_and_free(&self, held: &HashMap<K, usize>, holder: &K) -> (usize, usize) {
+        let free = self.most.saturating_sub(held.values().sum());
+        (held.get(holder).copied().unwrap_or(0), free)
+    }
+
+    /// Free places that who has `own` must leave to others.
+    fn kept_from(&self, own: usize) -> usize {
+        own.min((self.most / 8).max(1))
     }
 }
 
@@ -134,6 +155,20 @@ mod tests {
             assert!(places.0.held.lock().is_empty());
             assert!(places.take(&1).is_some());
         }
+    }
+
+    #[test]
+    fn who_has_the_most_is_named_to_who_has_less() {
+        let places = Places::new(16);
+        let held: Vec<_> = [1, 1, 1, 2, 3].iter().filter_map(|holder| places.take(holder)).collect();
+        assert_eq!(held.len(), 5);
+        // There is room for all of them.
+        assert_eq!((places.richest_but(&2), places.richest_but(&9)), (Some((1, 0)), Some((1, 0))));
+        assert_eq!(places.richest_but(&1), None);
+        let _rest: Vec<_> = std::iter::from_fn(|| places.take(&1)).collect();
+        let _second: Vec<_> = std::iter::from_fn(|| places.take(&2)).collect();
+        // Who has two may have a third when three are free, and one is.
+        assert_eq!(places.richest_but(&2), Some((1, 2)));
     }
 
     #[test]

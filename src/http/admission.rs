@@ -4,9 +4,10 @@
 //! One connection or body too many waits briefly and is then answered 503 with Retry-After: a client tries its next host
 //! at once after a 503, and waits for an answer without a time-out.
 //!
-//! Of connections, of bodies and of the places of those that wait, the last ones are kept for clients that have none
-//! ([`Places`]), so that one client cannot shut the others out. A connection that waits has its first request read all the
-//! same: `/healthz` and `/readyz` are answered at once, so that they have places of their own.
+//! Of connections, of bodies and of the places of those that wait, the last ones are kept for clients that have none or few
+//! ([`Places`]), so that one client cannot shut the others out. Who finds no permit has idle connections recalled of the
+//! client that has the most. A connection that waits has its first request read all the same: `/healthz` and `/readyz` are
+//! answered at once, so that they have places of their own.
 
 use crate::budget;
 use crate::config::Config;
@@ -14,6 +15,9 @@ use crate::mirror::Refusal;
 use crate::places::{Place, Places, client};
 use crate::sync::Mutex;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use tokio::sync::Notify;
 
 /// Allows one connection or one body, until it is dropped.
 pub(super) type AdmissionPermit = Place<IpAddr>;
@@ -24,15 +28,32 @@ pub(super) struct Admission {
     /// For connections that wait for their permit.
     waiting: Places<IpAddr>,
     bodies: Places<IpAddr>,
+    /// Connections in the order in which they came, and some that have ended.
+    open: Mutex<Vec<Weak<ConnectionPermit>>>,
 }
 
 /// A connection's permit, or the place where it waits for one.
-pub(super) struct ConnectionPermit(Mutex<PermitState>);
-
-struct PermitState {
+pub(super) struct ConnectionPermit {
     client: IpAddr,
-    place: AdmissionPermit,
-    admitted: bool,
+    place: Mutex<(AdmissionPermit, Admitted)>,
+    /// Requests that came.
+    requests: AtomicU64,
+    /// Requests whose answers are under way.
+    under_way: AtomicUsize,
+    recalled: AtomicBool,
+    recall: Notify,
+}
+
+/// Whether the place is one of a connection, and not of one that waits.
+type Admitted = bool;
+
+/// A request whose answer is under way, until it is dropped.
+pub(super) struct RequestUnderWay(Arc<ConnectionPermit>);
+
+impl Drop for RequestUnderWay {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Admission {
@@ -49,18 +70,31 @@ impl Admission {
             connections: places(connections),
             waiting: Places::new(budget::CONNECTIONS_WAITING_MAX),
             bodies: places(bodies),
+            open: Mutex::default(),
         }
     }
 
     /// A permit for a connection, or a place to wait for one; `None` if the client has no right to either.
-    pub(super) fn connection(&self, address: IpAddr) -> Option<ConnectionPermit> {
+    pub(super) fn connection(&self, address: IpAddr) -> Option<Arc<ConnectionPermit>> {
         let client = client(address);
-        let admitted = self.connections.take(&client);
-        let (admitted, place) = match admitted {
-            Some(place) => (true, place),
-            None => (false, self.waiting.take(&client)?),
+        let place = match self.connections.take(&client) {
+            Some(place) => (place, true),
+            None => (self.waiting.take(&client)?, false),
         };
-        Some(ConnectionPermit(Mutex::new(PermitState { client, place, admitted })))
+        let permit = Arc::new(ConnectionPermit {
+            client,
+            place: Mutex::new(place),
+            requests: AtomicU64::new(0),
+            under_way: AtomicUsize::new(0),
+            recalled: AtomicBool::new(false),
+            recall: Notify::new(),
+        });
+        let mut open = self.open.lock();
+        if open.len() >= 2 * (self.connections.most() + self.waiting.most()) {
+            open.retain(|permit| permit.strong_count() > 0);
+        }
+        open.push(Arc::downgrade(&permit));
+        Some(permit)
     }
 
     /// Admits a connection that waits, if there is a permit before long; whether it is admitted then.
@@ -68,13 +102,21 @@ impl Admission {
         if connection.is_admitted() {
             return true;
         }
-        let client = connection.0.lock().client;
-        let Some(place) = self.connections.wait(&client, budget::ADMISSION_WAIT_MAX).await else {
-            return false;
-        };
-        let mut state = connection.0.lock();
-        (state.place, state.admitted) = (place, true);
+        self.recall_idle(&connection.client);
+        let waited = self.connections.wait(&connection.client, budget::ADMISSION_WAIT_MAX);
+        let Some(place) = waited.await else { return false };
+        *connection.place.lock() = (place, true);
         true
+    }
+
+    /// Recalls the oldest idle connections of the client that has the most, so many that `client` may have one more.
+    fn recall_idle(&self, client: &IpAddr) {
+        let Some((richest, lacking)) = self.connections.richest_but(client) else { return };
+        let open = self.open.lock();
+        let of_richest = open.iter().filter_map(Weak::upgrade).filter(|permit| permit.client == richest);
+        let idle =
+            of_richest.filter(|permit| permit.is_idle() && !permit.recalled.swap(true, Ordering::Relaxed));
+        idle.take(lacking).for_each(|permit| permit.recall.notify_one());
     }
 
     /// A permit for a body.
@@ -96,7 +138,28 @@ impl Admission {
 impl ConnectionPermit {
     /// Whether more than the health of the server is answered on it.
     pub(super) fn is_admitted(&self) -> bool {
-        self.0.lock().admitted
+        self.place.lock().1
+    }
+
+    /// Counts a request, which is under way while the result is held.
+    pub(super) fn request(self: &Arc<Self>) -> RequestUnderWay {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.under_way.fetch_add(1, Ordering::Relaxed);
+        RequestUnderWay(Arc::clone(self))
+    }
+
+    /// Whether a request ever came.
+    pub(super) fn was_used(&self) -> bool {
+        self.requests.load(Ordering::Relaxed) > 0
+    }
+
+    fn is_idle(&self) -> bool {
+        self.is_admitted() && self.under_way.load(Ordering::Relaxed) == 0
+    }
+
+    /// Waits until another client needs the place more.
+    pub(super) async fn recalled(&self) {
+        self.recall.notified().await;
     }
 }
 

@@ -128,7 +128,7 @@ impl Server {
         let _ = tokio::time::timeout(grace, self.0.admission.emptied()).await;
     }
 
-    fn permit(&self, identity: &Identity) -> Option<ConnectionPermit> {
+    fn permit(&self, identity: &Identity) -> Option<Arc<ConnectionPermit>> {
         let permit = self.0.admission.connection(identity.address);
         if permit.is_none() {
             log::warn!("a connection of {} was closed: {}", identity.address, answer::NO_CONNECTION);
@@ -160,9 +160,9 @@ async fn serve_client<S: ByteStream>(
     shared: Arc<ServerShared>,
     open: impl Future<Output = io::Result<Connection<S>>>,
     identity: Identity,
-    permit: ConnectionPermit,
+    permit: Arc<ConnectionPermit>,
 ) {
-    let (client, permit) = (identity.address, Arc::new(permit));
+    let client = identity.address;
     let mut served = pin!(serve_http(shared, open, identity, Arc::clone(&permit)));
     let mut ended = None;
     if !permit.is_admitted() {
@@ -205,14 +205,20 @@ async fn serve_http<S: ByteStream>(
     identity: Identity,
     permit: Arc<ConnectionPermit>,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let connection = open.await?;
+    let connection = tokio::select! {
+        connection = open => connection?,
+        () = permit.recalled() => return Ok(()),
+    };
     let (queue, identity) = (connection.queue(), Arc::new(identity));
     let mut stop = shared.stop.subscribe();
+    let of_connection = Arc::clone(&permit);
     let service = service_fn(move |request| {
         let (shared, identity, queue) = (Arc::clone(&shared), Arc::clone(&identity), queue.clone());
-        let permit = Arc::clone(&permit);
+        let permit = Arc::clone(&of_connection);
         async move {
+            let under_way = permit.request();
             let mut answered = answer_admitted(shared, identity, &permit, request).await;
+            answered.body_mut().hold(under_way);
             if let Some(queue) = queue {
                 answered.body_mut().send_by(queue);
             }
@@ -230,7 +236,10 @@ async fn serve_http<S: ByteStream>(
     tokio::select! {
         biased;
         ended = connection.as_mut() => return Ok(ended?),
-        _ = stop.wait_for(|stop| *stop) => connection.as_mut().graceful_shutdown(),
+        _ = stop.wait_for(|stop| *stop) => {}
+        // The header of a first request may take long, and nothing would be lost.
+        () = permit.recalled() => if !permit.was_used() { return Ok(()) },
     }
+    connection.as_mut().graceful_shutdown();
     Ok(connection.await?)
 }
