@@ -35,7 +35,10 @@ pub(super) struct Admission {
 /// A connection's permit, or the place where it waits for one.
 pub(super) struct ConnectionPermit {
     client: IpAddr,
-    place: Mutex<(AdmissionPermit, Admitted)>,
+    /// `None`: a later connection of the client has it.
+    place: Mutex<Option<AdmissionPermit>>,
+    /// The place is one of a connection, and not of one that waits.
+    admitted: AtomicBool,
     /// Requests that came.
     requests: AtomicU64,
     /// Requests whose answers are under way.
@@ -43,9 +46,6 @@ pub(super) struct ConnectionPermit {
     recalled: AtomicBool,
     recall: Notify,
 }
-
-/// Whether the place is one of a connection, and not of one that waits.
-type Admitted = bool;
 
 /// A request whose answer is under way, until it is dropped.
 pub(super) struct RequestUnderWay(Arc<ConnectionPermit>);
@@ -77,13 +77,14 @@ impl Admission {
     /// A permit for a connection, or a place to wait for one; `None` if the client has no right to either.
     pub(super) fn connection(&self, address: IpAddr) -> Option<Arc<ConnectionPermit>> {
         let client = client(address);
-        let place = match self.connections.take(&client) {
+        let (place, admitted) = match self.connections.take(&client) {
             Some(place) => (place, true),
-            None => (self.waiting.take(&client)?, false),
+            None => (self.waiting.take(&client).or_else(|| self.take_over(&client))?, false),
         };
         let permit = Arc::new(ConnectionPermit {
             client,
-            place: Mutex::new(place),
+            place: Mutex::new(Some(place)),
+            admitted: AtomicBool::new(admitted),
             requests: AtomicU64::new(0),
             under_way: AtomicUsize::new(0),
             recalled: AtomicBool::new(false),
@@ -105,8 +106,20 @@ impl Admission {
         self.recall_idle(&connection.client);
         let waited = self.connections.wait(&connection.client, budget::ADMISSION_WAIT_MAX);
         let Some(place) = waited.await else { return false };
-        *connection.place.lock() = (place, true);
+        *connection.place.lock() = Some(place);
+        connection.admitted.store(true, Ordering::Relaxed);
         true
+    }
+
+    /// The place of the client's oldest connection that waits and has sent no request; so a probe is not shut out by them.
+    fn take_over(&self, client: &IpAddr) -> Option<AdmissionPermit> {
+        let open = self.open.lock();
+        let mut own = open.iter().filter_map(Weak::upgrade).filter(|permit| permit.client == *client);
+        let silent = own.find(|permit| {
+            !permit.is_admitted() && !permit.was_used() && !permit.recalled.swap(true, Ordering::Relaxed)
+        })?;
+        silent.recall.notify_one();
+        silent.place.lock().take()
     }
 
     /// Recalls the oldest idle connections of the client that has the most, so many that `client` may have one more.
@@ -138,7 +151,7 @@ impl Admission {
 impl ConnectionPermit {
     /// Whether more than the health of the server is answered on it.
     pub(super) fn is_admitted(&self) -> bool {
-        self.place.lock().1
+        self.admitted.load(Ordering::Relaxed)
     }
 
     /// Counts a request, which is under way while the result is held.

@@ -157,6 +157,11 @@ fn the_health_of_a_full_board_is_answered_at_once() {
             assert!(began.elapsed() < budget::ADMISSION_WAIT_MAX, "{:?}", began.elapsed());
         }
     }
+    // Connections of the same address that only wait are no obstacle, however many.
+    let silent: Vec<TcpStream> =
+        (0..2 * budget::CONNECTIONS_WAITING_MAX).map(|_| connect(GREEDY[0], board.addr)).collect();
+    assert_eq!(fetch(GREEDY[0], board.addr, "/healthz", "").0, 200);
+    drop(silent);
     // That place is for nothing else, and not for a second request.
     let mut stream = connect(GREEDY[0], board.addr);
     assert_eq!(ask(&mut stream, "/healthz", ""), 200);
