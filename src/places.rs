@@ -60,6 +60,16 @@ impl<K: Eq + Hash + Clone> Places<K> {
         self.0.most
     }
 
+    /// Who has the most places, if that are more than `holder` would have with one more; and how many of them would have to
+    /// be given back for that.
+    pub fn richest_but(&self, holder: &K) -> Option<(K, usize)> {
+        let held = self.0.held.lock();
+        let (own, free) = self.0.own_and_free(&held, holder);
+        let (richest, most) = held.iter().max_by_key(|(_, count)| **count)?;
+        let lacking = (self.0.kept_from(own) + 1).saturating_sub(free);
+        (*most > own + 1).then(|| (richest.clone(), lacking.min(most - own - 1)))
+    }
+
     /// A place for `holder`, if it may have one now.
     pub fn take(&self, holder: &K) -> Option<Place<K>> {
         self.take_all(1, holder)
@@ -68,18 +78,13 @@ impl<K: Eq + Hash + Clone> Places<K> {
     /// `count` places for `holder` as one, if it may have the last of them now.
     fn take_all(&self, count: usize, holder: &K) -> Option<Place<K>> {
         let mut held = self.0.held.lock();
-        let free = self.0.most.saturating_sub(held.values().sum()).checked_sub(count - 1)?;
-        let own = held.get(holder).copied().unwrap_or(0) + count - 1;
-        if free <= own.min(self.kept()) || own >= self.0.each {
+        let (own, free) = self.0.own_and_free(&held, holder);
+        let (own, free) = (own + count - 1, free.checked_sub(count - 1)?);
+        if free <= self.0.kept_from(own) || own >= self.0.each {
             return None;
         }
         held.insert(holder.clone(), own + 1);
         Some(Place { pool: Arc::clone(&self.0), holder: holder.clone(), count })
-    }
-
-    /// The places that are kept for holders that have none or few.
-    fn kept(&self) -> usize {
-        (self.0.most / 8).max(1)
     }
 
     /// A place for `holder`, if it may have one within `longest`.
@@ -89,7 +94,7 @@ impl<K: Eq + Hash + Clone> Places<K> {
 
     /// `count` places for `holder` as one, or as many as one holder may ever have, if it may have them within `longest`.
     pub async fn wait_for(&self, count: usize, holder: &K, longest: Duration) -> Option<Place<K>> {
-        let count = count.min(self.0.most - self.kept()).min(self.0.each).max(1);
+        let count = count.min(self.0.most - self.0.kept()).min(self.0.each).max(1);
         let taken = async {
             loop {
                 let mut freed = pin!(self.0.freed.notified());
@@ -114,6 +119,24 @@ impl<K: Eq + Hash + Clone> Places<K> {
             }
             freed.await;
         }
+    }
+}
+
+impl<K: Eq + Hash> Pool<K> {
+    /// How many places `holder` has, and how many nobody has.
+    fn own_and_free(&self, held: &HashMap<K, usize>, holder: &K) -> (usize, usize) {
+        let free = self.most.saturating_sub(held.values().sum());
+        (held.get(holder).copied().unwrap_or(0), free)
+    }
+
+    /// The places that are kept for holders that have none or few.
+    fn kept(&self) -> usize {
+        (self.most / 8).max(1)
+    }
+
+    /// Free places that who has `own` must leave to others.
+    fn kept_from(&self, own: usize) -> usize {
+        own.min(self.kept())
     }
 }
 
@@ -150,6 +173,20 @@ mod tests {
             assert!(places.0.held.lock().is_empty());
             assert!(places.take(&1).is_some());
         }
+    }
+
+    #[test]
+    fn who_has_the_most_is_named_to_who_has_less() {
+        let places = Places::new(16);
+        let held: Vec<_> = [1, 1, 1, 2, 3].iter().filter_map(|holder| places.take(holder)).collect();
+        assert_eq!(held.len(), 5);
+        // There is room for all of them.
+        assert_eq!((places.richest_but(&2), places.richest_but(&9)), (Some((1, 0)), Some((1, 0))));
+        assert_eq!(places.richest_but(&1), None);
+        let _rest: Vec<_> = std::iter::from_fn(|| places.take(&1)).collect();
+        let _second: Vec<_> = std::iter::from_fn(|| places.take(&2)).collect();
+        // Who has two may have a third when three are free, and one is.
+        assert_eq!(places.richest_but(&2), Some((1, 2)));
     }
 
     #[test]

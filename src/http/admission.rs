@@ -4,17 +4,21 @@
 //! One connection or body too many waits briefly and is then answered 503 with Retry-After: a client tries its next host
 //! at once after a 503, and waits for an answer without a time-out.
 //!
-//! Of connections, of bodies and of the places of those that wait, the last ones are kept for clients that have none
-//! ([`Places`]), so that one client cannot shut the others out. A connection that waits has its first request read all the
-//! same: `/healthz` and `/readyz` are answered at once, so that they have places of their own.
+//! Of connections, of bodies and of the places of those that wait, the last ones are kept for clients that have none or few
+//! ([`Places`]), so that one client cannot shut the others out. Who finds no permit has idle connections recalled of the
+//! client that has the most. A connection that waits has its first request read all the same: `/healthz` and `/readyz` are
+//! answered at once, so that they have places of their own.
 
 use crate::budget;
 use crate::config::Config;
 use crate::mirror::Refusal;
 use crate::places::{Place, Places, client};
 use crate::sync::Mutex;
-use std::net::IpAddr;
 use bytes::Bytes;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use tokio::sync::Notify;
 
 /// Allows one connection or one body, until it is dropped.
 pub(super) type AdmissionPermit = Place<IpAddr>;
@@ -25,15 +29,32 @@ pub(super) struct Admission {
     /// For connections that wait for their permit.
     waiting: Places<IpAddr>,
     bodies: Places<IpAddr>,
+    /// Connections in the order in which they came, and some that have ended.
+    open: Mutex<Vec<Weak<ConnectionPermit>>>,
 }
 
 /// A connection's permit, or the place where it waits for one.
-pub(super) struct ConnectionPermit(Mutex<PermitState>);
-
-struct PermitState {
+pub(super) struct ConnectionPermit {
     client: IpAddr,
-    place: AdmissionPermit,
-    admitted: bool,
+    /// `None`: a later connection of the client has it.
+    place: Mutex<Option<AdmissionPermit>>,
+    /// The place is one of a connection, and not of one that waits.
+    admitted: AtomicBool,
+    /// Requests that came.
+    requests: AtomicU64,
+    /// Requests whose answers are under way.
+    under_way: AtomicUsize,
+    recalled: AtomicBool,
+    recall: Notify,
+}
+
+/// A request whose answer is under way, until it is dropped.
+pub(super) struct RequestUnderWay(Arc<ConnectionPermit>);
+
+impl Drop for RequestUnderWay {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Admission {
@@ -50,18 +71,32 @@ impl Admission {
             connections: places(connections),
             waiting: Places::new(budget::CONNECTIONS_WAITING_MAX),
             bodies: places(bodies),
+            open: Mutex::default(),
         }
     }
 
     /// A permit for a connection, or a place to wait for one; `None` if the client has no right to either.
-    pub(super) fn connection(&self, address: IpAddr) -> Option<ConnectionPermit> {
+    pub(super) fn connection(&self, address: IpAddr) -> Option<Arc<ConnectionPermit>> {
         let client = client(address);
-        let admitted = self.connections.take(&client);
-        let (admitted, place) = match admitted {
-            Some(place) => (true, place),
-            None => (false, self.waiting.take(&client)?),
+        let (place, admitted) = match self.connections.take(&client) {
+            Some(place) => (place, true),
+            None => (self.waiting.take(&client).or_else(|| self.take_over(&client))?, false),
         };
-        Some(ConnectionPermit(Mutex::new(PermitState { client, place, admitted })))
+        let permit = Arc::new(ConnectionPermit {
+            client,
+            place: Mutex::new(Some(place)),
+            admitted: AtomicBool::new(admitted),
+            requests: AtomicU64::new(0),
+            under_way: AtomicUsize::new(0),
+            recalled: AtomicBool::new(false),
+            recall: Notify::new(),
+        });
+        let mut open = self.open.lock();
+        if open.len() >= 2 * (self.connections.most() + self.waiting.most()) {
+            open.retain(|permit| permit.strong_count() > 0);
+        }
+        open.push(Arc::downgrade(&permit));
+        Some(permit)
     }
 
     /// Admits a connection that waits, if there is a permit before long; whether it is admitted then.
@@ -69,13 +104,33 @@ impl Admission {
         if connection.is_admitted() {
             return true;
         }
-        let client = connection.0.lock().client;
-        let Some(place) = self.connections.wait(&client, budget::ADMISSION_WAIT_MAX).await else {
-            return false;
-        };
-        let mut state = connection.0.lock();
-        (state.place, state.admitted) = (place, true);
+        self.recall_idle(&connection.client);
+        let waited = self.connections.wait(&connection.client, budget::ADMISSION_WAIT_MAX);
+        let Some(place) = waited.await else { return false };
+        *connection.place.lock() = Some(place);
+        connection.admitted.store(true, Ordering::Relaxed);
         true
+    }
+
+    /// The place of the client's oldest connection that waits and has sent no request; so a probe is not shut out by them.
+    fn take_over(&self, client: &IpAddr) -> Option<AdmissionPermit> {
+        let open = self.open.lock();
+        let mut own = open.iter().filter_map(Weak::upgrade).filter(|permit| permit.client == *client);
+        let silent = own.find(|permit| {
+            !permit.is_admitted() && !permit.was_used() && !permit.recalled.swap(true, Ordering::Relaxed)
+        })?;
+        silent.recall.notify_one();
+        silent.place.lock().take()
+    }
+
+    /// Recalls the oldest idle connections of the client that has the most, so many that `client` may have one more.
+    fn recall_idle(&self, client: &IpAddr) {
+        let Some((richest, lacking)) = self.connections.richest_but(client) else { return };
+        let open = self.open.lock();
+        let of_richest = open.iter().filter_map(Weak::upgrade).filter(|permit| permit.client == richest);
+        let idle =
+            of_richest.filter(|permit| permit.is_idle() && !permit.recalled.swap(true, Ordering::Relaxed));
+        idle.take(lacking).for_each(|permit| permit.recall.notify_one());
     }
 
     /// A permit for a body.
@@ -100,7 +155,9 @@ impl Admission {
         }
         match self.bodies.wait_for(cost, &client(address), budget::ADMISSION_WAIT_MAX).await {
             Some(permits) => Ok(Bytes::from_owner(Admitted { bytes, _permits: permits })),
-            None => Err(Refusal::Busy(format!("there is no room in memory for {} bytes; retry", bytes.len()))),
+            None => {
+                Err(Refusal::Busy(format!("there is no room in memory for {} bytes; retry", bytes.len())))
+            }
         }
     }
 
@@ -113,7 +170,28 @@ impl Admission {
 impl ConnectionPermit {
     /// Whether more than the health of the server is answered on it.
     pub(super) fn is_admitted(&self) -> bool {
-        self.0.lock().admitted
+        self.admitted.load(Ordering::Relaxed)
+    }
+
+    /// Counts a request, which is under way while the result is held.
+    pub(super) fn request(self: &Arc<Self>) -> RequestUnderWay {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.under_way.fetch_add(1, Ordering::Relaxed);
+        RequestUnderWay(Arc::clone(self))
+    }
+
+    /// Whether a request ever came.
+    pub(super) fn was_used(&self) -> bool {
+        self.requests.load(Ordering::Relaxed) > 0
+    }
+
+    fn is_idle(&self) -> bool {
+        self.is_admitted() && self.under_way.load(Ordering::Relaxed) == 0
+    }
+
+    /// Waits until another client needs the place more.
+    pub(super) async fn recalled(&self) {
+        self.recall.notified().await;
     }
 }
 
@@ -153,8 +231,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_long_answer_in_memory_takes_the_place_of_bodies_until_it_is_taken() {
-        let admission =
-            Admission { connections: Places::new(2), waiting: Places::new(2), bodies: Places::new(20) };
+        let admission = Admission {
+            connections: Places::new(2),
+            waiting: Places::new(2),
+            bodies: Places::new(20),
+            open: Mutex::default(),
+        };
         let [evil, good] = [1, 2].map(|last| IpAddr::from([10, 0, 0, last]));
         let of = |bodies: u64| vec![0; usize::try_from(bodies * budget::BODY_COST_BYTES).unwrap()];
         let small = admission.in_memory(evil, vec![0; 1000]).await.unwrap();

@@ -8,7 +8,7 @@
 //! A read that fails is an error of the body, which cuts the connection: a body never ends with wrong or missing bytes.
 
 use super::ServerShared;
-use super::admission::AdmissionPermit;
+use super::admission::{AdmissionPermit, RequestUnderWay};
 use super::page_cache::{self, PageCacheUse};
 use super::pool;
 use super::sendfile::{self, OnReadFailure, PageCacheProbe, SendfileQueue};
@@ -33,7 +33,7 @@ use tokio::sync::{Semaphore, watch};
 static COLD_READS: Semaphore = Semaphore::const_new(budget::COLD_READS_MAX);
 
 /// The body of an answer.
-pub(crate) struct Body(Inner);
+pub(crate) struct Body(Inner, Option<RequestUnderWay>);
 
 enum Inner {
     Full(Option<Bytes>),
@@ -51,12 +51,17 @@ enum StreamState {
 
 impl Body {
     pub(super) fn full(bytes: Bytes) -> Body {
-        Body(Inner::Full((!bytes.is_empty()).then_some(bytes)))
+        Body(Inner::Full((!bytes.is_empty()).then_some(bytes)), None)
     }
 
     /// `length` bytes of what `reader` reads.
     pub(super) fn stream(reader: Reader, length: u64) -> Body {
-        Body(Inner::Stream { left: length, state: StreamState::Idle(Box::new(reader)) })
+        Body(Inner::Stream { left: length, state: StreamState::Idle(Box::new(reader)) }, None)
+    }
+
+    /// Has the request count as under way until the body is dropped.
+    pub(super) fn hold(&mut self, request: RequestUnderWay) {
+        self.1 = Some(request);
     }
 
     /// Sends pieces of files by `queue`, which must be that of the connection that the body is for.

@@ -129,7 +129,7 @@ impl Server {
         let _ = tokio::time::timeout(grace, self.0.admission.emptied()).await;
     }
 
-    fn permit(&self, identity: &Identity) -> Option<ConnectionPermit> {
+    fn permit(&self, identity: &Identity) -> Option<Arc<ConnectionPermit>> {
         let permit = self.0.admission.connection(identity.address);
         if permit.is_none() {
             log::warn!("a connection of {} was closed: {}", identity.address, answer::NO_CONNECTION);
@@ -164,9 +164,8 @@ async fn serve_client<S: ByteStream>(
     shared: Arc<ServerShared>,
     open: impl Future<Output = io::Result<(Connection<S>, Identity)>>,
     client: IpAddr,
-    permit: ConnectionPermit,
+    permit: Arc<ConnectionPermit>,
 ) {
-    let permit = Arc::new(permit);
     let mut served = pin!(serve_http(shared, open, Arc::clone(&permit)));
     let mut ended = None;
     if !permit.is_admitted() {
@@ -208,14 +207,20 @@ async fn serve_http<S: ByteStream>(
     open: impl Future<Output = io::Result<(Connection<S>, Identity)>>,
     permit: Arc<ConnectionPermit>,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let (connection, identity) = open.await?;
+    let (connection, identity) = tokio::select! {
+        opened = open => opened?,
+        () = permit.recalled() => return Ok(()),
+    };
     let (queue, identity) = (connection.queue(), Arc::new(identity));
     let mut stop = shared.stop.subscribe();
+    let of_connection = Arc::clone(&permit);
     let service = service_fn(move |request| {
         let (shared, identity, queue) = (Arc::clone(&shared), Arc::clone(&identity), queue.clone());
-        let permit = Arc::clone(&permit);
+        let permit = Arc::clone(&of_connection);
         async move {
+            let under_way = permit.request();
             let mut answered = answer_admitted(shared, identity, &permit, request).await;
+            answered.body_mut().hold(under_way);
             if let Some(queue) = queue {
                 answered.body_mut().send_by(queue);
             }
@@ -233,7 +238,10 @@ async fn serve_http<S: ByteStream>(
     tokio::select! {
         biased;
         ended = connection.as_mut() => return Ok(ended?),
-        _ = stop.wait_for(|stop| *stop) => connection.as_mut().graceful_shutdown(),
+        _ = stop.wait_for(|stop| *stop) => {}
+        // The header of a first request may take long, and nothing would be lost.
+        () = permit.recalled() => if !permit.was_used() { return Ok(()) },
     }
+    connection.as_mut().graceful_shutdown();
     Ok(connection.await?)
 }

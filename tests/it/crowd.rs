@@ -109,6 +109,30 @@ fn connections_that_send_no_request_shut_nobody_out() {
 }
 
 #[test]
+fn idle_connections_of_who_has_the_most_go_when_another_needs_them() {
+    let (board, blob, bytes) = board();
+    // Some have been used, and some have sent half a header.
+    let mut greedy = take_all(GREEDY[0], &board, "/v2/");
+    greedy.truncate(CONNECTIONS_EACH - 12);
+    board.wait_until("a free place", || fetch(GREEDY[0], board.addr, "/v2/", "").0 == 200);
+    for _ in 0..12 {
+        let mut stream = connect(GREEDY[0], board.addr);
+        stream.write_all(b"GET /v2/ HTTP/1.1\r\nHos").unwrap();
+        greedy.push(stream);
+    }
+    // One is in use, and goes on to its end.
+    let mut busy = connect(GREEDY[1], board.addr);
+    assert_eq!(ask(&mut busy, &blob, "Connection: close\r\n"), 200);
+    let mut modest: Vec<TcpStream> = (0..15).map(|_| connect(MODEST, board.addr)).collect();
+    for (n, stream) in modest.iter_mut().enumerate() {
+        assert_eq!(ask(stream, "/v2/", ""), 200, "connection {n}");
+    }
+    let mut rest = Vec::new();
+    busy.read_to_end(&mut rest).unwrap();
+    assert!(rest.ends_with(&bytes), "{} of {} bytes", rest.len(), bytes.len());
+}
+
+#[test]
 fn one_address_has_seven_eighths_of_the_bodies() {
     let (board, blob, bytes) = board();
     // Each reads the beginning of a body and then no more.
@@ -133,6 +157,11 @@ fn the_health_of_a_full_board_is_answered_at_once() {
             assert!(began.elapsed() < budget::ADMISSION_WAIT_MAX, "{:?}", began.elapsed());
         }
     }
+    // Connections of the same address that only wait are no obstacle, however many.
+    let silent: Vec<TcpStream> =
+        (0..2 * budget::CONNECTIONS_WAITING_MAX).map(|_| connect(GREEDY[0], board.addr)).collect();
+    assert_eq!(fetch(GREEDY[0], board.addr, "/healthz", "").0, 200);
+    drop(silent);
     // That place is for nothing else, and not for a second request.
     let mut stream = connect(GREEDY[0], board.addr);
     assert_eq!(ask(&mut stream, "/healthz", ""), 200);
