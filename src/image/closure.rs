@@ -347,3 +347,18 @@ impl Walk<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Algorithm;
+
+    #[test]
+    fn sizes_that_no_disk_holds_do_not_wrap_around() {
+        let sizes = [i64::MAX.cast_unsigned(); 3];
+        let absent = sizes.iter().zip(0u8..).map(|(size, n)| (Digest::of(Algorithm::Sha256, &[n]), *size));
+        let closure = Closure { absent: absent.collect(), ..Closure::default() };
+        assert_eq!((closure.present_bytes(), closure.absent_bytes()), (0, u64::MAX));
+        assert!(closure.missing_text().starts_with("3 objects"), "{}", closure.missing_text());
+    }
+}

@@ -150,3 +150,29 @@ fn listen(mut answer: &UnixStream) -> io::Result<Vec<u8>> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_right_is_copied_where_the_disk_takes_it_and_what_is_newer_is_left_alone() {
+        let folder = std::env::temp_dir().join(format!("larder-examine-{}", std::process::id()));
+        let (index, copy) = (folder.join("index"), folder.join("copy"));
+        std::fs::create_dir_all(&index).unwrap();
+        std::fs::create_dir_all(&copy).unwrap();
+        close(Index::create(&index).unwrap());
+        assert_eq!(here(&index, None), Verdict::Read);
+        assert_eq!(here(&index, Some(&folder.join("no such folder"))), Verdict::Read);
+        assert_eq!(here(&index, Some(&copy)), Verdict::Copied);
+        assert_eq!(here(&copy, None), Verdict::Read);
+        let newer = Index::open(&index, false).unwrap();
+        newer.set_schema(SCHEMA + 1).unwrap();
+        close(newer);
+        assert_eq!(here(&index, None), Verdict::Newer(SCHEMA + 1));
+        std::fs::write(copy.join("data.mdb"), b"nothing of LMDB's").unwrap();
+        assert!(matches!(here(&copy, None), Verdict::Damaged(_)));
+        assert!(matches!(here(&folder.join("no such folder"), None), Verdict::Damaged(_)));
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}
