@@ -3,8 +3,8 @@
 //! The HTTP client would look a name up before each request, even when a warm connection is there; here the name is
 //! looked up only when a connection has to be made. Names of proxies are looked up the same way.
 
-use super::address::Policy;
 use super::failure::Obstacle;
+use super::policy::Policy;
 use crate::budget::{NAME_LOOKUPS_MAX, SMALL_STACK_BYTES};
 use crate::sync::{Condvar, Mutex};
 use rustls::pki_types::ServerName;
@@ -43,7 +43,7 @@ impl Dialer {
 
     fn resolve(&self, uri: &Uri, limit: Duration) -> Result<ResolvedSocketAddrs, Error> {
         let host = bare_host(uri)?;
-        let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
+        let port = port_of(uri);
         let found = match host.parse::<IpAddr>() {
             Ok(address) => vec![address],
             Err(_) => self.names.look_up(&host, limit)?,
@@ -71,7 +71,7 @@ impl Connector<()> for Dialer {
             Ok(NextTimeout { after: left.into(), ..details.timeout })
         };
         let addrs = if details.config.proxy().is_some() {
-            self.policy.allowed_by_name(&bare_host(details.uri)?)?;
+            self.policy.allowed_by_name(&bare_host(details.uri)?, port_of(details.uri))?;
             no_addresses()
         } else {
             self.resolve(details.uri, limit)?
@@ -131,6 +131,10 @@ fn tls_error(error: io::Error) -> Error {
 fn bare_host(uri: &Uri) -> Result<String, Error> {
     let host = uri.host().ok_or_else(|| Error::BadUri("no host".to_owned()))?;
     Ok(host.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase())
+}
+
+fn port_of(uri: &Uri) -> u16 {
+    uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 })
 }
 
 fn no_addresses() -> ResolvedSocketAddrs {

@@ -4,7 +4,7 @@
 //! - [`Endpoint`]: the questions, and the checks on their answers (`reply`); `ask`: logins, redirects, pauses
 //! - `holds`: whom a rate limit keeps from being asked
 //! - `wire`: one request: time-outs, warm connections, proxies (`proxy`)
-//! - `dial`: one connection: names, TLS (`trust`), and which addresses are refused (`address`)
+//! - `dial`: one connection: names, TLS (`trust`), and which addresses are refused (`policy`)
 //! - `token`, `challenge`: logging in
 //! - `blob`, `pace`: a blob's bytes, under the bandwidth cap
 //! - [`breaker`](Breaker): whether requests wait for an endpoint
@@ -23,6 +23,7 @@ mod endpoint;
 mod failure;
 mod holds;
 mod pace;
+mod policy;
 mod proxy;
 mod reply;
 mod token;
@@ -41,11 +42,12 @@ pub use upstream::Upstream;
 
 use crate::config::{Config, UpstreamSettings};
 use crate::oci::RegistryName;
-use address::{Address, Policy};
+use address::Address;
 use ask::RedirectLogins;
 use dial::Names;
 use holds::Holds;
 use pace::Pace;
+use policy::Policy;
 use proxy::Proxies;
 use rustls::{ClientConfig, RootCertStore};
 use std::collections::BTreeMap;
@@ -172,7 +174,7 @@ impl CommonParts {
         )?;
         let mut trusted = self.proxies.hosts();
         if let Some(realm) = &settings.realm {
-            trusted.extend(Address::parse(realm).map(|address| address.origin.host));
+            trusted.extend(Address::parse(realm).map(|address| (address.origin.host, address.origin.port)));
         }
         let policy = Arc::new(Policy::new(&base.origin.host, settings.url_configured, trusted));
         let tls = match &settings.ca_file {

@@ -61,11 +61,11 @@ impl Proxies {
         proxy.filter(|_| !self.none_for.iter().any(|exception| exception.matches(origin)))
     }
 
-    /// The proxies' own hosts, which larder may connect to wherever they are.
-    pub fn hosts(&self) -> Vec<String> {
+    /// The proxies' own hosts and ports, which larder may connect to wherever they are.
+    pub fn hosts(&self) -> Vec<(String, u16)> {
         let both = [&self.https, &self.http];
         let bare = |proxy: &Proxy| proxy.host().trim_matches(['[', ']']).to_ascii_lowercase();
-        both.into_iter().flatten().map(bare).collect()
+        both.into_iter().flatten().map(|proxy| (bare(proxy), proxy.port())).collect()
     }
 }
 
@@ -151,7 +151,7 @@ mod tests {
         let some = proxies(&[("HTTPS_PROXY", "http://p:1"), ("all_proxy", "p:2")], None).unwrap();
         assert_eq!(port_for(&some, &origin(true, "a.example", 443)), Some(1));
         assert_eq!(port_for(&some, &origin(false, "a.example", 80)), Some(2));
-        assert_eq!(some.hosts(), ["p", "p"]);
+        assert_eq!(some.hosts(), [("p".into(), 1), ("p".into(), 2)]);
         let configured = proxies(&[("HTTPS_PROXY", "http://p:1")], Some("http://u:s@q:3")).unwrap();
         assert_eq!(port_for(&configured, &origin(false, "a.example", 80)), Some(3));
         assert_eq!(port_for(&proxies(&[], None).unwrap(), &origin(true, "a.example", 443)), None);

@@ -3,9 +3,10 @@
 //! Manifests and blobs have agents of their own, so that the connections of layers never stand in a tag's way. A
 //! connection that was idle during an outage is not used again: it may be dead without either side knowing.
 
-use super::address::{Address, Policy};
+use super::address::Address;
 use super::dial::{Dialer, Later, Names};
 use super::failure::{Cause, Failure};
+use super::policy::Policy;
 use super::proxy::Proxies;
 use crate::budget::{
     FETCH_CHUNK_BYTES, IDLE_CONNECTION_AGE, IDLE_CONNECTIONS, UPSTREAM_HEADER_BYTES_MAX,

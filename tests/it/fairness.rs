@@ -159,3 +159,34 @@ fn manifests_that_drip_leave_a_lane_to_other_repositories() {
     assert!(took < SOON, "{took:?}");
     assert_eq!(first.count("GET", "/lab/evil/manifests/"), 3, "a lane is kept");
 }
+
+#[test]
+fn uncached_streams_that_drip_leave_a_place_to_others() {
+    let (first, good) = (Upstream::start().unwrap(), Upstream::start().unwrap());
+    let (evil, honest) =
+        (Image::multi_arch(7, &[900_000, 900_001, 900_002]), Image::multi_arch(8, &[800_000]));
+    first.push("lab/evil", "latest", &evil);
+    first.push("lab/good", "latest", &honest);
+    good.push("lab/good", "latest", &honest);
+    first.on(Some("GET"), "/lab/evil/blobs/", DRIP);
+    let board = Board::with_config(&format!(
+        "platforms = [\"{}\"]\n{}streams = 2\n[disk]\nmin_free = \"1MiB\"\nmax = \"200kB\"\n\
+         [upstream.\"docker.io\"]\nurl = \"{}\"\n[upstream.\"good.test\"]\nurl = \"{}\"\n",
+        board::PLATFORM,
+        board::FETCH,
+        first.url(),
+        good.url()
+    ));
+    let big = needed(&evil).into_iter().filter(|digest| evil.blobs[digest].len() > 500_000);
+    let _clients: Vec<_> = big.map(|blob| ask_for(&board, "lab/evil", &blob)).collect();
+    // Three that did not fit, and one that is streamed.
+    assert!(first.wait_for(4, "GET", "/lab/evil/blobs/", PATIENCE));
+    let layer = board::layer_of(&honest);
+    for registry in ["good.test", "docker.io"] {
+        let began = Instant::now();
+        let answer = board.get(&format!("/v2/lab/good/blobs/{layer}?ns={registry}"));
+        assert_eq!(answer.status, 200, "{registry}");
+        assert_eq!(answer.body().unwrap()[..], honest.blobs[&layer][..], "{registry}");
+        assert!(began.elapsed() < SOON, "{registry}: {:?}", began.elapsed());
+    }
+}
