@@ -2,8 +2,8 @@
 
 use super::raw;
 use super::{
-    AlertSettings, Config, DiskSettings, EndpointSettings, FetchSettings, KitSettings, LoginSettings, Secret,
-    TagSettings, TlsSettings, UpstreamSettings, WarmSettings,
+    AlertSettings, Config, DiskSettings, EndpointSettings, FetchSettings, KitSettings, LoginSettings,
+    MinFree, Secret, TagSettings, TlsSettings, UpstreamSettings, WarmSettings,
 };
 use crate::budget;
 use crate::oci::{Platform, RegistryName, quoted};
@@ -161,7 +161,7 @@ fn build(
         platforms,
         disk: DiskSettings {
             max: file.disk.max.map(|size| size.0),
-            min_free: file.disk.min_free.map_or(512 * budget::MIB, |size| size.0),
+            min_free: file.disk.min_free.map_or(MinFree::Percent(20), |kept| kept.0),
             expire_unused: file.disk.expire_unused.and_then(|span| span.0),
         },
         memory_max,
@@ -170,6 +170,7 @@ fn build(
         upstreams,
         tls: file.tls.map(|tls| TlsSettings { cert_file: tls.cert_file, key_file: tls.key_file }),
         htpasswd_file,
+        access_pull: file.access.and_then(|access| access.pull),
         warm: file
             .warm
             .map(|warm| WarmSettings { images: warm.images, every: warm.every.and_then(|span| span.0) }),

@@ -1,6 +1,6 @@
 //! `config print`: a configuration as the TOML that leads to it.
 
-use super::units::{bandwidth_text, size_text, span_text};
+use super::units::{bandwidth_text, kept_text, size_text, span_text};
 use super::{Config, EndpointSettings, OnMissing, TagRule, UpstreamSettings};
 use std::fmt::{Display, Write};
 use std::time::Duration;
@@ -15,7 +15,7 @@ impl Config {
         out.key("platforms", &list(&self.platforms));
         out.section("disk");
         out.maybe("max", self.disk.max.map(|bytes| text(size_text(bytes))));
-        out.key("min_free", &text(size_text(self.disk.min_free)));
+        out.key("min_free", &text(kept_text(self.disk.min_free)));
         out.key("expire_unused", &text(span_or_never(self.disk.expire_unused)));
         out.section("memory");
         out.key("max", &text(size_text(self.memory_max)));
@@ -41,6 +41,10 @@ impl Config {
         if let Some(file) = &self.htpasswd_file {
             out.section("auth");
             out.key("htpasswd_file", &text(file.display()));
+        }
+        if let Some(patterns) = &self.access_pull {
+            out.section("access");
+            out.key("pull", &list(patterns));
         }
         if let Some(warm) = &self.warm {
             out.section("warm");

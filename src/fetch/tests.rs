@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::budget::{MANIFEST_BYTES_MAX, QUESTION_TIME_MAX};
-use crate::config::{DiskSettings, EndpointSettings, FetchSettings, LoginSettings, TagSettings};
+use crate::config::{DiskSettings, EndpointSettings, FetchSettings, LoginSettings, MinFree, TagSettings};
 use crate::oci::{Algorithm, Digest, ManifestRef, RepositoryName, media};
 use crate::sync::Mutex;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -143,7 +143,7 @@ fn config(url: &str) -> Config {
         data_dir: "/nonexistent".into(),
         default_registry: "reg.test".parse().unwrap(),
         platforms: vec![],
-        disk: DiskSettings { max: None, min_free: 0, expire_unused: None },
+        disk: DiskSettings { max: None, min_free: MinFree::Bytes(0), expire_unused: None },
         memory_max: 1 << 26,
         fetch: FetchSettings {
             streams: 4,
@@ -166,6 +166,7 @@ fn config(url: &str) -> Config {
         }],
         tls: None,
         htpasswd_file: None,
+        access_pull: None,
         warm: None,
         kit: None,
         alert: None,

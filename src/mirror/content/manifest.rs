@@ -10,6 +10,7 @@ use super::super::refusal::{Missing, Refusal};
 use super::super::reserve::Reserve;
 use super::super::single_flight::{SingleFlight, Wait};
 use super::super::verify::Verifier;
+use super::named::NamedBlobs;
 use super::small::{SmallManifest, SmallManifests};
 use super::stream::{StreamSlot, Streams};
 use super::{Lookup, look_up};
@@ -91,6 +92,7 @@ pub(in crate::mirror) struct Manifests {
     pub(in crate::mirror) verifier: Arc<Verifier>,
     pub(in crate::mirror) streams: Arc<Streams>,
     pub(in crate::mirror) arrivals: Arc<dyn Arrivals>,
+    pub(in crate::mirror) named: Arc<NamedBlobs>,
     pub(in crate::mirror) asked: AskedManifests,
 }
 
@@ -193,6 +195,9 @@ impl Manifests {
         // The index does not know it as a manifest of this repository, so its own text must state the media type.
         let bytes = self.context.store.read_small(digest)?;
         let manifest = bytes.and_then(|bytes| Manifest::parse(&bytes, None).ok());
+        if let Some(manifest) = &manifest {
+            self.named.note(repository, manifest);
+        }
         Ok(manifest.map(|manifest| manifest.media_type))
     }
 
@@ -381,6 +386,10 @@ impl Manifests {
         bytes: &[u8],
         class: AccessClass,
     ) -> Result<(), StoreError> {
+        // Before anybody can be served it, and whether it can be stored or not.
+        if let Ok(manifest) = Manifest::parse(bytes, Some(media_type)) {
+            self.named.note(repository, &manifest);
+        }
         self.reserve.with_room_for_manifest(digest, bytes.len() as u64, || {
             self.context.store.put_manifest(repository, digest, media_type, bytes, class)
         })

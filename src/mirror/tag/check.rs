@@ -85,8 +85,7 @@ impl Tags {
             date,
             endpoint: Some(endpoint),
         };
-        let noted = self.context.store.tag_seen(repository, tag, &seen);
-        if let Err(problem) = noted.and_then(|record| self.settler.settle(repository, tag, &record)) {
+        if let Err(problem) = self.settler.note(repository, tag, &seen) {
             log::warn!("{repository}:{tag} is {}, but that could not be saved: {problem}", answer.digest);
         }
         Ok(answer)

@@ -1,4 +1,7 @@
 //! Settling: when content arrives, the tags that wait for it may have become complete.
+//!
+//! A tag that is new here is written down once its manifest is here. Until then it is in the bounded table, so that names
+//! whose content never comes cost nothing on the disk. Forgetting one is harmless: the next request for the tag asks again.
 
 use super::super::context::{Arrivals, Context};
 use super::table::TagTable;
@@ -32,6 +35,41 @@ impl Settler {
         let complete = self.context.closure(&seen.digest)?.is_complete();
         if complete && self.context.store.tag_complete(repository, tag, &seen.digest)? {
             log::info!("{repository}:{tag} is complete at {}", seen.digest);
+        }
+        Ok(())
+    }
+
+    /// Upstream reported the tag: notes that, now or when the manifest comes.
+    ///
+    /// # Errors
+    /// The store's.
+    pub(super) fn note(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        seen: &Observation,
+    ) -> Result<(), StoreError> {
+        let (store, key) = (&self.context.store, (repository.clone(), tag.clone()));
+        let known = store.tag(repository, tag);
+        if !matches!(known, Ok(Some(_))) {
+            self.table.expect(&key, seen);
+            // Looked for after that: an arrival in between has found it expected.
+            if known?.is_none() && !store.contains(&seen.digest) {
+                return Ok(());
+            }
+        }
+        let record = store.tag_seen(repository, tag, seen)?;
+        self.table.forget_expected(&key);
+        self.settle(repository, tag, &record)
+    }
+
+    /// Writes down the tags whose manifest has come.
+    fn note_expected(&self, repository: &Repository) -> Result<(), StoreError> {
+        for (tag, seen) in self.table.expected(repository) {
+            if self.context.store.contains(&seen.digest) {
+                self.context.store.tag_seen(repository, &tag, &seen)?;
+                self.table.forget_expected(&(repository.clone(), tag));
+            }
         }
         Ok(())
     }
@@ -80,7 +118,7 @@ fn awaited(record: &TagRecord) -> Option<&TagVersion> {
 impl Arrivals for Settler {
     fn arrived(&self, repository: &Repository) {
         self.settle_claims(repository);
-        if let Err(problem) = self.settle_all(repository) {
+        if let Err(problem) = self.note_expected(repository).and_then(|()| self.settle_all(repository)) {
             log::warn!("the complete tags of {repository} could not be saved: {problem}");
         }
     }
