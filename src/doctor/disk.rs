@@ -38,6 +38,7 @@ pub(super) fn disk(config: &Config, system: &System) -> Vec<Finding> {
         }
     }
     findings.extend(room(config, &near));
+    findings.extend(super::neighbours::neighbours(config, system, &near));
     if !there {
         findings.push(Finding::note(
             DISK,
