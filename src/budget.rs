@@ -12,6 +12,11 @@ pub const MIB: u64 = 1024 * KIB;
 /// 1 GiB.
 pub const GIB: u64 = 1024 * MIB;
 
+/// So many hundredths of `whole`.
+pub const fn percent_of(whole: u64, percent: u8) -> u64 {
+    (whole as u128 * percent as u128 / 100) as u64
+}
+
 // -- Content ---------------------------------------------------------------------------------------------------
 
 /// Largest manifest kept. The specification asks for at least 4 MiB. Of those larger than
@@ -168,6 +173,9 @@ pub const SMALL_MANIFEST_BYTES_MAX: u64 = 16 * KIB;
 /// Content whose media type is remembered as its bytes parse; beyond that all is parsed again. Part of
 /// [`MEMORY_BASE_BYTES`].
 pub const PARSED_TYPES_MAX: usize = 1_024;
+/// Sizes kept in memory of content that manifests name and the index does not, at about 250 bytes each. Part of
+/// [`MEMORY_BASE_BYTES`].
+pub const NAMED_BLOBS_MAX: usize = 2_048;
 /// Pause between two log lines that a tag has a stale answer, while the answer stays the same.
 pub const STALE_REPORT_EVERY: Duration = Duration::from_secs(1);
 
@@ -273,6 +281,22 @@ pub const SCRUB_CHUNK_BYTES: usize = 256 * 1024;
 pub const MISS_WAIT_MAX: Duration = Duration::from_secs(25);
 /// Repositories or tags read from the index in one step of a walk over all of them.
 pub const LISTING_STEP: usize = 256;
+/// Least that a `disk.min_free` in hundredths leaves free: a small card needs as much for logs and updates.
+pub const MIN_FREE_BYTES: u64 = 512 * MIB;
+/// Inodes left free, in hundredths: a kubelet declares disk pressure below 5.
+pub const INODES_FREE_PERCENT: u8 = 10;
+/// When images give way to others on the file system, so many hundredths of it are freed beyond what is missing, and at
+/// most [`FREE_STEP_BYTES_MAX`], so that a neighbour that grows slowly does not cost an image every two seconds.
+pub const FREE_STEP_PERCENT: u8 = 2;
+/// See [`FREE_STEP_PERCENT`].
+pub const FREE_STEP_BYTES_MAX: u64 = 64 * MIB;
+/// Room that is looked for at once for bytes of which no manifest says how many will come.
+pub const ROOM_STEP_BYTES: u64 = MIB;
+/// Bytes of downloads that ended early and wait for their upstream or a client: a few large layers. Where `disk.max` is
+/// set, at most half of that. The last one stays.
+pub const STAGED_IDLE_BYTES_MAX: u64 = 4 * GIB;
+/// Running time after which such a download goes if no byte came: long enough for an uplink that comes once a week.
+pub const STAGED_AGE_MAX: Duration = Duration::from_secs(14 * 24 * 3600);
 /// Pause after an attempt to make room that freed too little.
 pub const ROOM_PAUSE: Duration = Duration::from_secs(5);
 /// How often free space is checked, which other programs may use up.
@@ -443,6 +467,8 @@ pub const DOCTOR_BLOBS_MAX: usize = 100_000;
 pub const DOCTOR_MANIFEST_BYTES_MAX: u64 = 64 * MIB;
 /// Largest file of /proc and /sys that is read.
 pub const DOCTOR_TEXT_BYTES_MAX: u64 = 4 * MIB;
+/// Processes whose arguments doctor looks at.
+pub const DOCTOR_PROCESSES_MAX: usize = 4_096;
 /// Open files of all processes that doctor searches for the owner of a port.
 pub const DOCTOR_OPEN_FILES_MAX: usize = 100_000;
 /// A card or stick that reports a flush as done sooner than this is lying: its cells take longer.

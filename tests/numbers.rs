@@ -117,6 +117,7 @@ fn memory_with_clients_that_take_no_byte() {
         let image = Image::multi_arch(1, &[24_000_000]);
         let upstream = upstream_with(&image);
         let board = Board::new(&upstream, &format!("[memory]\nmax = \"{memory_max}\"\n"));
+        board.manifests("docker.io", "lab/app", "latest", &[]);
         let idle = memory(&board, "VmRSS:");
         let path = format!("/v2/lab/app/blobs/{}?ns=docker.io", layer_of(&image));
         let mut slow = Vec::new();

@@ -6,7 +6,7 @@
 
 use super::print;
 use super::serve::{RunningServer, runtime};
-use crate::config::{AuthSettings, Config, EndpointSettings, UpstreamSettings};
+use crate::config::{AuthSettings, Config, DiskSettings, EndpointSettings, MinFree, UpstreamSettings};
 use crate::demo::client::{self, PullError, Pulled};
 use crate::demo::image::SampleImage;
 use crate::demo::upstream::{Behaviour, FaultyRegistry};
@@ -76,6 +76,8 @@ impl Demo {
             tls: None,
             auth: AuthSettings::default(),
             kit: None,
+            // It shows how images are served, on a disk that is full too.
+            disk: DiskSettings { min_free: MinFree::Bytes(0), ..config.disk.clone() },
             ..config.clone()
         };
         let platform = config.platforms.first().map_or_else(String::new, ToString::to_string);

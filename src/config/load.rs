@@ -4,7 +4,7 @@ use super::raw;
 use super::secrets::{read_kit_secret, read_password, without_secrets};
 use super::{
     AlertSettings, AuthRule, AuthSettings, Config, DiskSettings, EndpointSettings, FetchSettings,
-    KitSettings, TagSettings, TlsSettings, UpstreamSettings, WarmSettings,
+    KitSettings, MinFree, TagSettings, TlsSettings, UpstreamSettings, WarmSettings,
 };
 use crate::budget;
 use crate::oci::{Platform, RegistryName, quoted};
@@ -168,7 +168,7 @@ fn build(
         platforms,
         disk: DiskSettings {
             max: file.disk.max.map(|size| size.0),
-            min_free: file.disk.min_free.map_or(512 * budget::MIB, |size| size.0),
+            min_free: file.disk.min_free.map_or(MinFree::Percent(20), |kept| kept.0),
             expire_unused: file.disk.expire_unused.and_then(|span| span.0),
         },
         memory_max,
@@ -177,6 +177,7 @@ fn build(
         upstreams,
         tls,
         auth,
+        access_pull: file.access.and_then(|access| access.pull),
         warm: file
             .warm
             .map(|warm| WarmSettings { images: warm.images, every: warm.every.and_then(|span| span.0) }),

@@ -17,7 +17,7 @@ use crate::oci::{Platform, Reference, RegistryName, Repository, Tag};
 use crate::text::Secret;
 use serde::Deserialize;
 use std::cell::LazyCell;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -46,6 +46,8 @@ pub struct Config {
     pub tls: Option<TlsSettings>,
     /// `[auth]`
     pub auth: AuthSettings,
+    /// `[access]`: patterns over `registry/repository` of what clients on other machines may have fetched; `None`: all.
+    pub access_pull: Option<Vec<String>>,
     /// `[warm]`
     pub warm: Option<WarmSettings>,
     /// `[kit]`
@@ -59,10 +61,31 @@ pub struct Config {
 pub struct DiskSettings {
     /// Bytes larder may use; `None`: what leaves `min_free`.
     pub max: Option<u64>,
-    /// Bytes left free on the file system.
-    pub min_free: u64,
+    /// What is left free on the file system.
+    pub min_free: MinFree,
     /// Images unused for so long go, in time for which larder runs; `None`: never.
     pub expire_unused: Option<Duration>,
+}
+
+/// `disk.min_free`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MinFree {
+    /// So many bytes.
+    Bytes(u64),
+    /// So many hundredths of the file system, and at least [`crate::budget::MIN_FREE_BYTES`].
+    Percent(u8),
+}
+
+impl MinFree {
+    /// The bytes that are left free on a file system of `total` bytes.
+    pub fn of(self, total: u64) -> u64 {
+        match self {
+            MinFree::Bytes(bytes) => bytes,
+            MinFree::Percent(percent) => {
+                crate::budget::percent_of(total, percent).max(crate::budget::MIN_FREE_BYTES)
+            }
+        }
+    }
 }
 
 /// `[fetch]`
@@ -281,6 +304,15 @@ impl Config {
         let sections =
             [(self.kit.as_ref().is_some_and(|kit| kit.mdns), "kit.mdns"), (self.alert.is_some(), "[alert]")];
         sections.into_iter().filter(|(used, _)| *used).map(|(_, name)| name).collect()
+    }
+
+    /// Whether a client at this address may have content of the repository fetched.
+    pub fn may_fetch(&self, client: IpAddr, repository: &Repository) -> bool {
+        let Some(patterns) = &self.access_pull else { return true };
+        client.to_canonical().is_loopback() || {
+            let name = repository.to_string();
+            patterns.iter().any(|pattern| matches(pattern, &name))
+        }
     }
 
     /// The upstream of that name, if it is configured.

@@ -1,7 +1,7 @@
 //! `config print`: a configuration as the TOML that leads to it.
 
 use super::secrets::without_secrets;
-use super::units::{bandwidth_text, size_text, span_text};
+use super::units::{bandwidth_text, kept_text, size_text, span_text};
 use super::{AuthSettings, Config, EndpointSettings, OnMissing, TagRule, UpstreamSettings};
 use std::fmt::{Display, Write};
 use std::time::Duration;
@@ -17,7 +17,7 @@ impl Config {
         out.key("platforms", &list(&self.platforms));
         out.section("disk");
         out.maybe("max", self.disk.max.map(|bytes| text(size_text(bytes))));
-        out.key("min_free", &text(size_text(self.disk.min_free)));
+        out.key("min_free", &text(kept_text(self.disk.min_free)));
         out.key("expire_unused", &text(span_or_never(self.disk.expire_unused)));
         out.section("memory");
         out.key("max", &text(size_text(self.memory_max)));
@@ -42,6 +42,10 @@ impl Config {
             out.maybe("client_ca_file", tls.client_ca_file.as_ref().map(|file| text(file.display())));
         }
         out.auth(&self.auth);
+        if let Some(patterns) = &self.access_pull {
+            out.section("access");
+            out.key("pull", &list(patterns));
+        }
         if let Some(warm) = &self.warm {
             out.section("warm");
             out.key("images", &list(&warm.images));

@@ -2,7 +2,7 @@
 //!
 //! Every table denies keys that it does not know, so that a slip of the pen is an error and not a default.
 
-use super::units::{Bandwidth, Size, Span, SpanOrNever};
+use super::units::{Bandwidth, Kept, Size, Span, SpanOrNever};
 use super::{OnMissing, TagRule};
 use crate::oci::{Platform, Reference, RegistryName};
 use crate::text::Secret;
@@ -25,6 +25,7 @@ pub(super) struct RawFile {
     pub(super) upstream: BTreeMap<String, RawUpstream>,
     pub(super) tls: Option<RawTls>,
     pub(super) auth: RawAuth,
+    pub(super) access: Option<RawAccess>,
     pub(super) warm: Option<RawWarm>,
     pub(super) kit: Option<RawKit>,
     pub(super) alert: Option<RawAlert>,
@@ -34,7 +35,7 @@ pub(super) struct RawFile {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawDisk {
     pub(super) max: Option<Size>,
-    pub(super) min_free: Option<Size>,
+    pub(super) min_free: Option<Kept>,
     pub(super) expire_unused: Option<SpanOrNever>,
 }
 
@@ -119,6 +120,13 @@ pub(super) struct RawAuthRule {
     pub(super) user: String,
     #[serde(rename = "match")]
     pub(super) pattern: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawAccess {
+    #[serde(default)]
+    pub(super) pull: Option<Vec<String>>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -62,6 +62,7 @@ fn the_canonical_file_shows_every_key() {
         ("tags", &["revalidate", "resolve_deadline", "fallback_versions", "history", "rule"]),
         ("tls", &["cert_file", "key_file", "client_ca_file"]),
         ("auth", &["htpasswd_file", "allow_plain_http", "challenge_ping", "rule"]),
+        ("access", &["pull"]),
         ("warm", &["images", "every"]),
         ("kit", &["secret_file", "listen", "peers", "mdns"]),
         ("alert", &["command", "url"]),
@@ -125,7 +126,7 @@ fn slips_are_named() {
         ),
         (
             "[disk]\nmin_free = \"8 gigs\"",
-            "larder.toml:2: invalid value: string \"8 gigs\", expected a size such as \"8GiB\" or \"512MiB\"",
+            "larder.toml:2: invalid value: string \"8 gigs\", expected a size such as \"8GiB\" or \"512MiB\", or a part of the file system such as \"20%\"",
         ),
         ("[fetch]\nstreams = 0", "larder.toml: fetch.streams is 0, expected 1 to 64"),
         ("[tags]\nhistory = 65", "larder.toml: tags.history is 65, expected 0 to 64"),

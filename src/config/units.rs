@@ -3,6 +3,7 @@
 //! The tables here are read first, so that what was once written keeps its value; what they do not know is left to a
 //! parser that takes what people write elsewhere. A value that could not be printed and read back is refused.
 
+use super::MinFree;
 use serde::de::{self, Deserializer, Visitor};
 use std::fmt;
 use std::time::Duration;
@@ -18,6 +19,10 @@ pub(super) struct SpanOrNever(pub(super) Option<Duration>);
 /// Bytes: `8GiB`, `512MiB`, `24MB`, or a plain number; also `8G`, which is `8GiB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Size(pub(super) u64);
+
+/// Bytes, or a part of a file system: `20%`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Kept(pub(super) MinFree);
 
 /// Bits per second: `10Mbit`, `500kbit`, or `unlimited`; also `10Mbps`, `10Mbit/s`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +68,13 @@ fn parse_size(text: &str) -> Option<u64> {
     parse(text, &SIZES).or_else(|| text.parse().ok()).or_else(|| units.parse_size(text).ok())
 }
 
+fn parse_kept(text: &str) -> Option<MinFree> {
+    match text.strip_suffix('%') {
+        Some(number) => number.parse().ok().filter(|percent| *percent <= 90).map(MinFree::Percent),
+        None => parse_size(text).map(MinFree::Bytes),
+    }
+}
+
 fn parse_bandwidth(text: &str) -> Option<u64> {
     let text = match text.strip_suffix("bps") {
         Some(number) => format!("{number}bit"),
@@ -92,6 +104,14 @@ pub(super) fn size_text(bytes: u64) -> String {
     let binary: Vec<(&str, u64)> =
         SIZES.iter().filter(|(name, _)| name.contains('i') || *name == "B").copied().collect();
     write(bytes, &binary)
+}
+
+/// What is left free, as the configuration writes it.
+pub(super) fn kept_text(kept: MinFree) -> String {
+    match kept {
+        MinFree::Bytes(bytes) => size_text(bytes),
+        MinFree::Percent(percent) => format!("{percent}%"),
+    }
 }
 
 /// A bandwidth as the configuration writes it.
@@ -130,6 +150,11 @@ written!(SpanOrNever, "a duration such as \"30d\", or \"never\"", |text| match t
     text => parse_span(text).map(|span| SpanOrNever(Some(span))),
 });
 written!(Size, "a size such as \"8GiB\" or \"512MiB\"", |text| parse_size(text).map(Size));
+written!(
+    Kept,
+    "a size such as \"8GiB\" or \"512MiB\", or a part of the file system such as \"20%\"",
+    |text| parse_kept(text).map(Kept)
+);
 written!(Bandwidth, "bits per second such as \"10Mbit\", or \"unlimited\"", |text| match text {
     "unlimited" => Some(Bandwidth(None)),
     text => parse_bandwidth(text).map(|bits| Bandwidth(Some(bits))),
@@ -153,6 +178,26 @@ mod tests {
         assert_eq!(parse("10Mbit", &BANDWIDTHS), Some(10_000_000));
         assert_eq!(bandwidth_text(Some(500_000)), "500kbit");
         assert_eq!((bandwidth_text(None).as_str(), span_text(Duration::ZERO).as_str()), ("unlimited", "0s"));
+    }
+
+    #[test]
+    fn what_is_left_free_is_a_size_or_a_part() {
+        for (text, kept) in [
+            ("20%", MinFree::Percent(20)),
+            ("0%", MinFree::Percent(0)),
+            ("90%", MinFree::Percent(90)),
+            ("512MiB", MinFree::Bytes(512 << 20)),
+        ] {
+            assert_eq!(parse_kept(text), Some(kept), "{text}");
+            assert_eq!(kept_text(kept), text);
+        }
+        for text in ["91%", "-1%", "%", "1.5%", "20 percent", "300%"] {
+            assert_eq!(parse_kept(text), None, "{text}");
+        }
+        assert_eq!(MinFree::Percent(20).of(10 << 30), 2 << 30);
+        assert_eq!(MinFree::Percent(20).of(1 << 30), 512 << 20, "never less than that");
+        assert_eq!(MinFree::Bytes(7).of(10 << 30), 7, "what is written stays");
+        assert!(MinFree::Percent(90).of(u64::MAX) > u64::MAX / 10 * 8);
     }
 
     #[test]

@@ -38,6 +38,7 @@ pub(super) fn disk(config: &Config, system: &System) -> Vec<Finding> {
         }
     }
     findings.extend(room(config, &near));
+    findings.extend(super::neighbours::neighbours(config, system, &near));
     if !there {
         findings.push(Finding::note(
             DISK,
@@ -154,7 +155,7 @@ fn room(config: &Config, folder: &Path) -> Option<Finding> {
     };
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     let total = stat.f_blocks.saturating_mul(stat.f_frsize);
-    let least = config.disk.min_free;
+    let least = config.disk.min_free.of(total);
     let shown = format!("{} free of {}", bytes_text(free), bytes_text(total));
     Some(if free < least {
         Finding::warning(

@@ -2,6 +2,7 @@
 //!
 //! - `board`: clock, memory, page size
 //! - `disk`: the file system under the data folder, its room, its speed, whether its flushes can be believed
+//! - `neighbours`: at which free room a kubelet or K3s acts
 //! - `network`: the server, its ports, the upstreams
 //! - `pulls`: do clients use larder, and what is stored twice
 //! - `read`: the text of /proc and /sys, made into numbers; pure
@@ -12,6 +13,7 @@
 
 mod board;
 mod disk;
+mod neighbours;
 mod network;
 mod pulls;
 mod read;

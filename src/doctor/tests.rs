@@ -1,9 +1,11 @@
 //! The pure parts: texts of /proc as kernels write them, what a speed and an upstream's answer mean.
 
-use super::Severity;
 use super::disk::Speed;
+use super::neighbours::{FreeLine, Limits, Tenant, finding, limits};
 use super::network::{uplink, upstream};
 use super::read::{controller_is_on, listener, meminfo, mount_of};
+use super::{Severity, System};
+use crate::config::{Config, MinFree, Options};
 use crate::fetch::{Cause, Examined, Failure, RateLimit};
 use std::path::Path;
 use std::time::Duration;
@@ -91,4 +93,66 @@ fn what_an_upstream_says() {
     assert!(uplink(2, 2, &[fail(Cause::Dns), fail(Cause::Tls)]).is_none());
     let denied = Err(Failure::Denied { status: 401, detail: "h: no".into() });
     assert_eq!(severity(true, &denied), Severity::Bad);
+}
+
+#[test]
+fn the_lines_of_a_kubelet_and_of_k3s_are_read_from_arguments_and_files() {
+    let percent =
+        |numbers: &[f64]| numbers.iter().map(|number| FreeLine::Percent(*number)).collect::<Vec<_>>();
+    let mut kubelet = Limits::default_of(Tenant::Kubelet);
+    assert_eq!((kubelet.evict.clone(), kubelet.collect), (percent(&[10.0, 15.0]), 85));
+    kubelet.kubelet_file(
+        "kind: KubeletConfiguration\nevictionHard:\n  memory.available: 100Mi\n  nodefs.available: \"12%\" # ours\n  \
+         imagefs.available: 2Gi\nimageGCHighThresholdPercent: 70\n",
+    );
+    assert_eq!(kubelet.evict, [FreeLine::Percent(12.0), FreeLine::Bytes(2 << 30)]);
+    assert_eq!((kubelet.collect, kubelet.first(100 << 30).0), (70, 30 << 30));
+    kubelet.argument("--eviction-hard=nodefs.available<35%,nodefs.inodesFree<5%");
+    kubelet.argument("--image-gc-high-threshold=90");
+    assert_eq!((kubelet.evict.clone(), kubelet.collect), (percent(&[35.0]), 90));
+    assert!(kubelet.first(100).1.contains("evicts pods"));
+    for text in [
+        "write-kubeconfig-mode: \"0644\"\nkubelet-arg:\n  - \"eviction-hard=imagefs.available<8%\"\n  - image-gc-high-threshold=75\ntls-san: x\n",
+        "kubelet-arg+: [\"eviction-hard=imagefs.available<8%\", \"image-gc-high-threshold=75\"]\n",
+    ] {
+        let mut k3s = Limits::default_of(Tenant::K3s);
+        k3s.k3s_file(text);
+        assert_eq!((k3s.evict.clone(), k3s.collect), (percent(&[8.0]), 75), "{text}");
+    }
+    let mut k3s = Limits::default_of(Tenant::K3s);
+    k3s.k3s_file(
+        "kubelet-arg: eviction-hard=nodefs.available<7%\nnode-label:\n  - image-gc-high-threshold=1\n",
+    );
+    k3s.argument("--kubelet-arg=image-gc-high-threshold=80");
+    assert_eq!((k3s.evict.clone(), k3s.collect), (percent(&[7.0]), 80));
+}
+
+#[test]
+fn who_acts_first_is_said_and_what_to_write() {
+    let root = std::env::temp_dir().join(format!("larder-neighbours-{}", std::process::id()));
+    let put = |path: &str, text: &str| {
+        std::fs::create_dir_all(root.join(path).parent().unwrap()).unwrap();
+        std::fs::write(root.join(path), text).unwrap();
+    };
+    let system = System::made_up(&root, std::time::SystemTime::now(), 4096);
+    put("larder.toml", "");
+    assert_eq!(limits(&system), []);
+    put("proc/17/cmdline", "/usr/bin/kubelet\0--config=/x\0--image-gc-high-threshold=60\0");
+    put("etc/rancher/k3s/config.yaml.d/10.yaml", "kubelet-arg:\n- eviction-hard=nodefs.available<9%\n");
+    let found = limits(&system);
+    assert_eq!(found.len(), 2);
+    assert_eq!((found[0].evict.clone(), found[0].collect), (vec![FreeLine::Percent(9.0)], 85));
+    assert_eq!(found[1].collect, 60);
+    let options = Options { file: Some(root.join("larder.toml")), ..Options::default() };
+    let mut config = Config::load(&options).unwrap();
+    let total = 64 << 30;
+    assert_eq!(finding(&config, &found[0], total).severity, Severity::Ok);
+    let first = finding(&config, &found[1], total);
+    assert_eq!(first.severity, Severity::Warning);
+    assert!(first.what.contains("the kubelet removes unused images below"), "{first:?}");
+    assert!(first.mend.unwrap().contains("min_free = \"45%\""));
+    config.disk.min_free = MinFree::Bytes(512 << 20);
+    let first = finding(&config, &found[0], total);
+    assert!(first.what.contains("K3s removes unused images") && first.mend.unwrap().contains("\"20%\""));
+    std::fs::remove_dir_all(&root).unwrap();
 }

@@ -6,7 +6,7 @@ use super::endpoint::page_of;
 use super::*;
 use crate::budget::{MANIFEST_BYTES_MAX, QUESTION_TIME_MAX};
 use crate::config::{
-    AuthSettings, DiskSettings, EndpointSettings, FetchSettings, LoginSettings, TagSettings,
+    AuthSettings, DiskSettings, EndpointSettings, FetchSettings, LoginSettings, MinFree, TagSettings,
 };
 use crate::oci::{Algorithm, Digest, ManifestRef, RepositoryName, media};
 use crate::sync::Mutex;
@@ -149,7 +149,7 @@ fn config(url: &str) -> Config {
         data_dir: "/nonexistent".into(),
         default_registry: "reg.test".parse().unwrap(),
         platforms: vec![],
-        disk: DiskSettings { max: None, min_free: 0, expire_unused: None },
+        disk: DiskSettings { max: None, min_free: MinFree::Bytes(0), expire_unused: None },
         memory_max: 1 << 26,
         fetch: FetchSettings {
             streams: 4,
@@ -172,6 +172,7 @@ fn config(url: &str) -> Config {
         }],
         tls: None,
         auth: AuthSettings::default(),
+        access_pull: None,
         warm: None,
         kit: None,
         alert: None,

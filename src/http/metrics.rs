@@ -40,6 +40,9 @@ fn render(report: &Snapshot) -> String {
     }
     page.family("larder_evicted_bytes_total", "counter", "Bytes removed to make room.");
     page.value(report.counts.evicted_bytes);
+    let help = "Pinned and wanted images removed because other programs fill the disk.";
+    page.family("larder_evicted_wanted_total", "counter", help);
+    page.value(report.counts.evicted_wanted);
     page.family("larder_corrupt_blobs_total", "counter", "Blobs found not to hash to their name.");
     page.value(report.corrupt_blobs);
     page.family("larder_memory_budget_bytes", "gauge", "The configured memory.max.");

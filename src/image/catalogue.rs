@@ -5,10 +5,10 @@
 //! was removed before it stays removed.
 
 use super::closure::Closures;
-use super::evict::{self, Candidate, Otherwise};
+use super::evict::{self, Candidate, Otherwise, Worth};
 use super::walk::{each_repository, each_tag, served};
 use crate::config::Config;
-use crate::oci::{Digest, Repository, Tag};
+use crate::oci::{Digest, RegistryName, Repository, Tag};
 use crate::store::{Store, StoreError, TagRecord};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
@@ -20,6 +20,8 @@ pub struct Stocked {
     pub image: Option<(Repository, Digest)>,
     /// The tags one of whose versions it is.
     pub tags: Vec<Tag>,
+    /// It is being fetched or read, and stays whatever happens.
+    busy: bool,
     candidate: Candidate,
 }
 
@@ -45,6 +47,8 @@ pub struct Busy {
     pub fills: HashSet<Digest>,
     /// Repositories whose content is being read.
     pub repositories: HashSet<Repository>,
+    /// Registries that cannot be reached: what they cannot give again goes after what others can.
+    pub unreachable: HashSet<RegistryName>,
 }
 
 /// What was removed.
@@ -54,6 +58,8 @@ pub struct Gone {
     pub what: String,
     /// Bytes that are free again.
     pub bytes: u64,
+    /// The owner wanted it to stay.
+    pub wanted: bool,
 }
 
 impl Catalogue {
@@ -87,23 +93,29 @@ impl Catalogue {
                 let parts: Vec<usize> =
                     image.members.iter().map(|member| catalogue.place(member, &mut absent)).collect();
                 parts.iter().for_each(|&part| catalogue.owners[part] += 1);
+                let worth = match (image.keep, busy.unreachable.contains(&repository.registry)) {
+                    (true, _) => Worth::Wanted,
+                    (false, true) => Worth::Irreplaceable,
+                    (false, false) => Worth::Replaceable,
+                };
                 catalogue.images.push(Stocked {
                     image: Some((repository.clone(), image.root)),
                     tags: image.tags,
-                    candidate: Candidate { used: used[root], keep: image.keep || filling, parts },
+                    busy: filling,
+                    candidate: Candidate { worth, used: used[root], keep: image.keep || filling, parts },
                 });
             }
             // The image that is being read is the one that was used last.
             let newest = catalogue.images[first..].iter_mut().max_by_key(|image| image.candidate.used);
             if let (true, Some(newest)) = (busy.repositories.contains(repository), newest) {
-                newest.candidate.keep = true;
+                (newest.candidate.keep, newest.busy) = (true, true);
             }
             Ok::<_, StoreError>(())
         })?;
         for part in (0..used.len()).filter(|&part| catalogue.owners[part] == 0) {
             let keep = busy.fills.contains(&catalogue.digests[part]);
-            let candidate = Candidate { used: used[part], keep, parts: vec![part] };
-            catalogue.images.push(Stocked { image: None, tags: Vec::new(), candidate });
+            let candidate = Candidate { worth: Worth::Unnamed, used: used[part], keep, parts: vec![part] };
+            catalogue.images.push(Stocked { image: None, tags: Vec::new(), busy: keep, candidate });
         }
         catalogue.owners.iter_mut().filter(|owners| **owners == 0).for_each(|owners| *owners = 1);
         Ok(catalogue)
@@ -112,10 +124,40 @@ impl Catalogue {
     /// The images that would be removed if `needed` bytes were needed, in that order.
     pub fn choose(&self, needed: u64, otherwise: Otherwise) -> Vec<&Stocked> {
         let candidates: Vec<Candidate> = self.images.iter().map(|image| image.candidate.clone()).collect();
-        evict::choose(&candidates, &self.sizes, needed, otherwise)
-            .into_iter()
-            .map(|at| &self.images[at])
-            .collect()
+        self.victims(&candidates, &self.sizes, needed, otherwise)
+    }
+
+    /// The images that give way where others fill the file system: they free `needed` bytes and `step` more, so that this
+    /// is not soon to be done again. If that cannot be, `needed` bytes are freed; with what the owner wants to stay only
+    /// if nothing less does and that does. If nothing does, all goes that may.
+    pub fn choose_for_others(&self, needed: u64, step: u64) -> Vec<&Stocked> {
+        let most = self.choose(needed.saturating_add(step), Otherwise::Nothing);
+        if !most.is_empty() {
+            return most;
+        }
+        let all = self.images.iter();
+        let all: Vec<_> =
+            all.map(|image| Candidate { keep: image.busy, ..image.candidate.clone() }).collect();
+        let enough = self.victims(&all, &self.sizes, needed, Otherwise::Nothing);
+        if enough.is_empty() { self.choose(needed, Otherwise::Everything) } else { enough }
+    }
+
+    /// The images that go so that so many files fewer are on the disk; none if that cannot be.
+    pub fn choose_files(&self, files: u64) -> Vec<&Stocked> {
+        let candidates: Vec<Candidate> = self.images.iter().map(|image| image.candidate.clone()).collect();
+        let each: Vec<u64> = (0..self.sizes.len()).map(|part| u64::from(part < self.stocked)).collect();
+        self.victims(&candidates, &each, files, Otherwise::Nothing)
+    }
+
+    fn victims(
+        &self,
+        candidates: &[Candidate],
+        sizes: &[u64],
+        needed: u64,
+        otherwise: Otherwise,
+    ) -> Vec<&Stocked> {
+        let chosen = evict::choose(candidates, sizes, needed, otherwise);
+        chosen.into_iter().map(|at| &self.images[at]).collect()
     }
 
     /// The images that may be removed and were last used at this count or before.
@@ -176,7 +218,8 @@ impl Catalogue {
                 Some((repository, root)) => store.evict(repository, root, &unlinked, &digests)?,
                 None => store.remove_orphans(&digests)?,
             }
-            gone.push(Gone { what: victim.description(), bytes });
+            let wanted = victim.candidate.worth == Worth::Wanted;
+            gone.push(Gone { what: victim.description(), bytes, wanted });
         }
         Ok(gone)
     }

@@ -1,13 +1,29 @@
 //! Which images are removed when room is needed. Pure: it takes sizes, uses and what must stay, and returns victims. It
 //! cannot fail.
 //!
-//! The least recently used image is removed first, with all its parts. This frees the parts that no remaining image
+//! What is worth least goes first ([`Worth`]), and of that the least recently used image, with all its parts. This frees
+//! the parts that no remaining image
 //! needs: a layer is removed with its last image. An image that would free nothing stays, however old, and so does one
 //! that is not needed to free enough. If not enough can be freed, nothing is removed, or everything: see [`Otherwise`].
+
+/// What an image is worth, least first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Worth {
+    /// No image needs it.
+    Unnamed,
+    /// Its registry can be reached and gives it again.
+    Replaceable,
+    /// Its registry cannot be reached.
+    Irreplaceable,
+    /// The owner pinned it or lists it in `[warm]`.
+    Wanted,
+}
 
 /// An image, which is removed or stays with all its parts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
+    /// What it is worth.
+    pub worth: Worth,
     /// The count of its last use.
     pub used: u64,
     /// It must stay.
@@ -41,7 +57,7 @@ pub fn choose(candidates: &[Candidate], sizes: &[u64], needed: u64, otherwise: O
     let can_free =
         |candidate: &&usize| candidates[**candidate].parts.iter().any(|&part| !kept[part] && sizes[part] > 0);
     let mut order: Vec<usize> = (0..candidates.len()).filter(|&at| !candidates[at].keep).collect();
-    order.sort_by_key(|&at| (candidates[at].used, at));
+    order.sort_by_key(|&at| (candidates[at].worth, candidates[at].used, at));
     let mut freed = 0u64;
     let mut victims = Vec::new();
     for &at in order.iter().filter(can_free) {
@@ -59,7 +75,7 @@ pub fn choose(candidates: &[Candidate], sizes: &[u64], needed: u64, otherwise: O
     if freed < needed {
         return if otherwise == Otherwise::Everything { victims } else { Vec::new() };
     }
-    // The most recently used is spared first, because it is needed most.
+    // What is worth most is spared first, and of that the most recently used.
     let mut spared = Vec::new();
     for &at in victims.iter().rev() {
         let parts = &candidates[at].parts;
@@ -85,7 +101,7 @@ mod tests {
     }
 
     fn image(used: u64, parts: &[usize]) -> Candidate {
-        Candidate { used, keep: false, parts: parts.to_vec() }
+        Candidate { worth: Worth::Replaceable, used, keep: false, parts: parts.to_vec() }
     }
 
     fn kept(used: u64, parts: &[usize]) -> Candidate {
@@ -128,6 +144,25 @@ mod tests {
         assert_eq!(choose(&images, &[1, 100], 50), [1]);
     }
 
+    #[test]
+    fn what_is_worth_least_goes_first_however_recently_it_was_used() {
+        let of = |worth, used, part| Candidate { worth, ..image(used, &[part]) };
+        let images = [
+            of(Worth::Wanted, 1, 0),
+            of(Worth::Irreplaceable, 2, 1),
+            of(Worth::Replaceable, 8, 2),
+            of(Worth::Unnamed, 9, 3),
+            of(Worth::Replaceable, 7, 4),
+        ];
+        assert_eq!(choose(&images, &[10; 5], 50), [3, 4, 2, 1, 0]);
+        assert_eq!(choose(&images, &[10; 5], 11), [3, 4]);
+        assert_eq!(
+            choose(&images, &[10, 100, 10, 10, 10], 100),
+            [1],
+            "what is worth less is spared if that does"
+        );
+    }
+
     /// What is on the disk and belongs to nobody who is left.
     fn freed(images: &[Candidate], sizes: &[u64], victims: &[usize]) -> u64 {
         let left: BTreeSet<usize> = (0..images.len())
@@ -155,7 +190,10 @@ mod tests {
                 .map(|at| {
                     let parts: BTreeSet<usize> = (0..random(6)).map(|_| random(sizes.len())).collect();
                     let keep = random(4) == 0;
-                    Candidate { used: (random(5) * 10 + at) as u64, keep, parts: parts.into_iter().collect() }
+                    Candidate {
+                        keep,
+                        ..image((random(5) * 10 + at) as u64, &parts.into_iter().collect::<Vec<_>>())
+                    }
                 })
                 .collect();
             let needed = random(300) as u64;

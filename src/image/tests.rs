@@ -276,7 +276,7 @@ fn content_that_nobody_names_goes_and_what_is_being_fetched_or_read_stays() {
     board.tag("app", "old", &old, true);
     board.tag("app", "new", &new, true);
     board.store.touch(&new);
-    let busy = Busy { fills: [fetched].into(), repositories: [repository("app")].into() };
+    let busy = Busy { fills: [fetched].into(), repositories: [repository("app")].into(), ..Busy::default() };
     let catalogue = Catalogue::take(&board.store, &board.config, &busy).unwrap();
     let may_go = catalogue.unused_since(u64::MAX);
     let mut found = roots(&may_go);

@@ -34,6 +34,7 @@ pub struct Counters {
     resolves: [AtomicU64; Tier::ALL.len()],
     served_bytes: [AtomicU64; ByteSource::ALL.len()],
     evicted_bytes: AtomicU64,
+    evicted_wanted: AtomicU64,
 }
 
 impl Counters {
@@ -54,6 +55,15 @@ impl Counters {
 
     pub(crate) fn count_evicted(&self, bytes: u64) {
         self.evicted_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Images that the owner wanted to stay and that gave way to other programs all the same.
+    pub fn evicted_wanted(&self) -> u64 {
+        self.evicted_wanted.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_evicted_wanted(&self) {
+        self.evicted_wanted.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn count_resolve(&self, tier: Tier) {

@@ -41,6 +41,7 @@ impl Live for Mirror {
                 .map(|source| (source.as_str(), counters.served_bytes(source)))
                 .to_vec(),
             evicted_bytes: counters.evicted_bytes(),
+            evicted_wanted: counters.evicted_wanted(),
         }
     }
 

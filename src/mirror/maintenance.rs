@@ -96,6 +96,7 @@ fn expire_every(config: &Config) -> Duration {
 }
 
 fn expire(parts: &Parts) {
+    parts.reserve.expire_staged();
     if parts.context.store.has_index() {
         parts.reserve.expire();
     }

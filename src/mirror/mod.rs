@@ -60,6 +60,7 @@ use crate::store::{Startup, Store, StoreError};
 use context::Context;
 use maintenance::Maintenance;
 use parts::Parts;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -108,13 +109,35 @@ impl Mirror {
         self.parts.context.access(registry, viewer)
     }
 
-    /// Answers a tag. `head`: the manifest's bytes are not wanted.
+    /// Refuses what is not cached to a client that `access.pull` does not let have it fetched.
     ///
     /// # Errors
-    /// [`Refusal::Missing`] and [`Refusal::Denied`] are upstream's own answers; [`Refusal::Unavailable`] names the
-    /// upstream, since when it is unreachable and what is missing here.
-    pub async fn tag(&self, repository: &Repository, tag: &Tag, head: bool) -> Result<TagAnswer, Refusal> {
-        self.parts.tags.answer(repository, tag, head).await
+    /// [`Refusal::Denied`], which names the key of the configuration.
+    pub fn check_fetch(
+        &self,
+        client: IpAddr,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<(), Refusal> {
+        let may = self.parts.context.may_have(client, repository, digest);
+        if may { Ok(()) } else { Err(Refusal::not_to_be_fetched(repository)) }
+    }
+
+    /// Answers a tag. `head`: the manifest's bytes are not wanted. A client that may not have it fetched gets what is
+    /// cached.
+    ///
+    /// # Errors
+    /// [`Refusal::Missing`] and [`Refusal::Denied`] are upstream's own answers, or what `access.pull` leaves of them;
+    /// [`Refusal::Unavailable`] names the upstream, since when it is unreachable and what is missing here.
+    pub async fn tag(
+        &self,
+        client: IpAddr,
+        repository: &Repository,
+        tag: &Tag,
+        head: bool,
+    ) -> Result<TagAnswer, Refusal> {
+        let may_ask = self.config().may_fetch(client, repository);
+        self.parts.tags.answer(repository, tag, head, may_ask).await
     }
 
     /// A manifest by its digest.

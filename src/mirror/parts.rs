@@ -1,6 +1,6 @@
 //! The parts of the mirror, and how each is built from those below it.
 
-use super::content::{AskedManifests, Blobs, Manifests, Repairs, Streams};
+use super::content::{AskedManifests, Blobs, Manifests, NamedBlobs, Repairs, Streams};
 use super::context::{Arrivals, Context};
 use super::fill::FillPool;
 use super::lists::Lists;
@@ -47,6 +47,7 @@ impl Parts {
         let fills =
             FillPool::start(Arc::clone(&context), Arc::clone(&reserve), in_flight, Arc::clone(&arrivals))?;
         let streams = Arc::new(Streams::new(Arc::clone(&context)));
+        let named = Arc::new(NamedBlobs::default());
         let manifests = Arc::new(Manifests {
             context: Arc::clone(&context),
             questions: Arc::clone(&questions),
@@ -54,6 +55,7 @@ impl Parts {
             verifier: Arc::clone(&verifier),
             streams: Arc::clone(&streams),
             arrivals,
+            named: Arc::clone(&named),
             asked: AskedManifests::default(),
         });
         let blobs = Blobs {
@@ -62,6 +64,7 @@ impl Parts {
             verifier: Arc::clone(&verifier),
             fills: Arc::clone(&fills),
             streams: Arc::clone(&streams),
+            named,
         };
         let repairs = Repairs::new(Arc::clone(&context), Arc::clone(&manifests), Arc::clone(&fills));
         let tags = Arc::new(Tags::new(

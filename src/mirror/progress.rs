@@ -265,6 +265,11 @@ impl FillTable {
         table.values().filter(|fill| !fill.is_parked()).map(|fill| fill.digest().clone()).collect()
     }
 
+    /// Whether the fill of this key runs or waits for its turn.
+    pub(super) fn is_under_way(&self, key: &ContentKey) -> bool {
+        self.lock().get(key).is_some_and(|fill| !fill.is_parked())
+    }
+
     /// Fills that are not parked, and parked ones.
     pub(super) fn counts(&self) -> (usize, usize) {
         let table = self.lock();

@@ -4,7 +4,7 @@
 //! the person who reads a pod's events; the details are in the log.
 
 use crate::fetch::Failure;
-use crate::oci::{Digest, RegistryName};
+use crate::oci::{Digest, RegistryName, Repository};
 use crate::store::StoreError;
 
 /// Why nothing is served.
@@ -75,6 +75,14 @@ impl Refusal {
                 Refusal::Failed("the mirror's store failed; its log says how".into())
             }
         }
+    }
+
+    /// Why something is not fetched for a client on another machine.
+    pub(crate) fn not_to_be_fetched(repository: &Repository) -> Refusal {
+        let message = format!(
+            "{repository} is not fetched for other machines: access.pull in larder.toml does not name it, and this is not cached"
+        );
+        Refusal::Denied { status: 403, message }
     }
 
     pub(crate) fn not_here(what: Missing, digest: &Digest) -> Refusal {

@@ -1,20 +1,25 @@
 //! Room on the disk: the one place that decides whether there is enough, and that makes more (rules 6 and 12).
 //!
 //! Invariants. The bytes that running fills will still write are reserved, so that two fills do not count on the same
-//! free space. One thread at a time checks the disk and reserves; one at a time makes room. Failure: if no room can be
-//! made, that is [`StoreError::NoRoom`]. Nothing was removed for a download then; for a manifest what may be removed was, as
-//! whenever larder is beyond `disk.max`.
+//! free space. One thread at a time checks the disk and reserves; one at a time makes room. Room is made only for sizes
+//! that a verified manifest states; what has no such size gets what is free. What is staged and nobody fetches goes first.
+//! Failure: if no room can be made, that is [`StoreError::NoRoom`], and nothing was removed.
+//!
+//! Others fill the same file system. Larder gives way until `disk.min_free` holds again: what is staged, then images, the
+//! least worth first, and the owner's own only if that mends it, with a warning and a count.
 
 use super::context::Context;
 use super::progress::FillTable;
 use crate::budget;
 use crate::config::Config;
-use crate::image::{Busy, Catalogue, Gone, Otherwise};
+use crate::fetch::LinkState;
+use crate::image::{Busy, Catalogue, Gone, Otherwise, Stocked};
 use crate::oci::Digest;
-use crate::store::StoreError;
+use crate::store::{ContentKey, Room, Store, StoreError};
 use crate::sync::Mutex;
 use crate::text::bytes_text;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 /// Bytes that are missing on the disk.
@@ -31,13 +36,36 @@ impl Shortage {
         self.by_free.max(self.by_max)
     }
 
-    /// What to remove so that the limits hold. Above `disk.max` as much is removed as may be; if other programs filled the
-    /// disk below `disk.min_free`, images are removed only if that restores it.
-    fn remedy(self) -> Option<(u64, Otherwise)> {
+    /// What to remove so that the limits hold, as far as may be.
+    fn remedy(self, step: u64) -> Option<(u64, Goal)> {
         if self.by_free > self.by_max {
-            Some((self.by_free, Otherwise::Nothing))
+            Some((self.by_free, Goal::GiveWay { step }))
         } else {
-            (self.by_max > 0).then_some((self.by_max, Otherwise::Everything))
+            (self.by_max > 0).then_some((self.by_max, Goal::AsFarAsMayBe))
+        }
+    }
+}
+
+/// What room is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Goal {
+    /// Something that comes: all of the room, or part of it is of no use.
+    All,
+    /// `disk.max`: each byte counts.
+    AsFarAsMayBe,
+    /// `disk.min_free`, which others went below: each byte counts, and `step` more are freed if that can be.
+    GiveWay {
+        /// In bytes.
+        step: u64,
+    },
+}
+
+impl Goal {
+    fn victims(self, catalogue: &Catalogue, needed: u64) -> Vec<&Stocked> {
+        match self {
+            Goal::All => catalogue.choose(needed, Otherwise::Nothing),
+            Goal::AsFarAsMayBe => catalogue.choose(needed, Otherwise::Everything),
+            Goal::GiveWay { step } => catalogue.choose_for_others(needed, step),
         }
     }
 }
@@ -77,6 +105,9 @@ impl FailedAttempt {
     }
 }
 
+/// How the file system of a store is looked at.
+type LookAtDisk = Box<dyn Fn(&Store) -> Result<Room, StoreError> + Send + Sync>;
+
 /// Room on the disk.
 pub(super) struct Reserve {
     context: Arc<Context>,
@@ -87,6 +118,10 @@ pub(super) struct Reserve {
     reserved: Mutex<u64>,
     /// Locked while room is being made.
     last_failed: Mutex<Option<FailedAttempt>>,
+    /// Others have filled the disk, and nothing more can be removed: what runs must not fill it further.
+    short: AtomicBool,
+    /// How the file system is looked at.
+    look: LookAtDisk,
 }
 
 /// The bytes that one fill will still write. Dropping it releases them.
@@ -111,10 +146,45 @@ impl Reservation<'_> {
         // One at a time, so that two fills do not count on the same bytes.
         let _turn = self.reserve.turn.lock();
         let lacking = self.reserve.shortage(bytes, self.bytes)?.bytes();
-        if lacking > 0 && self.reserve.make_room(lacking, Otherwise::Nothing) < lacking {
+        if lacking > 0 && self.reserve.free(lacking, Goal::All) < lacking {
             return Err(self.reserve.no_room_for(bytes)?);
         }
         self.set(bytes);
+        Ok(())
+    }
+
+    /// Room for `bytes` that have come and that no manifest has announced: nothing is removed for them.
+    ///
+    /// # Errors
+    /// [`StoreError::NoRoom`] if there is none.
+    pub(super) fn extend(&mut self, bytes: u64) -> Result<(), StoreError> {
+        if self.bytes >= bytes {
+            return Ok(());
+        }
+        let _turn = self.reserve.turn.lock();
+        let wanted = bytes.max(budget::ROOM_STEP_BYTES);
+        for bytes in [wanted, bytes] {
+            if self.reserve.shortage(bytes, self.bytes)?.bytes() == 0 {
+                self.set(bytes);
+                return Ok(());
+            }
+        }
+        Err(self.reserve.no_room_for(bytes)?)
+    }
+
+    /// So many of the reserved bytes are written.
+    pub(super) fn used(&mut self, bytes: u64) {
+        self.set(self.bytes.saturating_sub(bytes));
+    }
+
+    /// Whether what is reserved may still be written.
+    ///
+    /// # Errors
+    /// [`StoreError::NoRoom`] if others have filled the disk meanwhile, and nothing can be removed for them.
+    pub(super) fn holds(&self) -> Result<(), StoreError> {
+        if self.reserve.short.load(Ordering::Relaxed) {
+            return Err(self.reserve.no_room_for(self.bytes)?);
+        }
         Ok(())
     }
 }
@@ -133,6 +203,8 @@ impl Reserve {
             turn: Mutex::default(),
             reserved: Mutex::default(),
             last_failed: Mutex::default(),
+            short: AtomicBool::new(false),
+            look: Box::new(Store::room),
         }
     }
 
@@ -153,21 +225,102 @@ impl Reserve {
     ) -> Result<(), StoreError> {
         let _turn = self.turn.lock();
         if !self.context.store.contains(digest) {
-            let lacking = self.shortage(bytes, 0)?;
-            self.mend(lacking);
-            if lacking.bytes() > 0 && self.shortage(bytes, 0)?.bytes() > 0 {
+            let lacking = self.shortage(bytes, 0)?.bytes();
+            if lacking > 0 && self.free(lacking, Goal::All) < lacking {
                 return Err(StoreError::NoRoom { what: format!("there is no room for {digest}") });
             }
         }
         store()
     }
 
-    /// Restores `disk.max` and `disk.min_free`, whichever program used the space.
+    /// Restores `disk.max` and `disk.min_free`, whichever program used the space, and bounds what is staged.
     pub(super) fn watch(&self) {
-        match self.shortage(0, 0) {
-            Ok(lacking) => self.mend(lacking),
-            Err(problem) => log::warn!("free space on the disk cannot be read: {problem}"),
+        if let Err(problem) = self.try_watch() {
+            log::warn!("free space on the disk cannot be read: {problem}");
         }
+    }
+
+    fn try_watch(&self) -> Result<(), StoreError> {
+        self.bound_staged();
+        let room = (self.look)(&self.context.store)?;
+        let step = budget::percent_of(room.total, budget::FREE_STEP_PERCENT).min(budget::FREE_STEP_BYTES_MAX);
+        let freed = match self.shortage(0, 0)?.remedy(step) {
+            Some((needed, goal)) => needed <= self.free(needed, goal),
+            None => true,
+        };
+        let short = !freed && self.shortage(0, 0)?.by_free > 0;
+        self.short.store(short, Ordering::Relaxed);
+        self.free_inodes(room);
+        Ok(())
+    }
+
+    /// Restores the inodes that are left free, if that can be.
+    fn free_inodes(&self, room: Room) {
+        let least = budget::percent_of(room.inodes, budget::INODES_FREE_PERCENT);
+        let lacking = least.saturating_sub(room.free_inodes);
+        if lacking > 0 {
+            let step = budget::percent_of(room.inodes, budget::FREE_STEP_PERCENT);
+            let _turn = self.last_failed.lock();
+            self.remove(|catalogue| {
+                let most = catalogue.choose_files(lacking.saturating_add(step));
+                if most.is_empty() { catalogue.choose_files(lacking) } else { most }
+            });
+        }
+    }
+
+    /// Removes what is staged and had no new byte for long.
+    pub(super) fn expire_staged(&self) {
+        self.context.store.expire_staged(budget::STAGED_AGE_MAX, |key| self.is_idle(key));
+    }
+
+    /// Bounds what is staged and nobody fetches. The last of it stays, so that a large layer is resumed.
+    fn bound_staged(&self) {
+        let store = &self.context.store;
+        let max = self.context.config.now().disk.max.unwrap_or(u64::MAX);
+        let most = budget::STAGED_IDLE_BYTES_MAX.min(max / 2);
+        if store.staged_bytes() <= most {
+            return;
+        }
+        let idle = self.idle_staged();
+        let bytes: u64 = idle.iter().map(|(_, bytes)| bytes).sum();
+        let older = idle.len().saturating_sub(1);
+        self.drop_staged(&idle[..older], bytes.saturating_sub(most));
+    }
+
+    /// Whether nobody fetches what is staged under this key.
+    fn is_idle(&self, key: &ContentKey) -> bool {
+        !self.fills.is_under_way(key)
+    }
+
+    fn idle_staged(&self) -> Vec<(ContentKey, u64)> {
+        self.context.store.idle_staged(|key| self.is_idle(key))
+    }
+
+    /// Removes staged content, the first first, until `needed` bytes are free. Returns the bytes that were freed.
+    fn drop_staged(&self, idle: &[(ContentKey, u64)], needed: u64) -> u64 {
+        let mut freed = 0;
+        for (key, bytes) in idle {
+            if freed >= needed {
+                break;
+            }
+            if self.context.store.forget_staged(key).is_ok() {
+                freed += bytes;
+                log::info!("{} that were staged of {} made room", bytes_text(*bytes), key.digest);
+            }
+        }
+        freed
+    }
+
+    /// Makes room: first what is staged and nobody fetches goes, then images. Returns the bytes that were freed.
+    fn free(&self, needed: u64, goal: Goal) -> u64 {
+        let idle = self.idle_staged();
+        let staged: u64 = idle.iter().map(|(_, bytes)| bytes).sum();
+        let of_images = needed.saturating_sub(staged);
+        let freed = if of_images > 0 { self.make_room(of_images, goal) } else { 0 };
+        if freed < of_images && goal == Goal::All {
+            return freed;
+        }
+        freed + self.drop_staged(&idle, needed.saturating_sub(freed))
     }
 
     /// Removes images that were not used for `disk.expire_unused`, while the clock is trusted. Only time in which a server
@@ -191,12 +344,12 @@ impl Reserve {
 
     /// What must not be removed now.
     pub(super) fn busy(&self) -> Busy {
-        Busy { fills: self.fills.under_way(), repositories: self.context.pulls.busy() }
-    }
-
-    fn mend(&self, lacking: Shortage) {
-        if let Some((needed, otherwise)) = lacking.remedy() {
-            self.make_room(needed, otherwise);
+        let is_down = |link| matches!(link, LinkState::Down { .. });
+        let upstreams = self.context.upstreams.iter().filter(|upstream| is_down(upstream.link()));
+        Busy {
+            fills: self.fills.under_way(),
+            repositories: self.context.pulls.busy(),
+            unreachable: upstreams.map(|upstream| upstream.name().clone()).collect(),
         }
     }
 
@@ -207,25 +360,19 @@ impl Reserve {
         let coming = self.reserved.lock().saturating_sub(own).saturating_add(rest);
         let own =
             if disk.max.is_some() { store.counted_bytes().saturating_add(store.staged_bytes()) } else { 0 };
-        let state = DiskState { free: store.free_bytes()?, own };
-        Ok(shortage(state, coming, disk.min_free, disk.max))
+        let room = (self.look)(store)?;
+        let state = DiskState { free: room.free, own };
+        Ok(shortage(state, coming, disk.min_free.of(room.total), disk.max))
     }
 
     /// Removes images until `needed` more bytes are free. Returns the bytes that were freed.
-    fn make_room(&self, needed: u64, otherwise: Otherwise) -> u64 {
+    fn make_room(&self, needed: u64, goal: Goal) -> u64 {
         let store = &self.context.store;
         let mut last_failed = self.last_failed.lock();
         if last_failed.is_some_and(|last| last.covers(needed, store.stored_bytes(), Instant::now())) {
             return 0;
         }
-        let config: Arc<Config> = self.context.config.now();
-        let gone = Catalogue::take(store, &config, &self.busy())
-            .and_then(|catalogue| catalogue.remove(store, &catalogue.choose(needed, otherwise)));
-        let gone = gone.unwrap_or_else(|problem| {
-            log::warn!("no room could be made: {problem}");
-            Vec::new()
-        });
-        let freed = self.count("evicted", &gone);
+        let freed = self.remove(|catalogue| goal.victims(catalogue, needed));
         *last_failed = (freed < needed).then(|| FailedAttempt {
             at: Instant::now(),
             needed,
@@ -240,8 +387,24 @@ impl Reserve {
         freed
     }
 
+    /// Removes what `choose` chooses of everything on the disk. Returns the bytes that were freed.
+    fn remove(&self, choose: impl for<'a> FnOnce(&'a Catalogue) -> Vec<&'a Stocked>) -> u64 {
+        let (store, config): (_, Arc<Config>) = (&self.context.store, self.context.config.now());
+        let gone = Catalogue::take(store, &config, &self.busy())
+            .and_then(|catalogue| catalogue.remove(store, &choose(&catalogue)));
+        let gone = gone.unwrap_or_else(|problem| {
+            log::warn!("no room could be made: {problem}");
+            Vec::new()
+        });
+        self.count("evicted", &gone)
+    }
+
     /// Logs and counts what was removed. Returns its bytes.
     fn count(&self, how: &str, gone: &[Gone]) -> u64 {
+        for image in gone.iter().filter(|image| image.wanted) {
+            log::warn!("{} was to stay and is removed: other programs fill the disk", image.what);
+            self.context.counters.count_evicted_wanted();
+        }
         for image in gone {
             log::info!("{how} {}: {} are free again", image.what, bytes_text(image.bytes));
         }
@@ -251,12 +414,13 @@ impl Reserve {
     }
 
     fn no_room_for(&self, bytes: u64) -> Result<StoreError, StoreError> {
+        let room = (self.look)(&self.context.store)?;
         let disk = &self.context.config.now().disk;
         let max = disk.max.map_or(String::new(), |max| format!(", and disk.max is {}", bytes_text(max)));
         let what = format!(
             "the mirror's disk has {} free, of which {} stay free{max}; {} are to come, and no image that may be removed would make room for them",
-            bytes_text(self.context.store.free_bytes()?),
-            bytes_text(disk.min_free),
+            bytes_text(room.free),
+            bytes_text(disk.min_free.of(room.total)),
             bytes_text(bytes),
         );
         Ok(StoreError::NoRoom { what })

@@ -40,6 +40,8 @@ pub struct CountReport {
     pub served_bytes: Vec<(&'static str, u64)>,
     /// Bytes removed to make room.
     pub evicted_bytes: u64,
+    /// Images that the owner wanted to stay and that gave way to other programs all the same.
+    pub evicted_wanted: u64,
 }
 
 /// Whether tags can be answered from the disk.

@@ -76,7 +76,7 @@ fn the_look_at_every_image_is_used_again_until_the_store_changes() {
     // A use is no change: what is said is at most a few seconds old.
     board.store.touch(&image);
     assert_eq!(report(Busy::default()), first);
-    let busy = Busy { fills: [image.clone()].into(), repositories: [].into() };
+    let busy = Busy { fills: [image.clone()].into(), ..Busy::default() };
     let (what, _) = report(busy).next_to_go.unwrap();
     assert!(what.starts_with("docker.io/lab/app:next ("), "what is being fetched stays: {what}");
     board.store.tag_pin(&repository("app"), &tag("latest"), true).unwrap();

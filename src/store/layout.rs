@@ -8,6 +8,19 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+/// The room on a file system, for an unprivileged process.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Room {
+    /// Bytes that are free.
+    pub free: u64,
+    /// Bytes that it has.
+    pub total: u64,
+    /// Inodes that are free.
+    pub free_inodes: u64,
+    /// Inodes that it has; 0 where they are made as needed.
+    pub inodes: u64,
+}
+
 /// The paths of one store.
 pub(super) struct Layout {
     data_dir: PathBuf,
@@ -178,11 +191,16 @@ impl Layout {
             .is_ok_and(|stat| stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
     }
 
-    pub(super) fn free_bytes(&self) -> Result<u64> {
+    pub(super) fn room(&self) -> Result<Room> {
         let stat = rustix::fs::statvfs(&self.data_dir).map_err(|e| {
             StoreError::io(format!("cannot ask how full {} is", self.data_dir.display()))(e.into())
         })?;
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+        Ok(Room {
+            free: stat.f_bavail.saturating_mul(stat.f_frsize),
+            total: stat.f_blocks.saturating_mul(stat.f_frsize),
+            free_inodes: stat.f_favail,
+            inodes: stat.f_files,
+        })
     }
 }
 

@@ -43,6 +43,7 @@ mod verify;
 pub use blobs::Blob;
 pub use error::StoreError;
 pub use examine::examiner;
+pub use layout::Room;
 pub use open::Startup;
 pub use owner::work_as_owner;
 pub use record::{
@@ -90,7 +91,15 @@ impl Store {
     /// # Errors
     /// The file system does not say.
     pub fn free_bytes(&self) -> Result<u64> {
-        self.layout.free_bytes()
+        Ok(self.layout.room()?.free)
+    }
+
+    /// The room on the file system of the store.
+    ///
+    /// # Errors
+    /// The file system does not say.
+    pub fn room(&self) -> Result<Room> {
+        self.layout.room()
     }
 
     /// Bytes of all blobs, as far as the index knows.

@@ -190,6 +190,11 @@ impl Session {
         self.write(&state)
     }
 
+    /// For how long servers have run, in milliseconds.
+    pub(super) fn served_ms(&self) -> u64 {
+        self.count_time()
+    }
+
     /// Adds the time that has passed to the running time; the sum in milliseconds.
     fn count_time(&self) -> u64 {
         let mut counted = self.counted.lock();

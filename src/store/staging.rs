@@ -2,7 +2,7 @@
 //!
 //! A staging file holds a prefix of the content. It outlives the process, with a small `.origin` file beside it that
 //! names the source of the rest. A writer that resumes it hashes the prefix first, because a power cut may have torn the
-//! file.
+//! file. What no writer has open is the first thing to go when the disk has no room, and goes in time by itself.
 
 use super::Store;
 use super::error::{Result, StoreError};
@@ -19,6 +19,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Which content is staged, and for whom: nothing is mixed with what another registry, or the same one to other
 /// clients, sent.
@@ -76,6 +77,11 @@ struct OriginNote {
     /// 0.1.0 did not write it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     class: Option<AccessClass>,
+    /// How much was there when a writer took it up, and for how long servers had run when one last found more than before.
+    #[serde(default)]
+    bytes: u64,
+    #[serde(default)]
+    since_ms: u64,
 }
 
 /// Where staged content comes from.
@@ -134,7 +140,10 @@ impl Store {
     pub fn stage(&self, key: &ContentKey, from: &StagedFrom) -> Result<Staged> {
         let claim = self.claims.take(key)?;
         let path = self.layout.staged(&key.file_name());
-        let note = OriginNote { from: from.clone(), class: Some(key.class) };
+        let bytes = fs::metadata(&path).map_or(0, |meta| meta.len());
+        let stuck = read_origin(&path).filter(|known| bytes <= known.bytes && path.exists());
+        let since_ms = stuck.map_or_else(|| self.uses.session.served_ms(), |known| known.since_ms);
+        let note = OriginNote { from: from.clone(), class: Some(key.class), bytes, since_ms };
         let note = serde_json::to_vec(&note).unwrap_or_default();
         let origin = path.with_extension("origin");
         let old = if path.exists() { None } else { self.left_by_0_1(key) };
@@ -213,7 +222,7 @@ impl Store {
             if of.is_some_and(|of| *of != digest) {
                 continue;
             }
-            let Some(OriginNote { from, class }) = read_origin(&path) else {
+            let Some(OriginNote { from, class, .. }) = read_origin(&path) else {
                 let _ = fs::remove_file(path);
                 continue;
             };
@@ -249,6 +258,29 @@ impl Store {
     pub fn staged_bytes(&self) -> u64 {
         let files = fs::read_dir(self.layout.staging()).into_iter().flatten().flatten();
         files.filter_map(|entry| entry.metadata().ok()).map(|meta| meta.len()).sum()
+    }
+
+    /// What is staged and may go, of that which nobody is writing: the longest without a new byte first, with its bytes.
+    pub fn idle_staged(&self, may_go: impl Fn(&ContentKey) -> bool) -> Vec<(ContentKey, u64)> {
+        let found = self.left_staged(None).into_iter().filter(|(_, key, ..)| may_go(key));
+        let mut found: Vec<_> = found
+            .filter(|(_, key, ..)| !self.claims.0.lock().contains(key))
+            .map(|(path, key, _, bytes)| (read_origin(&path).map_or(0, |note| note.since_ms), key, bytes))
+            .collect();
+        found.sort();
+        found.into_iter().map(|(_, key, bytes)| (key, bytes)).collect()
+    }
+
+    /// Removes staged content that may go and had no new byte for `age`, in time for which servers have run.
+    pub fn expire_staged(&self, age: Duration, may_go: impl Fn(&ContentKey) -> bool) {
+        let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        let Some(before) = self.uses.session.served_ms().checked_sub(age) else { return };
+        for (path, key, ..) in self.left_staged(None) {
+            let old = read_origin(&path).is_some_and(|note| note.since_ms <= before);
+            if old && may_go(&key) && self.forget_staged(&key).is_ok() {
+                log::info!("what was staged of {} has expired: nothing came for long", key.digest);
+            }
+        }
     }
 
     /// Removes what is staged of some content, if nobody is writing it.

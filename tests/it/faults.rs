@@ -258,6 +258,7 @@ fn ranges_that_are_ignored_are_skipped() {
     let upstream = upstream_with(&first);
     let board = Board::new(&upstream, "");
     upstream.push("lab/app", "latest", &second);
+    board.manifests("docker.io", "lab/app", "latest", &[]);
     let layer = layer_of(&second);
     upstream.on(Some("GET"), "/blobs/", Behaviour::CutBodyAfter(100_000));
     let addr = board.addr;

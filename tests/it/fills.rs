@@ -39,6 +39,7 @@ fn the_first_byte_follows_the_upstreams() {
     let image = Image::multi_arch(1, &[2_000_000]);
     let upstream = upstream_with(&image);
     let board = Board::new(&upstream, "");
+    board.manifests("docker.io", "lab/app", "latest", &[]);
     let layer = layer_of(&image);
     // The upstream sends 100 kB and then nothing, so whatever reaches the client did not wait for the rest.
     upstream.on(Some("GET"), "/blobs/", Behaviour::StallBodyAfter(100_000));
@@ -71,6 +72,7 @@ fn a_cut_is_resumed_by_range_behind_the_clients_back() {
     let image = Image::multi_arch(1, &[1_000_000]);
     let upstream = upstream_with(&image);
     let board = Board::new(&upstream, "");
+    board.manifests("docker.io", "lab/app", "latest", &[]);
     let layer = layer_of(&image);
     upstream.on(Some("GET"), "/blobs/", Behaviour::CutBodyAfter(300_000));
     let body = board.get(&blob_path(&layer)).body().unwrap();
@@ -85,6 +87,7 @@ fn a_fill_outlives_its_client() {
     let image = Image::multi_arch(1, &[1_000_000]);
     let upstream = upstream_with(&image);
     let board = Board::new(&upstream, "");
+    board.manifests("docker.io", "lab/app", "latest", &[]);
     let layer = layer_of(&image);
     upstream.on(Some("GET"), "/blobs/", Behaviour::StallBodyAfter(200_000));
     let mut answer = board.get(&blob_path(&layer));
@@ -100,6 +103,7 @@ fn a_fill_is_resumed_after_a_kill() {
     let image = Image::multi_arch(1, &[1_000_000]);
     let upstream = upstream_with(&image);
     let mut board = Board::new(&upstream, "");
+    board.manifests("docker.io", "lab/app", "latest", &[]);
     let layer = layer_of(&image);
     upstream.on(Some("GET"), "/blobs/", Behaviour::StallBodyAfter(400_000));
     let mut answer = board.get(&blob_path(&layer));
@@ -133,6 +137,7 @@ fn a_fill_is_resumed_when_the_uplink_is_back() {
     let upstream = upstream_with(&image);
     let board = Board::new(&upstream, "");
     board.head("/v2/lab/app/manifests/latest");
+    board.manifests("docker.io", "lab/app", "latest", &[]);
     let layer = layer_of(&image);
     upstream.on(Some("GET"), "/blobs/", Behaviour::StallBodyAfter(400_000));
     let mut answer = board.get(&blob_path(&layer));
@@ -156,6 +161,7 @@ fn the_last_piece_of_a_wrong_blob_never_arrives() {
     let image = Image::multi_arch(1, &[500_000]);
     let upstream = upstream_with(&image);
     let board = Board::new(&upstream, "");
+    board.manifests("docker.io", "lab/app", "latest", &[]);
     let layer = layer_of(&image);
     upstream.on(Some("GET"), "/blobs/", Behaviour::WrongBytes);
     let answer = board.get(&blob_path(&layer));
@@ -179,6 +185,7 @@ fn a_slow_reader_holds_back_nobody() {
     let image = Image::multi_arch(1, &[8_000_000]);
     let upstream = upstream_with(&image);
     let board = Board::new(&upstream, "");
+    board.manifests("docker.io", "lab/app", "latest", &[]);
     let layer = layer_of(&image);
     let mut slow = board.get(&blob_path(&layer));
     slow.read_exact(&mut [0; 10]).unwrap();
@@ -194,6 +201,7 @@ fn layers_never_delay_a_tag() {
     let upstream = upstream_with(&image);
     let board = Board::new(&upstream, "");
     board.head("/v2/lab/app/manifests/latest");
+    board.manifests("docker.io", "lab/app", "latest", &[]);
     upstream.on(Some("GET"), "/blobs/", Behaviour::StallBodyAfter(1000));
     let layers = needed(&image);
     let addr = board.addr;
@@ -238,6 +246,7 @@ fn ranges_on_a_fill() {
     let image = Image::multi_arch(1, &[500_000]);
     let upstream = upstream_with(&image);
     let board = Board::new(&upstream, "");
+    board.manifests("docker.io", "lab/app", "latest", &[]);
     let layer = layer_of(&image);
     upstream.on(Some("GET"), "/blobs/", Behaviour::StallBodyAfter(400_000));
     let part = board.request("GET", &blob_path(&layer), &[("Range", "bytes=1000-1999")]);
@@ -257,6 +266,7 @@ fn a_stop_is_quick_and_loses_nothing() {
     let image = Image::multi_arch(1, &[2_000_000]);
     let upstream = upstream_with(&image);
     let mut board = Board::new(&upstream, "");
+    board.manifests("docker.io", "lab/app", "latest", &[]);
     let layer = layer_of(&image);
     upstream.on(
         Some("GET"),
@@ -319,6 +329,9 @@ fn a_registry_that_is_there_is_asked_for_all_that_another_began() {
     let image = Image::multi_arch(1, &[1_000_000]);
     let (first, second) = (upstream_with(&image), upstream_with(&image));
     let board = two_registries(&first, &second);
+    for registry in ["docker.io", "second.example"] {
+        board.manifests(registry, "lab/app", "latest", &[]);
+    }
     let layer = layer_of(&image);
     first.on(Some("GET"), "/blobs/", Behaviour::StallBodyAfter(400_000));
     let mut answer = board.get(&blob_path(&layer));

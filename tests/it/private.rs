@@ -62,6 +62,7 @@ fn what_needs_credentials_needs_a_login_here() {
         }
         let layer = layer_of(&image(1));
         let blob = format!("/v2/lab/app/blobs/{layer}?ns=docker.io");
+        board.manifests("docker.io", "lab/app", "latest", &[BOARD]);
         let whole = board.request("GET", &blob, &[BOARD]).body().unwrap();
         assert_eq!(whole, &image(1).blobs[&layer][..]);
         for uplink in [true, false] {
@@ -99,6 +100,7 @@ fn private_content_is_not_served_by_another_repository() {
     let (private, public) = (upstream_with(&image(1)), Upstream::start().unwrap());
     let folder = Folder::new();
     let board = board_of_both(&public, &private, &folder);
+    board.manifests("private.example", "lab/app", "latest", &[BOARD]);
     let layer = layer_of(&image(1));
     let of_private = format!("/v2/lab/app/blobs/{layer}?ns=private.example");
     assert_eq!(board.get(&of_private).status, 401);
@@ -128,6 +130,7 @@ fn content_that_the_public_registry_holds_too_becomes_public() {
     let board = board_of_both(&public, &private, &folder);
     let layer = layer_of(&image(1));
     let of_private = format!("/v2/lab/app/blobs/{layer}?ns=private.example");
+    board.manifests("private.example", "lab/app", "latest", &[BOARD]);
     board.request("GET", &of_private, &[BOARD]).body().unwrap();
     let of_public = format!("/v2/lab/app/blobs/{layer}?ns=docker.io");
     assert_eq!(board.get(&of_public).body().unwrap(), &image(1).blobs[&layer][..]);

@@ -19,6 +19,8 @@ class Larder(Process):
         self.port, self.address, self.data = free_port(), address, data or folder / "data"
         self.ports = (self.port,)
         self.config = folder / "larder.toml"
+        # The machines that tests run on may be full.
+        more += "" if "[disk]" in more else '\n[disk]\nmin_free = "16MiB"\n'
         text = f'listen = ["{address}:{self.port}"]\ndata_dir = "{self.data}"\nplatforms = ["{platform}"]\n{more}\n'
         for name, keys in upstreams.items():
             text += f'[upstream."{name}"]\n'

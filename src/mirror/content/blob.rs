@@ -9,6 +9,7 @@ use super::super::progress::{Demand, Fill, Phase};
 use super::super::questions::Questions;
 use super::super::refusal::{Missing, Refusal};
 use super::super::verify::Verifier;
+use super::named::NamedBlobs;
 use super::stream::{Pieces, Streams};
 use super::{Lookup, judge, look_up};
 use crate::auth::AccessClass;
@@ -60,6 +61,7 @@ pub(in crate::mirror) struct Blobs {
     pub(in crate::mirror) verifier: Arc<Verifier>,
     pub(in crate::mirror) fills: Arc<FillPool>,
     pub(in crate::mirror) streams: Arc<Streams>,
+    pub(in crate::mirror) named: Arc<NamedBlobs>,
 }
 
 impl Blobs {
@@ -105,6 +107,15 @@ impl Blobs {
     ) -> Result<BlobSource, Refusal> {
         if upstream.link().is_known_down() && self.context.live_kit(&repository.registry).is_none() {
             return Err(unavailable(upstream, digest));
+        }
+        let stated = stated.or_else(|| self.named.size(repository, digest));
+        // What no verified manifest names is passed on and not kept, but for what has no length to be promised.
+        if stated.is_none() && self.context.store.has_index() {
+            let cause = "no manifest that is here names it";
+            let streamed = self.streams.stream_uncached(repository, digest, None, cause).await?;
+            if let Some((total, pieces)) = streamed {
+                return Ok(BlobSource::Uncached { total, pieces });
+            }
         }
         let (fill, joined) = self.fills.begin(repository, digest, stated, Demand::Client)?;
         let trusted = fill.repository == *repository && (stated.is_none() || stated == fill.stated());
@@ -173,8 +184,9 @@ impl Blobs {
                 None => Err(Refusal::not_here(Missing::Blob, digest)),
             },
             Err(Refusal::NotStored(cause)) => {
-                let streamed = self.streams.stream_uncached(repository, digest, stated, &cause).await;
-                streamed.map(|(total, pieces)| BlobSource::Uncached { total, pieces })
+                let streamed = self.streams.stream_uncached(repository, digest, stated, &cause).await?;
+                let (total, pieces) = streamed.ok_or(Refusal::NotStored(cause))?;
+                Ok(BlobSource::Uncached { total, pieces })
             }
             Err(refusal) => Err(refusal),
         }

@@ -11,6 +11,7 @@ use super::super::refusal::{Missing, Refusal};
 use super::super::reserve::Reserve;
 use super::super::single_flight::{SingleFlight, Wait};
 use super::super::verify::Verifier;
+use super::named::NamedBlobs;
 use super::small::{SmallManifest, SmallManifests};
 use super::stream::{StreamSlot, Streams};
 use super::{Lookup, look_up};
@@ -99,6 +100,7 @@ pub(in crate::mirror) struct Manifests {
     pub(in crate::mirror) verifier: Arc<Verifier>,
     pub(in crate::mirror) streams: Arc<Streams>,
     pub(in crate::mirror) arrivals: Arc<dyn Arrivals>,
+    pub(in crate::mirror) named: Arc<NamedBlobs>,
     pub(in crate::mirror) asked: AskedManifests,
 }
 
@@ -177,7 +179,7 @@ impl Manifests {
         }
         let header = self.own_type(repository, digest)?;
         if blob.private || blob.size > budget::SMALL_MANIFEST_BYTES_MAX {
-            let media_type = self.parsed_type(digest, header)?;
+            let media_type = self.parsed_type(repository, digest, header)?;
             return Ok(media_type.map(|media_type| ManifestContent::Stored { media_type, blob }));
         }
         let mut bytes = Vec::with_capacity(usize::try_from(blob.size).unwrap_or(0));
@@ -187,10 +189,12 @@ impl Manifests {
         if read.is_err() || Digest::of(digest.algorithm(), &bytes) != *digest {
             return Ok(header.map(|media_type| ManifestContent::Stored { media_type, blob }));
         }
-        let Ok(Manifest { media_type, .. }) = Manifest::parse(&bytes, header.as_deref()) else {
-            return Ok(None);
-        };
-        let small = SmallManifest::new(&media_type, digest, bytes);
+        let Ok(manifest) = Manifest::parse(&bytes, header.as_deref()) else { return Ok(None) };
+        if header.is_none() {
+            // The index does not know it as a manifest of this repository, nor what it names.
+            self.named.note(repository, &manifest);
+        }
+        let small = SmallManifest::new(&manifest.media_type, digest, bytes);
         if let Some(stamp) = stamp {
             self.asked.small.keep(stamp, (repository.clone(), digest.clone()), small.clone());
         }
@@ -205,13 +209,21 @@ impl Manifests {
 
     /// The media type of content as its own bytes parse, by themselves and by the type that it came with; `None` if they
     /// are no manifest of that type. That cannot change, so it is remembered.
-    fn parsed_type(&self, digest: &Digest, header: Option<String>) -> Result<Option<String>, StoreError> {
+    fn parsed_type(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        header: Option<String>,
+    ) -> Result<Option<String>, StoreError> {
         let key = (digest.clone(), header);
         if let Some(known) = self.asked.types.lock().get(&key) {
             return Ok(known.clone());
         }
         let parse = |bytes: &[u8]| Manifest::parse(bytes, key.1.as_deref()).ok();
         let Some(parsed) = self.context.store.with_document(digest, parse)? else { return Ok(None) };
+        if let (None, Some(manifest)) = (&key.1, &parsed) {
+            self.named.note(repository, manifest);
+        }
         let media_type = parsed.map(|manifest| manifest.media_type);
         let mut types = self.asked.types.lock();
         if types.len() >= budget::PARSED_TYPES_MAX {
@@ -416,6 +428,10 @@ impl Manifests {
         bytes: &[u8],
         class: AccessClass,
     ) -> Result<(), StoreError> {
+        // Before anybody can be served it, and whether it can be stored or not.
+        if let Ok(manifest) = Manifest::parse(bytes, Some(media_type)) {
+            self.named.note(repository, &manifest);
+        }
         self.reserve.with_room_for_manifest(digest, bytes.len() as u64, || {
             self.context.store.put_manifest(repository, digest, media_type, bytes, class)
         })

@@ -5,6 +5,7 @@
 //! | `manifest` | manifests, and the small ones kept in memory |
 //! | `blob` | blobs: a hit, a fill, or an uncached stream |
 //! | `stream` | streams to one client that are not stored |
+//! | `named` | sizes of what manifests name and the index does not |
 //! | `repair` | refetching corrupt blobs |
 //!
 //! A digest proves its content, so cached content is served without asking upstream, unless it is private. New content is
@@ -14,6 +15,7 @@
 
 mod blob;
 mod manifest;
+mod named;
 mod repair;
 mod small;
 mod stream;
@@ -25,6 +27,7 @@ pub use stream::Pieces;
 
 pub(super) use blob::Blobs;
 pub(super) use manifest::{AskedManifests, Manifests};
+pub(super) use named::NamedBlobs;
 pub(super) use repair::Repairs;
 pub(super) use stream::Streams;
 

@@ -74,7 +74,8 @@ impl Streams {
         Refusal::Busy("all fetch.streams download slots are in use; retry".into())
     }
 
-    /// Streams a blob: its size, and its pieces from the first byte on. `cause`: why it is not stored.
+    /// Streams a blob: its size, and its pieces from the first byte on. `None`: neither a manifest nor upstream states its
+    /// size. `cause`: why it is not stored.
     ///
     /// # Errors
     /// As for any blob; [`Refusal::Busy`] when all slots are in use.
@@ -84,7 +85,7 @@ impl Streams {
         digest: &Digest,
         stated: Option<u64>,
         cause: &str,
-    ) -> Result<(u64, Pieces), Refusal> {
+    ) -> Result<Option<(u64, Pieces)>, Refusal> {
         let upstream = self.context.upstream(&repository.registry)?;
         let slot = self.slot(repository).ok_or_else(Streams::busy)?;
         log::warn!("{digest} of {repository} is streamed and not stored: {cause}");
@@ -102,7 +103,7 @@ impl Streams {
             })
             .map_err(|e| Refusal::Busy(format!("no thread for another download: {e}")))?;
         match tokio::time::timeout(budget::MISS_WAIT_MAX, total).await {
-            Ok(Ok(total)) => Ok((total?, received)),
+            Ok(Ok(total)) => Ok(total?.map(|total| (total, received))),
             Ok(Err(_)) => Err(download_failed()),
             Err(_) => Err(Refusal::Unavailable(format!("{registry} is slow to offer {wanted}"))),
         }
@@ -120,7 +121,7 @@ impl Streams {
         cause: &str,
     ) -> Result<Pieces, Refusal> {
         match self.stream_uncached(repository, fill.digest(), fill.stated(), cause).await? {
-            (offered, pieces) if offered == total => Ok(pieces),
+            Some((offered, pieces)) if offered == total => Ok(pieces),
             _ => Err(Refusal::Unavailable(format!("{} changed its size", fill.digest()))),
         }
     }
@@ -128,7 +129,11 @@ impl Streams {
 
 impl UncachedBlob {
     /// Sends the size of the blob to `opened`, then the blob to `pieces`.
-    fn run(&self, opened: oneshot::Sender<Result<u64, Refusal>>, pieces: &mpsc::Sender<io::Result<Bytes>>) {
+    fn run(
+        &self,
+        opened: oneshot::Sender<Result<Option<u64>, Refusal>>,
+        pieces: &mpsc::Sender<io::Result<Bytes>>,
+    ) {
         let mut stream = match self.upstream.open_blob(&self.repository.name, &self.digest, 0) {
             Ok(stream) => stream,
             Err(failure) => {
@@ -136,14 +141,17 @@ impl UncachedBlob {
                 return;
             }
         };
-        let fits = |total: &u64| self.stated.is_none_or(|stated| stated == *total);
-        let Some(total) = stream.total.or(self.stated).filter(fits) else {
+        let Some(total) = stream.total.or(self.stated) else {
+            let _ = opened.send(Ok(None));
+            return;
+        };
+        if self.stated.is_some_and(|stated| stated != total) {
             let name = self.upstream.name();
             let text = format!("{name} does not offer {} in the size it should have", self.digest);
             let _ = opened.send(Err(Refusal::Unavailable(text)));
             return;
-        };
-        if opened.send(Ok(total)).is_err() {
+        }
+        if opened.send(Ok(Some(total))).is_err() {
             return;
         }
         let read = |buffer: &mut [u8]| stream.read(buffer).map_err(|failure| failure.to_string());

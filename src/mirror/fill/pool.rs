@@ -192,7 +192,8 @@ impl FillPool {
             let class = self.context.class_of(&key.registry);
             let same = key.class == class || key.class == AccessClass::Unproven;
             let configured = self.context.upstreams.find(&key.registry).is_some();
-            if store.contains(&key.digest) || !configured || !same {
+            // What no manifest names is not kept.
+            if store.contains(&key.digest) || !configured || !same || from.size.is_none() {
                 let _ = store.forget_staged(&key);
                 continue;
             }

@@ -87,29 +87,41 @@ impl<'a> Run<'a> {
         self.follow(staged.file())?;
         fill.set_phase(Phase::Running);
         self.publish(&staged, None);
+        let taken = self.take(&upstream, &mut staged);
+        // What the disk has no room for does not use it until then, and what has no byte is not resumed.
+        if let Err(Ending::Failed(refusal)) = &taken
+            && (staged.is_empty() || matches!(refusal, Refusal::NotStored(_)))
+        {
+            staged.discard();
+        }
+        taken?;
+        self.finish(staged)
+    }
+
+    /// Downloads what is missing from upstream, or from peers while that cannot be reached.
+    fn take(&mut self, upstream: &Upstream, staged: &mut Staged) -> Result<(), Ending> {
+        let fill = self.fill;
         let kit = self.pool.context.kit.as_ref().filter(|_| fill.key.class == AccessClass::Public);
         let down = upstream.link().is_known_down();
         let taken = if down && kit.is_some() {
-            Err(Ending::Parked(outage_text(&upstream)))
+            Err(Ending::Parked(outage_text(upstream)))
         } else {
-            self.take_from_upstream(&upstream, &mut staged)
+            self.take_from_upstream(upstream, staged)
         };
         match (taken, kit) {
-            (Ok(()), _) => {}
             (Err(Ending::Parked(cause)), Some(kit)) if !self.pool.is_stopping() => {
-                if !self.take_from_peers(kit, &mut staged)? {
-                    if down && staged.is_empty() {
-                        // It was begun only for the peers, and none has it.
-                        staged.discard();
-                        let text = format!("{cause}; {} is not cached", fill.digest());
-                        return Err(Ending::Failed(Refusal::Unavailable(text)));
-                    }
-                    return Err(Ending::Parked(cause));
+                if self.take_from_peers(kit, staged)? {
+                    return Ok(());
                 }
+                if down && staged.is_empty() {
+                    // It was begun only for the peers, and none has it.
+                    let text = format!("{cause}; {} is not cached", fill.digest());
+                    return Err(Ending::Failed(Refusal::Unavailable(text)));
+                }
+                Err(Ending::Parked(cause))
             }
-            (Err(ending), _) => return Err(ending),
+            (taken, _) => taken,
         }
-        self.finish(staged)
     }
 
     /// Has readers follow `file`. A later run of the same fill opens the same file by name, and readers keep the handle of
@@ -218,14 +230,21 @@ impl<'a> Run<'a> {
                     return Err(self.wrong(format!("sent more than the {limit} bytes that it should have")));
                 }
                 Ok(n) => {
-                    if let Err(problem) = staged.append(&chunk[..n]) {
+                    let room = match self.fill.stated {
+                        Some(_) => self.reservation.holds(),
+                        None => self.reservation.extend(n as u64),
+                    };
+                    if let Err(problem) = room.and_then(|()| staged.append(&chunk[..n])) {
                         // It cannot be finished, so it should not use the disk; its bytes cannot be trusted either.
                         staged.discard();
                         return Err(problem.into());
                     }
                     self.fruitless = 0;
                     self.publish(staged, offered);
-                    self.reservation.set(total.map_or(0, |total| total.saturating_sub(staged.len())));
+                    match self.fill.stated {
+                        Some(stated) => self.reservation.set(stated.saturating_sub(staged.len())),
+                        None => self.reservation.used(n as u64),
+                    }
                     self.turn.count(n as u64, Instant::now());
                     self.look_who_waits()?;
                 }
@@ -281,9 +300,10 @@ impl<'a> Run<'a> {
         verified.map_err(|problem| self.wrong(format!("sent wrong content: {problem}")))
     }
 
-    /// Refuses a blob of a size that its manifest does not state, and one that the disk cannot take.
+    /// Refuses a blob of a size that its manifest does not state, and one that the disk cannot take. Images go only for a
+    /// size that a manifest states; else the bytes get what room there is when they come.
     fn check_total(&mut self, total: Option<u64>) -> Result<(), Ending> {
-        let Some(total) = total else { return Ok(()) };
+        let Some(total) = total.or(self.fill.stated) else { return Ok(()) };
         if let Some(stated) = self.fill.stated
             && stated != total
         {
@@ -291,6 +311,9 @@ impl<'a> Run<'a> {
         }
         if total > budget::BLOB_BYTES_MAX {
             return Err(self.wrong(format!("offers {total} bytes, more than larder keeps")));
+        }
+        if self.fill.stated.is_none() {
+            return Ok(());
         }
         let rest = total.saturating_sub(self.fill.progress.borrow().available);
         self.reservation.make(rest).map_err(Ending::from)

@@ -4,6 +4,7 @@ use super::super::context::testing::{context, put};
 use super::*;
 use crate::image::tests::Board;
 use std::sync::Barrier;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 const KIB: usize = 1024;
@@ -51,13 +52,13 @@ fn what_is_missing_for_a_download() {
 }
 
 #[test]
-fn a_floor_is_kept_only_if_that_mends_it_and_a_ceiling_as_far_as_may_be() {
-    let remedy = |by_free, by_max| Shortage { by_free, by_max }.remedy();
+fn a_floor_and_a_ceiling_are_kept_as_far_as_may_be() {
+    let remedy = |by_free, by_max| Shortage { by_free, by_max }.remedy(3);
     assert_eq!(remedy(0, 0), None);
-    assert_eq!(remedy(5, 0), Some((5, Otherwise::Nothing)));
-    assert_eq!(remedy(5, 4), Some((5, Otherwise::Nothing)));
-    assert_eq!(remedy(5, 5), Some((5, Otherwise::Everything)));
-    assert_eq!(remedy(0, 5), Some((5, Otherwise::Everything)));
+    assert_eq!(remedy(5, 0), Some((5, Goal::GiveWay { step: 3 })));
+    assert_eq!(remedy(5, 4), Some((5, Goal::GiveWay { step: 3 })));
+    assert_eq!(remedy(5, 5), Some((5, Goal::AsFarAsMayBe)));
+    assert_eq!(remedy(0, 5), Some((5, Goal::AsFarAsMayBe)));
 }
 
 #[test]
@@ -313,4 +314,182 @@ fn the_limits_are_kept_whoever_took_the_space() {
     assert_eq!(here(&context, &images), [false, true, true]);
     reserve.watch();
     assert_eq!(here(&context, &images), [false, true, true], "no more than is needed goes");
+}
+
+/// A card with room for so many KiB, of which others use as many as the second says.
+fn shared_card(toml: &str, kib: u64) -> (Board, Arc<Context>, Reserve, Arc<AtomicU64>) {
+    let (board, context) = context(toml);
+    let others = Arc::new(AtomicU64::new(0));
+    let used = Arc::clone(&others);
+    let mut reserve = Reserve::new(Arc::clone(&context), Arc::default());
+    reserve.look = Box::new(move |store| {
+        let used = used.load(Ordering::Relaxed) * KIB as u64 + store.counted_bytes() + store.staged_bytes();
+        let total = kib * KIB as u64;
+        Ok(Room { free: total.saturating_sub(used), total, free_inodes: 0, inodes: 0 })
+    });
+    (board, context, reserve, others)
+}
+
+/// Stages so many bytes of something as a download that was cut.
+fn stage(context: &Context, fill: u8, bytes: usize) -> ContentKey {
+    let digest = Digest::of(crate::oci::Algorithm::Sha256, &[fill]);
+    let (registry, class) = ("docker.io".parse().unwrap(), crate::auth::AccessClass::Public);
+    let key = ContentKey::shared(registry, class, digest);
+    let repository = "docker.io/library/app".parse().unwrap();
+    let from = crate::store::StagedFrom { repository, size: Some(1 << 20) };
+    context.store.stage(&key, &from).unwrap().append(&vec![fill; bytes]).unwrap();
+    key
+}
+
+#[test]
+fn larder_gives_way_to_who_grows_and_removes_no_more_than_that_takes() {
+    let (_board, context, reserve, others) = shared_card("[disk]\nmin_free = \"400KiB\"\n", 2_000);
+    let images: Vec<Digest> = (1..=6).map(|fill| put(&context, 100 * KIB, fill)).collect();
+    let left = |context: &Context| here(context, &images).iter().filter(|here| **here).count();
+    // 1,000 KiB may be used by others, and 40 more are freed than are missing.
+    for (used, expected) in
+        [(0, 6), (1_000, 6), (1_001, 5), (1_060, 5), (1_100, 5), (1_101, 4), (1_350, 2), (1_200, 2), (0, 2)]
+    {
+        others.store(used, Ordering::Relaxed);
+        reserve.watch();
+        assert_eq!(left(&context), expected, "others use {used} KiB");
+        assert!(!reserve.short.load(Ordering::Relaxed));
+    }
+    assert_eq!(here(&context, &images), [false, false, false, false, true, true]);
+    // What cannot be restored is restored as far as may be, and what runs is told.
+    let mut running = reserve.open();
+    running.make(KIB as u64).unwrap();
+    others.store(1_950, Ordering::Relaxed);
+    reserve.watch();
+    assert_eq!(left(&context), 0);
+    assert!(running.holds().unwrap_err().to_string().contains("stay free"));
+    others.store(0, Ordering::Relaxed);
+    reserve.watch();
+    running.holds().unwrap();
+}
+
+#[test]
+fn what_was_cut_goes_before_any_image_the_oldest_first() {
+    let (_board, context, reserve, others) = shared_card("[disk]\nmin_free = \"400KiB\"\n", 2_000);
+    let images = [1, 2].map(|fill| put(&context, 100 * KIB, fill));
+    let keys = [7, 8].map(|fill| stage(&context, fill, 50 * KIB));
+    let staged = || context.store.unfinished().len();
+    others.store(1_320, Ordering::Relaxed);
+    reserve.watch();
+    assert_eq!((staged(), here(&context, &images)), (1, vec![true, true]));
+    reserve.open().make(60 * KIB as u64).unwrap();
+    assert_eq!((staged(), here(&context, &images)), (0, vec![true, true]), "for a download too");
+    others.store(1_450, Ordering::Relaxed);
+    reserve.watch();
+    assert_eq!(here(&context, &images), [false, true]);
+    // What somebody writes stays.
+    let from = crate::store::StagedFrom { repository: "docker.io/library/app".parse().unwrap(), size: None };
+    let mut writer = context.store.stage(&keys[0], &from).unwrap();
+    writer.append(&[1; 1000]).unwrap();
+    others.store(2_000, Ordering::Relaxed);
+    reserve.watch();
+    assert_eq!(staged(), 1);
+}
+
+#[test]
+fn what_is_pinned_gives_way_last_and_only_if_that_mends_it_and_never_silently() {
+    let (_board, context, reserve, others) = shared_card("[disk]\nmin_free = \"400KiB\"\n", 2_000);
+    let images = [1, 2, 3].map(|fill| put(&context, 100 * KIB, fill));
+    let (repository, tag) = ("docker.io/library/app".parse().unwrap(), "1".parse().unwrap());
+    let named = crate::store::Observation::upstream(images[0].clone());
+    context.store.tag_seen(&repository, &tag, &named).unwrap();
+    context.store.tag_pin(&repository, &tag, true).unwrap();
+    others.store(1_500, Ordering::Relaxed);
+    reserve.watch();
+    assert_eq!(here(&context, &images), [true, false, false], "the oldest, but pinned");
+    others.store(1_900, Ordering::Relaxed);
+    reserve.watch();
+    assert!(context.store.contains(&images[0]), "in vain");
+    assert_eq!(context.counters.evicted_wanted(), 0);
+    others.store(1_600, Ordering::Relaxed);
+    *reserve.last_failed.lock() = None;
+    reserve.watch();
+    assert!(!context.store.contains(&images[0]));
+    assert_eq!(context.counters.evicted_wanted(), 1);
+    assert!(context.store.tag(&repository, &tag).unwrap().unwrap().pinned, "the wish stays");
+    // For a download it does not go.
+    let again = put(&context, 100 * KIB, 1);
+    context.store.tag_seen(&repository, &tag, &crate::store::Observation::upstream(again.clone())).unwrap();
+    others.store(1_500, Ordering::Relaxed);
+    reserve.open().make(100 * KIB as u64).unwrap_err();
+    assert!(context.store.contains(&again));
+}
+
+#[test]
+fn what_an_unreachable_registry_cannot_give_again_goes_after_the_rest() {
+    let (_board, context, reserve, others) = shared_card("[disk]\nmin_free = \"400KiB\"\n", 2_000);
+    let away = put(&context, 100 * KIB, 1);
+    let bytes = vec![2; 100 * KIB];
+    let near = Digest::of(crate::oci::Algorithm::Sha256, &bytes);
+    let media_type = "application/vnd.oci.image.manifest.v1+json";
+    let public = crate::auth::AccessClass::Public;
+    context
+        .store
+        .put_manifest(&"quay.io/lab/app".parse().unwrap(), &near, media_type, &bytes, public)
+        .unwrap();
+    context.store.touch(&near);
+    for (name, digest) in [("docker.io/library/app", &away), ("quay.io/lab/app", &near)] {
+        let named = crate::store::Observation::upstream(digest.clone());
+        context.store.tag_seen(&name.parse().unwrap(), &"1".parse().unwrap(), &named).unwrap();
+    }
+    for endpoint in context.upstreams.find(&"docker.io".parse().unwrap()).unwrap().endpoints() {
+        endpoint.breaker().restore_down("the mast is down");
+    }
+    others.store(1_450, Ordering::Relaxed);
+    reserve.watch();
+    assert_eq!(here(&context, &[away.clone(), near]), [true, false], "though it was used longer ago");
+    others.store(1_550, Ordering::Relaxed);
+    reserve.watch();
+    assert!(!context.store.contains(&away));
+}
+
+#[test]
+fn inodes_are_left_free_too_if_that_helps() {
+    let (_board, context, mut reserve, images) = full(400);
+    let others = Arc::new(AtomicU64::new(0));
+    let used = Arc::clone(&others);
+    reserve.look = Box::new(move |store| {
+        let files = store.blob_files()?.count() as u64 + used.load(Ordering::Relaxed);
+        Ok(Room { free: u64::MAX, total: u64::MAX, free_inodes: 100 - files, inodes: 100 })
+    });
+    for (used, left) in [(0, 3), (87, 3), (88, 0)] {
+        others.store(used, Ordering::Relaxed);
+        reserve.watch();
+        assert_eq!(here(&context, &images).iter().filter(|here| **here).count(), left, "{used}");
+    }
+    let again = put(&context, KIB, 9);
+    others.store(99, Ordering::Relaxed);
+    reserve.watch();
+    assert!(context.store.contains(&again), "in vain");
+}
+
+#[test]
+fn bytes_that_nothing_announced_get_what_is_free_and_remove_nothing() {
+    let (_board, context, reserve, images) = full(400);
+    let mut reservation = reserve.open();
+    reservation.extend(90 * KIB as u64).unwrap();
+    reservation.used(80 * KIB as u64);
+    assert_eq!(*reserve.reserved.lock(), 10 * KIB as u64);
+    let key = stage(&context, 7, 80 * KIB);
+    reservation.extend(19 * KIB as u64).unwrap();
+    reservation.extend(21 * KIB as u64).unwrap_err();
+    assert_eq!(here(&context, &images), [true, true, true]);
+    assert!(context.store.forget_staged(&key).is_ok(), "nor what is staged");
+}
+
+#[test]
+fn what_is_staged_and_nobody_fetches_is_bounded_and_the_last_of_it_stays() {
+    let (_board, context, reserve, _) = full(1400);
+    let keys = [1, 2, 3].map(|fill| stage(&context, fill, 300 * KIB));
+    reserve.watch();
+    assert_eq!(context.store.unfinished().len(), 2);
+    keys.iter().for_each(|key| context.store.forget_staged(key).unwrap());
+    stage(&context, 4, 900 * KIB);
+    reserve.watch();
+    assert_eq!(context.store.unfinished().len(), 1, "a large layer is resumed");
 }

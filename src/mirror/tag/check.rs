@@ -91,8 +91,7 @@ impl Tags {
             date,
             endpoint: Some(endpoint),
         };
-        let noted = marked.and_then(|()| self.context.store.tag_seen(repository, tag, &seen));
-        if let Err(problem) = noted.and_then(|record| self.settler.settle(repository, tag, &record)) {
+        if let Err(problem) = marked.and_then(|()| self.settler.note(repository, tag, &seen)) {
             log::warn!("{repository}:{tag} is {}, but that could not be saved: {problem}", answer.digest);
         }
         Ok(answer)

@@ -110,7 +110,7 @@ impl Tags {
         Tags { context, questions, manifests, table, settler, checks, last_background_check }
     }
 
-    /// Answers a tag. `head`: the manifest's bytes are not wanted.
+    /// Answers a tag. `head`: the manifest's bytes are not wanted. `may_ask`: upstream may be asked for this client.
     ///
     /// # Errors
     /// [`Refusal::Missing`] and [`Refusal::Denied`] are upstream's own answers; [`Refusal::Unavailable`] names the
@@ -120,8 +120,9 @@ impl Tags {
         repository: &Repository,
         tag: &Tag,
         head: bool,
+        may_ask: bool,
     ) -> Result<TagAnswer, Refusal> {
-        let choice = match self.choose(repository, tag).await {
+        let choice = match self.choose(repository, tag, may_ask).await {
             Ok(choice) => choice,
             Err(refusal) => {
                 self.context.counters.count_resolve(Tier::None);
@@ -173,7 +174,12 @@ impl Tags {
         }
     }
 
-    async fn choose(self: &Arc<Self>, repository: &Repository, tag: &Tag) -> Result<Choice, Refusal> {
+    async fn choose(
+        self: &Arc<Self>,
+        repository: &Repository,
+        tag: &Tag,
+        may_ask: bool,
+    ) -> Result<Choice, Refusal> {
         let upstream = self.context.upstream(&repository.registry)?;
         let policy = self.context.config.now().tags.policy(repository, tag);
         let (local, verified, stamp) = self.local(repository, tag).await?;
@@ -181,6 +187,9 @@ impl Tags {
         let age = verified.map(|at| at.elapsed());
         let outcome = match decide::before_asking(policy, reach(&upstream.link()), &here, age) {
             Opening::Serve(digest) => return Ok(Choice::of(Tier::Fresh, digest, None, &local)),
+            Opening::Ask(_) | Opening::Offline if !may_ask => {
+                Outcome::NotAsked("access.pull in larder.toml leaves it at what is cached".into())
+            }
             Opening::Ask(wait) => self.ask(&upstream, repository, tag, wait).await?,
             Opening::Offline => {
                 let cause = outage_text(&upstream);
@@ -224,6 +233,7 @@ impl Tags {
             (Verdict::WaitForIndex, ..) => {
                 Err(Refusal::Busy(format!("{cause}; the tag index is being rebuilt; retry")))
             }
+            (Verdict::Nothing, ..) if !may_ask => Err(Refusal::not_to_be_fetched(repository)),
             (Verdict::Nothing | Verdict::PassOn, ..) => {
                 let missing = match &local.missing {
                     Some(missing) => format!("the cached version lacks {missing}"),

@@ -1,5 +1,8 @@
 //! Settling: when content arrives, the tags that wait for it may have become complete. Only those are looked at
 //! ([`Waiting`]), however many tags the repository has.
+//!
+//! A tag that is new here is written down once its manifest is here. Until then it is in the bounded table, so that names
+//! whose content never comes cost nothing on the disk. Forgetting one is harmless: the next request for the tag asks again.
 
 use super::super::context::{Arrivals, Context};
 use super::table::TagTable;
@@ -41,6 +44,42 @@ impl Settler {
         let Some(seen) = awaited(record) else { return Ok(()) };
         if self.is_complete(repository, &seen.digest, &seen.digest)? {
             self.complete(repository, std::slice::from_ref(tag), &seen.digest)?;
+        }
+        Ok(())
+    }
+
+    /// Upstream reported the tag: notes that, now or when the manifest comes.
+    ///
+    /// # Errors
+    /// The store's.
+    pub(super) fn note(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        seen: &Observation,
+    ) -> Result<(), StoreError> {
+        let (store, key) = (&self.context.store, (repository.clone(), tag.clone()));
+        let known = store.tag(repository, tag);
+        if !matches!(known, Ok(Some(_))) {
+            self.table.expect(&key, seen);
+            // Looked for after that: an arrival in between has found it expected.
+            if known?.is_none() && !store.contains(&seen.digest) {
+                return Ok(());
+            }
+        }
+        let record = store.tag_seen(repository, tag, seen)?;
+        self.table.forget_expected(&key);
+        self.settle(repository, tag, &record)
+    }
+
+    /// Writes down the tags whose manifest has come.
+    fn note_expected(&self, repository: &Repository, arrived: &Digest) -> Result<(), StoreError> {
+        for (tag, seen) in self.table.expected(repository) {
+            if seen.digest == *arrived && self.context.store.contains(arrived) {
+                let record = self.context.store.tag_seen(repository, &tag, &seen)?;
+                self.table.forget_expected(&(repository.clone(), tag.clone()));
+                self.settle(repository, &tag, &record)?;
+            }
         }
         Ok(())
     }
@@ -157,6 +196,9 @@ impl Arrivals for Settler {
             let mut waiting = self.waiting.lock();
             (waiting.is_new(repository), waiting.take(digest))
         };
+        if let Err(problem) = self.note_expected(repository, digest) {
+            log::warn!("new tags of {repository} could not be saved: {problem}");
+        }
         let all = is_new.then(|| (repository, self.settle_all(repository)));
         let woken = woken.iter().map(|waiter| (&waiter.repository, self.settle_waiter(waiter)));
         for (repository, settled) in all.into_iter().chain(woken) {

@@ -1,5 +1,5 @@
 //! The one table of what is kept in memory about tags: the store's record, the time of the last check with upstream, the
-//! last log line, and the claim of a peer.
+//! last log line, the claim of a peer, and what upstream reported of a tag of which nothing is on the disk.
 //!
 //! Invariants. The store's record is used only while the store's stamp equals the one taken before the record was read.
 //! All entries together cost no more than [`budget::TAG_TABLE_BYTES_MAX`]; beyond that the least recently used half is
@@ -11,7 +11,7 @@ use crate::clock;
 use crate::decide::Tier;
 use crate::kit::Claim;
 use crate::oci::{Digest, Repository, Tag};
-use crate::store::Stamp;
+use crate::store::{Observation, Stamp};
 use crate::sync::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -41,12 +41,15 @@ struct TagEntry {
     reported: Option<(Digest, Tier, Instant)>,
     /// A peer's claim that was served, until its content is complete here.
     claim: Option<Claim>,
+    /// What upstream reported, until its manifest is here.
+    expected: Option<Observation>,
     used: u64,
 }
 
 impl TagEntry {
     fn cost(&self) -> usize {
-        budget::TAG_ENTRY_COST_BYTES + self.local.as_ref().map_or(0, |(_, local)| local.cost())
+        let expected = self.expected.as_ref().map_or(0, |_| budget::TAG_VERSION_COST_BYTES);
+        budget::TAG_ENTRY_COST_BYTES + expected + self.local.as_ref().map_or(0, |(_, local)| local.cost())
     }
 }
 
@@ -148,6 +151,23 @@ impl TagTable {
         let entries = self.0.lock();
         let of = entries.by_tag.iter().filter(|((name, _), _)| name == repository);
         of.filter_map(|((_, tag), entry)| Some((tag.clone(), entry.claim.clone()?))).collect()
+    }
+
+    /// Upstream reported a tag of which nothing is on the disk.
+    pub(super) fn expect(&self, key: &TagKey, seen: &Observation) {
+        self.0.lock().change(key, |entry| entry.expected = Some(seen.clone()));
+    }
+
+    /// What was reported of tags of a repository and waits for its manifest.
+    pub(super) fn expected(&self, repository: &Repository) -> Vec<(Tag, Observation)> {
+        let entries = self.0.lock();
+        let of = entries.by_tag.iter().filter(|((name, _), _)| name == repository);
+        of.filter_map(|((_, tag), entry)| Some((tag.clone(), entry.expected.clone()?))).collect()
+    }
+
+    /// It is written down.
+    pub(super) fn forget_expected(&self, key: &TagKey) {
+        self.0.lock().change(key, |entry| entry.expected = None);
     }
 
     /// A claim has become a version.

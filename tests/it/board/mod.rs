@@ -214,6 +214,17 @@ impl Board {
         (answer.status, answer.header("cache-status").unwrap_or("").to_owned(), began.elapsed())
     }
 
+    /// Gets a tag's manifests, as clients do before they ask for blobs: what these name may be kept.
+    pub fn manifests(&self, registry: &str, repository: &str, tag: &str, headers: &[(&str, &str)]) {
+        let path = |reference: &str| format!("/v2/{repository}/manifests/{reference}?ns={registry}");
+        let index = self.request("GET", &path(tag), headers).body().unwrap();
+        let wanted: larder::oci::Platform = PLATFORM.parse().unwrap();
+        let index = larder::oci::Manifest::parse(&index, None).unwrap();
+        for child in index.children.iter().filter(|child| child.platform.as_ref() == Some(&wanted)) {
+            self.request("GET", &path(&child.digest.to_string()), headers).body().unwrap();
+        }
+    }
+
     pub fn pull(&self, repository: &str, tag: &str) -> Result<Pulled, PullError> {
         client::pull(self.addr, Some("docker.io"), repository, tag, PLATFORM, PATIENCE)
     }
