@@ -15,11 +15,11 @@ pub(super) fn eighth(places: usize) -> usize {
     if places < 2 { 0 } else { (places / 8).max(1) }
 }
 
-/// Places, and how many of them each holder has.
+/// UplinkPlaces, and how many of them each holder has.
 #[derive(Debug)]
 pub(super) struct Shares<K> {
     places: usize,
-    /// Places for those that hold none.
+    /// UplinkPlaces for those that hold none.
     kept: usize,
     taken: usize,
     held: HashMap<K, usize>,
@@ -64,7 +64,7 @@ impl<K: Hash + Eq + Clone> Shares<K> {
     }
 }
 
-/// Places that registries share, and within each its repositories.
+/// UplinkPlaces that registries share, and within each its repositories.
 #[derive(Debug)]
 pub(super) struct Allotment {
     registries: Shares<RegistryName>,
@@ -119,32 +119,32 @@ impl Allotment {
 
 /// A pool whose places are held by values.
 #[derive(Clone, Debug)]
-pub(super) struct Places(Arc<Mutex<Allotment>>);
+pub(super) struct UplinkPlaces(Arc<Mutex<Allotment>>);
 
 /// A place; dropping it gives it back.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct UplinkPlace {
     of: Repository,
-    places: Places,
+    places: UplinkPlaces,
 }
 
-impl Places {
-    pub(super) fn new(allotment: Allotment) -> Places {
-        Places(Arc::new(Mutex::new(allotment)))
+impl UplinkPlaces {
+    pub(super) fn new(allotment: Allotment) -> UplinkPlaces {
+        UplinkPlaces(Arc::new(Mutex::new(allotment)))
     }
 
     /// A place for a repository, if there is one.
-    pub(super) fn take(&self, of: &Repository) -> Option<Place> {
+    pub(super) fn take(&self, of: &Repository) -> Option<UplinkPlace> {
         let mut allotment = self.0.lock();
         if !allotment.may_take(of) {
             return None;
         }
         allotment.take(of);
-        Some(Place { of: of.clone(), places: self.clone() })
+        Some(UplinkPlace { of: of.clone(), places: self.clone() })
     }
 }
 
-impl Drop for Place {
+impl Drop for UplinkPlace {
     fn drop(&mut self) {
         self.places.0.lock().give_back(&self.of);
     }
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn what_is_given_back_is_there_for_the_next() {
-        let places = Places::new(Allotment::new(2));
+        let places = UplinkPlaces::new(Allotment::new(2));
         let (one, other) = (repository("a.test/a"), repository("b.test/b"));
         let first = places.take(&one).unwrap();
         assert!(places.take(&one).is_none(), "the other is kept");

@@ -56,6 +56,7 @@ fn downloads_that_drip_leave_slots_to_other_registries_and_repositories() {
     for streams in [2, 4] {
         let (first, good, blobs) = upstreams(8);
         let board = two_registries(&first, &good, streams);
+        board.manifests("docker.io", "lab/evil", "latest", &[]);
         let _clients: Vec<_> = blobs.iter().map(|blob| ask_for(&board, "lab/evil", blob)).collect();
         assert!(first.wait_for(streams - 1, "GET", "/lab/evil/blobs/", PATIENCE));
         for (registry, repository) in [("good.test", "lab/good"), ("docker.io", "lab/good")] {
@@ -70,6 +71,7 @@ fn downloads_that_drip_leave_slots_to_other_registries_and_repositories() {
 fn the_only_slot_does_not_stop_another_registry() {
     let (first, good, blobs) = upstreams(2);
     let board = two_registries(&first, &good, 1);
+    board.manifests("docker.io", "lab/evil", "latest", &[]);
     let _clients: Vec<_> = blobs.iter().map(|blob| ask_for(&board, "lab/evil", blob)).collect();
     assert!(first.wait_for(1, "GET", "/lab/evil/blobs/", PATIENCE));
     let took = pull(&board, "good.test", "lab/good");
@@ -80,6 +82,7 @@ fn the_only_slot_does_not_stop_another_registry() {
 fn what_nobody_waits_for_any_more_gives_its_slot_away() {
     let (first, good, blobs) = upstreams(2);
     let board = two_registries(&first, &good, 1);
+    board.manifests("docker.io", "lab/evil", "latest", &[]);
     let client = ask_for(&board, "lab/evil", &blobs[0]);
     assert!(first.wait_for(1, "GET", "/lab/evil/blobs/", PATIENCE));
     drop(client);
@@ -103,6 +106,7 @@ fn a_slow_download_has_its_turn_and_its_client_follows_it_over_the_next() {
         Behaviour::SlowBody { bytes: 64, pause: Duration::from_millis(500) },
     );
     let board = two_registries(&first, &good, 1);
+    board.manifests("docker.io", "lab/slow", "latest", &[]);
     let blob = board::layer_of(&slow);
     let path = format!("/v2/lab/slow/blobs/{blob}?ns=docker.io");
     std::thread::scope(|scope| {
@@ -125,6 +129,7 @@ fn a_slow_download_has_its_turn_and_its_client_follows_it_over_the_next() {
 fn fills_of_clients_that_are_gone_do_not_fill_the_table() {
     let (first, good, blobs) = upstreams(1_060);
     let board = two_registries(&first, &good, 4);
+    board.manifests("docker.io", "lab/evil", "latest", &[]);
     let fills = || {
         let status: serde_json::Value = serde_json::from_str(&board.said(&["status", "--json"])).unwrap();
         status["fills"].as_u64().unwrap()
@@ -177,6 +182,7 @@ fn uncached_streams_that_drip_leave_a_place_to_others() {
         first.url(),
         good.url()
     ));
+    board.manifests("docker.io", "lab/evil", "latest", &[]);
     let big = needed(&evil).into_iter().filter(|digest| evil.blobs[digest].len() > 500_000);
     let _clients: Vec<_> = big.map(|blob| ask_for(&board, "lab/evil", &blob)).collect();
     // Three that did not fit, and one that is streamed.

@@ -276,7 +276,10 @@ fn what_a_peer_sends_is_delivered_and_opens_nothing() {
         format!("[kit]\nsecret_file = \"{secret}\"\nlisten = \"127.0.0.1:0\"\npeers = [\"{address}\"]\n");
     let others = [("private.example", &private, true)];
     let board = Board::new(&public, &format!("{}{auth}{kit}", sections(&others, &credentials)));
-    // The layers by the private registry, so that the public one's manifests are its own.
+    // All of it by the private registry first; the public one then proves that it has the manifests.
+    for digest in image.manifests.keys() {
+        board.request("GET", &manifest(digest, "private.example"), &[BOARD]).body().unwrap();
+    }
     for digest in needed(&image) {
         board.request("GET", &blob(&digest, "private.example"), &[BOARD]).body().unwrap();
     }

@@ -5,7 +5,7 @@
 //! [`Refusal::Busy`].
 
 use super::super::context::Context;
-use super::super::fair::{Allotment, Place, Places};
+use super::super::fair::{Allotment, UplinkPlace, UplinkPlaces};
 use super::super::fill::download_failed;
 use super::super::progress::Fill;
 use super::super::refusal::{Missing, Refusal};
@@ -23,13 +23,13 @@ pub type Pieces = mpsc::Receiver<io::Result<Bytes>>;
 /// Uncached streams.
 pub(in crate::mirror) struct Streams {
     context: Arc<Context>,
-    slots: Places,
+    slots: UplinkPlaces,
 }
 
 /// The right to serve content from memory.
 #[derive(Debug, Clone)]
 pub(super) struct StreamSlot {
-    _place: Arc<Place>,
+    _place: Arc<UplinkPlace>,
 }
 
 impl StreamSlot {
@@ -61,7 +61,7 @@ struct UncachedBlob {
 impl Streams {
     pub(in crate::mirror) fn new(context: Arc<Context>) -> Streams {
         let slots = context.config.now().fetch.streams;
-        Streams { context, slots: Places::new(Allotment::of_streams(slots)) }
+        Streams { context, slots: UplinkPlaces::new(Allotment::of_streams(slots)) }
     }
 
     /// A slot for a repository, if one is free that is not kept for others.

@@ -239,9 +239,7 @@ impl Tags {
                     Some(missing) => format!("the cached version lacks {missing}"),
                     None => "nothing of it is cached".to_owned(),
                 };
-                let registry = repository.registry.as_str();
-                let named = if cause.contains(registry) { String::new() } else { format!("{registry}: ") };
-                Err(Refusal::Unavailable(format!("{named}{cause}; {missing}")))
+                Err(Refusal::Unavailable(format!("{}; {missing}", with_registry(&cause, repository))))
             }
         }
     }
@@ -410,6 +408,12 @@ fn cause_with_stand_in(cause: String, tier: Tier, stand_in: Option<&(String, Dig
         Some((version, _)) if tier == Tier::OlderVersion => format!("{cause}; {version} stands in"),
         _ => cause,
     }
+}
+
+/// The cause of a refusal, with the name of the registry if it is not in it.
+fn with_registry(cause: &str, repository: &Repository) -> String {
+    let registry = repository.registry.as_str();
+    if cause.contains(registry) { cause.to_owned() } else { format!("{registry}: {cause}") }
 }
 
 impl Choice {
