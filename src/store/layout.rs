@@ -26,6 +26,16 @@ pub(super) struct Layout {
     data_dir: PathBuf,
 }
 
+/// The right to use the store, until it is dropped.
+pub(super) struct StoreLock(File);
+
+impl Drop for StoreLock {
+    fn drop(&mut self) {
+        // To close it is not enough: a process that was started meanwhile has the file too until it runs its own program.
+        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
 impl Layout {
     /// Makes the folders that are not there yet.
     pub(super) fn create(data_dir: &Path) -> Result<Layout> {
@@ -48,7 +58,7 @@ impl Layout {
     }
 
     /// Takes the store's lock for this process.
-    pub(super) fn lock(&self) -> Result<File> {
+    pub(super) fn lock(&self) -> Result<StoreLock> {
         let path = self.data_dir.join("lock");
         let opened = own_file().truncate(false).open(&path);
         let opened = match opened {
@@ -57,7 +67,7 @@ impl Layout {
         };
         let file = opened.map_err(StoreError::io(format!("cannot open {}", path.display())))?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(file),
+            Ok(()) => Ok(StoreLock(file)),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(StoreError::Locked(self.data_dir.clone())),
             Err(e) => Err(StoreError::io(format!("cannot lock {}", path.display()))(e.into())),
         }

@@ -58,18 +58,16 @@ use accounts::Accounts;
 use error::Result;
 use index::{Index, IndexSlot};
 use journal::Journal;
-use layout::Layout;
+use layout::{Layout, StoreLock};
 use quarantine::Quarantine;
 use staging::Claims;
 use stamp::Stamps;
-use std::fs::File;
 use std::path::Path;
 use uses::Uses;
 
 /// The store, owned by this process until it is dropped.
 pub struct Store {
     layout: Layout,
-    _lock: File,
     index: IndexSlot,
     journal: Mutex<Journal>,
     uses: Uses,
@@ -78,6 +76,8 @@ pub struct Store {
     quarantine: Quarantine,
     stamps: Stamps,
     history_max: usize,
+    /// The last to be dropped: whoever has it next finds everything closed.
+    _lock: StoreLock,
 }
 
 impl Store {
