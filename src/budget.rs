@@ -299,8 +299,14 @@ pub const STAGED_IDLE_BYTES_MAX: u64 = 4 * GIB;
 pub const STAGED_AGE_MAX: Duration = Duration::from_secs(14 * 24 * 3600);
 /// Pause after an attempt to make room that freed too little.
 pub const ROOM_PAUSE: Duration = Duration::from_secs(5);
+/// Longest such pause; it doubles while nothing changes.
+pub const ROOM_PAUSE_MAX: Duration = Duration::from_secs(300);
+/// Most pages of an upstream's catalogue that are looked through for a name that the user may see.
+pub const CATALOGUE_PAGES_MAX: usize = 16;
 /// How often free space is checked, which other programs may use up.
 pub const DISK_WATCH_EVERY: Duration = Duration::from_secs(2);
+/// Longest a client waits for a place of an uncached stream, so that an answer is left of [`MISS_WAIT_MAX`].
+pub const STREAM_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Pieces of an uncached stream that may wait for its client.
 pub const STREAM_PIECES: usize = 1;
 

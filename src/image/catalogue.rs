@@ -128,18 +128,17 @@ impl Catalogue {
     }
 
     /// The images that give way where others fill the file system: they free `needed` bytes and `step` more, so that this
-    /// is not soon to be done again. If that cannot be, `needed` bytes are freed; with what the owner wants to stay only
-    /// if nothing less does and that does. If nothing does, all goes that may.
-    pub fn choose_for_others(&self, needed: u64, step: u64) -> Vec<&Stocked> {
-        let most = self.choose(needed.saturating_add(step), Otherwise::Nothing);
-        if !most.is_empty() {
-            return most;
+    /// is not soon to be done again. If that cannot be, `needed` bytes are freed, or all goes that may. `wanted`: what the
+    /// owner wants to stay goes too, if that is enough.
+    pub fn choose_for_others(&self, needed: u64, step: u64, wanted: bool) -> Vec<&Stocked> {
+        if wanted {
+            let all = self.images.iter();
+            let all: Vec<_> =
+                all.map(|image| Candidate { keep: image.busy, ..image.candidate.clone() }).collect();
+            return self.victims(&all, &self.sizes, needed, Otherwise::Nothing);
         }
-        let all = self.images.iter();
-        let all: Vec<_> =
-            all.map(|image| Candidate { keep: image.busy, ..image.candidate.clone() }).collect();
-        let enough = self.victims(&all, &self.sizes, needed, Otherwise::Nothing);
-        if enough.is_empty() { self.choose(needed, Otherwise::Everything) } else { enough }
+        let most = self.choose(needed.saturating_add(step), Otherwise::Nothing);
+        if most.is_empty() { self.choose(needed, Otherwise::Everything) } else { most }
     }
 
     /// The images that go so that so many files fewer are on the disk; none if that cannot be.

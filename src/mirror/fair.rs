@@ -8,7 +8,10 @@ use crate::oci::{RegistryName, Repository};
 use crate::sync::Mutex;
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Notify;
 
 /// The places of a pool that are kept: an eighth, at least one, but none of a single one.
 pub(super) fn eighth(places: usize) -> usize {
@@ -119,7 +122,13 @@ impl Allotment {
 
 /// A pool whose places are held by values.
 #[derive(Clone, Debug)]
-pub(super) struct UplinkPlaces(Arc<Mutex<Allotment>>);
+pub(super) struct UplinkPlaces(Arc<UplinkPool>);
+
+#[derive(Debug)]
+struct UplinkPool {
+    allotment: Mutex<Allotment>,
+    freed: Notify,
+}
 
 /// A place; dropping it gives it back.
 #[derive(Debug)]
@@ -130,23 +139,40 @@ pub(super) struct UplinkPlace {
 
 impl UplinkPlaces {
     pub(super) fn new(allotment: Allotment) -> UplinkPlaces {
-        UplinkPlaces(Arc::new(Mutex::new(allotment)))
+        UplinkPlaces(Arc::new(UplinkPool { allotment: Mutex::new(allotment), freed: Notify::new() }))
     }
 
     /// A place for a repository, if there is one.
     pub(super) fn take(&self, of: &Repository) -> Option<UplinkPlace> {
-        let mut allotment = self.0.lock();
+        let mut allotment = self.0.allotment.lock();
         if !allotment.may_take(of) {
             return None;
         }
         allotment.take(of);
         Some(UplinkPlace { of: of.clone(), places: self.clone() })
     }
+
+    /// A place for a repository, if there is one within `longest`.
+    pub(super) async fn wait(&self, of: &Repository, longest: Duration) -> Option<UplinkPlace> {
+        let taken = async {
+            loop {
+                let mut freed = pin!(self.0.freed.notified());
+                // From here on no place is given back unnoticed.
+                freed.as_mut().enable();
+                if let Some(place) = self.take(of) {
+                    return place;
+                }
+                freed.await;
+            }
+        };
+        tokio::time::timeout(longest, taken).await.ok()
+    }
 }
 
 impl Drop for UplinkPlace {
     fn drop(&mut self) {
-        self.places.0.lock().give_back(&self.of);
+        self.places.0.allotment.lock().give_back(&self.of);
+        self.places.0.freed.notify_waiters();
     }
 }
 
@@ -207,7 +233,7 @@ mod tests {
         drop(first);
         assert!(places.take(&other).is_none());
         drop(second);
-        assert_eq!(places.0.lock().held(&one), (0, 0));
+        assert_eq!(places.0.allotment.lock().held(&one), (0, 0));
         let mut shares = Shares::new(2, 1);
         shares.give_back(&'a');
         assert_eq!(shares.free(), 2, "what was not taken is not given back");

@@ -20,7 +20,7 @@ use crate::sync::Mutex;
 use crate::text::bytes_text;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Bytes that are missing on the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +39,7 @@ impl Shortage {
     /// What to remove so that the limits hold, as far as may be.
     fn remedy(self, step: u64) -> Option<(u64, Goal)> {
         if self.by_free > self.by_max {
-            Some((self.by_free, Goal::GiveWay { step }))
+            Some((self.by_free, Goal::GiveWay { step, wanted: false }))
         } else {
             (self.by_max > 0).then_some((self.by_max, Goal::AsFarAsMayBe))
         }
@@ -57,6 +57,8 @@ enum Goal {
     GiveWay {
         /// In bytes.
         step: u64,
+        /// What the owner wants to stay may go too, if that mends it.
+        wanted: bool,
     },
 }
 
@@ -65,8 +67,12 @@ impl Goal {
         match self {
             Goal::All => catalogue.choose(needed, Otherwise::Nothing),
             Goal::AsFarAsMayBe => catalogue.choose(needed, Otherwise::Everything),
-            Goal::GiveWay { step } => catalogue.choose_for_others(needed, step),
+            Goal::GiveWay { step, wanted } => catalogue.choose_for_others(needed, step, wanted),
         }
+    }
+
+    fn takes_wanted(self) -> bool {
+        matches!(self, Goal::GiveWay { wanted: true, .. })
     }
 }
 
@@ -94,14 +100,19 @@ struct FailedAttempt {
     needed: u64,
     /// Bytes of all blobs at that time.
     stored: u64,
+    /// What the owner wants to stay might have gone too.
+    wanted: bool,
+    /// How long it is not repeated: twice as long each time, as long as nothing changes.
+    pause: Duration,
 }
 
 impl FailedAttempt {
     /// Whether another attempt would fail like this one.
-    fn covers(&self, needed: u64, stored: u64, now: Instant) -> bool {
+    fn covers(&self, needed: u64, stored: u64, wanted: bool, now: Instant) -> bool {
         needed >= self.needed
             && stored == self.stored
-            && now.saturating_duration_since(self.at) < budget::ROOM_PAUSE
+            && (self.wanted || !wanted)
+            && now.saturating_duration_since(self.at) < self.pause
     }
 }
 
@@ -120,6 +131,8 @@ pub(super) struct Reserve {
     last_failed: Mutex<Option<FailedAttempt>>,
     /// Others have filled the disk, and nothing more can be removed: what runs must not fill it further.
     short: AtomicBool,
+    /// When the last attempt to free inodes freed too few.
+    inodes_failed: Mutex<Option<Instant>>,
     /// How the file system is looked at.
     look: LookAtDisk,
 }
@@ -204,6 +217,7 @@ impl Reserve {
             reserved: Mutex::default(),
             last_failed: Mutex::default(),
             short: AtomicBool::new(false),
+            inodes_failed: Mutex::default(),
             look: Box::new(Store::room),
         }
     }
@@ -244,10 +258,15 @@ impl Reserve {
         self.bound_staged();
         let room = (self.look)(&self.context.store)?;
         let step = budget::percent_of(room.total, budget::FREE_STEP_PERCENT).min(budget::FREE_STEP_BYTES_MAX);
-        let freed = match self.shortage(0, 0)?.remedy(step) {
+        let mut freed = match self.shortage(0, 0)?.remedy(step) {
             Some((needed, goal)) => needed <= self.free(needed, goal),
             None => true,
         };
+        // Downloads that run end before anything goes that the owner wants to stay.
+        if !freed && *self.reserved.lock() == 0 {
+            let needed = self.shortage(0, 0)?.by_free;
+            freed = needed == 0 || needed <= self.free(needed, Goal::GiveWay { step, wanted: true });
+        }
         let short = !freed && self.shortage(0, 0)?.by_free > 0;
         self.short.store(short, Ordering::Relaxed);
         self.free_inodes(room);
@@ -258,14 +277,18 @@ impl Reserve {
     fn free_inodes(&self, room: Room) {
         let least = budget::percent_of(room.inodes, budget::INODES_FREE_PERCENT);
         let lacking = least.saturating_sub(room.free_inodes);
-        if lacking > 0 {
-            let step = budget::percent_of(room.inodes, budget::FREE_STEP_PERCENT);
-            let _turn = self.last_failed.lock();
-            self.remove(|catalogue| {
-                let most = catalogue.choose_files(lacking.saturating_add(step));
-                if most.is_empty() { catalogue.choose_files(lacking) } else { most }
-            });
+        let mut failed = self.inodes_failed.lock();
+        let rests = failed.is_some_and(|at| at.elapsed() < budget::ROOM_PAUSE_MAX);
+        if lacking == 0 || rests {
+            return;
         }
+        let step = budget::percent_of(room.inodes, budget::FREE_STEP_PERCENT);
+        let _turn = self.last_failed.lock();
+        let freed = self.remove(|catalogue| {
+            let most = catalogue.choose_files(lacking.saturating_add(step));
+            if most.is_empty() { catalogue.choose_files(lacking) } else { most }
+        });
+        *failed = (freed == 0).then(Instant::now);
     }
 
     /// Removes what is staged and had no new byte for long.
@@ -369,16 +392,21 @@ impl Reserve {
     fn make_room(&self, needed: u64, goal: Goal) -> u64 {
         let store = &self.context.store;
         let mut last_failed = self.last_failed.lock();
-        if last_failed.is_some_and(|last| last.covers(needed, store.stored_bytes(), Instant::now())) {
+        let (wanted, before) = (goal.takes_wanted(), store.stored_bytes());
+        if last_failed.is_some_and(|last| last.covers(needed, before, wanted, Instant::now())) {
             return 0;
         }
         let freed = self.remove(|catalogue| goal.victims(catalogue, needed));
+        let again = last_failed.filter(|last| last.stored == before && freed == 0);
+        let pause = again.map_or(budget::ROOM_PAUSE, |last| (last.pause * 2).min(budget::ROOM_PAUSE_MAX));
         *last_failed = (freed < needed).then(|| FailedAttempt {
             at: Instant::now(),
             needed,
             stored: store.stored_bytes(),
+            wanted,
+            pause,
         });
-        if freed < needed {
+        if freed < needed && again.is_none() {
             let needed = bytes_text(needed);
             log::warn!(
                 "{needed} more are needed on the disk, and no image that may be removed would free them"

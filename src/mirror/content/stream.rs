@@ -87,7 +87,7 @@ impl Streams {
         cause: &str,
     ) -> Result<Option<(u64, Pieces)>, Refusal> {
         let upstream = self.context.upstream(&repository.registry)?;
-        let slot = self.slot(repository).ok_or_else(Streams::busy)?;
+        let slot = self.slots.wait(repository, budget::STREAM_WAIT_MAX).await.ok_or_else(Streams::busy)?;
         log::warn!("{digest} of {repository} is streamed and not stored: {cause}");
         let (context, repository, digest) = (Arc::clone(&self.context), repository.clone(), digest.clone());
         let (registry, wanted) = (repository.registry.clone(), digest.clone());
@@ -192,6 +192,10 @@ fn pass_on(
         let n = read(&mut chunk)?;
         if n == 0 {
             break;
+        }
+        // Seen also while nothing is sent, so that who is gone gives the place back to others.
+        if pieces.is_closed() {
+            return Ok(false);
         }
         come += n as u64;
         if come > total {

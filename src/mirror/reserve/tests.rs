@@ -55,8 +55,8 @@ fn what_is_missing_for_a_download() {
 fn a_floor_and_a_ceiling_are_kept_as_far_as_may_be() {
     let remedy = |by_free, by_max| Shortage { by_free, by_max }.remedy(3);
     assert_eq!(remedy(0, 0), None);
-    assert_eq!(remedy(5, 0), Some((5, Goal::GiveWay { step: 3 })));
-    assert_eq!(remedy(5, 4), Some((5, Goal::GiveWay { step: 3 })));
+    assert_eq!(remedy(5, 0), Some((5, Goal::GiveWay { step: 3, wanted: false })));
+    assert_eq!(remedy(5, 4), Some((5, Goal::GiveWay { step: 3, wanted: false })));
     assert_eq!(remedy(5, 5), Some((5, Goal::AsFarAsMayBe)));
     assert_eq!(remedy(0, 5), Some((5, Goal::AsFarAsMayBe)));
 }
@@ -64,12 +64,13 @@ fn a_floor_and_a_ceiling_are_kept_as_far_as_may_be() {
 #[test]
 fn an_attempt_that_failed_is_not_made_again_at_once() {
     let at = Instant::now();
-    let failed = FailedAttempt { at, needed: 100, stored: 7 };
-    assert!(failed.covers(100, 7, at) && failed.covers(200, 7, at));
-    assert!(!failed.covers(99, 7, at), "less may be had");
-    assert!(!failed.covers(100, 6, at), "something has changed");
-    assert!(failed.covers(100, 7, at + budget::ROOM_PAUSE - Duration::from_millis(1)));
-    assert!(!failed.covers(100, 7, at + budget::ROOM_PAUSE));
+    let failed = FailedAttempt { at, needed: 100, stored: 7, wanted: false, pause: budget::ROOM_PAUSE };
+    assert!(failed.covers(100, 7, false, at) && failed.covers(200, 7, false, at));
+    assert!(!failed.covers(99, 7, false, at), "less may be had");
+    assert!(!failed.covers(100, 6, false, at), "something has changed");
+    assert!(failed.covers(100, 7, false, at + budget::ROOM_PAUSE - Duration::from_millis(1)));
+    assert!(!failed.covers(100, 7, false, at + budget::ROOM_PAUSE));
+    assert!(!failed.covers(100, 7, true, at), "the owner's own might be enough");
 }
 
 #[test]
@@ -412,9 +413,19 @@ fn what_is_pinned_gives_way_last_and_only_if_that_mends_it_and_never_silently() 
     assert!(!context.store.contains(&images[0]));
     assert_eq!(context.counters.evicted_wanted(), 1);
     assert!(context.store.tag(&repository, &tag).unwrap().unwrap().pinned, "the wish stays");
-    // For a download it does not go.
+    // Nor does it go while a download that runs takes the room.
     let again = put(&context, 100 * KIB, 1);
     context.store.tag_seen(&repository, &tag, &crate::store::Observation::upstream(again.clone())).unwrap();
+    others.store(1_400, Ordering::Relaxed);
+    let mut running = reserve.open();
+    running.make(90 * KIB as u64).unwrap();
+    others.store(1_450, Ordering::Relaxed);
+    reserve.watch();
+    assert!(context.store.contains(&again) && running.holds().is_err(), "the download ends first");
+    drop(running);
+    reserve.watch();
+    assert!(context.store.contains(&again) && !reserve.short.load(Ordering::Relaxed));
+    // For a download it does not go.
     others.store(1_500, Ordering::Relaxed);
     reserve.open().make(100 * KIB as u64).unwrap_err();
     assert!(context.store.contains(&again));
