@@ -3,7 +3,8 @@
 use super::answer::{self, Answer, FILTERS};
 use super::request::ClientRequest;
 use super::{Answered, ServerShared};
-use crate::mirror::{Access, Mirror, Page, Viewer};
+use crate::budget;
+use crate::mirror::{Access, Mirror, Page, Refusal, Viewer};
 use crate::oci::{Digest, RegistryName, Repository, media};
 use hyper::StatusCode;
 use hyper::header::{self, HeaderValue};
@@ -22,18 +23,35 @@ pub(super) async fn catalog(
     request: &ClientRequest,
     registry: Option<&RegistryName>,
 ) -> Answered {
-    let page = mirror.catalog(registry, request.page.clone()).await?;
+    let page = match registry {
+        Some(registry) if mirror.access(registry, Viewer::Anybody) != Access::Granted => {
+            private_catalog(mirror, request, registry).await?
+        }
+        _ => mirror.catalog(registry, request.page.clone()).await?,
+    };
+    Ok(list(request, &page, |names| json!({ "repositories": names })))
+}
+
+/// The names that the rules let the user see. Neither the list nor the link to the next page has another one.
+async fn private_catalog(
+    mirror: &Arc<Mirror>,
+    request: &ClientRequest,
+    registry: &RegistryName,
+) -> Result<Page, Refusal> {
     let config = mirror.config();
     let user = request.identity.user.as_deref().unwrap_or_default();
-    let private = registry.filter(|registry| mirror.access(registry, Viewer::Anybody) != Access::Granted);
-    let shown = |name: &&String| {
-        private.is_none_or(|registry| config.auth.may_read(user, &format!("{registry}/{name}")))
-    };
-    Ok(list(
-        request,
-        &page,
-        |names| json!({ "repositories": names.iter().filter(shown).collect::<Vec<_>>() }),
-    ))
+    let mut wanted = request.page.clone();
+    let mut page = Page { names: Vec::new(), more: false, stale: None };
+    for _ in 0..budget::CATALOGUE_PAGES_MAX {
+        page = mirror.catalog(Some(registry), wanted.clone()).await?;
+        let last = page.names.last().cloned();
+        page.names.retain(|name| config.auth.may_read(user, &format!("{registry}/{name}")));
+        if !page.names.is_empty() || !page.more || last.is_none() {
+            break;
+        }
+        wanted.last = last;
+    }
+    Ok(page)
 }
 
 pub(super) async fn referrers(

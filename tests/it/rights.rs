@@ -96,6 +96,19 @@ fn rules_say_which_user_reads_which_repository() {
         let listed = board.request("GET", "/v2/_catalog?ns=docker.io", &[KIT]).body().unwrap();
         let listed = String::from_utf8(listed).unwrap();
         assert!(listed.contains("lab/app") && !listed.contains("secret"), "{listed}");
+        // Nor does a link to the next page name what may not be seen.
+        let mut next = Some("/v2/_catalog?ns=docker.io&n=1".to_owned());
+        let mut pages = Vec::new();
+        while let Some(path) = next {
+            assert!(!path.contains("secret") && pages.len() < 5, "{path}");
+            let answer = board.request("GET", &path, &[KIT]);
+            next = answer
+                .header("link")
+                .and_then(|link| Some(link.split_once('<')?.1.split_once('>')?.0.to_owned()));
+            pages.push(String::from_utf8(answer.body().unwrap()).unwrap());
+        }
+        assert!(pages.iter().all(|page| !page.contains("secret")), "{pages:?}");
+        assert_eq!(pages.iter().filter(|page| page.contains("lab/app")).count(), 1, "{pages:?}");
         upstream.hang_up();
         board.stop();
         board.start_again();
