@@ -29,7 +29,7 @@ async fn by_digest(
     repository: &Repository,
     digest: &Digest,
 ) -> Answered {
-    shared.mirror.check_fetch(request.identity.address, repository, digest)?;
+    shared.mirror.check_fetch(request.identity.address, repository, digest).await?;
     let found = shared.mirror.manifest(repository, digest).await?;
     shared.mirror.pulls().asked(request.identity.address, repository, digest, None);
     let status = if found.source == ByteSource::Cache { "larder; hit" } else { "larder; fwd=uri-miss" };

@@ -12,7 +12,6 @@ use crate::auth::{AccessClass, Identity, may_read};
 use crate::kit::Kit;
 use crate::oci::{Digest, RegistryName, Repository};
 use crate::store::{Blob, StoreError};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 /// Who asks for content.
@@ -52,11 +51,6 @@ impl Context {
             (AccessClass::Public, Viewer::Anybody | Viewer::Board) => Access::Granted,
             (_, Viewer::Anybody | Viewer::Board) => Access::Hidden,
         }
-    }
-
-    /// Whether a client may have content: it is cached, or `access.pull` lets the client have it fetched.
-    pub(super) fn may_have(&self, client: IpAddr, repository: &Repository, digest: &Digest) -> bool {
-        self.config.now().may_fetch(client, repository) || self.store.contains(digest)
     }
 
     /// The peers that can stand in for an upstream. `None` for private registries: their content is never asked of peers.

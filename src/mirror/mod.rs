@@ -113,14 +113,19 @@ impl Mirror {
     ///
     /// # Errors
     /// [`Refusal::Denied`], which names the key of the configuration.
-    pub fn check_fetch(
+    pub async fn check_fetch(
         &self,
         client: IpAddr,
         repository: &Repository,
         digest: &Digest,
     ) -> Result<(), Refusal> {
-        let may = self.parts.context.may_have(client, repository, digest);
-        if may { Ok(()) } else { Err(Refusal::not_to_be_fetched(repository)) }
+        if self.config().may_fetch(client, repository) {
+            return Ok(());
+        }
+        // Cached is what may be seen through this repository: what others have is no business of the client.
+        let (name, wanted) = (repository.clone(), digest.clone());
+        let seen = self.parts.context.blocking(move |context| context.sees(&name, &wanted)).await?;
+        if seen { Ok(()) } else { Err(Refusal::not_to_be_fetched(repository)) }
     }
 
     /// Answers a tag. `head`: the manifest's bytes are not wanted. A client that may not have it fetched gets what is
