@@ -83,14 +83,15 @@ async fn answer(
 async fn access(shared: &ServerShared, request: &mut ClientRequest) -> Result<(), Answer> {
     let Some(registry) = request.registry() else { return Ok(()) };
     let auth = &shared.mirror.config().auth;
-    let pinged = auth.challenge_ping && request.target == RequestTarget::Base;
+    let may_ask = request.identity.sealed || auth.allow_plain_http;
+    let pinged = auth.challenge_ping && may_ask && request.target == RequestTarget::Base;
     if !pinged && shared.mirror.access(registry, Viewer::Anybody) == Access::Granted {
         return Ok(());
     }
     match shared.mirror.access(registry, Viewer::Client(&request.identity)) {
         Access::Hidden => return Err(answer::unknown_registry(registry)),
         // Before a password is asked for, which would be sent in the open.
-        _ if !request.identity.sealed && !auth.allow_plain_http => return Err(answer::needs_tls(registry)),
+        _ if !may_ask => return Err(answer::needs_tls(registry)),
         Access::Granted if !pinged || request.identity.user.is_some() => {}
         _ => request.identity = shared.authenticator.log_in(request, registry).await?,
     }

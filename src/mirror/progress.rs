@@ -174,7 +174,13 @@ impl Fill {
     pub fn is_slow(&self, now: Instant) -> bool {
         let pace = *self.pace.lock();
         let silent = |pace: &Pace| now.saturating_duration_since(pace.since) >= 2 * budget::JOIN_WAIT;
-        let running = self.progress.borrow().phase == Phase::Running;
+        let running = {
+            let progress = self.progress.borrow();
+            // All bytes have come where only those are lacking that wait for the hash: then the disk is slow.
+            let come =
+                progress.total.is_some_and(|total| progress.available + budget::HELD_BACK_BYTES >= total);
+            progress.phase == Phase::Running && !come
+        };
         running && pace.is_some_and(|pace| pace.slow || silent(&pace))
     }
 

@@ -80,8 +80,8 @@ enum Held {
 type ManifestWait = Wait<Result<ManifestOutcome, Refusal>>;
 type ManifestFlights = SingleFlight<(Repository, Digest), Result<ManifestOutcome, Refusal>>;
 
-/// The media type of content as its bytes parse, by its digest and the type that it came with.
-type ParsedTypes = HashMap<(Digest, Option<String>), Option<String>>;
+/// The media type of content as its bytes parse, by the repository that asked, its digest and the type that it came with.
+type ParsedTypes = HashMap<(Repository, Digest, Option<String>), Option<String>>;
 
 /// The small manifests that are in memory, the media types of others, and the questions for manifests that are under way.
 #[derive(Default)]
@@ -215,13 +215,13 @@ impl Manifests {
         digest: &Digest,
         header: Option<String>,
     ) -> Result<Option<String>, StoreError> {
-        let key = (digest.clone(), header);
+        let key = (repository.clone(), digest.clone(), header);
         if let Some(known) = self.asked.types.lock().get(&key) {
             return Ok(known.clone());
         }
-        let parse = |bytes: &[u8]| Manifest::parse(bytes, key.1.as_deref()).ok();
+        let parse = |bytes: &[u8]| Manifest::parse(bytes, key.2.as_deref()).ok();
         let Some(parsed) = self.context.store.with_document(digest, parse)? else { return Ok(None) };
-        if let (None, Some(manifest)) = (&key.1, &parsed) {
+        if let (None, Some(manifest)) = (&key.2, &parsed) {
             self.named.note(repository, manifest);
         }
         let media_type = parsed.map(|manifest| manifest.media_type);

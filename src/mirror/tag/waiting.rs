@@ -24,19 +24,21 @@ pub(super) struct Waiting {
     by_missing: HashMap<Digest, HashSet<Waiter>>,
     /// How many pieces are waited for in each repository whose tags have been looked at.
     known: HashMap<Repository, usize>,
+    /// Repositories all of whose tags have been looked at.
+    looked_at: HashSet<Repository>,
     all: usize,
 }
 
 impl Waiting {
     /// Whether this is the first time that a repository is met: then its tags have to be looked at.
     pub(super) fn is_new(&mut self, repository: &Repository) -> bool {
-        if self.known.contains_key(repository) {
+        if self.looked_at.contains(repository) {
             return false;
         }
-        if self.known.len() >= budget::WAITING_MAX {
+        if self.known.len().max(self.looked_at.len()) >= budget::WAITING_MAX {
             *self = Waiting::default();
         }
-        self.known.insert(repository.clone(), 0);
+        self.looked_at.insert(repository.clone());
         true
     }
 
@@ -75,6 +77,7 @@ impl Waiting {
     pub(super) fn forget(&mut self, repository: &Repository) {
         self.drop_waiters(repository);
         self.known.remove(repository);
+        self.looked_at.remove(repository);
     }
 
     fn drop_largest(&mut self) {
@@ -144,5 +147,15 @@ mod tests {
             assert_eq!((counted, waiting.known.values().sum()), (waiting.all, waiting.all));
         }
         assert_eq!(waiting.take(&digest(1_000_000)).len(), 1);
+    }
+
+    #[test]
+    fn a_repository_that_waits_for_something_has_yet_to_be_looked_at() {
+        let mut waiting = Waiting::default();
+        let lack = Lack { branch: digest(1), missing: digest(2) };
+        waiting.add(&repository("app"), &digest(1), &[lack]);
+        assert!(waiting.is_new(&repository("app")) && !waiting.is_new(&repository("app")));
+        waiting.forget(&repository("app"));
+        assert!(waiting.is_new(&repository("app")));
     }
 }
