@@ -100,8 +100,9 @@ fn whatever_change_the_disk_refuses_clients_get_every_byte() {
     gone.hang_up();
     let world = World { upstream, dead: gone.url(), lives: AtomicU64::new(0) };
     let sound = live(&world, None);
-    let all = sound.len() as u64;
-    println!("{all} changes in a life on a sound disk");
+    println!("{} changes in a life on a sound disk", sound.len());
+    // Lives differ by a few changes, and what comes last in the longest is to be refused, too.
+    let all = sound.len() as u64 + if places >= sound.len() as u64 { 12 } else { 0 };
     let mut expected: BTreeMap<String, u64> = BTreeMap::new();
     sound.iter().for_each(|change| *expected.entry(change.site()).or_default() += 1);
     let ways =
