@@ -267,7 +267,7 @@ fn check(session: &Session, upto: usize, folder: Folder, url: &str, versions: &B
 fn whatever_a_power_cut_leaves_every_promise_is_kept() {
     let crashes = board::from_environment("LARDER_CRASHES", 150);
     let seed = Random::seeded();
-    let upstream = Upstream::start().unwrap();
+    let upstream = board::upstream_of_this_process();
     let recording = Folder::new();
     let session = match std::env::var_os("LARDER_RECORDING") {
         Some(earlier) => Session::read(Path::new(&earlier)),

@@ -45,7 +45,7 @@ struct Run {
 
 impl Run {
     fn new(random: Random) -> Run {
-        let upstream = Upstream::start().unwrap();
+        let upstream = board::upstream_of_this_process();
         let mut known = BTreeMap::new();
         for repository in 0..REPOSITORIES {
             upstream.push(&format!("lab/{repository}"), "latest", &picture(repository, 0));

@@ -47,12 +47,14 @@ pub(super) fn set_up(verbose: u8, quiet: u8) {
 
 /// Limits lines that repeat from now on, for a server, and reports what was left out some time after it was. A command says
 /// all that it has to say. Ends with the runtime.
-pub(super) async fn limit() {
+pub(super) fn limit() -> impl Future<Output = ()> {
     LOG.limited.store(true, Ordering::Relaxed);
-    loop {
-        LOG.left_out.notified().await;
-        tokio::time::sleep(budget::LOG_SUMMARY_EVERY).await;
-        LOG.flush();
+    async {
+        loop {
+            LOG.left_out.notified().await;
+            tokio::time::sleep(budget::LOG_SUMMARY_EVERY).await;
+            LOG.flush();
+        }
     }
 }
 

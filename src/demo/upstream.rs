@@ -12,7 +12,7 @@ use crate::oci::Digest;
 use crate::sync::{Condvar, Mutex};
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, BufReader};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -138,7 +138,16 @@ impl FaultyRegistry {
     /// # Errors
     /// Whatever the socket says.
     pub fn start() -> io::Result<FaultyRegistry> {
-        let listener = TcpListener::bind(("127.0.0.1", 0))?;
+        FaultyRegistry::start_at(Ipv4Addr::LOCALHOST)
+    }
+
+    /// Starts an empty registry at an address of loopback. While it is hung up its port is free: at an address of its own
+    /// nobody else takes it.
+    ///
+    /// # Errors
+    /// Whatever the socket says.
+    pub fn start_at(address: Ipv4Addr) -> io::Result<FaultyRegistry> {
+        let listener = TcpListener::bind((address, 0))?;
         let addr = listener.local_addr()?;
         let shared = Arc::new(RegistryShared {
             state: Mutex::default(),

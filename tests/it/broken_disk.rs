@@ -96,7 +96,7 @@ fn afterwards(world: &World, mut board: Board, name: &str, version: u64) {
 fn whatever_change_the_disk_refuses_clients_get_every_byte() {
     let places = board::from_environment("LARDER_FAULTS", 10);
     let upstream = Upstream::start().unwrap();
-    let gone = Upstream::start().unwrap();
+    let gone = board::upstream_of_this_process();
     gone.hang_up();
     let world = World { upstream, dead: gone.url(), lives: AtomicU64::new(0) };
     let sound = live(&world, None);

@@ -278,6 +278,13 @@ impl Drop for Board {
 /// Held for writing while a process begins, for reading by who must not share its descriptors.
 static SPAWNING: RwLock<()> = RwLock::new(());
 
+/// A registry at an address that is this process's alone, for a test that counts on it to be gone: a port that is free
+/// again can be another test's, whose registry would answer.
+pub fn upstream_of_this_process() -> Upstream {
+    let [_, high, middle, low] = std::process::id().to_be_bytes();
+    Upstream::start_at([127, 64 | high, middle, low.max(1)].into()).unwrap()
+}
+
 /// Begins a process. All tests begin theirs here, see [`without_spawning`].
 pub fn spawn(command: &mut Command) -> Child {
     let _alone = SPAWNING.write().unwrap();
