@@ -4,11 +4,10 @@
 //! more are free than it has, so that the next one finds some, too. A holder is whoever the pool is shared between; for
 //! clients that is [`client`], an address. Places are given back by being dropped.
 
-use crate::sync::Mutex;
+use crate::sync::{Mutex, retry_when};
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -95,30 +94,13 @@ impl<K: Eq + Hash + Clone> Places<K> {
     /// `count` places for `holder` as one, or as many as one holder may ever have, if it may have them within `longest`.
     pub async fn wait_for(&self, count: usize, holder: &K, longest: Duration) -> Option<Place<K>> {
         let count = count.min(self.0.most - self.0.kept()).min(self.0.each).max(1);
-        let taken = async {
-            loop {
-                let mut freed = pin!(self.0.freed.notified());
-                // From here on no place is given back unnoticed.
-                freed.as_mut().enable();
-                if let Some(place) = self.take_all(count, holder) {
-                    return place;
-                }
-                freed.await;
-            }
-        };
+        let taken = retry_when(&self.0.freed, || self.take_all(count, holder));
         tokio::time::timeout(longest, taken).await.ok()
     }
 
     /// Waits until nobody holds a place.
     pub async fn emptied(&self) {
-        loop {
-            let mut freed = pin!(self.0.freed.notified());
-            freed.as_mut().enable();
-            if self.0.held.lock().is_empty() {
-                return;
-            }
-            freed.await;
-        }
+        retry_when(&self.0.freed, || self.0.held.lock().is_empty().then_some(())).await;
     }
 }
 

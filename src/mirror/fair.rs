@@ -1,14 +1,14 @@
-//! Who may have a place of a pool: an eighth, and at least one, is kept for whoever holds none. Pure but for a lock.
+//! Who may have a place of a pool: an eighth, and at least one, is kept for whoever holds none. Pure but for
+//! a pool that is waited for ([`UplinkPlaces`]).
 //!
 //! A pool that whoever comes first may fill belongs to whoever is slow: four downloads that drip would stop all registries.
 //! Here nobody can take the last places, and a newcomer finds one. Invariants: no more places are taken than there are,
 //! and each that is taken is given back once.
 
 use crate::oci::{RegistryName, Repository};
-use crate::sync::Mutex;
+use crate::sync::{Mutex, retry_when};
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -18,11 +18,11 @@ pub(super) fn eighth(places: usize) -> usize {
     if places < 2 { 0 } else { (places / 8).max(1) }
 }
 
-/// UplinkPlaces, and how many of them each holder has.
+/// Places, and how many of them each holder has.
 #[derive(Debug)]
 pub(super) struct Shares<K> {
     places: usize,
-    /// UplinkPlaces for those that hold none.
+    /// Places for those that hold none.
     kept: usize,
     taken: usize,
     held: HashMap<K, usize>,
@@ -67,7 +67,7 @@ impl<K: Hash + Eq + Clone> Shares<K> {
     }
 }
 
-/// UplinkPlaces that registries share, and within each its repositories.
+/// Places that registries share, and within each its repositories.
 #[derive(Debug)]
 pub(super) struct Allotment {
     registries: Shares<RegistryName>,
@@ -154,18 +154,7 @@ impl UplinkPlaces {
 
     /// A place for a repository, if there is one within `longest`.
     pub(super) async fn wait(&self, of: &Repository, longest: Duration) -> Option<UplinkPlace> {
-        let taken = async {
-            loop {
-                let mut freed = pin!(self.0.freed.notified());
-                // From here on no place is given back unnoticed.
-                freed.as_mut().enable();
-                if let Some(place) = self.take(of) {
-                    return place;
-                }
-                freed.await;
-            }
-        };
-        tokio::time::timeout(longest, taken).await.ok()
+        tokio::time::timeout(longest, retry_when(&self.0.freed, || self.take(of))).await.ok()
     }
 }
 

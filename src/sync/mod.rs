@@ -1,4 +1,5 @@
-//! Locks whose holders may have panicked, and the threads that wait for the disk ([`workers`]).
+//! Locks whose holders may have panicked, waiting for a change ([`retry_when`]), and the threads that wait for the disk
+//! ([`workers`]).
 //!
 //! Everything behind a lock here is consistent after each single statement, so a panic elsewhere is no reason to stop
 //! answering. [`Mutex`], [`RwLock`] and [`Condvar`] are those of `std` without the poisoning. Locks cannot fail.
@@ -7,8 +8,24 @@ mod workers;
 
 pub use workers::{NoWorker, blocking, in_background, start_workers};
 
+use std::pin::pin;
 use std::sync::{self, MutexGuard, PoisonError, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
+use tokio::sync::Notify;
+
+/// Attempts something, and again each time that all who wait for `changed` are notified, until it gives a value. No change
+/// is missed.
+pub async fn retry_when<T>(changed: &Notify, mut attempt: impl FnMut() -> Option<T>) -> T {
+    loop {
+        let mut next = pin!(changed.notified());
+        // From here on no change is unnoticed.
+        next.as_mut().enable();
+        if let Some(value) = attempt() {
+            return value;
+        }
+        next.await;
+    }
+}
 
 /// [`std::sync::Mutex`] without poisoning.
 #[derive(Debug, Default)]

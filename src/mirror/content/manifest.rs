@@ -429,9 +429,11 @@ impl Manifests {
         class: AccessClass,
     ) -> Result<(), StoreError> {
         // Before anybody can be served it, and whether it can be stored or not.
+        let turn = DocumentTurn::wait(bytes.len() as u64);
         if let Ok(manifest) = Manifest::parse(bytes, Some(media_type)) {
             self.named.note(repository, &manifest);
         }
+        drop(turn);
         self.reserve.with_room_for_manifest(digest, bytes.len() as u64, || {
             self.context.store.put_manifest(repository, digest, media_type, bytes, class)
         })
