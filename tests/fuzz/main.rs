@@ -4,12 +4,15 @@
 // Where a test cannot go on, it stops.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../it/board/mod.rs"]
+mod board;
 mod targets;
 
+use board::{Random, from_environment};
 use std::path::Path;
 
 /// Changes of each entry of the corpus, if `LARDER_STEPS` says nothing.
-const CHANGES: usize = 40;
+const CHANGES: u64 = 40;
 
 #[test]
 fn names() {
@@ -53,9 +56,9 @@ fn every_target_has_a_corpus_and_a_fuzzer() {
 fn replay(name: &str) {
     let (_, target) = targets::TARGETS.into_iter().find(|(target, _)| *target == name).unwrap();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(name);
-    let seed = from_environment("LARDER_SEED").unwrap_or(1);
-    let changes = from_environment("LARDER_STEPS").map_or(CHANGES, |steps| steps as usize);
-    let mut random = Random(seed);
+    let changes = from_environment("LARDER_STEPS", CHANGES);
+    let seed = from_environment("LARDER_SEED", 1);
+    let mut random = Random::of(seed);
     let mut entries: Vec<_> = folder.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
     entries.sort();
     let all: Vec<Vec<u8>> = entries.iter().map(|entry| std::fs::read(entry).unwrap()).collect();
@@ -63,7 +66,7 @@ fn replay(name: &str) {
         println!("{}", entry.display());
         target(data);
         for change in 0..changes {
-            let changed = random.changed(data, &all);
+            let changed = changed(&mut random, data, &all);
             println!(
                 "  LARDER_SEED={seed} LARDER_STEPS={changes}, change {change}: {}",
                 changed.escape_ascii()
@@ -73,42 +76,25 @@ fn replay(name: &str) {
     }
 }
 
-fn from_environment(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
-/// Enough chance for this (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % end.max(1) as u64) as usize
-    }
-
-    /// An entry with up to four changes: a byte, a piece cut out, a piece of another entry.
-    fn changed(&mut self, data: &[u8], all: &[Vec<u8>]) -> Vec<u8> {
-        let mut out = data.to_vec();
-        for _ in 0..=self.below(4) {
-            let at = self.below(out.len() + 1);
-            match self.below(4) {
-                0 if at < out.len() => out[at] = self.below(256) as u8,
-                1 => out.truncate(at),
-                2 => {
-                    let end = at + self.below(out.len() - at + 1);
-                    out.drain(at..end);
-                }
-                _ => {
-                    let other = &all[self.below(all.len())];
-                    let begin = self.below(other.len() + 1);
-                    let end = begin + self.below(other.len() - begin + 1);
-                    out.splice(at..at, other[begin..end].iter().copied());
-                }
+/// An entry with up to four changes: a byte, a piece cut out, a piece of another entry.
+fn changed(random: &mut Random, data: &[u8], all: &[Vec<u8>]) -> Vec<u8> {
+    let mut out = data.to_vec();
+    for _ in 0..=random.below(4) {
+        let at = random.below(out.len() + 1);
+        match random.below(4) {
+            0 if at < out.len() => out[at] = random.below(256) as u8,
+            1 => out.truncate(at),
+            2 => {
+                let end = at + random.below(out.len() - at + 1);
+                out.drain(at..end);
+            }
+            _ => {
+                let other = &all[random.below(all.len())];
+                let begin = random.below(other.len() + 1);
+                let end = begin + random.below(other.len() - begin + 1);
+                out.splice(at..at, other[begin..end].iter().copied());
             }
         }
-        out
     }
+    out
 }

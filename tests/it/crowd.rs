@@ -1,13 +1,12 @@
 //! One client address that takes all it can get, and another that comes after it.
 
-use crate::board::{Board, Folder, PATIENCE, image, layer_of, pulled, upstream_with};
+use crate::board::{Board, Folder, PATIENCE, image, layer_of, private_file, pulled, upstream_with};
 use larder::budget;
 use larder::demo::image::SampleImage as Image;
 use larder::demo::upstream::LoginDemand as Login;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, SocketAddrV4, TcpStream};
-use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -175,13 +174,6 @@ fn the_health_of_a_full_board_is_answered_at_once() {
     board.wait_until("a free place", || fetch(GREEDY[0], board.addr, "/metrics", "").0 == 200);
 }
 
-fn private_file(folder: &Folder, name: &str, text: &str) -> String {
-    let path = folder.0.join(name);
-    std::fs::write(&path, text).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-    path.display().to_string()
-}
-
 #[test]
 fn passwords_of_one_address_are_checked_one_after_another_and_nobody_elses_wait() {
     const TAG: &str = "/v2/lab/app/manifests/latest?ns=docker.io";
@@ -191,8 +183,8 @@ fn passwords_of_one_address_are_checked_one_after_another_and_nobody_elses_wait(
     let users = format!("board:{}\n", bcrypt::hash("carry", 11).unwrap());
     let text = format!(
         "username = \"alice\"\npassword_file = \"{}\"\n[auth]\nhtpasswd_file = \"{}\"\n",
-        private_file(&folder, "password", "s3cret"),
-        private_file(&folder, "htpasswd", &users)
+        private_file(&folder, "password", "s3cret").display(),
+        private_file(&folder, "htpasswd", &users).display()
     );
     let board = Board::new(&upstream, &text);
     // "board:wrong", by so many at once that a turn for each takes longer than a login waits.
@@ -219,7 +211,7 @@ fn passwords_of_one_address_are_checked_one_after_another_and_nobody_elses_wait(
 fn strangers_do_not_take_all_handshakes_of_the_kit() {
     let folder = Folder::new();
     let secret = private_file(&folder, "kit.secret", "a secret that the boards of a test share");
-    let text = format!("[kit]\nsecret_file = \"{secret}\"\nlisten = \"127.0.0.1:0\"\n");
+    let text = format!("[kit]\nsecret_file = \"{}\"\nlisten = \"127.0.0.1:0\"\n", secret.display());
     let board = Board::new(&upstream_with(&image(1)), &text);
     let (kit, ended) = (board.kit_addr(), AtomicBool::new(false));
     std::thread::scope(|scope| {

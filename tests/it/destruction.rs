@@ -302,36 +302,14 @@ fn what_is_staged_expires_in_running_time_once_nothing_comes() {
 #[test]
 fn what_other_machines_may_have_fetched_can_be_named_and_what_is_cached_they_get() {
     use larder::auth::Identity;
-    use larder::config::{Config, Options};
-    use std::sync::Arc;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     let upstream = Upstream::start().unwrap();
     upstream.push("lab/app", "latest", &megabyte(1));
     upstream.push("lab/other", "latest", &megabyte(2));
     let mut board = Board::new(&upstream, "[access]\npull = [\"docker.io/lab/app\"]\n");
-    board.stop();
-    let file = Some(board.folder().join("larder.toml"));
-    let config = Config::load(&Options { file, data_dir: Some(board.data()), ..Options::default() }).unwrap();
-    let upstreams = larder::fetch::Upstreams::new(&config).unwrap();
-    let (store, startup) =
-        board::without_spawning(|| larder::store::Store::open(&config.data_dir, 3)).unwrap();
-    let mirror =
-        larder::mirror::Mirror::start(Arc::new(config), Arc::new(store), upstreams, startup).unwrap();
-    let server = Arc::new(larder::http::Server::new(Arc::clone(&mirror)).unwrap());
-    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let inside = board::InProcess::instead_of(&mut board);
     let ask = |from: [u8; 4], path: &str| -> (String, String) {
-        let (mut client, stream) = tokio::io::duplex(4_000);
-        let server = Arc::clone(&server);
-        let served =
-            runtime.spawn(async move { server.serve_stream(stream, Identity::anonymous(from.into())).await });
-        let request = format!("GET {path}?ns=docker.io HTTP/1.1\r\nhost: board\r\nconnection: close\r\n\r\n");
-        let mut answer = Vec::new();
-        runtime.block_on(async {
-            client.write_all(request.as_bytes()).await.unwrap();
-            client.read_to_end(&mut answer).await.unwrap();
-            served.await.unwrap();
-        });
+        let answer = inside.get(&Identity::anonymous(from.into()), &format!("{path}?ns=docker.io"), "");
         let answer = String::from_utf8_lossy(&answer).into_owned();
         (answer.split(' ').nth(1).unwrap().to_owned(), answer)
     };
@@ -358,5 +336,5 @@ fn what_other_machines_may_have_fetched_can_be_named_and_what_is_cached_they_get
     upstream.push("lab/other", "latest", &megabyte(3));
     let (status, answer) = ask(lan, &paths[0]);
     assert!(status == "200" && answer.contains(&image.root.to_string()), "{answer}");
-    mirror.stop();
+    inside.mirror.stop();
 }

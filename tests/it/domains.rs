@@ -1,7 +1,7 @@
 //! Work in progress is shared inside one trust domain only: what a registry, a repository or a peer does badly concerns its
 //! own clients, and the neighbours go on.
 
-use crate::board::{Board, Folder, PATIENCE, image, layer_of, upstream_with};
+use crate::board::{BOARD, Board, Folder, PATIENCE, image, layer_of, private_file, secrets, upstream_with};
 use larder::demo::client::{self, ClientAnswer as Answer};
 use larder::demo::image::SampleImage as Image;
 use larder::demo::upstream::{Behaviour, FaultyRegistry as Upstream, LoginDemand as Login};
@@ -11,13 +11,11 @@ use larder::text::Secret;
 use std::fs::File;
 use std::io::Read;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// What the boards of these tests share.
 pub const SECRET: &str = "a secret that the boards of a test share";
-const BOARD: (&str, &str) = ("Authorization", "Basic Ym9hcmQ6Y2Fycnk=");
 
 fn of(repository: &str, digest: &Digest, registry: &str) -> String {
     format!("/v2/{repository}/blobs/{digest}?ns={registry}")
@@ -196,18 +194,6 @@ fn repositories_that_do_well_share_one_download() {
     assert_eq!(upstream.blob_bytes_sent(), image.blobs[&layer].len() as u64);
 }
 
-/// The part of a configuration that logs in, and the users of the board.
-fn secrets(folder: &Folder) -> (String, String) {
-    let (htpasswd, password) = (folder.0.join("htpasswd"), folder.0.join("password"));
-    std::fs::write(&htpasswd, format!("board:{}\n", bcrypt::hash("carry", 4).unwrap())).unwrap();
-    std::fs::write(&password, "s3cret\n").unwrap();
-    std::fs::set_permissions(&password, std::fs::Permissions::from_mode(0o600)).unwrap();
-    (
-        format!("username = \"alice\"\npassword_file = \"{}\"\n", password.display()),
-        format!("[auth]\nhtpasswd_file = \"{}\"\n", htpasswd.display()),
-    )
-}
-
 #[test]
 fn a_private_download_is_joined_after_the_registry_s_own_answer() {
     let image = image(1);
@@ -293,9 +279,7 @@ impl PeerContent for HonestPeer {
 
 /// A board with an honest peer, the honest docker.io and another registry.
 fn board_with_peer(honest: &Upstream, other: &Upstream, peer: SocketAddr, folder: &Folder) -> Board {
-    let secret = folder.0.join("secret");
-    std::fs::write(&secret, SECRET).unwrap();
-    std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let secret = private_file(folder, "secret", SECRET);
     let (url, secret) = (other.url(), secret.display());
     Board::new(
         honest,

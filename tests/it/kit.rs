@@ -1,6 +1,8 @@
 //! Boards that share: what a peer may change, and what not, with real boards and with one that lies.
 
-use crate::board::{self, Board, FETCH, Folder, LEEWAY, image, layer_of, needed, upstream_with};
+use crate::board::{
+    self, Board, FETCH, Folder, LEEWAY, image, layer_of, needed, private_file, upstream_with,
+};
 use larder::budget;
 use larder::config;
 use larder::demo::image::SampleImage as Image;
@@ -10,8 +12,6 @@ use larder::oci::{Digest, Platform, Repository, Tag};
 use larder::text::Secret;
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -25,17 +25,9 @@ const WITH_MANIFESTS: usize = 2;
 /// by a clock that does not jump.
 const A_SECOND: Duration = Duration::from_millis(1_100);
 
-/// A file that only its owner may read.
-fn private_file(folder: &Path, name: &str, text: &str) -> PathBuf {
-    let path = folder.join(name);
-    std::fs::write(&path, text).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-    path
-}
-
 /// The section of a board that knows `peers`.
 fn section(folder: &Folder, secret: &str, listen: SocketAddr, peers: &[SocketAddr]) -> String {
-    let file = private_file(&folder.0, &format!("secret-{}", secret.len()), secret);
+    let file = private_file(folder, &format!("secret-{}", secret.len()), secret);
     let peers: Vec<String> = peers.iter().map(|peer| format!("\"{peer}\"")).collect();
     format!(
         "[kit]\nsecret_file = \"{}\"\nlisten = \"{listen}\"\npeers = [{}]\n",
@@ -327,9 +319,9 @@ fn private_content_is_not_shared() {
     let (guarded, open) = (upstream_with(&private), upstream_with(&public));
     guarded.login(Login::Basic("lab".into(), "pull".into()));
     let folder = Folder::new();
-    let password = private_file(&folder.0, "password", "pull");
+    let password = private_file(&folder, "password", "pull");
     let line = format!("me:{}\n", bcrypt::hash("door", 4).unwrap());
-    let logins = private_file(&folder.0, "htpasswd", &line);
+    let logins = private_file(&folder, "htpasswd", &line);
     let board = Board::with_config(&format!(
         "platforms = [\"{}\"]\n{FETCH}[disk]\nmin_free = \"1MiB\"\n[auth]\nhtpasswd_file = \"{}\"\n\
          [upstream.\"docker.io\"]\nurl = \"{}\"\nusername = \"lab\"\npassword_file = \"{}\"\n\

@@ -1,11 +1,10 @@
 //! Labels: content is served as a manifest only if its own bytes say so, whatever an index or an earlier request called it.
 
-use crate::board::{Board, Folder, PLATFORM, image};
+use crate::board::{self, Board, Folder, PLATFORM, image};
 use larder::demo::image::SampleImage as Image;
 use larder::demo::upstream::FaultyRegistry as Upstream;
 use larder::oci::{Algorithm, Digest, media};
 use std::collections::BTreeMap;
-use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
 /// Content and the name that it has.
@@ -169,9 +168,7 @@ fn a_true_manifest_that_came_as_a_blob_is_served_as_what_it_is_and_not_as_it_is_
 fn a_peer_is_given_no_pretender_and_a_rebuilt_index_believes_none() {
     let (upstream, pretenders, honest) = upstream();
     let folder = Folder::new();
-    let secret = folder.0.join("secret");
-    std::fs::write(&secret, "a secret that the boards of a test share").unwrap();
-    std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let secret = board::private_file(&folder, "secret", "a secret that the boards of a test share");
     let kit = |peers: &str| {
         format!(
             "[kit]\nsecret_file = \"{}\"\nlisten = \"127.0.0.1:0\"\npeers = [{peers}]\n",

@@ -1,12 +1,10 @@
 //! What others write into the log and onto the terminal: escaped, one line an event, and never more than is read.
 
-use crate::board::{Board, Folder, image, pulled, upstream_with};
+use crate::board::{Board, Folder, image, private_file, pulled, upstream_with};
 use larder::demo::upstream::LoginDemand as Login;
 use ring::hmac;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::time::Instant;
 
 const SECRET: &str = "a secret that the boards of a test share";
@@ -18,13 +16,6 @@ const ESCAPES: &str = "\u{1b}]0;owned\u{7}\u{1b}[2J\u{9b}2J\r\nERROR [larder] ow
 fn is_harmless(text: &str) -> bool {
     !text.chars().any(|c| c.is_control() && c != '\n' || ('\u{202a}'..='\u{202e}').contains(&c))
         && !text.lines().any(|line| line.starts_with("ERROR [larder] owned"))
-}
-
-fn private_file(folder: &Folder, name: &str, text: &str) -> PathBuf {
-    let path = folder.0.join(name);
-    std::fs::write(&path, text).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-    path
 }
 
 /// The section of a board in a kit.

@@ -1,29 +1,14 @@
 //! Logins: at upstreams, and of clients here. What was fetched with credentials stays private.
 
-use crate::board::{self, Board, Folder, image, layer_of, tls_settings, upstream_with};
+use crate::board::{
+    self, BOARD, Board, Folder, InProcess, WRONG, image, layer_of, secrets, tls_settings, upstream_with,
+};
 use larder::demo::upstream::{FaultyRegistry as Upstream, LoginDemand as Login};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 
-/// A user "board" with the password "carry", made at the least cost that bcrypt has.
-const BOARD: (&str, &str) = ("Authorization", "Basic Ym9hcmQ6Y2Fycnk=");
-const WRONG: (&str, &str) = ("Authorization", "Basic Ym9hcmQ6d3Jvbmc=");
-
 const TAG: &str = "/v2/lab/app/manifests/latest?ns=docker.io";
-
-/// The part of a configuration that logs in at docker.io, or not, and the files it names.
-fn secrets(folder: &Folder) -> (String, String) {
-    let (htpasswd, password) = (folder.0.join("htpasswd"), folder.0.join("password"));
-    std::fs::write(&htpasswd, format!("board:{}\n", bcrypt::hash("carry", 4).unwrap())).unwrap();
-    std::fs::write(&password, "s3cret\n").unwrap();
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(&password, std::fs::Permissions::from_mode(0o600)).unwrap();
-    (
-        format!("username = \"alice\"\npassword_file = \"{}\"\n", password.display()),
-        format!("[auth]\nhtpasswd_file = \"{}\"\n", htpasswd.display()),
-    )
-}
 
 fn alice() -> (String, String) {
     ("alice".into(), "s3cret".into())
@@ -207,37 +192,11 @@ fn https_is_served() {
 #[test]
 fn any_byte_stream_is_served_with_the_identity_of_its_client() {
     use larder::auth::Identity;
-    use larder::config::{Config, Options};
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::AsyncReadExt;
 
     let (mut board, _upstream, _folder) = private_board(Login::Basic(alice().0, alice().1));
-    board.stop();
-    let file = Some(board.folder().join("larder.toml"));
-    let config = Config::load(&Options { file, data_dir: Some(board.data()), ..Options::default() }).unwrap();
-    let upstreams = larder::fetch::Upstreams::new(&config).unwrap();
-    let (store, startup) =
-        board::without_spawning(|| larder::store::Store::open(&config.data_dir, 3)).unwrap();
-    let mirror =
-        larder::mirror::Mirror::start(Arc::new(config), Arc::new(store), upstreams, startup).unwrap();
-    let server = Arc::new(larder::http::Server::new(Arc::clone(&mirror)).unwrap());
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    // A stream that is no socket, and smaller than what goes over it.
-    let connect = |identity: &Identity| {
-        let (client, stream) = tokio::io::duplex(1_000);
-        let (server, identity) = (Arc::clone(&server), identity.clone());
-        (client, runtime.spawn(async move { server.serve_stream(stream, identity).await }))
-    };
-    let ask = |identity: &Identity, path: &str| {
-        let (mut client, served) = connect(identity);
-        let request = format!("GET {path} HTTP/1.1\r\nhost: board\r\nconnection: close\r\n\r\n");
-        let mut answer = Vec::new();
-        runtime.block_on(async {
-            client.write_all(request.as_bytes()).await.unwrap();
-            client.read_to_end(&mut answer).await.unwrap();
-            served.await.unwrap();
-        });
-        answer
-    };
+    let inside = InProcess::instead_of(&mut board);
+    let ask = |identity: &Identity, path: &str| inside.get(identity, path, "");
 
     let anonymous = Identity::anonymous([127, 0, 0, 1].into());
     let user = Identity { user: Some("peer".into()), ..anonymous.clone() };
@@ -253,11 +212,11 @@ fn any_byte_stream_is_served_with_the_identity_of_its_client() {
     }
 
     // A client that only waits does not keep the server from its end.
-    let (mut client, served) = connect(&user);
-    runtime.block_on(async {
-        server.stop(board::PATIENCE).await;
+    let (mut client, served) = inside.connect(&user);
+    inside.runtime.block_on(async {
+        inside.server.stop(board::PATIENCE).await;
         served.await.unwrap();
         assert_eq!(client.read_to_end(&mut Vec::new()).await.unwrap(), 0);
     });
-    mirror.stop();
+    inside.mirror.stop();
 }

@@ -1,28 +1,15 @@
 //! A claim is no proof: who may see private content changes by its bytes alone, and what may not be seen is answered like
 //! what is absent, on every road.
 
-use crate::board::{self, Board, Folder, image, layer_of, needed, upstream_with};
+use crate::board::{
+    self, BOARD, Board, Folder, WRONG, image, layer_of, needed, private_file, secrets, upstream_with,
+};
 use crate::domains::{SECRET, peer_of};
 use larder::demo::client::{self, ClientAnswer as Answer};
 use larder::demo::image::SampleImage as Image;
 use larder::demo::upstream::{FaultyRegistry as Upstream, LoginDemand as Login};
 use larder::oci::Digest;
 use std::os::unix::fs::PermissionsExt;
-
-const BOARD: (&str, &str) = ("Authorization", "Basic Ym9hcmQ6Y2Fycnk=");
-const WRONG: (&str, &str) = ("Authorization", "Basic Ym9hcmQ6d3Jvbmc=");
-
-/// The part of a configuration that logs in at an upstream, and the users of the board.
-fn secrets(folder: &Folder) -> (String, String) {
-    let (htpasswd, password) = (folder.0.join("htpasswd"), folder.0.join("password"));
-    std::fs::write(&htpasswd, format!("board:{}\n", bcrypt::hash("carry", 4).unwrap())).unwrap();
-    std::fs::write(&password, "s3cret\n").unwrap();
-    std::fs::set_permissions(&password, std::fs::Permissions::from_mode(0o600)).unwrap();
-    (
-        format!("username = \"alice\"\npassword_file = \"{}\"\n", password.display()),
-        format!("[auth]\nhtpasswd_file = \"{}\"\n", htpasswd.display()),
-    )
-}
 
 fn private_upstream(image: &Image) -> Upstream {
     let upstream = upstream_with(image);
@@ -268,9 +255,7 @@ fn what_a_peer_sends_is_delivered_and_opens_nothing() {
     let (private, public) = (private_upstream(&image), upstream_with(&image));
     let (folder, (peer, asked)) = (Folder::new(), peer_of(&image));
     let (credentials, auth) = secrets(&folder);
-    let secret = folder.0.join("secret");
-    std::fs::write(&secret, SECRET).unwrap();
-    std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let secret = private_file(&folder, "secret", SECRET);
     let (secret, address) = (secret.display(), peer.address());
     let kit =
         format!("[kit]\nsecret_file = \"{secret}\"\nlisten = \"127.0.0.1:0\"\npeers = [\"{address}\"]\n");

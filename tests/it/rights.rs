@@ -1,19 +1,15 @@
 //! Who may read what is private: rules for users, certificates of clients, plain HTTP from other machines; and files that
 //! are read anew when they change.
 
-use crate::board::{self, Board, Folder, image, layer_of, upstream_with};
+use crate::board::{self, Board, Folder, InProcess, image, layer_of, private_file, upstream_with};
 use larder::auth::Identity;
-use larder::config::{Config, Options};
 use larder::demo::upstream::{FaultyRegistry as Upstream, LoginDemand as Login};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::sync::Arc;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const TAG: &str = "/v2/lab/app/manifests/latest?ns=docker.io";
 /// "kit" and "other", both with the password "carry".
@@ -27,14 +23,6 @@ fn upstream() -> Upstream {
     upstream
 }
 
-/// A file that only its owner reads.
-fn file(folder: &Folder, name: &str, text: &str) -> PathBuf {
-    let path = folder.0.join(name);
-    fs::write(&path, text).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-    path
-}
-
 fn users(names: &[&str], password: &str) -> String {
     let hash = bcrypt::hash(password, 4).unwrap();
     names.iter().map(|name| format!("{name}:{hash}\n")).collect()
@@ -42,8 +30,8 @@ fn users(names: &[&str], password: &str) -> String {
 
 /// The login at docker.io, and `[auth]` with its two users.
 fn logins(folder: &Folder) -> String {
-    let password = file(folder, "password", "s3cret\n");
-    let htpasswd = file(folder, "htpasswd", &users(&["kit", "other"], "carry"));
+    let password = private_file(folder, "password", "s3cret\n");
+    let htpasswd = private_file(folder, "htpasswd", &users(&["kit", "other"], "carry"));
     format!("username = \"alice\"\npassword_file = {password:?}\n[auth]\nhtpasswd_file = {htpasswd:?}\n")
 }
 
@@ -134,29 +122,9 @@ fn private_content_leaves_the_machine_over_tls_only() {
         let (upstream, folder) = (upstream(), Folder::new());
         let allow = if allowed { "allow_plain_http = true\n" } else { "" };
         let mut board = Board::new(&upstream, &(logins(&folder) + allow));
-        board.stop();
-        let file = Some(board.folder().join("larder.toml"));
-        let config =
-            Config::load(&Options { file, data_dir: Some(board.data()), ..Options::default() }).unwrap();
-        let upstreams = larder::fetch::Upstreams::new(&config).unwrap();
-        let (store, startup) =
-            board::without_spawning(|| larder::store::Store::open(&config.data_dir, 3)).unwrap();
-        let mirror =
-            larder::mirror::Mirror::start(Arc::new(config), Arc::new(store), upstreams, startup).unwrap();
-        let server = larder::http::Server::new(Arc::clone(&mirror)).unwrap();
-        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let inside = InProcess::instead_of(&mut board);
         let ask = |identity: Identity, header: &str| {
-            let request = format!("GET {TAG} HTTP/1.1\r\nhost: board\r\n{header}connection: close\r\n\r\n");
-            let answer = runtime.block_on(async {
-                let (mut client, stream) = tokio::io::duplex(1 << 16);
-                let client = async move {
-                    client.write_all(request.as_bytes()).await.unwrap();
-                    let mut answer = Vec::new();
-                    client.read_to_end(&mut answer).await.unwrap();
-                    String::from_utf8_lossy(&answer).into_owned()
-                };
-                tokio::join!(server.serve_stream(stream, identity), client).1
-            });
+            let answer = String::from_utf8(inside.get(&identity, TAG, header)).unwrap();
             (answer["HTTP/1.1 ".len()..][..3].parse::<u16>().unwrap(), answer)
         };
         let login = format!("{}: {}\r\n", KIT.0, KIT.1);
@@ -182,7 +150,7 @@ fn private_content_leaves_the_machine_over_tls_only() {
         for near in ["127.0.0.1", "::1", "::ffff:127.0.0.1"] {
             assert_eq!(ask(Identity::anonymous(near.parse().unwrap()), &login).0, 200, "{near}");
         }
-        mirror.stop();
+        inside.mirror.stop();
     }
 }
 
@@ -207,17 +175,17 @@ fn the_password_file_is_read_anew_when_it_changes() {
     let status = |who| board.request("GET", TAG, &[who]).status;
     assert_eq!((status(KIT), status(OTHER)), (200, 200));
     // A user goes, one that was verified before too.
-    file(&folder, "htpasswd", &users(&["kit"], "carry"));
+    private_file(&folder, "htpasswd", &users(&["kit"], "carry"));
     board.wait_until("the new password file", || status(OTHER) == 401);
     assert_eq!(status(KIT), 200);
     // A file that cannot be used changes nothing.
-    file(&folder, "htpasswd", "kit:plain\n");
+    private_file(&folder, "htpasswd", "kit:plain\n");
     board.wait_until("the look at the file", || {
         assert_eq!(status(KIT), 200);
         board.log().contains("what was read before stays in use")
     });
     // Another password, in a file that takes the place of the old one.
-    let new = file(&folder, "new", &users(&["kit"], "other"));
+    let new = private_file(&folder, "new", &users(&["kit"], "other"));
     fs::rename(new, folder.0.join("htpasswd")).unwrap();
     board.wait_until("the new password", || status(KIT) == 401);
 }
@@ -283,7 +251,8 @@ fn https(
 
 /// The part of a configuration that serves HTTPS, and its files.
 fn tls(folder: &Folder, (certificate, key): &(String, String)) -> String {
-    let (certificate, key) = (file(folder, "cert.pem", certificate), file(folder, "key.pem", key));
+    let (certificate, key) =
+        (private_file(folder, "cert.pem", certificate), private_file(folder, "key.pem", key));
     format!("[tls]\ncert_file = {certificate:?}\nkey_file = {key:?}\n")
 }
 
@@ -296,13 +265,13 @@ fn a_certificate_is_taken_up_when_its_file_changes() {
     let shown = || https(&board, &authority, None, "/v2/").unwrap().1;
     assert_eq!(shown(), der(&old.0));
     // While only one of the two files is new they do not fit, and the old ones are served with.
-    file(&folder, "cert.pem", &new.0);
+    private_file(&folder, "cert.pem", &new.0);
     board.wait_until("the look at the files", || {
         let answered = https(&board, &authority, None, "/v2/").unwrap();
         assert_eq!(answered.1, der(&old.0));
         board.log().contains("what was read before stays in use")
     });
-    file(&folder, "key.pem", &new.1);
+    private_file(&folder, "key.pem", &new.1);
     board.wait_until("the new certificate", || shown() == der(&new.0));
     // A file that is gone for a moment, as some tools leave it.
     fs::remove_file(folder.0.join("key.pem")).unwrap();
@@ -316,8 +285,8 @@ fn a_certificate_is_taken_up_when_its_file_changes() {
 fn a_client_certificate_is_a_user() {
     let (upstream, folder) = (upstream(), Folder::new());
     let (authority, stranger) = (Authority::new(), Authority::new());
-    let clients = file(&folder, "clients.pem", &authority.certificate.pem());
-    let password = file(&folder, "password", "s3cret\n");
+    let clients = private_file(&folder, "clients.pem", &authority.certificate.pem());
+    let password = private_file(&folder, "password", "s3cret\n");
     // No password file: certificates are the only logins.
     let config = format!(
         "username = \"alice\"\npassword_file = {password:?}\n{}client_ca_file = {clients:?}\n{}",

@@ -7,9 +7,11 @@
 
 pub mod documents;
 pub mod io_faults;
+mod private;
 mod random;
 mod upstream;
 
+pub use private::{BOARD, InProcess, WRONG, private_file, secrets};
 pub use random::{Random, from_environment};
 pub use upstream::{image, layer_of, needed, tls_settings, upstream_with};
 

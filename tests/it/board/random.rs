@@ -13,6 +13,11 @@ impl Random {
     pub fn seeded() -> Random {
         let seed = from_environment("LARDER_SEED", u64::from(std::process::id()));
         println!("LARDER_SEED={seed}");
+        Random::of(seed)
+    }
+
+    /// Those of a seed.
+    pub fn of(seed: u64) -> Random {
         Random(seed)
     }
 
