@@ -13,7 +13,7 @@ use super::reply::EndpointReply;
 use super::token::EndpointLogin;
 use super::wire::{Deadline, Lane, WireRequest};
 use crate::budget::{GUEST_LOGINS_MAX, REDIRECTS_MAX, TOKEN_BYTES_MAX};
-use crate::oci::{RepositoryName, quoted};
+use crate::oci::{Digest, ManifestRef, RepositoryName, media, quoted};
 use crate::sync::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -268,6 +268,8 @@ pub(super) struct Question {
     /// What follows `/v2/`.
     pub target: String,
     pub scope: String,
+    /// It names content by its digest.
+    pub by_digest: bool,
     pub accept: Option<&'static str>,
     /// First byte wanted.
     pub from: u64,
@@ -277,7 +279,29 @@ pub(super) struct Question {
 impl Question {
     /// A listing of `/v2/TARGET`.
     pub fn new(target: String, scope: String, deadline: Deadline) -> Self {
-        Question { class: Class::List, repository: None, target, scope, accept: None, from: 0, deadline }
+        Question {
+            class: Class::List,
+            repository: None,
+            target,
+            scope,
+            by_digest: false,
+            accept: None,
+            from: 0,
+            deadline,
+        }
+    }
+
+    pub fn manifest(repository: &RepositoryName, reference: &ManifestRef, deadline: Deadline) -> Self {
+        Question {
+            by_digest: matches!(reference, ManifestRef::Digest(_)),
+            accept: Some(media::ACCEPT_MANIFESTS),
+            ..Question::repository(repository, &format!("manifests/{reference}"), deadline)
+        }
+    }
+
+    pub fn blob(repository: &RepositoryName, digest: &Digest, deadline: Deadline) -> Self {
+        let question = Question::repository(repository, &format!("blobs/{digest}"), deadline);
+        Question { by_digest: true, ..question }
     }
 
     /// A listing unless the class is set otherwise.

@@ -162,16 +162,14 @@ impl Endpoint {
         reference: &ManifestRef,
         deadline: Deadline,
     ) -> Result<ManifestHead, Failure> {
-        let reply = self.ask(&Question {
-            class: Class::ManifestHead,
-            accept: Some(media::ACCEPT_MANIFESTS),
-            ..Question::repository(repository, &format!("manifests/{reference}"), deadline)
-        })?;
+        let question = Question::manifest(repository, reference, deadline);
+        let question = Question { class: Class::ManifestHead, ..question };
+        let reply = self.ask(&question)?;
         let (date, endpoint) = (reply.date(), self.name.clone());
         if matches!(reply.status(), 405 | 501) {
             return Ok(ManifestHead { digest: None, media_type: None, size: None, date, endpoint });
         }
-        let reply = reply.found()?;
+        let reply = reply.found(&question)?;
         let digest = reply.digest();
         if let (ManifestRef::Digest(wanted), Some(told)) = (reference, &digest)
             && wanted.algorithm() == told.algorithm()
@@ -190,11 +188,8 @@ impl Endpoint {
         reference: &ManifestRef,
         deadline: Deadline,
     ) -> Result<FetchedManifest, Failure> {
-        let question = Question {
-            class: Class::ManifestGet,
-            accept: Some(media::ACCEPT_MANIFESTS),
-            ..Question::repository(repository, &format!("manifests/{reference}"), deadline)
-        };
+        let question = Question::manifest(repository, reference, deadline);
+        let question = Question { class: Class::ManifestGet, ..question };
         let (reply, LargeBody { bytes, place }) = self.document(&question, MANIFEST_BYTES_MAX)?;
         let digest = match (reference, reply.digest()) {
             (ManifestRef::Digest(wanted), _) => wanted.clone(),
@@ -215,7 +210,7 @@ impl Endpoint {
     fn document(&self, question: &Question, most: u64) -> Result<(EndpointReply, LargeBody), Failure> {
         let mut place = None;
         loop {
-            let mut reply = self.ask(question)?.found()?;
+            let mut reply = self.ask(question)?.found(question)?;
             reply.verbatim()?;
             if let Some(body) = reply.read_document(most, &self.bytes, &self.registry, place.take())? {
                 return Ok((reply, body));
@@ -234,12 +229,9 @@ impl Endpoint {
         from: u64,
         deadline: Deadline,
     ) -> Result<BlobStream, Failure> {
-        let reply = self.ask(&Question {
-            class: Class::Blob,
-            from,
-            ..Question::repository(repository, &format!("blobs/{digest}"), deadline)
-        })?;
-        let reply = reply.found()?;
+        let question = Question::blob(repository, digest, deadline);
+        let question = Question { class: Class::Blob, from, ..question };
+        let reply = self.ask(&question)?.found(&question)?;
         reply.verbatim()?;
         let (position, total) = if reply.status() == 206 {
             let range = reply.header(header::CONTENT_RANGE.as_str()).and_then(challenge::content_range);
@@ -286,11 +278,9 @@ impl Endpoint {
         digest: &Digest,
         deadline: Deadline,
     ) -> Result<Option<u64>, Failure> {
-        let reply = self.ask(&Question {
-            class: Class::BlobHead,
-            ..Question::repository(repository, &format!("blobs/{digest}"), deadline)
-        })?;
-        Ok(reply.found()?.content_length())
+        let question = Question::blob(repository, digest, deadline);
+        let question = Question { class: Class::BlobHead, ..question };
+        Ok(self.ask(&question)?.found(&question)?.content_length())
     }
 
     /// A page of at most `n` tags after `last`.

@@ -1,5 +1,6 @@
 //! An answer of an endpoint: its header as typed values, and its body within limits.
 
+use super::ask::Question;
 use super::challenge::{self, Challenge};
 use super::endpoint::RateLimit;
 use super::failure::{Cause, Failure};
@@ -84,17 +85,24 @@ impl EndpointReply {
         Failure::wrong(&self.host, message)
     }
 
-    /// The reply if it is one that has what was asked for.
+    /// The reply if it is one that has what was asked for. The endpoint's own words are for the log where content was
+    /// asked for by its digest: there they would tell whether it is here, because what is here is confirmed by a HEAD, whose
+    /// answer has none.
     ///
     /// # Errors
     /// By its status: `Missing`, `Denied`, `Unreachable` or `Wrong`.
-    pub fn found(mut self) -> Result<EndpointReply, Failure> {
+    pub fn found(mut self, question: &Question) -> Result<EndpointReply, Failure> {
         let status = self.status();
         if matches!(status, 200 | 206) {
             return Ok(self);
         }
         let message = self.error_message();
-        let detail = format!("{}: answered {status}{message}", self.host);
+        let detail = if question.by_digest {
+            log::debug!("{}: answered {status}{message} to {}", self.host, question.target);
+            format!("{}: answered {status}", self.host)
+        } else {
+            format!("{}: answered {status}{message}", self.host)
+        };
         Err(match status {
             404 | 410 | 405 | 501 => Failure::Missing { detail },
             401 | 403 | 451 => Failure::Denied { status, detail },

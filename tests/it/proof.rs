@@ -7,7 +7,7 @@ use crate::board::{
 use crate::domains::{SECRET, peer_of};
 use larder::demo::client::{self, ClientAnswer as Answer};
 use larder::demo::image::SampleImage as Image;
-use larder::demo::upstream::{FaultyRegistry as Upstream, LoginDemand as Login};
+use larder::demo::upstream::{Behaviour, FaultyRegistry as Upstream, LoginDemand as Login};
 use larder::oci::Digest;
 use std::os::unix::fs::PermissionsExt;
 
@@ -475,4 +475,34 @@ fn what_may_not_be_seen_is_answered_like_what_is_absent() {
     private.hang_up();
     twins.restart();
     assert_eq!((holds(&twins.holder), holds(&twins.absent)), (200, 502));
+}
+
+#[test]
+fn a_404_of_a_private_registry_does_not_tell_whether_the_content_is_here() {
+    let (image, other) = (image(1), board::image(3));
+    let folder = Folder::new();
+    let (credentials, auth) = secrets(&folder);
+    let private = private_upstream(&image);
+    private.push("lab/zoo", "latest", &other);
+    let config = format!("{}{auth}", sections(&[("private.example", &private, true)], &credentials));
+    let public = upstream_with(&board::image(2));
+    let (holder, absent) = (Board::new(&public, &config), Board::new(&public, &config));
+    pull(&holder, &image, "private.example");
+    // Another repository of the registry does not have it, whichever way it is asked.
+    for status in [404, 403, 400] {
+        if status != 404 {
+            private.clear();
+            private.on(None, "lab/zoo", Behaviour::Status(status, Vec::new()));
+        }
+        for digest in needed(&image).iter().chain(image.manifests.keys()) {
+            for (method, kind) in
+                [("GET", "blobs"), ("HEAD", "blobs"), ("GET", "manifests"), ("HEAD", "manifests")]
+            {
+                let path = format!("/v2/lab/zoo/{kind}/{digest}?ns=private.example");
+                let answers = [&holder, &absent].map(|board| told(board.request(method, &path, &[BOARD])));
+                assert_eq!(answers[0], answers[1], "{method} {path} {status}");
+                assert!(!answers[0].starts_with("200"), "{}", answers[0]);
+            }
+        }
+    }
 }
