@@ -147,6 +147,12 @@ pub const TOKEN_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
 pub const BANDWIDTH_BURST: Duration = Duration::from_millis(100);
 /// Largest bundle of trust roots read.
 pub const CA_BYTES_MAX: u64 = 8 * MIB;
+/// Largest configuration read.
+pub const CONFIG_BYTES_MAX: u64 = MIB;
+/// Largest password file read: about ten thousand users.
+pub const HTPASSWD_BYTES_MAX: u64 = MIB;
+/// Largest key, password or other secret read from a file of its own.
+pub const SECRET_FILE_BYTES_MAX: u64 = 64 * KIB;
 
 /// Stack of a fetch, lane or probe thread.
 pub const THREAD_STACK_BYTES: usize = 512 * 1024;
@@ -426,6 +432,8 @@ pub const JOURNAL_RECORD_BYTES_MAX: usize = 64 * 1024;
 pub const TOUCHES_MAX: usize = 16_384;
 /// Counts that uses of blobs may take before the session file must be written again; a power cut skips at most as many.
 pub const COUNTS_AHEAD: u64 = 20_000;
+/// Largest note of where staged content comes from; one that larder wrote has a few hundred bytes.
+pub const ORIGIN_BYTES_MAX: u64 = 4 * KIB;
 /// Largest session file read; one that larder wrote has a few kilobytes.
 pub const SESSION_BYTES_MAX: usize = 64 * 1024;
 /// Notes of how counts compare with running time, each good for a part of `disk.expire_unused` (see below).
@@ -488,6 +496,10 @@ pub const LOG_LINE_BYTES_MAX: usize = 4 * 1024;
 pub const LOG_BURST: u32 = 20;
 /// After those one more may be written in this time.
 pub const LOG_REFILL: Duration = Duration::from_secs(1);
+/// The same of debug lines, which are written for who looks for something.
+pub const LOG_DEBUG_BURST: u32 = 1_000;
+/// The same of debug lines.
+pub const LOG_DEBUG_REFILL: Duration = Duration::from_millis(100);
 /// Longest until it is reported how many lines were left out.
 pub const LOG_SUMMARY_EVERY: Duration = Duration::from_secs(10);
 /// Kinds of lines that are told apart: more than there are places in the source that log.

@@ -42,6 +42,7 @@ pub mod demo;
 pub mod doctor;
 pub mod documents;
 pub mod fetch;
+pub mod files;
 pub mod http;
 pub mod image;
 pub mod kit;

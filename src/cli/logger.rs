@@ -3,8 +3,8 @@
 //! A line is escaped and bounded here, where all lines go through, and not where they are made. Lines of one kind - one
 //! place in the source - are rate limited, so that a client that is refused again and again fills no disk: the first
 //! [`budget::LOG_BURST`] are written and then one in [`budget::LOG_REFILL`]. What is left out is counted, and a last line
-//! says how many there were. Debug lines are for who asked for all of them, and are not limited. A line that cannot be
-//! written is lost; that is no reason to stop.
+//! says how many there were. Debug lines are for who asked for them, and of those [`budget::LOG_DEBUG_BURST`] are written
+//! first and then one in [`budget::LOG_DEBUG_REFILL`]. A line that cannot be written is lost; that is no reason to stop.
 
 use crate::budget;
 use crate::sync::Mutex;
@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::io::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 static LOG: LineLog = LineLog {
@@ -68,9 +68,10 @@ impl Log for LineLog {
         if !self.enabled(record.metadata()) {
             return;
         }
-        if record.level() <= Level::Info && self.limited.load(Ordering::Relaxed) {
+        if self.limited.load(Ordering::Relaxed) {
             let kind = (record.file_static().unwrap_or_default(), record.line().unwrap_or_default());
-            match self.repeats.lock().take(kind, Instant::now(), || line(record)) {
+            let pace = if record.level() <= Level::Info { PACE } else { DEBUG_PACE };
+            match self.repeats.lock().take(kind, pace, Instant::now(), || line(record)) {
                 Admission::Write => {}
                 Admission::LeaveOut { first } => {
                     if first {
@@ -132,6 +133,16 @@ impl fmt::Write for BoundedLine {
 /// A place in the source: file and line.
 type LineKind = (&'static str, u32);
 
+/// How many lines of a kind are written at once, and after which time one more may be.
+#[derive(Clone, Copy)]
+struct LinePace {
+    burst: u32,
+    refill: Duration,
+}
+
+const PACE: LinePace = LinePace { burst: budget::LOG_BURST, refill: budget::LOG_REFILL };
+const DEBUG_PACE: LinePace = LinePace { burst: budget::LOG_DEBUG_BURST, refill: budget::LOG_DEBUG_REFILL };
+
 /// What becomes of a line.
 #[derive(Debug, PartialEq, Eq)]
 enum Admission {
@@ -165,17 +176,23 @@ impl Repeats {
         Repeats(BTreeMap::new())
     }
 
-    fn take(&mut self, kind: LineKind, now: Instant, line: impl FnOnce() -> String) -> Admission {
+    fn take(
+        &mut self,
+        kind: LineKind,
+        pace: LinePace,
+        now: Instant,
+        line: impl FnOnce() -> String,
+    ) -> Admission {
         // More kinds than there are places that log: what is beyond the table shares an entry.
         let has_place = self.0.len() < budget::LOG_KINDS_MAX || self.0.contains_key(&kind);
         let kind = if has_place { kind } else { LineKind::default() };
-        let fresh = || LineBucket { left: budget::LOG_BURST, filled: now, left_out: None };
+        let fresh = || LineBucket { left: pace.burst, filled: now, left_out: None };
         let bucket = self.0.entry(kind).or_insert_with(fresh);
-        while bucket.left < budget::LOG_BURST && now.duration_since(bucket.filled) >= budget::LOG_REFILL {
+        while bucket.left < pace.burst && now.duration_since(bucket.filled) >= pace.refill {
             bucket.left += 1;
-            bucket.filled += budget::LOG_REFILL;
+            bucket.filled += pace.refill;
         }
-        if bucket.left == budget::LOG_BURST {
+        if bucket.left >= pace.burst {
             bucket.filled = now;
         }
         if bucket.left > 0 {
@@ -204,7 +221,7 @@ mod tests {
     use super::*;
 
     fn take(repeats: &mut Repeats, kind: LineKind, now: Instant) -> bool {
-        repeats.take(kind, now, || format!("line {}", kind.1)) == Admission::Write
+        repeats.take(kind, PACE, now, || format!("line {}", kind.1)) == Admission::Write
     }
 
     #[test]
@@ -233,10 +250,10 @@ mod tests {
     fn the_first_line_left_out_is_the_one_that_calls_for_a_summary() {
         let (mut repeats, now) = (Repeats::new(), Instant::now());
         while take(&mut repeats, ("a.rs", 1), now) {}
-        let mut again = || repeats.take(("a.rs", 1), now, String::new);
+        let mut again = || repeats.take(("a.rs", 1), PACE, now, String::new);
         assert_eq!(again(), Admission::LeaveOut { first: false });
         repeats.summaries(now);
-        let mut again = || repeats.take(("a.rs", 1), now, String::new);
+        let mut again = || repeats.take(("a.rs", 1), PACE, now, String::new);
         assert_eq!(
             (again(), again()),
             (Admission::LeaveOut { first: true }, Admission::LeaveOut { first: false })

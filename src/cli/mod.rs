@@ -14,6 +14,7 @@ use crate::clients::Client;
 use crate::config::{Config, Options};
 use crate::control::AdminRequest;
 use crate::oci::{Digest, Reference};
+use clap::error::ContextValue;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -158,9 +159,7 @@ pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(e) => {
-            // Help and version are no errors and go to standard output; a closed pipe is no error either.
-            let _ = e.print();
-            return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
+            return usage(e);
         }
     };
     // The demo prints a table; the server's warnings about its faults would bury it.
@@ -211,6 +210,27 @@ fn run(command: &Command, config: &Config, options: &Options) -> ExitCode {
         Command::Config(ConfigCommand::Podman(form)) => clients::run(config, Client::Podman, form),
         Command::Config(ConfigCommand::Docker(form)) => clients::run(config, Client::Docker, form),
     }
+}
+
+/// Says what is wrong with the command line, or the help or version that it asks for, which go to standard output.
+fn usage(mut e: clap::Error) -> ExitCode {
+    // What was typed stays on its line.
+    let typed: Vec<_> = e
+        .context()
+        .filter_map(|(kind, value)| match value {
+            ContextValue::String(text) => Some((kind, print::cell(text).into_owned())),
+            _ => None,
+        })
+        .collect();
+    for (kind, text) in typed {
+        e.insert(kind, ContextValue::String(text));
+    }
+    let text = e.render().to_string();
+    if e.use_stderr() {
+        print::note(&text);
+        return ExitCode::from(2);
+    }
+    printed(&text)
 }
 
 fn config_file(options: &Options) -> PathBuf {

@@ -5,8 +5,9 @@
 
 use super::Present;
 use crate::budget;
+use crate::files;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Component, Path, PathBuf};
 
@@ -65,25 +66,11 @@ impl Root {
         self.check(path)?;
         let shown = path.display();
         let failed = |e: io::Error| format!("cannot read {shown}: {e}{}", hint(&e));
-        // Not waiting for a pipe's other end.
-        let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
-        let file = match OpenOptions::new().read(true).custom_flags(flags).open(self.at(path)) {
-            Ok(file) => file,
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-                return Ok(None);
-            }
-            Err(e) => return Err(failed(e)),
-        };
-        if !file.metadata().map_err(failed)?.is_file() {
-            return Err(format!("{shown} is not a file"));
+        match files::read(&self.at(path), budget::CLIENT_FILE_BYTES_MAX) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+            Err(e) => Err(failed(e)),
         }
-        let mut bytes = Vec::new();
-        file.take(budget::CLIENT_FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
-        if bytes.len() as u64 > budget::CLIENT_FILE_BYTES_MAX {
-            let most = budget::CLIENT_FILE_BYTES_MAX;
-            return Err(format!("{shown} is larger than {most} bytes, the limit for such a file"));
-        }
-        Ok(Some(bytes))
     }
 
     /// Puts a file in the place of another, or of none.

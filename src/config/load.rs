@@ -7,7 +7,9 @@ use super::{
     KitSettings, MinFree, TagSettings, TlsSettings, UpstreamSettings, WarmSettings,
 };
 use crate::budget;
+use crate::files;
 use crate::oci::{Platform, RegistryName, quoted};
+use crate::text::Secret;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -66,7 +68,7 @@ impl Config {
         let default = Path::new(DEFAULT_FILE);
         let file = options.file.as_deref().or_else(|| default.exists().then_some(default));
         let text = match file {
-            Some(file) => std::fs::read_to_string(file)
+            Some(file) => files::read_named(file, budget::CONFIG_BYTES_MAX)
                 .map_err(|e| ConfigError(format!("cannot read {}: {e}", file.display())))?,
             None => String::new(),
         };
@@ -182,7 +184,9 @@ fn build(
             .warm
             .map(|warm| WarmSettings { images: warm.images, every: warm.every.and_then(|span| span.0) }),
         kit: file.kit.and_then(|raw| kit(raw, check)),
-        alert: file.alert.map(|alert| AlertSettings { command: alert.command, url: alert.url }),
+        alert: file
+            .alert
+            .map(|alert| AlertSettings { command: alert.command.map(Secret::new), url: alert.url }),
     }
 }
 

@@ -250,7 +250,7 @@ pub struct KitSettings {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AlertSettings {
     /// A program and its arguments.
-    pub command: Option<Vec<String>>,
+    pub command: Option<Secret<Vec<String>>>,
     /// An address that is posted to.
     pub url: Option<Secret>,
 }

@@ -60,11 +60,16 @@ impl Config {
         }
         if let Some(alert) = &self.alert {
             out.section("alert");
-            out.maybe("command", alert.command.as_deref().map(list));
+            out.maybe("command", alert.command.as_ref().map(|command| list(&program_of(command.reveal()))));
             out.maybe("url", alert.url.as_ref().map(|url| text(without_secrets(url.reveal()))));
         }
         out.0
     }
+}
+
+/// A command without its arguments, any of which may be a secret. Stars stand for them.
+fn program_of(command: &[String]) -> Vec<&str> {
+    command.iter().enumerate().map(|(n, word)| if n == 0 { word.as_str() } else { "***" }).collect()
 }
 
 struct Toml(String);

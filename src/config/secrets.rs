@@ -7,6 +7,7 @@
 use super::load::Check;
 use super::{Config, LoginSettings};
 use crate::budget;
+use crate::files;
 use crate::text::Secret;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -36,7 +37,7 @@ impl Config {
 pub(super) fn read_kit_secret(file: &Path, check: &mut Check<'_>) -> Option<Secret<Vec<u8>>> {
     exposed("kit.secret_file", file).into_iter().for_each(|problem| check.wrong(problem));
     let shown = file.display();
-    match std::fs::read(file) {
+    match files::read(file, budget::SECRET_FILE_BYTES_MAX) {
         Ok(text) if text.trim_ascii().len() >= budget::KIT_SECRET_BYTES_MIN => {
             Some(Secret::new(text.trim_ascii().to_vec()))
         }
@@ -64,7 +65,7 @@ pub(super) fn read_password(
 ) -> Option<LoginSettings> {
     exposed(&format!("{section} password_file"), &file).into_iter().for_each(|problem| check.wrong(problem));
     let shown = file.display();
-    match std::fs::read_to_string(&file) {
+    match files::read_text(&file, budget::SECRET_FILE_BYTES_MAX) {
         Ok(text) if text.trim_end_matches(['\r', '\n']).is_empty() => {
             check.wrong(format!("{section} password_file {shown} is empty"));
             None

@@ -224,6 +224,10 @@ fn no_text_made_of_a_configuration_has_a_secret_in_it() {
         ("[fetch]\nproxy = \"http://larder:s3cret@proxy.example\"", "proxy = \"http://***@proxy.example\""),
         ("[alert]\nurl = \"https://hooks.example/T0/s3cret\"", "url = \"https://hooks.example/***\""),
         (
+            "[alert]\ncommand = [\"/bin/notify\", \"--token\", \"s3cret\"]",
+            "command = [\"/bin/notify\", \"***\", \"***\"]",
+        ),
+        (
             "[upstream.\"a.example\"]\nrealm = \"https://larder:s3cret@auth.example\"",
             "realm = \"https://***@auth.example\"",
         ),

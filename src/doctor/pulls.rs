@@ -6,6 +6,7 @@ use crate::clients::files::Root;
 use crate::clients::routing::{self, Routing};
 use crate::clients::{Client, MirrorAddress, Nothing, Present};
 use crate::config::Config;
+use crate::files;
 use crate::oci::{Algorithm, Digest, Kind, Manifest};
 use crate::text::bytes_text;
 use std::collections::HashSet;
@@ -220,11 +221,11 @@ fn layers_of(path: &Path, bytes: u64, layers: &mut HashSet<Digest>) -> u64 {
     // A layer begins with other bytes than a manifest: one byte tells most of them.
     let mut first = [0u8; 1];
     let begins =
-        fs::File::open(path).and_then(|file| std::os::unix::fs::FileExt::read_exact_at(&file, &mut first, 0));
+        files::open(path).and_then(|file| std::os::unix::fs::FileExt::read_exact_at(&file, &mut first, 0));
     if begins.is_err() || !matches!(first[0], b'{' | b' ' | b'\n' | b'\t' | b'\r') {
         return 1;
     }
-    let Ok(content) = fs::read(path) else { return bytes };
+    let Ok(content) = files::read(path, bytes) else { return bytes };
     if let Ok(manifest) = Manifest::parse(&content, None)
         && manifest.kind != Kind::Index
     {

@@ -2,6 +2,7 @@
 //! an upstream's own `ca_file`.
 
 use crate::budget::CA_BYTES_MAX;
+use crate::files;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::CryptoProvider;
@@ -9,8 +10,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -148,11 +148,7 @@ impl ServerCertVerifier for Verifier {
 
 /// Every certificate of a PEM file; sections that are none, or are broken, are passed over.
 fn read_certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
-    let mut pem = Vec::new();
-    File::open(path)?.take(CA_BYTES_MAX + 1).read_to_end(&mut pem)?;
-    if pem.len() as u64 > CA_BYTES_MAX {
-        return Err(io::Error::other(format!("it is larger than {CA_BYTES_MAX} bytes")));
-    }
+    let pem = files::read(path, CA_BYTES_MAX)?;
     Ok(CertificateDer::pem_slice_iter(&pem).take(SECTIONS_MAX).filter_map(Result::ok).collect())
 }
 

@@ -9,6 +9,7 @@ use super::request::ClientRequest;
 use super::watched::Watched;
 use crate::auth::{BasicCredentials, Identity, Users, VerifiedLogins};
 use crate::budget;
+use crate::files;
 use crate::oci::{ErrorCode, RegistryName, quoted};
 use crate::places::{self, Places};
 use crate::sync::Mutex;
@@ -33,7 +34,7 @@ impl Authenticator {
     /// A sentence that names the file, the line and what is wrong with it.
     pub(super) fn open(file: Option<PathBuf>) -> Result<Authenticator, String> {
         let read = |file: &Path| {
-            let text = std::fs::read_to_string(file)
+            let text = files::read_text(file, budget::HTPASSWD_BYTES_MAX)
                 .map_err(|e| format!("auth.htpasswd_file {}: {e}", file.display()))?;
             Users::parse(&text).map_err(|e| format!("{}:{e}", file.display()))
         };

@@ -6,6 +6,7 @@
 use super::watched::Watched;
 use crate::budget;
 use crate::config::TlsSettings;
+use crate::files;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -38,7 +39,8 @@ impl TlsFiles {
 fn server_config(tls: &TlsSettings) -> Result<rustls::ServerConfig, String> {
     let in_key = |e: String| format!("tls.key_file {}: {e}", tls.key_file.display());
     let chain = certificates("tls.cert_file", &tls.cert_file)?;
-    let key = PrivateKeyDer::from_pem_file(&tls.key_file).map_err(|e| in_key(e.to_string()))?;
+    let pem = files::read(&tls.key_file, budget::SECRET_FILE_BYTES_MAX).map_err(|e| in_key(e.to_string()))?;
+    let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|e| in_key(e.to_string()))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let clients = match &tls.client_ca_file {
         Some(file) => client_verifier(file)?,
@@ -68,9 +70,9 @@ fn client_verifier(file: &Path) -> Result<Arc<dyn ClientCertVerifier>, String> {
 /// The certificates of a PEM file; at least one.
 fn certificates(key: &str, file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let wrong = |e: String| format!("{key} {}: {e}", file.display());
-    let chain: Vec<_> = CertificateDer::pem_file_iter(file)
-        .and_then(Iterator::collect)
-        .map_err(|e: rustls::pki_types::pem::Error| wrong(e.to_string()))?;
+    let pem = files::read(file, budget::CA_BYTES_MAX).map_err(|e| wrong(e.to_string()))?;
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    let chain = chain.map_err(|e| wrong(e.to_string()))?;
     if chain.is_empty() {
         return Err(wrong("there is no certificate in it".into()));
     }

@@ -14,6 +14,7 @@ use super::error::{Result, StoreError};
 use super::journal::{line, parse};
 use super::layout::write_file;
 use crate::budget;
+use crate::files;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
@@ -49,7 +50,7 @@ pub(super) fn forget(index: &Path) {
 /// Whether the index in this folder is as it was when its fingerprint was saved.
 pub(super) fn holds(index: &Path) -> bool {
     let mut text = Vec::new();
-    let read = File::open(path(index))
+    let read = files::open(&path(index))
         .and_then(|file| file.take(budget::FINGERPRINT_BYTES_MAX).read_to_end(&mut text));
     let saved = read.ok().and_then(|_| parse::<Fingerprint>(&text));
     saved.is_some_and(|saved| take(&index.join("data.mdb")).is_ok_and(|now| now == saved))
@@ -57,7 +58,7 @@ pub(super) fn holds(index: &Path) -> bool {
 
 /// Reads a file to its end.
 fn take(path: &Path) -> io::Result<Fingerprint> {
-    let mut file = File::open(path)?;
+    let mut file = files::open(path)?;
     let mut chunk = vec![0; budget::FINGERPRINT_CHUNK_BYTES];
     // LMDB's files differ with the size of an address and with the order of bytes. The order is in the words.
     let (mut bytes, mut sum) = (0, u64::from(usize::BITS));

@@ -10,6 +10,7 @@ use super::layout::{flush_dir, replace_file, write_file};
 use super::record::{Rollback, TagVersion, checksum};
 use crate::auth::AccessClass;
 use crate::budget;
+use crate::files;
 use crate::oci::{Digest, Repository, Tag};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
@@ -121,9 +122,9 @@ impl Journal {
         if !path.exists() {
             write_file(&path, &line(&Header { format: FORMAT, generation: 1 }))?;
         }
-        let opened = OpenOptions::new().read(true).write(true).open(&path);
+        let opened = files::open_with(OpenOptions::new().read(true).write(true), &path);
         let (opened, read_only) = match opened {
-            Err(e) if e.kind() == ErrorKind::ReadOnlyFilesystem => (File::open(&path), true),
+            Err(e) if e.kind() == ErrorKind::ReadOnlyFilesystem => (files::open(&path), true),
             opened => (opened, false),
         };
         let file = opened.map_err(StoreError::io(format!("cannot open {}", path.display())))?;
@@ -245,7 +246,7 @@ impl Journal {
         mut apply: impl FnMut(Vec<Event>, Position) -> Result<()>,
     ) -> Result<()> {
         let failed = || StoreError::io(format!("cannot read {}", self.path.display()));
-        let mut reader = BufReader::new(File::open(&self.path).map_err(failed())?.take(self.len));
+        let mut reader = BufReader::new(files::open(&self.path).map_err(failed())?.take(self.len));
         reader.get_mut().get_mut().seek(SeekFrom::Start(from)).map_err(failed())?;
         reader.get_mut().set_limit(self.len.saturating_sub(from));
         let mut position = Position { generation: self.generation, offset: from };
@@ -278,8 +279,8 @@ impl Journal {
     }
 
     fn first_line(&self) -> Result<Option<Header>> {
-        let file =
-            File::open(&self.path).map_err(StoreError::io(format!("cannot open {}", self.path.display())))?;
+        let file = files::open(&self.path)
+            .map_err(StoreError::io(format!("cannot open {}", self.path.display())))?;
         let mut text = Vec::new();
         BufReader::new(file.take(1024))
             .read_until(b'\n', &mut text)

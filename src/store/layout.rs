@@ -1,6 +1,7 @@
 //! Where things lie under the data folder, and the flushes that make a name stay.
 
 use super::error::{Result, StoreError};
+use crate::files;
 use crate::oci::{Algorithm, Digest};
 use rustix::fs::{FlockOperation, Timespec, Timestamps};
 use std::fs::{self, File, OpenOptions};
@@ -60,9 +61,9 @@ impl Layout {
     /// Takes the store's lock for this process.
     pub(super) fn lock(&self) -> Result<StoreLock> {
         let path = self.data_dir.join("lock");
-        let opened = own_file().truncate(false).open(&path);
+        let opened = files::open_with(own_file().truncate(false), &path);
         let opened = match opened {
-            Err(e) if e.kind() == ErrorKind::ReadOnlyFilesystem => File::open(&path),
+            Err(e) if e.kind() == ErrorKind::ReadOnlyFilesystem => files::open(&path),
             opened => opened,
         };
         let file = opened.map_err(StoreError::io(format!("cannot open {}", path.display())))?;
@@ -238,7 +239,7 @@ pub(super) fn own_file() -> OpenOptions {
 
 /// Writes a small file of the store. A power cut may tear it.
 pub(super) fn write_own(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    own_file().truncate(true).open(path)?.write_all(bytes)
+    files::open_with(own_file().truncate(true), path)?.write_all(bytes)
 }
 
 /// Writes a small file in one piece: a new one beside it, flushed, renamed, the folder flushed.
@@ -251,7 +252,7 @@ pub(super) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
 pub(super) fn replace_file(path: &Path, bytes: &[u8]) -> Result<File> {
     let fresh = path.with_extension("new");
     let failed = |what: &str| StoreError::io(format!("cannot {what} {}", fresh.display()));
-    let opened = own_file().read(true).truncate(true).open(&fresh);
+    let opened = files::open_with(own_file().read(true).truncate(true), &fresh);
     let mut file = opened.map_err(failed("create"))?;
     file.write_all(bytes).map_err(failed("write"))?;
     file.sync_all().map_err(failed("flush"))?;

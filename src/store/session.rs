@@ -12,6 +12,7 @@ use super::error::Result;
 use super::journal::{line, parse};
 use super::layout::write_file;
 use crate::budget;
+use crate::files;
 use crate::oci::Digest;
 use crate::sync::Mutex;
 use serde::{Deserialize, Serialize};
@@ -63,7 +64,7 @@ pub(super) enum Ended {
 impl Session {
     /// Reads the file. A damaged one is as good as none.
     pub(super) fn open(path: PathBuf) -> (Session, Ended) {
-        let read = std::fs::read(&path).ok().filter(|bytes| bytes.len() <= budget::SESSION_BYTES_MAX);
+        let read = files::read(&path, budget::SESSION_BYTES_MAX as u64).ok();
         let known: Option<SessionRecord> = read.and_then(|bytes| parse(&bytes));
         let ended = match &known {
             None => Ended::Unknown,

@@ -6,17 +6,18 @@
 
 use super::Store;
 use super::error::{Result, StoreError};
-use super::layout::{flush_dir, set_private, write_own};
+use super::layout::{flush_dir, own_file, set_private, write_own};
 use super::record::checksum;
 use crate::auth::AccessClass;
 use crate::budget;
+use crate::files;
 use crate::oci::{Digest, Hasher, RegistryName, Repository, RepositoryName};
 use crate::sync::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -247,7 +248,7 @@ impl Store {
     pub(super) fn cut_torn_ends(&self) {
         for (path, key, _, len) in self.left_staged(None) {
             let sound = len.saturating_sub(budget::TORN_BYTES) / budget::TORN_BYTES * budget::TORN_BYTES;
-            let file = OpenOptions::new().write(true).open(path);
+            let file = files::open_with(OpenOptions::new().write(true), &path);
             if let Err(e) = file.and_then(|file| file.set_len(sound)) {
                 log::warn!("cannot cut the end off {}, which is unfinished: {e}", key.digest);
             }
@@ -301,7 +302,8 @@ impl Store {
 }
 
 fn read_origin(staged: &Path) -> Option<OriginNote> {
-    serde_json::from_slice(&fs::read(staged.with_extension("origin")).ok()?).ok()
+    let bytes = files::read(&staged.with_extension("origin"), budget::ORIGIN_BYTES_MAX).ok()?;
+    serde_json::from_slice(&bytes).ok()
 }
 
 impl Staged {
@@ -453,12 +455,6 @@ impl Staged {
 }
 
 fn open_staging(path: &std::path::Path, fresh: bool) -> Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(fresh)
-        .mode(0o600)
-        .open(path)
+    files::open_with(own_file().read(true).truncate(fresh), path)
         .map_err(StoreError::io(format!("cannot open {}", path.display())))
 }

@@ -202,3 +202,26 @@ fn a_text_of_the_owners_own_moves_no_cursor_either() {
         assert!(said.contains("owned") && is_harmless(&said), "{said:?}");
     }
 }
+
+#[test]
+fn what_is_typed_is_escaped_when_it_is_refused() {
+    let folder = Folder::new();
+    let board = Board::in_folder(folder, &Board::config("http://127.0.0.1:1", ""), Vec::new());
+    let Ok(board) = board else { panic!("the server did not start") };
+    let flag = format!("--{ESCAPES}");
+    for arguments in [
+        &[ESCAPES][..],
+        &["ls", &flag],
+        &["why", ESCAPES],
+        &["pin", "a", ESCAPES],
+        &["--data-dir", ESCAPES, "ls"],
+    ] {
+        let output = board.command(arguments);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && !said.is_empty(), "{arguments:?}");
+        assert!(is_harmless(&said), "{arguments:?}: {said:?}");
+    }
+    let help = board.command(&["--help"]);
+    assert!(help.status.success() && help.stderr.is_empty());
+    assert!(String::from_utf8_lossy(&help.stdout).contains("Usage: larder"));
+}

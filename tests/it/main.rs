@@ -37,6 +37,7 @@ mod rights;
 mod room;
 mod secrets;
 mod serving;
+mod special_files;
 mod systemd;
 mod tags;
 mod upgrade;

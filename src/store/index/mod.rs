@@ -30,6 +30,7 @@ pub(super) use slot::IndexSlot;
 use super::error::{Result, StoreError};
 use super::layout::own_file;
 use crate::budget;
+use crate::files;
 use heed::types::Bytes;
 use heed::{CommitOrAbort, Env, EnvFlags, EnvOpenOptions, WithoutTls};
 use serde::{Deserialize, Serialize};
@@ -124,6 +125,7 @@ impl Index {
         let mut options = EnvOpenOptions::new().read_txn_without_tls();
         options.map_size(budget::INDEX_MAP_BYTES).max_readers(budget::INDEX_READERS);
         let read_only = flags.contains(EnvFlags::READ_ONLY);
+        check_file(&folder.join("data.mdb"))?;
         if !read_only {
             reserve_lock(folder)?;
         }
@@ -202,11 +204,19 @@ pub(in crate::store) fn close<I: std::borrow::Borrow<Index>>(index: I) {
     closed.wait_timeout(budget::INDEX_CLOSE_TIME);
 }
 
+/// Refuses what is no file: LMDB would wait at a pipe for ever.
+fn check_file(path: &Path) -> Result<()> {
+    match std::fs::metadata(path) {
+        Ok(meta) if !meta.is_file() => Err(StoreError::Damaged(format!("{} is not a file", path.display()))),
+        _ => Ok(()),
+    }
+}
+
 /// Has the blocks of LMDB's lock file allocated before it is mapped: a full disk must be an error, and not the end of the
 /// process that writes to the map. Where the file system cannot do that nothing is lost.
 fn reserve_lock(folder: &Path) -> Result<()> {
     let path = folder.join("lock.mdb");
-    let reserved = own_file().read(true).truncate(false).open(&path).and_then(|file| {
+    let reserved = files::open_with(own_file().read(true).truncate(false), &path).and_then(|file| {
         let all = rustix::fs::FallocateFlags::empty();
         match rustix::fs::fallocate(&file, all, 0, budget::INDEX_LOCK_BYTES) {
             Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(()),
