@@ -407,6 +407,13 @@ pub const KIT_STALL_TIME: Duration = Duration::from_secs(20);
 
 /// Largest size of the index; address space, not disk. 32-bit boards cannot map more than 1 GiB.
 pub const INDEX_MAP_BYTES: usize = if cfg!(target_pointer_width = "64") { 8 << 30 } else { 1 << 30 };
+/// Repositories of a registry that are remembered; what comes of others is passed on.
+pub const REGISTRY_REPOSITORIES_MAX: usize = 4_096;
+/// Tags of a registry that are remembered, of some 400 bytes each in the index and in the journal; others are answered while
+/// their registry can be reached.
+pub const REGISTRY_TAGS_MAX: usize = 16_384;
+/// Of these, the most of one repository.
+pub const REPOSITORY_TAGS_MAX: usize = 2_048;
 /// Readers of the index at a time.
 pub const INDEX_READERS: u32 = 256;
 /// Size that LMDB's lock file is given before it is mapped: more than [`INDEX_READERS`] need.

@@ -19,10 +19,11 @@
 //!
 //! The files stand on each other in this order, and none calls one that comes after it: `error`, `record` (what is
 //! written), `layout` (where), `accounts`, `quarantine`, `stamp`, `journal`, `session`, `index`, `fingerprint`,
-//! `examine`, `uses`, `blobs`, `staging` and `verify`, `tags`, `open`. The fields of [`Store`] are parts that each keep their own state.
+//! `examine`, `uses`, `blobs`, `staging` and `verify`, `census`, `tags`, `open`. The fields of [`Store`] are parts that each keep their own state.
 
 mod accounts;
 mod blobs;
+mod census;
 mod error;
 mod examine;
 mod fingerprint;

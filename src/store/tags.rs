@@ -35,6 +35,7 @@ impl Store {
         if !is_news(&record) {
             return Ok(record);
         }
+        self.check_tag(repository, tag)?;
         self.record(None, || {
             // Several may have found it out at once.
             if !is_news(&self.tag(repository, tag)?.unwrap_or_default()) {
@@ -88,6 +89,7 @@ impl Store {
         observed: &Observation,
         unix: Option<u64>,
     ) -> Result<()> {
+        self.check_tag(repository, tag)?;
         self.record(None, || {
             let known = self.tag(repository, tag)?.unwrap_or_default();
             let mut versions = known.seen.iter().chain(&known.complete);
@@ -166,6 +168,7 @@ impl Store {
         if self.repository_class(repository)? == Some(class) {
             return Ok(());
         }
+        self.check_repository(repository)?;
         self.record_one(&What::Class { repository: repository.clone(), class })
     }
 
@@ -184,6 +187,10 @@ impl Store {
         bytes: &[u8],
         class: AccessClass,
     ) -> Result<()> {
+        match self.check_repository(repository) {
+            Err(problem) if problem.is_without_index() => {}
+            checked => checked?,
+        }
         match self.open_blob(digest)? {
             Some(known) if known.private && class == AccessClass::Public => self.make_public(digest)?,
             Some(_) => {}
@@ -236,6 +243,7 @@ impl Store {
         if self.link(repository, digest)?.is_some_and(|link| link.held) {
             return Ok(());
         }
+        self.check_repository(repository)?;
         self.record_one(&What::Held { repository: repository.clone(), digest: digest.clone() })
     }
 
@@ -299,7 +307,11 @@ impl Store {
 
     /// Writes events: the journal first, flushed; then the index. `news` says which, and is asked a second time when
     /// its turn has come: several may have found the same out at once. `false`: there was none. `manifest` is that of the event that has one.
-    fn record(&self, mut manifest: Option<Manifest>, news: impl Fn() -> Result<Vec<What>>) -> Result<bool> {
+    pub(super) fn record(
+        &self,
+        mut manifest: Option<Manifest>,
+        news: impl Fn() -> Result<Vec<What>>,
+    ) -> Result<bool> {
         let index = self.index.get()?;
         if news()?.is_empty() {
             return Ok(false);

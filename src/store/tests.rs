@@ -673,3 +673,43 @@ fn two_writers_of_the_same_content_count_it_once() {
     assert!(!store.open_blob(&digest).unwrap().unwrap().private, "it was seen in public");
     assert!(store.unfinished().is_empty());
 }
+
+#[test]
+fn a_registry_has_a_limited_number_of_repositories() {
+    let folder = Folder::new();
+    let store = folder.open();
+    let digest = Digest::of(Algorithm::Sha256, b"x");
+    let named = |n: usize| -> Repository { format!("evil.example/lab/{n}").parse().unwrap() };
+    let most = crate::budget::REGISTRY_REPOSITORIES_MAX;
+    let held = |n| journal::What::Held { repository: named(n), digest: digest.clone() };
+    store.record(None, || Ok((0..most).map(held).collect())).unwrap();
+    let media_type = media::OCI_MANIFEST;
+    let refused = [
+        store.hold(&named(most), &digest),
+        store.mark_private(&named(most)),
+        store.tag_seen(&named(most), &tag("latest"), &seen(&digest)).map(drop),
+        store.put_manifest(&named(most), &digest, media_type, b"x", AccessClass::Public),
+    ];
+    for result in refused {
+        assert!(matches!(result, Err(StoreError::NoRoom { .. })), "{result:?}");
+    }
+    assert!(!store.contains(&digest));
+    // What is known goes on, and so does every other registry.
+    store.mark_private(&named(0)).unwrap();
+    store.hold(&repository(), &digest).unwrap();
+    let seen_of = |repository: &Repository, n: usize| journal::What::Seen {
+        repository: repository.clone(),
+        tag: tag(&format!("t{n}")),
+        version: seen(&digest).version(None),
+    };
+    let each = crate::budget::REPOSITORY_TAGS_MAX;
+    for n in 0..crate::budget::REGISTRY_TAGS_MAX / each {
+        store.record(None, || Ok((0..each - 1).map(|tag| seen_of(&named(n), tag)).collect())).unwrap();
+        store.tag_seen(&named(n), &tag("last"), &seen(&digest)).unwrap();
+    }
+    for full in [named(0), named(9)] {
+        let refused = store.tag_seen(&full, &tag("more"), &seen(&digest));
+        assert!(matches!(refused, Err(StoreError::NoRoom { .. })), "{refused:?}");
+    }
+    store.tag_seen(&repository(), &tag("latest"), &seen(&digest)).unwrap();
+}

@@ -338,3 +338,40 @@ fn what_other_machines_may_have_fetched_can_be_named_and_what_is_cached_they_get
     assert!(status == "200" && answer.contains(&image.root.to_string()), "{answer}");
     inside.mirror.stop();
 }
+
+#[test]
+fn tags_of_a_manifest_that_is_here_are_bounded_too() {
+    use larder::budget::REPOSITORY_TAGS_MAX;
+    use larder::store::Store;
+    let (good, evil, mut board) = full();
+    let (repository, small) = ("evil.example/lab/junk".parse().unwrap(), Image::of_manifest_size(1, 600));
+    let tag = |n: usize| format!("t{n:05}");
+    let some_more = REPOSITORY_TAGS_MAX..REPOSITORY_TAGS_MAX + 20;
+    for n in [0].into_iter().chain(some_more.clone()) {
+        evil.push("lab/junk", &tag(n), &small);
+    }
+    board.manifests("evil.example", "lab/junk", &tag(0), &[]);
+    board.stop();
+    // All but the last of those that are remembered, with one flush.
+    let known: Vec<_> = (1..REPOSITORY_TAGS_MAX - 1).map(|n| tag(n).parse().unwrap()).collect();
+    let (store, startup) = Store::open(&board.data(), 3).unwrap();
+    startup.finish_briefly(&store).unwrap();
+    assert!(store.tags_complete(&repository, &known, &small.root).unwrap());
+    drop(store);
+    board.start_again();
+    for n in some_more.clone() {
+        assert_eq!(board.head(&format!("/v2/lab/junk/manifests/{}?ns=evil.example", tag(n))).status, 200);
+    }
+    board.wait_for_log("tags of this repository are known, which is the most");
+    // What is known stays, and what another registry has is remembered as ever.
+    let new = megabyte(3);
+    good.push("lab/3", "next", &new);
+    board.pull("lab/3", "next").unwrap();
+    evil.hang_up();
+    good.hang_up();
+    let list = format!("/v2/lab/junk/tags/list?ns=evil.example&n=100&last={}", tag(REPOSITORY_TAGS_MAX - 2));
+    let known = || String::from_utf8(board.get(&list).body().unwrap()).unwrap();
+    board.wait_until("the outage", || known().contains(&tag(some_more.start)));
+    assert!(!some_more.clone().skip(1).any(|n| known().contains(&tag(n))), "{}", known());
+    board.pull("lab/3", "next").unwrap();
+}

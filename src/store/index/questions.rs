@@ -1,5 +1,6 @@
 //! What the index is asked, each question in one transaction.
 
+use super::super::census::Census;
 use super::super::error::Result;
 use super::super::journal::{Event, What};
 use super::super::record::{ContentLink, LinkedManifest, TagRecord, TagVersion, unseal};
@@ -18,6 +19,32 @@ impl Index {
         self.read(|txn| match txn.number(repository)? {
             Some(number) => work(txn, number),
             None => Ok(T::default()),
+        })
+    }
+
+    pub(in crate::store) fn knows(&self, repository: &Repository) -> Result<bool> {
+        self.of(repository, |_, _| Ok(true))
+    }
+
+    /// Counts what is known of the registry of a repository.
+    pub(in crate::store) fn census(&self, repository: &Repository) -> Result<Census> {
+        self.read(|txn| {
+            let (mut census, own) = (Census::default(), txn.number(repository)?);
+            let prefix = format!("{}/", repository.registry);
+            txn.scan(REPOSITORY, prefix.as_bytes(), None, |key, sealed| {
+                let (number, mut tags): (u32, _) = (unseal(REPOSITORY, key, sealed)?, 0);
+                txn.scan(TAG, &number.to_be_bytes(), None, |_, _| {
+                    tags += 1;
+                    Ok(true)
+                })?;
+                census.repositories += 1;
+                census.tags += tags;
+                if own == Some(number) {
+                    census.own_tags = tags;
+                }
+                Ok(true)
+            })?;
+            Ok(census)
         })
     }
 

@@ -1,0 +1,49 @@
+//! How much the index may know of one registry: names cost next to nothing to send, and each costs a record here and a line
+//! in the journal. What is beyond the limits is answered and not remembered, and nothing that is known goes for it.
+
+use super::Store;
+use super::error::{Result, StoreError};
+use crate::budget::{REGISTRY_REPOSITORIES_MAX, REGISTRY_TAGS_MAX, REPOSITORY_TAGS_MAX};
+use crate::oci::{Repository, Tag};
+
+/// What the index knows of a registry.
+#[derive(Default)]
+pub(super) struct Census {
+    /// Its repositories.
+    pub(super) repositories: usize,
+    /// Tags of all of them.
+    pub(super) tags: usize,
+    /// Tags of the repository that is asked about.
+    pub(super) own_tags: usize,
+}
+
+impl Store {
+    /// Refuses a repository that is new, if its registry has as many as are kept.
+    pub(super) fn check_repository(&self, repository: &Repository) -> Result<()> {
+        if self.index.ask(|index| index.knows(repository))? {
+            return Ok(());
+        }
+        let census = self.index.ask(|index| index.census(repository))?;
+        check(repository, census.repositories, REGISTRY_REPOSITORIES_MAX, "repositories of this registry")
+    }
+
+    /// Refuses a tag that is new, if its repository or its registry has as many as are kept.
+    pub(super) fn check_tag(&self, repository: &Repository, tag: &Tag) -> Result<()> {
+        if self.tag(repository, tag)?.is_some() {
+            return Ok(());
+        }
+        self.check_repository(repository)?;
+        let census = self.index.ask(|index| index.census(repository))?;
+        check(repository, census.own_tags, REPOSITORY_TAGS_MAX, "tags of this repository")?;
+        check(repository, census.tags, REGISTRY_TAGS_MAX, "tags of this registry")
+    }
+}
+
+fn check(repository: &Repository, count: usize, most: usize, what: &str) -> Result<()> {
+    if count < most {
+        return Ok(());
+    }
+    Err(StoreError::NoRoom {
+        what: format!("{repository}: {count} {what} are known, which is the most; `larder rm` makes room"),
+    })
+}
