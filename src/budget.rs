@@ -147,6 +147,8 @@ pub const TOKEN_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
 pub const BANDWIDTH_BURST: Duration = Duration::from_millis(100);
 /// Largest bundle of trust roots read.
 pub const CA_BYTES_MAX: u64 = 8 * MIB;
+/// Networks of `fetch.allow_networks`.
+pub const ALLOWED_NETWORKS_MAX: usize = 64;
 /// Largest configuration read.
 pub const CONFIG_BYTES_MAX: u64 = MIB;
 /// Largest password file read: about ten thousand users.

@@ -10,6 +10,7 @@ use crate::budget;
 use crate::files;
 use crate::oci::{Platform, RegistryName, quoted};
 use crate::text::Secret;
+use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -225,6 +226,39 @@ fn docker_hub() -> RegistryName {
     "docker.io".parse().expect("a well-formed name")
 }
 
+/// Networks of `fetch.allow_networks`, none of which reaches the board itself or what is link-local.
+fn networks(texts: Vec<String>, check: &mut Check<'_>) -> Vec<IpNet> {
+    const NEVER: [&str; 7] =
+        ["127.0.0.0/8", "0.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "::/127", "fe80::/10", "ff00::/8"];
+    if texts.len() > budget::ALLOWED_NETWORKS_MAX {
+        check.wrong(format!(
+            "fetch.allow_networks has {} networks, expected at most {}",
+            texts.len(),
+            budget::ALLOWED_NETWORKS_MAX
+        ));
+        return Vec::new();
+    }
+    let never: Vec<IpNet> = NEVER.iter().filter_map(|text| text.parse().ok()).collect();
+    let mut network = |text: String| match text.parse::<IpNet>() {
+        Err(_) => {
+            check.wrong(format!(
+                "fetch.allow_networks: {} is no network such as 198.18.0.0/15",
+                quoted(&text)
+            ));
+            None
+        }
+        Ok(network) if never.iter().any(|never| never.contains(&network) || network.contains(never)) => {
+            check.wrong(format!(
+                "fetch.allow_networks: {network} reaches this board itself, link-local addresses or none that a \
+                 registry can have; name the network that the resolver answers with, such as 198.18.0.0/15"
+            ));
+            None
+        }
+        Ok(network) => Some(network.trunc()),
+    };
+    texts.into_iter().filter_map(&mut network).collect()
+}
+
 fn fetch(raw: raw::RawFetch, check: &mut Check<'_>) -> FetchSettings {
     let seconds = Duration::from_secs;
     let mut timeout = |key: &str, value: Option<super::units::Span>, default, least, most| {
@@ -240,6 +274,7 @@ fn fetch(raw: raw::RawFetch, check: &mut Check<'_>) -> FetchSettings {
         header_timeout,
         stall_timeout,
         bandwidth: raw.bandwidth.and_then(|bandwidth| bandwidth.0),
+        allow_networks: networks(raw.allow_networks.unwrap_or_default(), check),
         proxy: raw.proxy,
     };
     if fetch.connect_timeout + fetch.header_timeout >= budget::MISS_WAIT_MAX {

@@ -15,6 +15,7 @@ pub use load::{ConfigError, DEFAULT_FILE, Options};
 
 use crate::oci::{Platform, Reference, RegistryName, Repository, Tag};
 use crate::text::Secret;
+use ipnet::IpNet;
 use serde::Deserialize;
 use std::cell::LazyCell;
 use std::net::{IpAddr, SocketAddr};
@@ -101,6 +102,8 @@ pub struct FetchSettings {
     pub stall_timeout: Duration,
     /// Bits per second of all downloads together; `None`: unlimited.
     pub bandwidth: Option<u64>,
+    /// Networks whose addresses are as good as public ones.
+    pub allow_networks: Vec<IpNet>,
     /// Proxy for upstream connections (`http://host:port`, may hold credentials); `None`: the environment's.
     pub proxy: Option<Secret>,
 }

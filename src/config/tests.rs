@@ -58,7 +58,18 @@ fn the_canonical_file_shows_every_key() {
     for (section, keys) in [
         ("disk", &["max", "min_free", "expire_unused"][..]),
         ("memory", &["max"]),
-        ("fetch", &["streams", "connect_timeout", "header_timeout", "stall_timeout", "bandwidth", "proxy"]),
+        (
+            "fetch",
+            &[
+                "streams",
+                "connect_timeout",
+                "header_timeout",
+                "stall_timeout",
+                "bandwidth",
+                "allow_networks",
+                "proxy",
+            ],
+        ),
         ("tags", &["revalidate", "resolve_deadline", "fallback_versions", "history", "rule"]),
         ("tls", &["cert_file", "key_file", "client_ca_file"]),
         ("auth", &["htpasswd_file", "allow_plain_http", "challenge_ping", "rule"]),
@@ -238,6 +249,31 @@ fn no_text_made_of_a_configuration_has_a_secret_in_it() {
     }
     let wrong = parse("[upstream.\"a.example\"]\nurl = \"https://larder:s3cret@a.example\"").unwrap_err();
     assert!(wrong.contains("***@a.example") && !wrong.contains("s3cret"), "{wrong}");
+}
+
+#[test]
+fn networks_that_may_be_allowed_reach_neither_the_board_nor_its_links() {
+    let parsed = |text: &str| parse(&format!("[fetch]\nallow_networks = [{text}]"));
+    let shown = parsed("\"198.18.0.0/15\", \"10.1.2.3/8\", \"fd00::/8\"").unwrap().to_toml();
+    assert!(shown.contains("allow_networks = [\"198.18.0.0/15\", \"10.0.0.0/8\", \"fd00::/8\"]"), "{shown}");
+    for never in [
+        "127.0.0.1/32",
+        "0.0.0.0/0",
+        "169.254.1.0/24",
+        "224.0.0.0/4",
+        "::/0",
+        "::1/128",
+        "fe80::/64",
+        "ff02::1/128",
+    ] {
+        let refused = parsed(&format!("\"{never}\"")).unwrap_err();
+        assert!(refused.contains("reaches this board itself"), "{never}: {refused}");
+    }
+    for nonsense in ["198.18.0.0", "198.18.0.0/33", "example.org/8", "10.0.0/8"] {
+        let refused = parsed(&format!("\"{nonsense}\"")).unwrap_err();
+        assert!(refused.contains("is no network such as"), "{nonsense}: {refused}");
+    }
+    assert!(parsed(&vec!["\"10.0.0.0/8\""; 65].join(",")).unwrap_err().contains("at most 64"));
 }
 
 #[test]

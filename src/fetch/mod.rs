@@ -46,6 +46,7 @@ use address::Address;
 use ask::RedirectLogins;
 use dial::Names;
 use holds::Holds;
+use ipnet::IpNet;
 use pace::Pace;
 use policy::Policy;
 use proxy::Proxies;
@@ -90,6 +91,7 @@ impl Upstreams {
             tls: trust::client_config(roots.clone())?,
             roots,
             proxies,
+            networks: config.fetch.allow_networks.clone(),
             names: Arc::new(Names::default()),
             pace: Arc::new(Pace::new(config.fetch.bandwidth)),
         };
@@ -148,6 +150,7 @@ struct CommonParts {
     roots: RootCertStore,
     tls: Arc<ClientConfig>,
     proxies: Arc<Proxies>,
+    networks: Vec<IpNet>,
     names: Arc<Names>,
     pace: Arc<Pace>,
 }
@@ -176,7 +179,8 @@ impl CommonParts {
         if let Some(realm) = &settings.realm {
             trusted.extend(Address::parse(realm).map(|address| (address.origin.host, address.origin.port)));
         }
-        let policy = Arc::new(Policy::new(&base.origin.host, settings.url_configured, trusted));
+        let policy =
+            Arc::new(Policy::new(&base.origin.host, settings.url_configured, trusted, self.networks.clone()));
         let tls = match &settings.ca_file {
             Some(path) => trust::client_config_with(&self.roots, path)?,
             None => self.tls.clone(),

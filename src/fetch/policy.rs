@@ -8,6 +8,7 @@ use super::address::looks_like_address;
 use super::failure::Obstacle;
 use crate::oci::quoted;
 use crate::sync::Mutex;
+use ipnet::IpNet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// How far an address reaches. A registry may send to another host of its own class and to public ones: one on the internet
@@ -65,6 +66,16 @@ fn reach_v6(v6: Ipv6Addr) -> Reach {
     }
 }
 
+/// What the owner can do about an address that is refused.
+fn way_out(address: IpAddr) -> &'static str {
+    let is_made_up = |v4: Ipv4Addr| v4.octets()[0] == 198 && reach_v4(v4) == Reach::Special;
+    match (reach(address), address.to_canonical()) {
+        (Reach::Lan, _) => "; fetch.allow_networks can allow its network",
+        (_, IpAddr::V4(v4)) if is_made_up(v4) => "; fetch.allow_networks can allow its network",
+        _ => "",
+    }
+}
+
 /// Which addresses one upstream's connections may go to.
 #[derive(Debug)]
 pub(super) struct Policy {
@@ -74,15 +85,26 @@ pub(super) struct Policy {
     /// Other hosts and ports written in the configuration or environment: the realm's, the proxies'. That a proxy runs on
     /// the board opens none of the board's other ports.
     trusted: Vec<(String, u16)>,
+    /// Networks of the configuration whose addresses count as public.
+    networks: Vec<IpNet>,
     /// The upstream's own class, once it is known: its storage and token hosts may be in it, too. One whose name moves from
     /// one class to another has none but the public one from then on.
     own: Mutex<Option<Reach>>,
 }
 
 impl Policy {
-    pub fn new(own_host: &str, configured: bool, trusted: Vec<(String, u16)>) -> Self {
-        let own = own_host.parse().ok().filter(|_| configured).map(reach);
-        Policy { own_host: own_host.to_owned(), configured, trusted, own: Mutex::new(own) }
+    pub fn new(own_host: &str, configured: bool, trusted: Vec<(String, u16)>, networks: Vec<IpNet>) -> Self {
+        let policy =
+            Policy { own_host: own_host.to_owned(), configured, trusted, networks, own: Mutex::new(None) };
+        let own = own_host.parse().ok().filter(|_| configured).map(|address| policy.reach(address));
+        Policy { own: Mutex::new(own), ..policy }
+    }
+
+    /// How far an address reaches here: what the owner has allowed is as good as public, wherever it is written.
+    fn reach(&self, address: IpAddr) -> Reach {
+        let class = reach(address);
+        let is_allowed = || self.networks.iter().any(|network| network.contains(&address.to_canonical()));
+        if class != Reach::Loopback && is_allowed() { Reach::Public } else { class }
     }
 
     /// The addresses of `host` that may be connected to; an error if that is none of them.
@@ -99,15 +121,19 @@ impl Policy {
         } else {
             let own = self.own_class();
             let may = |class: Reach| class == Reach::Public || class == own && class != Reach::Special;
-            addresses.into_iter().filter(|a| may(reach(a.ip()))).collect()
+            addresses.into_iter().filter(|a| may(self.reach(a.ip()))).collect()
         };
         match refused {
             // A hotel's portal or a broken resolver: the name is not to be had, and what is cached may answer.
             Some(address) if kept.is_empty() && host == self.own_host && host.parse::<IpAddr>().is_err() => {
-                Err(Obstacle::Name(format!("the name resolves to the private address {address}")))
+                Err(Obstacle::Name(format!(
+                    "the name resolves to the private address {address}{}",
+                    way_out(address)
+                )))
             }
             Some(address) if kept.is_empty() => Err(Obstacle::Address(format!(
-                "refused to connect to the private address {address}, which no configured upstream has"
+                "refused to connect to the private address {address}, which no configured upstream has{}",
+                way_out(address)
             ))),
             _ => Ok(kept),
         }
@@ -118,9 +144,9 @@ impl Policy {
     fn own_addresses(&self, mut addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
         let mut own = self.own.lock();
         if own.is_some_and(|class| class < Reach::Loopback) {
-            addresses.retain(|a| reach(a.ip()) != Reach::Loopback);
+            addresses.retain(|a| self.reach(a.ip()) != Reach::Loopback);
         }
-        let classes = addresses.iter().map(|a| reach(a.ip()));
+        let classes = addresses.iter().map(|a| self.reach(a.ip()));
         let (least, most) = (classes.clone().min(), classes.max());
         // A network's name may have a public address as well; any other mixture has no class.
         let class =
@@ -219,11 +245,11 @@ mod tests {
     #[test]
     fn private_addresses_need_a_configured_reason() {
         let at = |text: &str| vec![SocketAddr::new(text.parse().unwrap(), 443)];
-        let built_in = Policy::new("registry.example", false, vec![]);
+        let built_in = Policy::new("registry.example", false, vec![], vec![]);
         assert!(built_in.allowed("registry.example", at("10.0.0.1")).is_err());
         assert!(built_in.allowed("registry.example", at("8.8.8.8")).is_ok());
 
-        let configured = Policy::new("registry.example", true, vec![("proxy".into(), 443)]);
+        let configured = Policy::new("registry.example", true, vec![("proxy".into(), 443)], vec![]);
         assert!(configured.allowed("cdn.example", at("10.0.0.2")).is_err());
         assert!(configured.allowed("registry.example", at("10.0.0.1")).is_ok());
         assert!(configured.allowed("cdn.example", at("10.0.0.2")).is_ok());
@@ -248,7 +274,7 @@ mod tests {
     #[test]
     fn a_proxy_on_the_board_opens_its_own_port_only() {
         let at = |port: u16| vec![SocketAddr::new("127.0.0.1".parse().unwrap(), port)];
-        let policy = Policy::new("registry.example", true, vec![("127.0.0.1".into(), 3128)]);
+        let policy = Policy::new("registry.example", true, vec![("127.0.0.1".into(), 3128)], vec![]);
         assert!(policy.allowed("127.0.0.1", at(3128)).is_ok());
         assert!(policy.allowed("127.0.0.1", at(10_250)).is_err());
         assert!(policy.allowed_by_name("127.0.0.1", 10_250).is_err(), "nor by the proxy");
@@ -281,7 +307,7 @@ mod tests {
         ] {
             for named in [true, false] {
                 let host = if named { "registry.example" } else { own };
-                let policy = Policy::new(host, true, vec![]);
+                let policy = Policy::new(host, true, vec![], vec![]);
                 assert!(policy.allowed(host, at(own)).is_ok(), "{own} is configured");
                 let allowed = |to: &str| policy.allowed("other.example", at(to)).is_ok();
                 let found: String = to.map(|to| if allowed(to) { '#' } else { '.' }).iter().collect();
@@ -299,7 +325,7 @@ mod tests {
             policy.allowed("registry.example", to.iter().map(|to| at(to)).collect()).map(|kept| kept.len())
         };
         let other = |policy: &Policy, to: &str| policy.allowed("other.example", vec![at(to)]).is_ok();
-        let policy = Policy::new("registry.example", true, vec![]);
+        let policy = Policy::new("registry.example", true, vec![], vec![]);
         assert_eq!(ask(&policy, &["9.9.9.9"]).ok(), Some(1));
         assert!(matches!(ask(&policy, &["127.0.0.1"]), Err(Obstacle::Name(_))));
         assert!(!other(&policy, "127.0.0.1"));
@@ -307,11 +333,35 @@ mod tests {
         assert!(!other(&policy, "10.0.0.2"), "but then it is taken for a public one");
         assert_eq!(ask(&policy, &["9.9.9.9", "127.0.0.1"]).ok(), Some(1));
 
-        let dual = Policy::new("registry.example", true, vec![]);
+        let dual = Policy::new("registry.example", true, vec![], vec![]);
         assert_eq!(ask(&dual, &["192.168.1.5", "2606:4700::1"]).ok(), Some(2));
         assert!(other(&dual, "192.168.1.6") && !other(&dual, "127.0.0.1"));
-        let mixed = Policy::new("registry.example", true, vec![]);
+        let mixed = Policy::new("registry.example", true, vec![], vec![]);
         assert_eq!(ask(&mixed, &["9.9.9.9", "127.0.0.1"]).ok(), Some(2));
         assert!(!other(&mixed, "127.0.0.1"));
+    }
+
+    #[test]
+    fn networks_that_the_owner_allows_are_as_good_as_public() {
+        let networks = ["198.18.0.0/15", "10.0.0.0/8", "100.64.0.0/10", "fd00::/8"];
+        let networks: Vec<IpNet> = networks.iter().map(|network| network.parse().unwrap()).collect();
+        let at = |address: &str| vec![SocketAddr::new(address.parse().unwrap(), 443)];
+        for configured in [false, true] {
+            let plain = Policy::new("registry.example", configured, vec![], vec![]);
+            let allowing = Policy::new("registry.example", configured, vec![], networks.clone());
+            for address in ["198.18.3.4", "10.9.9.9", "100.100.0.1", "fd12::1", "::ffff:198.19.0.1"] {
+                // The registry itself, its storage and its token server.
+                for host in ["registry.example", "storage.example", "auth.example"] {
+                    assert!(allowing.allowed(host, at(address)).is_ok(), "{host} {address}");
+                }
+                let refused = plain.allowed("storage.example", at(address)).unwrap_err().to_string();
+                assert!(refused.contains("fetch.allow_networks"), "{refused}");
+            }
+            for address in
+                ["127.0.0.1", "169.254.169.254", "192.168.1.1", "::1", "fe80::1", "::ffff:127.0.0.1"]
+            {
+                assert!(allowing.allowed("storage.example", at(address)).is_err(), "{address}");
+            }
+        }
     }
 }

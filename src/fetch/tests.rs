@@ -157,6 +157,7 @@ fn config(url: &str) -> Config {
             header_timeout: Duration::from_secs(30),
             stall_timeout: Duration::from_secs(30),
             bandwidth: None,
+            allow_networks: Vec::new(),
             proxy: None,
         },
         tags: TagSettings {
