@@ -173,6 +173,9 @@ pub const SMALL_MANIFEST_BYTES_MAX: u64 = 16 * KIB;
 /// Content whose media type is remembered as its bytes parse; beyond that all is parsed again. Part of
 /// [`MEMORY_BASE_BYTES`].
 pub const PARSED_TYPES_MAX: usize = 1_024;
+/// Classes kept in memory of repositories that 0.1.0 left, where the disk takes no change; beyond that all are found again.
+/// Part of [`MEMORY_BASE_BYTES`].
+pub const FOUND_CLASSES_MAX: usize = 512;
 /// Sizes kept in memory of content that manifests name and the index does not, at about 250 bytes each. Part of
 /// [`MEMORY_BASE_BYTES`].
 pub const NAMED_BLOBS_MAX: usize = 2_048;

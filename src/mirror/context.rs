@@ -2,6 +2,7 @@
 //!
 //! It takes no decision. Work that may wait for the disk runs on the threads that are there for it ([`Context::blocking`]).
 
+use super::access::FoundClasses;
 use super::counters::Counters;
 use super::pulls::Pulls;
 use super::refusal::Refusal;
@@ -24,6 +25,7 @@ pub(super) struct Context {
     pub(super) kit: Option<Arc<Kit>>,
     pub(super) counters: Counters,
     pub(super) pulls: Pulls,
+    pub(super) found_classes: FoundClasses,
     stopping: AtomicBool,
 }
 
@@ -37,6 +39,7 @@ impl Context {
             kit,
             counters: Counters::default(),
             pulls: Pulls::default(),
+            found_classes: FoundClasses::default(),
             stopping: AtomicBool::new(false),
         }
     }

@@ -3,6 +3,7 @@
 //! A fill of another repository of the registry is joined, and left as soon as it serves badly. What is here and not for
 //! the repository that is asked is fetched like what is absent.
 
+use super::super::access::View;
 use super::super::context::{Context, unavailable};
 use super::super::fill::{FillPool, download_failed};
 use super::super::progress::{Demand, Fill, Phase};
@@ -70,13 +71,10 @@ impl Blobs {
     /// # Errors
     /// Upstream's own 404 and 401/403, and [`Refusal::Unavailable`] where it cannot be asked; [`Refusal::Busy`] if
     /// the queue for download slots is full.
-    pub(in crate::mirror) async fn blob(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-    ) -> Result<BlobSource, Refusal> {
+    pub(in crate::mirror) async fn blob(&self, view: &View, digest: &Digest) -> Result<BlobSource, Refusal> {
+        let repository = &view.repository;
         let upstream = self.context.upstream(&repository.registry)?;
-        let found = match self.look(repository, digest).await? {
+        let found = match self.look(view, digest).await? {
             Found::Here(blob) => self.verified(repository, digest, blob).await?,
             Found::Unconfirmed => {
                 let blob = self.confirm(&upstream, repository, digest).await?;
@@ -203,13 +201,10 @@ impl Blobs {
     ///
     /// # Errors
     /// As [`Blobs::blob`].
-    pub(in crate::mirror) async fn size(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-    ) -> Result<(u64, bool), Refusal> {
+    pub(in crate::mirror) async fn size(&self, view: &View, digest: &Digest) -> Result<(u64, bool), Refusal> {
+        let repository = &view.repository;
         let upstream = self.context.upstream(&repository.registry)?;
-        match self.look(repository, digest).await? {
+        match self.look(view, digest).await? {
             Found::Here(blob) => return Ok((blob.size, true)),
             // Upstream was asked for it, as for what is not here.
             Found::Unconfirmed => {
@@ -231,13 +226,13 @@ impl Blobs {
     }
 
     /// Looks for a blob, and for the stated size of one that is not here.
-    async fn look(&self, repository: &Repository, digest: &Digest) -> Result<Found, Refusal> {
+    async fn look(&self, view: &View, digest: &Digest) -> Result<Found, Refusal> {
         // Most blobs are public and their folder entry is in memory: then no other thread is needed.
         let opened = match self.context.store.open_blob_now(digest) {
-            Some(blob) if !blob.private => return Ok(Found::Here(blob)),
+            Some(blob) if blob.is_public() => return Ok(Found::Here(blob)),
             opened => opened,
         };
-        let (wanted, name) = (digest.clone(), repository.clone());
+        let (wanted, name) = (digest.clone(), view.clone());
         let look = move |context: &Context| {
             let found = match opened {
                 Some(blob) => judge(context, &name, &wanted, blob),

@@ -9,6 +9,7 @@ use super::super::fair::{Allotment, UplinkPlace, UplinkPlaces};
 use super::super::fill::download_failed;
 use super::super::progress::Fill;
 use super::super::refusal::{Missing, Refusal};
+use crate::auth::AccessClass;
 use crate::budget;
 use crate::fetch::Upstream;
 use crate::oci::{Digest, Hasher, Repository};
@@ -54,6 +55,8 @@ struct UncachedBlob {
     upstream: Arc<Upstream>,
     repository: Repository,
     digest: Digest,
+    /// The class of what the upstream gives for this.
+    class: AccessClass,
     /// The size that a manifest states.
     stated: Option<u64>,
 }
@@ -91,7 +94,8 @@ impl Streams {
         log::warn!("{digest} of {repository} is streamed and not stored: {cause}");
         let (context, repository, digest) = (Arc::clone(&self.context), repository.clone(), digest.clone());
         let (registry, wanted) = (repository.registry.clone(), digest.clone());
-        let blob = UncachedBlob { context, upstream, repository, digest, stated };
+        let class = context.class_of(&repository.registry);
+        let blob = UncachedBlob { context, upstream, repository, digest, class, stated };
         let (opened, total) = oneshot::channel();
         let (pieces, received) = mpsc::channel(budget::STREAM_PIECES);
         std::thread::Builder::new()
@@ -157,7 +161,7 @@ impl UncachedBlob {
         let read = |buffer: &mut [u8]| stream.read(buffer).map_err(|failure| failure.to_string());
         match pass_on(read, &self.digest, total, pieces) {
             Ok(true) => {
-                if let Err(problem) = self.context.proven(&self.repository, &self.digest) {
+                if let Err(problem) = self.context.proven(&self.repository, &self.digest, self.class) {
                     log::warn!(
                         "{} holds {}, which could not be saved: {problem}",
                         self.repository,

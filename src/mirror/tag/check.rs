@@ -1,9 +1,10 @@
 //! Checks: asking upstream which digest a tag is, and moving the pointers by the answer. Runs on lanes.
 
+use super::super::access::View;
 use super::resolve::Tags;
 use crate::budget;
 use crate::fetch::{Failure, Upstream};
-use crate::oci::{Digest, Kind, ManifestRef, Repository, Tag};
+use crate::oci::{Digest, Kind, ManifestRef, Tag};
 use crate::store::{Observation, VersionSource};
 use std::sync::Arc;
 use std::time::Instant;
@@ -24,24 +25,19 @@ impl Tags {
     pub(super) fn begin_check(
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,
-        repository: &Repository,
+        view: &View,
         tag: &Tag,
     ) -> Result<Wait<Result<UpstreamDigest, Failure>>, QueueFull> {
         let (tags, asked) = (Arc::clone(self), Arc::clone(upstream));
-        let (question, key) = ((repository.clone(), tag.clone()), (repository.clone(), tag.clone()));
+        let (question, key) = ((view.clone(), tag.clone()), (view.clone(), tag.clone()));
         let lanes = self.questions.lanes(upstream)?;
-        let of = repository.name.to_string();
+        let of = view.name.to_string();
         self.checks.join(lanes, &of, &key, move || tags.check(&asked, &question.0, &question.1))
     }
 
     /// Asks an upstream that is down in the background, but not too often: there are registries whose `/v2/`, which probes
     /// ask for, fails while their manifests can be had.
-    pub(super) fn check_in_background(
-        self: &Arc<Self>,
-        upstream: &Arc<Upstream>,
-        repository: &Repository,
-        tag: &Tag,
-    ) {
+    pub(super) fn check_in_background(self: &Arc<Self>, upstream: &Arc<Upstream>, view: &View, tag: &Tag) {
         let now = Instant::now();
         let due = {
             let mut last = self.last_background_check.lock();
@@ -53,17 +49,13 @@ impl Tags {
             due
         };
         if due {
-            let _ = self.begin_check(upstream, repository, tag);
+            let _ = self.begin_check(upstream, view, tag);
         }
     }
 
     /// Asks upstream for a tag and moves the pointers.
-    fn check(
-        &self,
-        upstream: &Upstream,
-        repository: &Repository,
-        tag: &Tag,
-    ) -> Result<UpstreamDigest, Failure> {
+    fn check(&self, upstream: &Upstream, view: &View, tag: &Tag) -> Result<UpstreamDigest, Failure> {
+        let repository = &view.repository;
         let reference = ManifestRef::Tag(tag.clone());
         let head = upstream.head_manifest(&repository.name, &reference)?;
         let (answer, date, endpoint) = match head.digest {
