@@ -5,7 +5,7 @@
 //! of others is absent. [`Closures`] remembers which content a manifest names, because that cannot change, but looks for
 //! each blob every time. Failure is the store's.
 
-use crate::auth::Clearance;
+use crate::auth::{AccessClass, Clearance};
 use crate::budget;
 use crate::config::Config;
 use crate::oci::{Descriptor, Digest, Kind, Manifest, Platform, Repository};
@@ -78,6 +78,31 @@ impl Closure {
         self.absent.extend(other.absent);
         self.unknown |= other.unknown;
     }
+}
+
+/// Makes public what of the closure of `root` is here and belongs to a repository: its registry shows the root to everybody,
+/// or the owner says that it is for everybody. `private_too`: not only what is of unknown origin.
+///
+/// # Errors
+/// The store's.
+pub fn open_to_everybody(
+    store: &Store,
+    config: &Config,
+    repository: &Repository,
+    root: &Digest,
+    private_too: bool,
+) -> Result<(), StoreError> {
+    let closure = Closures::new(store, config).of(repository, root)?;
+    if !closure.present.contains_key(root) {
+        return Ok(());
+    }
+    for digest in closure.present.keys() {
+        let class = store.open_blob(digest)?.map(|blob| blob.class);
+        if class == Some(AccessClass::Unproven) || private_too && class == Some(AccessClass::Private) {
+            store.make_public(digest)?;
+        }
+    }
+    store.mark_public(repository)
 }
 
 /// How much of a manifest's content is on the disk.

@@ -14,8 +14,6 @@ use crate::budget;
 use crate::kit::Kit;
 use crate::oci::{Digest, RegistryName, Repository};
 use crate::store::{Blob, StoreError, TagRecord, TagVersion, VersionSource};
-use crate::sync::Mutex;
-use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -70,15 +68,21 @@ impl Deref for View {
     }
 }
 
-/// The classes that were found for repositories of which none is written down, where the disk takes no change.
-#[derive(Default)]
-pub(super) struct FoundClasses(Mutex<HashMap<Repository, AccessClass>>);
-
 impl Context {
     /// The access class of content from a registry.
     pub(super) fn class_of(&self, registry: &RegistryName) -> AccessClass {
         let private = self.upstreams.find(registry).is_some_and(|upstream| upstream.is_private());
         AccessClass::of_upstream(private)
+    }
+
+    /// Whether what a registry gives is public only as far as it shows it to everybody.
+    pub(super) fn needs_proof(&self, registry: &RegistryName) -> bool {
+        self.upstreams.find(registry).is_some_and(|upstream| upstream.anonymous().is_some())
+    }
+
+    /// The class of what a registry gives whatever it shows to everybody.
+    pub(super) fn class_without_proof(&self, registry: &RegistryName) -> AccessClass {
+        if self.needs_proof(registry) { AccessClass::Private } else { self.class_of(registry) }
     }
 
     /// Whether `viewer` may see the repositories of a registry.
@@ -147,7 +151,7 @@ impl Context {
 
     /// Whether what is known of a repository was fetched with credentials that the configuration does not have any more.
     pub(super) fn has_lost_login(&self, repository: &Repository) -> Result<bool, StoreError> {
-        let public = self.class_of(&repository.registry) == AccessClass::Public;
+        let public = self.class_without_proof(&repository.registry) == AccessClass::Public;
         Ok(public && self.known_class(repository)? == AccessClass::Private)
     }
 
@@ -168,7 +172,12 @@ impl Context {
     /// Whether a version of a tag may be named whether its manifest is here and may be seen or not: who named it, named it to
     /// everybody.
     fn shows_names(&self, view: &View, version: &TagVersion) -> bool {
-        version.source != VersionSource::Import || view.clearance.unproven
+        match version.source {
+            VersionSource::Import => view.clearance.unproven,
+            VersionSource::Upstream | VersionSource::Peer => {
+                view.clearance.private || !self.needs_proof(&view.registry)
+            }
+        }
     }
 
     /// The class of a repository. 0.1.0 wrote none: what is found once is remembered.
@@ -179,11 +188,14 @@ impl Context {
         if let Some(class) = self.store.repository_class(repository)? {
             return Ok(class);
         }
-        if let Some(class) = self.found_classes.0.lock().get(repository) {
+        if let Some(class) = self.found_classes.lock().get(repository) {
             return Ok(*class);
         }
         let manifests = self.store.manifests(repository)?;
-        let mut class = AccessClass::Public;
+        let mut class = match manifests.is_empty() {
+            true => self.class_without_proof(&repository.registry),
+            false => AccessClass::Public,
+        };
         for manifest in &manifests {
             class = self.store.open_blob(&manifest.digest)?.map_or(class, |blob| class.max(blob.class));
             if class != AccessClass::Public {
@@ -191,7 +203,7 @@ impl Context {
             }
         }
         if !manifests.is_empty() && self.store.note_class(repository, class).is_err() {
-            let mut found = self.found_classes.0.lock();
+            let mut found = self.found_classes.lock();
             if found.len() >= budget::FOUND_CLASSES_MAX {
                 found.clear();
             }

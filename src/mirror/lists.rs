@@ -71,9 +71,7 @@ impl Lists {
             return Ok(Page { names: Vec::new(), more: false, stale: None });
         }
         let answer = self
-            .list(&repository.registry, &repository.name.to_string(), move |upstream| {
-                upstream.list_tags(&name, Some(limit), wanted.last.as_deref())
-            })
+            .list(view, move |upstream| upstream.list_tags(&name, Some(limit), wanted.last.as_deref()))
             .await?;
         let cause = match answer {
             Ok(page) => return Ok(Page { names: page.names, more: page.more, stale: None }),
@@ -106,8 +104,11 @@ impl Lists {
         let cause = match registry {
             Some(registry) => {
                 let wanted = page.clone();
+                let asked = self.context.upstream(registry)?;
+                // Of what a login shows besides what everybody sees, nobody is told which repositories there are.
+                let asked = asked.anonymous().cloned().unwrap_or(asked);
                 let answer = self
-                    .list(registry, "", move |upstream| upstream.catalog(Some(limit), wanted.last.as_deref()))
+                    .ask(asked, "", move |upstream| upstream.catalog(Some(limit), wanted.last.as_deref()))
                     .await?;
                 match answer {
                     Ok(page) => return Ok(Page { names: page.names, more: page.more, stale: None }),
@@ -139,11 +140,8 @@ impl Lists {
     ) -> Result<ReferrerIndex, Refusal> {
         let repository = &view.repository;
         let (name, wanted, filter) = (repository.name.clone(), digest.clone(), artifact_type.clone());
-        let answer = self
-            .list(&repository.registry, &repository.name.to_string(), move |upstream| {
-                upstream.referrers(&name, &wanted, filter.as_deref())
-            })
-            .await?;
+        let answer =
+            self.list(view, move |upstream| upstream.referrers(&name, &wanted, filter.as_deref())).await?;
         let stale = match answer {
             Ok(found) => {
                 let ReferrerList { bytes, filtered, place } = found;
@@ -166,14 +164,24 @@ impl Lists {
         Ok(ReferrerIndex { bytes: index.into_bytes(), filtered, stale, place: None })
     }
 
-    /// Asks upstream for a list unless it is known to be down. `of`: the repository, or nothing.
+    /// Asks upstream for a list of a repository, as who sees it.
     async fn list<T: Send + 'static>(
         &self,
-        registry: &RegistryName,
+        view: &View,
+        question: impl FnOnce(&Upstream) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<Result<T, Failure>, Refusal> {
+        let upstream = self.context.upstream(&view.registry)?;
+        let anonymous = upstream.anonymous().filter(|_| !view.clearance.private).cloned();
+        self.ask(anonymous.unwrap_or(upstream), &view.name.to_string(), question).await
+    }
+
+    /// Asks upstream for a list unless it is known to be down. `of`: the repository, or nothing.
+    async fn ask<T: Send + 'static>(
+        &self,
+        upstream: Arc<Upstream>,
         of: &str,
         question: impl FnOnce(&Upstream) -> Result<T, Failure> + Send + 'static,
     ) -> Result<Result<T, Failure>, Refusal> {
-        let upstream = self.context.upstream(registry)?;
         if upstream.link().is_known_down() {
             return Ok(Err(outage(&upstream)));
         }

@@ -10,6 +10,7 @@
 //! | `content` | manifests and blobs, uncached streams, repair |
 //! | `fill` | the download slots |
 //! | `reserve`, `verify` | room on the disk; hashing unverified blobs |
+//! | `proof` | what a registry shows to everybody, where a login only lifts a rate limit |
 //! | `progress`, `questions`, `single_flight`, `lane` | the progress of fills; short questions, each asked once |
 //! | `fair` | how the places of a pool are shared out |
 //! | `context`, `access`, `counters`, `pulls`, `refusal` | what all parts share; who may see what; what is counted |
@@ -31,6 +32,7 @@ mod maintenance;
 mod parts;
 mod peers;
 mod progress;
+mod proof;
 mod pulls;
 mod questions;
 mod refusal;

@@ -11,7 +11,7 @@ use larder::demo::upstream::{FaultyRegistry as Upstream, LoginDemand as Login};
 use larder::oci::Digest;
 use std::os::unix::fs::PermissionsExt;
 
-fn private_upstream(image: &Image) -> Upstream {
+pub fn private_upstream(image: &Image) -> Upstream {
     let upstream = upstream_with(image);
     upstream.login(Login::Basic("alice".into(), "s3cret".into()));
     upstream
@@ -27,21 +27,21 @@ fn sections(registries: &[(&str, &Upstream, bool)], credentials: &str) -> String
 }
 
 /// Whether everybody may read the file of some content.
-fn is_open(board: &Board, digest: &Digest) -> bool {
+pub fn is_open(board: &Board, digest: &Digest) -> bool {
     let path = board.data().join("blobs/sha256").join(digest.hex());
     std::fs::metadata(path).unwrap().permissions().mode() & 0o077 != 0
 }
 
-fn blob(digest: &Digest, registry: &str) -> String {
+pub fn blob(digest: &Digest, registry: &str) -> String {
     format!("/v2/lab/app/blobs/{digest}?ns={registry}")
 }
 
-fn manifest(reference: impl std::fmt::Display, registry: &str) -> String {
+pub fn manifest(reference: impl std::fmt::Display, registry: &str) -> String {
     format!("/v2/lab/app/manifests/{reference}?ns={registry}")
 }
 
 /// Pulls all of an image, as the platform of the tests does.
-fn pull(board: &Board, image: &Image, registry: &str) {
+pub fn pull(board: &Board, image: &Image, registry: &str) {
     board.request("GET", &manifest("latest", registry), &[BOARD]).body().unwrap();
     for digest in image.manifests.keys() {
         let answer = board.request("GET", &manifest(digest, registry), &[BOARD]);
@@ -310,7 +310,7 @@ fn what_is_streamed_because_the_disk_is_full_proves_as_much() {
 }
 
 /// All that a client is told by an answer.
-fn told(mut answer: Answer) -> String {
+pub fn told(mut answer: Answer) -> String {
     let (status, mut headers, mut body) = (answer.status, answer.headers.clone(), Vec::new());
     let read = std::io::Read::read_to_end(&mut answer, &mut body).map_err(|e| e.kind()).map(drop);
     // A body says how long an upstream has been away, which is of one digit or of two.
@@ -320,7 +320,7 @@ fn told(mut answer: Answer) -> String {
 }
 
 /// The same without what differs from second to second.
-fn seen(answer: Answer) -> String {
+pub fn seen(answer: Answer) -> String {
     let text = told(answer);
     let mut parts = text.split("unreachable for ");
     let first = parts.next().unwrap_or_default().to_owned();
@@ -330,7 +330,7 @@ fn seen(answer: Answer) -> String {
 }
 
 /// Every road to an image, and to nothing.
-fn roads(image: &Image, signature: &Image, registry: &str) -> Vec<(&'static str, String)> {
+pub fn roads(image: &Image, signature: &Image, registry: &str) -> Vec<(&'static str, String)> {
     let mut roads = Vec::new();
     for method in ["GET", "HEAD"] {
         for reference in ["latest".to_owned(), "never".to_owned(), "second".to_owned()] {
@@ -354,19 +354,19 @@ fn roads(image: &Image, signature: &Image, registry: &str) -> Vec<(&'static str,
 }
 
 /// A board that has private images, and its twin which has none of them; of both the same is configured.
-struct Twins {
-    holder: Board,
-    absent: Board,
+pub struct Twins {
+    pub holder: Board,
+    pub absent: Board,
 }
 
 impl Twins {
-    fn configure(&self, config: &str) {
+    pub fn configure(&self, config: &str) {
         for board in [&self.holder, &self.absent] {
             std::fs::write(board.folder().join("larder.toml"), config).unwrap();
         }
     }
 
-    fn restart(&mut self) {
+    pub fn restart(&mut self) {
         for board in [&mut self.holder, &mut self.absent] {
             board.stop();
             board.start_again();
@@ -374,7 +374,12 @@ impl Twins {
     }
 
     /// Asks both on every road; the roads on which they can be told apart, or that have something of the image.
-    fn differences(&self, roads: &[(&str, String)], logins: &[&[(&str, &str)]], state: &str) -> Vec<String> {
+    pub fn differences(
+        &self,
+        roads: &[(&str, String)],
+        logins: &[&[(&str, &str)]],
+        state: &str,
+    ) -> Vec<String> {
         let mut found = Vec::new();
         for (method, path) in roads {
             for login in logins {

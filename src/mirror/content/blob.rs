@@ -7,6 +7,7 @@ use super::super::access::View;
 use super::super::context::{Context, unavailable};
 use super::super::fill::{FillPool, download_failed};
 use super::super::progress::{Demand, Fill, Phase};
+use super::super::proof::Proofs;
 use super::super::questions::Questions;
 use super::super::refusal::{Missing, Refusal};
 use super::super::verify::Verifier;
@@ -55,6 +56,14 @@ enum Found {
     Unconfirmed,
 }
 
+/// Where a blob is fetched.
+struct Source {
+    upstream: Arc<Upstream>,
+    class: AccessClass,
+    /// What is known of its size may be used.
+    named: bool,
+}
+
 /// Blobs.
 pub(in crate::mirror) struct Blobs {
     pub(in crate::mirror) context: Arc<Context>,
@@ -63,6 +72,7 @@ pub(in crate::mirror) struct Blobs {
     pub(in crate::mirror) fills: Arc<FillPool>,
     pub(in crate::mirror) streams: Arc<Streams>,
     pub(in crate::mirror) named: Arc<NamedBlobs>,
+    pub(in crate::mirror) proofs: Arc<Proofs>,
 }
 
 impl Blobs {
@@ -83,14 +93,14 @@ impl Blobs {
                     found => found,
                 }
             }
-            Found::Absent(stated) => return self.fetch(&upstream, repository, digest, stated).await,
+            Found::Absent(stated) => return self.fetch(&upstream, view, digest, stated).await,
         };
         match found {
             Some(source) => Ok(source),
             // It was corrupt, and is not here any more.
             None => {
                 let stated = self.link(repository, digest).await?.and_then(|link| link.size);
-                self.fetch(&upstream, repository, digest, stated).await
+                self.fetch(&upstream, view, digest, stated).await
             }
         }
     }
@@ -99,23 +109,34 @@ impl Blobs {
     async fn fetch(
         &self,
         upstream: &Arc<Upstream>,
-        repository: &Repository,
+        view: &View,
         digest: &Digest,
         stated: Option<u64>,
     ) -> Result<BlobSource, Refusal> {
+        let repository = &view.repository;
         if upstream.link().is_known_down() && self.context.live_kit(&repository.registry).is_none() {
             return Err(unavailable(upstream, digest));
         }
-        let stated = stated.or_else(|| self.named.size(repository, digest));
+        let Source { upstream, class, named } = self.source(upstream, view, digest).await?;
+        if class == AccessClass::Public
+            && self.context.needs_proof(&repository.registry)
+            && let Found::Here(blob) = self.look(view, digest).await?
+            && let Some(source) = self.verified(repository, digest, blob).await?
+        {
+            return Ok(source);
+        }
+        let (upstream, stated) = (&upstream, stated.filter(|_| named));
+        let stated = stated.or_else(|| self.named.size(repository, digest)).filter(|_| named);
         // What no verified manifest names is passed on and not kept, but for what has no length to be promised.
         if stated.is_none() && self.context.store.has_index() {
             let cause = "no manifest that is here names it";
-            let streamed = self.streams.stream_uncached(repository, digest, None, cause).await?;
+            let from = (Arc::clone(upstream), class);
+            let streamed = self.streams.stream_uncached(from, repository, digest, None, cause).await?;
             if let Some((total, pieces)) = streamed {
                 return Ok(BlobSource::Uncached { total, pieces });
             }
         }
-        let (fill, joined) = self.fills.begin(repository, digest, stated, Demand::Client)?;
+        let (fill, joined) = self.fills.begin(repository, (digest, class), stated, Demand::Client)?;
         let trusted = fill.repository == *repository && (stated.is_none() || stated == fill.stated());
         if trusted {
             return self.follow(fill, joined, repository, stated, budget::MISS_WAIT_MAX).await;
@@ -123,7 +144,7 @@ impl Blobs {
         match self.join(upstream, fill, repository, digest, stated).await? {
             Some(source) => Ok(source),
             None => {
-                let (fill, joined) = self.fills.begin_apart(repository, digest, stated)?;
+                let (fill, joined) = self.fills.begin_apart(repository, (digest, class), stated)?;
                 self.follow(fill, joined, repository, stated, budget::MISS_WAIT_MAX).await
             }
         }
@@ -182,7 +203,8 @@ impl Blobs {
                 None => Err(Refusal::not_here(Missing::Blob, digest)),
             },
             Err(Refusal::NotStored(cause)) => {
-                let streamed = self.streams.stream_uncached(repository, digest, stated, &cause).await?;
+                let from = (self.context.upstream(&repository.registry)?, fill.key.class);
+                let streamed = self.streams.stream_uncached(from, repository, digest, stated, &cause).await?;
                 let (total, pieces) = streamed.ok_or(Refusal::NotStored(cause))?;
                 Ok(BlobSource::Uncached { total, pieces })
             }
@@ -212,16 +234,48 @@ impl Blobs {
             }
             Found::Absent(_) => {}
         }
-        let fill = self.fills.find(repository, digest).filter(|fill| fill.repository == *repository);
-        if let Some(total) = fill.and_then(|fill| fill.follow().borrow().total) {
-            return Ok((total, false));
-        }
         if upstream.link().is_known_down() {
             return Err(unavailable(&upstream, digest));
+        }
+        let Source { upstream, class, .. } = self.source(&upstream, view, digest).await?;
+        let fill = self.fills.find(repository, digest, class).filter(|fill| fill.repository == *repository);
+        if let Some(total) = fill.and_then(|fill| fill.follow().borrow().total) {
+            return Ok((total, false));
         }
         match self.ask_size(&upstream, repository, digest).await? {
             Some(size) => Ok((size, false)),
             None => Err(Refusal::Unavailable(format!("{} states no size for {digest}", repository.registry))),
+        }
+    }
+
+    /// Where a blob is fetched for a view. Where everybody has only what is shown to everybody, the registry must show what
+    /// names it; else it is asked as everybody, and its answer is theirs.
+    async fn source(
+        &self,
+        upstream: &Arc<Upstream>,
+        view: &View,
+        digest: &Digest,
+    ) -> Result<Source, Refusal> {
+        let registry = &view.repository.registry;
+        let Some(anonymous) = upstream.anonymous() else {
+            let class = self.context.class_of(registry);
+            return Ok(Source { upstream: Arc::clone(upstream), class, named: true });
+        };
+        let (proofs, twin) = (Arc::clone(&self.proofs), Arc::clone(anonymous));
+        let (name, wanted) = (view.repository.clone(), digest.clone());
+        let ask = move |_: &Upstream| proofs.blob_shown(&twin, &name, &wanted);
+        let shown = self.questions.ask(upstream, &view.name.to_string(), ask).await?;
+        match shown {
+            Ok(true) => {
+                Ok(Source { upstream: Arc::clone(upstream), class: AccessClass::Public, named: true })
+            }
+            _ if view.clearance.private => {
+                Ok(Source { upstream: Arc::clone(upstream), class: AccessClass::Private, named: true })
+            }
+            Ok(false) => {
+                Ok(Source { upstream: Arc::clone(anonymous), class: AccessClass::Public, named: false })
+            }
+            Err(failure) => Err(Refusal::from_failure(&failure, Missing::Blob)),
         }
     }
 
@@ -272,7 +326,8 @@ impl Blobs {
             return Ok(sound.then_some(BlobSource::Hit(blob)));
         }
         let total = blob.size;
-        let key = self.fills.key(repository, digest);
+        let class = self.context.class_without_proof(&repository.registry);
+        let key = self.fills.key(repository, digest, class);
         let (verifier, name) = (Arc::clone(&self.verifier), repository.clone());
         let begun = self.context.blocking(move |_| Ok(verifier.begin(&key, &name, blob))).await?;
         if let Some(fill) = begun? {

@@ -7,6 +7,7 @@
 use super::super::access::View;
 use super::super::context::{Arrivals, Context, outage_text, unavailable};
 use super::super::counters::ByteSource;
+use super::super::proof::Proofs;
 use super::super::questions::{Questions, question_failed, queue_full};
 use super::super::refusal::{Missing, Refusal};
 use super::super::reserve::Reserve;
@@ -103,6 +104,7 @@ pub(in crate::mirror) struct Manifests {
     pub(in crate::mirror) arrivals: Arc<dyn Arrivals>,
     pub(in crate::mirror) named: Arc<NamedBlobs>,
     pub(in crate::mirror) asked: AskedManifests,
+    pub(in crate::mirror) proofs: Arc<Proofs>,
 }
 
 impl Manifests {
@@ -329,11 +331,16 @@ impl Manifests {
         if changed && let Ok(Some(_)) = self.read(view, digest, None) {
             return Ok(ManifestOutcome { source: ByteSource::Fill, held: Held::OnDisk });
         }
+        let class = self.proofs.manifest_class(upstream, view, digest);
+        let class = class.map_err(|failure| Refusal::from_failure(&failure, Missing::Manifest))?;
+        // What is shown to everybody may be here already.
+        if let Ok(Some(_)) = self.read(view, digest, None) {
+            return Ok(ManifestOutcome { source: ByteSource::Cache, held: Held::OnDisk });
+        }
         match upstream.fetch_manifest(&repository.name, &ManifestRef::Digest(digest.clone())) {
             Ok(fetched) => {
-                let stored = self.store(upstream, repository, &fetched);
+                let stored = self.store(repository, &fetched, class);
                 let (digest, media_type) = (&fetched.digest, &fetched.media_type);
-                let class = self.context.class_of(&repository.registry);
                 self.outcome(ByteSource::Fill, stored, (repository, digest), media_type, fetched.bytes, class)
             }
             Err(failure) if failure.is_outage() => {
@@ -402,22 +409,21 @@ impl Manifests {
     /// question does not fail.
     pub(in crate::mirror) fn keep(
         &self,
-        upstream: &Upstream,
         repository: &Repository,
         fetched: &FetchedManifest,
+        class: AccessClass,
     ) {
-        if let Err(problem) = self.store(upstream, repository, fetched) {
+        if let Err(problem) = self.store(repository, fetched, class) {
             log::warn!("manifest {} of {repository} was not stored: {problem}", fetched.digest);
         }
     }
 
     fn store(
         &self,
-        upstream: &Upstream,
         repository: &Repository,
         fetched: &FetchedManifest,
+        class: AccessClass,
     ) -> Result<(), StoreError> {
-        let class = AccessClass::of_upstream(upstream.is_private());
         self.put(repository, &fetched.digest, &fetched.media_type, &fetched.bytes, class)?;
         self.arrivals.arrived(repository, &fetched.digest);
         Ok(())
@@ -438,7 +444,12 @@ impl Manifests {
         }
         drop(turn);
         self.reserve.with_room_for_manifest(digest, bytes.len() as u64, || {
-            self.context.store.put_manifest(repository, digest, media_type, bytes, class)
+            let store = &self.context.store;
+            if class == AccessClass::Private && self.context.needs_proof(&repository.registry) {
+                store.put_private_manifest(repository, digest, media_type, bytes)
+            } else {
+                store.put_manifest(repository, digest, media_type, bytes, class)
+            }
         })
     }
 }

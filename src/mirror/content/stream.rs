@@ -78,23 +78,22 @@ impl Streams {
     }
 
     /// Streams a blob: its size, and its pieces from the first byte on. `None`: neither a manifest nor upstream states its
-    /// size. `cause`: why it is not stored.
+    /// size. `upstream` gives it to who may read content of `class`. `cause`: why it is not stored.
     ///
     /// # Errors
     /// As for any blob; [`Refusal::Busy`] when all slots are in use.
     pub(super) async fn stream_uncached(
         &self,
+        (upstream, class): (Arc<Upstream>, AccessClass),
         repository: &Repository,
         digest: &Digest,
         stated: Option<u64>,
         cause: &str,
     ) -> Result<Option<(u64, Pieces)>, Refusal> {
-        let upstream = self.context.upstream(&repository.registry)?;
         let slot = self.slots.wait(repository, budget::STREAM_WAIT_MAX).await.ok_or_else(Streams::busy)?;
         log::warn!("{digest} of {repository} is streamed and not stored: {cause}");
         let (context, repository, digest) = (Arc::clone(&self.context), repository.clone(), digest.clone());
         let (registry, wanted) = (repository.registry.clone(), digest.clone());
-        let class = context.class_of(&repository.registry);
         let blob = UncachedBlob { context, upstream, repository, digest, class, stated };
         let (opened, total) = oneshot::channel();
         let (pieces, received) = mpsc::channel(budget::STREAM_PIECES);
@@ -124,7 +123,8 @@ impl Streams {
         total: u64,
         cause: &str,
     ) -> Result<Pieces, Refusal> {
-        match self.stream_uncached(repository, fill.digest(), fill.stated(), cause).await? {
+        let from = (self.context.upstream(&repository.registry)?, fill.key.class);
+        match self.stream_uncached(from, repository, fill.digest(), fill.stated(), cause).await? {
             Some((offered, pieces)) if offered == total => Ok(pieces),
             _ => Err(Refusal::Unavailable(format!("{} changed its size", fill.digest()))),
         }

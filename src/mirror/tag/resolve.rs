@@ -8,6 +8,7 @@ use super::super::access::View;
 use super::super::content::{ManifestAnswer, ManifestContent, Manifests, SmallManifest};
 use super::super::context::{Context, outage_text, reach};
 use super::super::counters::ByteSource;
+use super::super::proof::Proofs;
 use super::super::questions::{QUEUE_FULL, Questions, question_failed};
 use super::super::refusal::{Missing, Refusal};
 use super::super::single_flight::SingleFlight;
@@ -55,6 +56,7 @@ pub(in crate::mirror) struct Tags {
     pub(super) manifests: Arc<Manifests>,
     pub(super) table: Arc<TagTable>,
     pub(super) settler: Arc<Settler>,
+    pub(super) proofs: Arc<Proofs>,
     pub(super) checks: SingleFlight<(View, Tag), Result<UpstreamDigest, Failure>>,
     /// When an upstream that is down was last asked in the background.
     pub(super) last_background_check: Mutex<HashMap<RegistryName, Instant>>,
@@ -120,9 +122,10 @@ impl Tags {
         manifests: Arc<Manifests>,
         table: Arc<TagTable>,
         settler: Arc<Settler>,
+        proofs: Arc<Proofs>,
     ) -> Tags {
         let (checks, last_background_check) = (SingleFlight::default(), Mutex::default());
-        Tags { context, questions, manifests, table, settler, checks, last_background_check }
+        Tags { context, questions, manifests, table, settler, proofs, checks, last_background_check }
     }
 
     /// Answers a tag. `head`: the manifest's bytes are not wanted. `may_ask`: upstream may be asked for this client.
