@@ -279,7 +279,8 @@ impl UpstreamSettings {
         self.has_login() && self.access == UpstreamAccess::Public
     }
 
-    fn has_login(&self) -> bool {
+    /// Whether credentials are configured.
+    pub fn has_login(&self) -> bool {
         self.endpoints.iter().any(|endpoint| endpoint.credentials.is_some())
     }
 

@@ -56,7 +56,7 @@ pub fn pull(board: &Board, image: &Image, registry: &str) {
 }
 
 /// The same names with other bytes: so many.
-fn forged(image: &Image, bytes: usize) -> Image {
+pub fn forged(image: &Image, bytes: usize) -> Image {
     let mut forged = image.clone();
     forged.blobs.values_mut().for_each(|blob| *blob = vec![0x66; bytes].into());
     forged.manifests.values_mut().for_each(|(_, manifest)| *manifest = vec![0x66; bytes].into());
