@@ -357,7 +357,7 @@ fn login_lines(name: &str, has_login: bool) -> String {
         "wait, or have more pulls with another plan; tags.revalidate asks less often".to_owned()
     } else {
         format!(
-            "set username, password_file and access = \"public\" in [upstream.\"{name}\"]: a login has a limit of its own"
+            "set username and password_file in [upstream.\"{name}\"], with access = \"public\": a login has a limit of its own"
         )
     }
 }

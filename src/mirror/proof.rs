@@ -8,7 +8,7 @@
 //! Content of unknown origin becomes public by the same question.
 
 use super::access::View;
-use super::context::Context;
+use super::context::{Context, outage};
 use crate::auth::AccessClass;
 use crate::budget::{NAMING_MANIFESTS_MAX, PROOF_AGE_MAX, PROOFS_ASKED_MAX, PROOFS_MAX};
 use crate::fetch::{Failure, Upstream};
@@ -171,7 +171,9 @@ impl Proofs {
             }
         };
         let asking = Asking { proofs: self, root, question };
-        let answer = self.judge(&asking.root, anonymous.shows(&asking.root.0.name, &asking.root.1));
+        let down = anonymous.link().is_known_down().then(|| outage(anonymous));
+        let answer = down.map_or_else(|| anonymous.shows(&asking.root.0.name, &asking.root.1), Err);
+        let answer = self.judge(&asking.root, answer);
         asking.end(answer)
     }
 

@@ -127,13 +127,18 @@ impl Blobs {
         }
         let (upstream, stated) = (&upstream, stated.filter(|_| named));
         let stated = stated.or_else(|| self.named.size(repository, digest)).filter(|_| named);
-        // What no verified manifest names is passed on and not kept, but for what has no length to be promised.
-        if stated.is_none() && self.context.store.has_index() {
+        // What no verified manifest names is passed on and not kept, but for what has no length to be promised, and never what
+        // is not known to be shown to everybody: the login would fetch it.
+        if !named || stated.is_none() && self.context.store.has_index() {
             let cause = "no manifest that is here names it";
             let from = (Arc::clone(upstream), class);
             let streamed = self.streams.stream_uncached(from, repository, digest, None, cause).await?;
             if let Some((total, pieces)) = streamed {
                 return Ok(BlobSource::Uncached { total, pieces });
+            }
+            if !named {
+                let text = format!("{} states no size for {digest}", repository.registry);
+                return Err(Refusal::Unavailable(text));
             }
         }
         let (fill, joined) = self.fills.begin(repository, (digest, class), stated, Demand::Client)?;
