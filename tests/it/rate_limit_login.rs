@@ -2,11 +2,11 @@
 //! shows to everybody, asked by HEAD and by digest; the rest is as if it were not there.
 
 use crate::board::{
-    BOARD, Board, Folder, WRONG, image, layer_of, needed, private_file, secrets, upstream_with,
+    self, BOARD, Board, Folder, WRONG, image, layer_of, needed, private_file, secrets, upstream_with,
 };
 use crate::proof::{Twins, blob, is_open, manifest, pull, roads};
 use larder::demo::image::SampleImage as Image;
-use larder::demo::upstream::{FaultyRegistry as Upstream, LoginDemand as Login, Seen};
+use larder::demo::upstream::{Behaviour, FaultyRegistry as Upstream, LoginDemand as Login, Seen};
 
 /// A registry as Docker Hub is: `lab/app` is for everybody, `lab/secret` is not, and GET of manifests takes a login.
 fn hub(shown: &Image, hidden: &Image) -> Upstream {
@@ -272,4 +272,66 @@ fn a_blob_before_its_manifest_is_what_the_registry_gives_to_everybody() {
     // What is public by one repository of the registry is so by another.
     board.pull("lab/app", "latest").unwrap();
     assert_eq!(board.get(&secret(&blob(&layer, "docker.io"))).status, 200);
+}
+
+#[test]
+fn a_tag_waits_for_its_proof_and_names_nothing_before() {
+    let (old, new, folder) = (image(1), image(5), Folder::new());
+    let upstream = hub(&old, &image(3));
+    // Long enough for a busy machine.
+    let patient = "[fetch]\nheader_timeout = \"18s\"\n";
+    let board = Board::new(&upstream, &format!("{}{patient}", lifted(&folder)));
+    board.pull("lab/app", "latest").unwrap();
+    upstream.push("lab/app", "latest", &new);
+    upstream.push("lab/app", "fresh", &new);
+    // By digest nothing but proofs is asked by HEAD.
+    upstream.on(Some("HEAD"), "/manifests/sha256:", Behaviour::HangBeforeHeader);
+    // With something older here the answer comes within the deadline, and is that.
+    let (answer, took) = {
+        let began = std::time::Instant::now();
+        (board.get(&manifest("latest", "docker.io")), began.elapsed())
+    };
+    assert_eq!(answer.header("docker-content-digest"), Some(&*old.root.to_string()));
+    assert!(took < board::DEADLINE + board::LEEWAY, "{took:?}");
+    // With nothing here it waits, and the digest comes after the proof alone.
+    let asked = std::thread::scope(|scope| {
+        let asking = scope.spawn(|| board.get(&manifest("fresh", "docker.io")));
+        assert!(upstream.wait_for(1, "HEAD", &format!("/manifests/{}", new.root), board::PATIENCE));
+        assert_eq!(
+            upstream.count("GET", &format!("/manifests/{}", new.root)),
+            0,
+            "it is fetched after its proof"
+        );
+        upstream.clear();
+        upstream.release();
+        asking.join().unwrap()
+    });
+    assert_eq!((asked.status, asked.header("docker-content-digest")), (200, Some(&*new.root.to_string())));
+    assert_eq!(
+        asked_as_everybody(&upstream).0.iter().filter(|path| path.contains(&new.root.hex())).count(),
+        1
+    );
+}
+
+#[test]
+fn of_an_answer_to_everybody_the_digest_counts_and_nothing_else() {
+    let cases = [
+        (Behaviour::ContentLength(7), 200),
+        (Behaviour::NoDigestHeader, 200),
+        (Behaviour::WrongDigestHeader, 502),
+        // A portal, which knows nothing of manifests.
+        (Behaviour::Status(200, vec![("Content-Type".into(), "text/html".into())]), 502),
+        (Behaviour::Status(405, Vec::new()), 502),
+        (Behaviour::Status(404, Vec::new()), 404),
+        (Behaviour::Status(403, Vec::new()), 404),
+    ];
+    for (behaviour, status) in cases {
+        let (upstream, folder) = (hub(&image(1), &image(3)), Folder::new());
+        let board = Board::new(&upstream, &lifted(&folder));
+        upstream.on(Some("HEAD"), "/manifests/sha256:", behaviour.clone());
+        assert_eq!(board.get(&manifest("latest", "docker.io")).status, status, "{behaviour:?}");
+        assert_eq!(board.has_blob(&image(1).root), status == 200, "{behaviour:?}");
+        upstream.clear();
+        board.wait_until("the image", || board.pull("lab/app", "latest").is_ok());
+    }
 }
