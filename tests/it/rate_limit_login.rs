@@ -335,3 +335,34 @@ fn of_an_answer_to_everybody_the_digest_counts_and_nothing_else() {
         board.wait_until("the image", || board.pull("lab/app", "latest").is_ok());
     }
 }
+
+#[test]
+fn other_boards_get_what_was_proven_and_nothing_else() {
+    let (shown, hidden) = (image(1), image(3));
+    let (upstream, folder) = (hub(&shown, &hidden), Folder::new());
+    let auth = secrets(&folder).1;
+    let secret_file = private_file(&folder, "secret", crate::domains::SECRET);
+    let kit = |peers: String| {
+        format!("[kit]\nsecret_file = {secret_file:?}\nlisten = \"127.0.0.1:0\"\npeers = [{peers}]\n")
+    };
+    let login = lifted(&folder);
+    let holder = Board::new(&upstream, &format!("{login}{auth}{}", kit(String::new())));
+    let asker = Board::new(&upstream, &format!("{login}{}", kit(format!("\"{}\"", holder.kit_addr()))));
+    holder.pull("lab/app", "latest").unwrap();
+    let of_hidden = |digest| {
+        let kind = if hidden.blobs.contains_key(digest) { "blobs" } else { "manifests" };
+        format!("/v2/lab/secret/{kind}/{digest}?ns=docker.io")
+    };
+    let parts: Vec<_> = hidden.manifests.keys().cloned().chain(needed(&hidden)).collect();
+    holder.request("GET", &secret(&manifest("latest", "docker.io")), &[BOARD]).body().unwrap();
+    parts.iter().for_each(|part| {
+        holder.request("GET", &of_hidden(part), &[BOARD]).body().unwrap();
+    });
+    upstream.hang_up();
+    asker.wait_until("the outage", || asker.ask("lab/never", "latest").0 == 502);
+    asker.wait_until("the peer", || asker.pull("lab/app", "latest").is_ok());
+    for path in parts.iter().map(of_hidden).chain([secret(&manifest("latest", "docker.io"))]) {
+        assert_eq!(asker.get(&path).status, 502, "{path}");
+        assert_eq!(holder.request("GET", &path, &[BOARD]).status, 200, "{path}");
+    }
+}
