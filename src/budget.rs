@@ -181,6 +181,18 @@ pub const SMALL_MANIFEST_BYTES_MAX: u64 = 16 * KIB;
 /// Content whose media type is remembered as its bytes parse; beyond that all is parsed again. Part of
 /// [`MEMORY_BASE_BYTES`].
 pub const PARSED_TYPES_MAX: usize = 1_024;
+/// How long an answer counts that a registry gave to everybody: a day, in which few images turn private.
+pub const PROOF_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+/// Answers kept in memory of what registries show to everybody, at about 300 bytes each; beyond that the oldest is asked
+/// again. Part of [`MEMORY_BASE_BYTES`].
+pub const PROOFS_MAX: usize = 2_048;
+/// Manifests of a repository that are looked at for what names some content, the newest first.
+pub const NAMING_MANIFESTS_MAX: usize = 256;
+/// Of those that name it, so many are asked about.
+pub const PROOFS_ASKED_MAX: usize = 3;
+/// Classes kept in memory of repositories that 0.1.0 left, where the disk takes no change; beyond that all are found again.
+/// Part of [`MEMORY_BASE_BYTES`].
+pub const FOUND_CLASSES_MAX: usize = 512;
 /// Sizes kept in memory of content that manifests name and the index does not, at about 250 bytes each. Part of
 /// [`MEMORY_BASE_BYTES`].
 pub const NAMED_BLOBS_MAX: usize = 2_048;

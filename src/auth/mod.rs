@@ -15,7 +15,7 @@ mod rules;
 
 pub use credentials::BasicCredentials;
 pub use hashes::{LoginAttempt, Users, VerifiedLogins};
-pub use rules::may_read;
+pub use rules::{Clearance, may_read};
 
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;

@@ -6,7 +6,9 @@
 
 use super::print;
 use super::serve::{RunningServer, runtime};
-use crate::config::{AuthSettings, Config, DiskSettings, EndpointSettings, MinFree, UpstreamSettings};
+use crate::config::{
+    AuthSettings, Config, DiskSettings, EndpointSettings, MinFree, UpstreamAccess, UpstreamSettings,
+};
 use crate::demo::client::{self, PullError, Pulled};
 use crate::demo::image::SampleImage;
 use crate::demo::upstream::{Behaviour, FaultyRegistry};
@@ -72,7 +74,11 @@ impl Demo {
         let config = Config {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
             data_dir: folder.clone(),
-            upstreams: vec![UpstreamSettings { name, endpoints: vec![EndpointSettings::at(upstream.url())] }],
+            upstreams: vec![UpstreamSettings {
+                name,
+                endpoints: vec![EndpointSettings::at(upstream.url())],
+                access: UpstreamAccess::default(),
+            }],
             tls: None,
             auth: AuthSettings::default(),
             kit: None,

@@ -11,7 +11,7 @@ mod print;
 mod serve;
 
 use crate::clients::Client;
-use crate::config::{Config, Options};
+use crate::config::{Config, Options, UpstreamSettings};
 use crate::control::AdminRequest;
 use crate::oci::{Digest, Reference};
 use clap::error::ContextValue;
@@ -242,10 +242,23 @@ fn check(config: &Config, file: &Path) -> ExitCode {
     let name = if file.exists() { file.display().to_string() } else { "no file, the defaults".to_owned() };
     let exposed = config.exposed_secrets(file);
     if exposed.is_empty() {
-        return printed(&format!("{name}: ok\n"));
+        return printed(&format!("{name}: ok\n{}", logins(config)));
     }
     exposed.iter().for_each(|problem| log::error!("{name}: {problem}"));
     ExitCode::from(2)
+}
+
+/// What each login at an upstream means for who may read what it fetches, a line each.
+fn logins(config: &Config) -> String {
+    let line = |upstream: &UpstreamSettings| match (upstream.is_private(), upstream.lifts_limit()) {
+        (true, _) => format!("{}: what the login fetches is served after a login here\n", upstream.name),
+        (_, true) => format!(
+            "{}: the login only lifts the rate limit; what the registry shows to everybody is served to everybody\n",
+            upstream.name
+        ),
+        (false, false) => String::new(),
+    };
+    config.upstreams.iter().map(line).collect()
 }
 
 fn printed(text: &str) -> ExitCode {

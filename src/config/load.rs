@@ -4,7 +4,7 @@ use super::raw;
 use super::secrets::{read_kit_secret, read_password, without_secrets};
 use super::{
     AlertSettings, AuthRule, AuthSettings, Config, DiskSettings, EndpointSettings, FetchSettings,
-    KitSettings, MinFree, TagSettings, TlsSettings, UpstreamSettings, WarmSettings,
+    KitSettings, MinFree, TagSettings, TlsSettings, UpstreamAccess, UpstreamSettings, WarmSettings,
 };
 use crate::budget;
 use crate::files;
@@ -154,7 +154,7 @@ fn build(
         && let Some(private) = upstreams.iter().find(|upstream| upstream.is_private())
     {
         check.wrong(format!(
-            "upstream {} has credentials, so what they fetch is private, but [auth] is missing: set auth.htpasswd_file, or tls.client_ca_file",
+            "upstream {} has credentials, so what they fetch is private, but [auth] is missing: set auth.htpasswd_file, or tls.client_ca_file; if they only lift a rate limit, set access = \"public\" there",
             private.name
         ));
     }
@@ -320,7 +320,10 @@ fn upstreams(raw: BTreeMap<String, raw::RawUpstream>, check: &mut Check<'_>) -> 
         let realm = realm.map(str::to_owned);
         let endpoint =
             EndpointSettings { url, url_configured: false, ca_file: None, realm, credentials: None };
-        upstreams.insert(name.clone(), UpstreamSettings { name, endpoints: vec![endpoint] });
+        upstreams.insert(
+            name.clone(),
+            UpstreamSettings { name, endpoints: vec![endpoint], access: UpstreamAccess::default() },
+        );
     }
     for (name, raw) in raw {
         let name: RegistryName = match name.parse() {
@@ -331,8 +334,14 @@ fn upstreams(raw: BTreeMap<String, raw::RawUpstream>, check: &mut Check<'_>) -> 
             }
         };
         let known = upstreams.get(&name).and_then(|known| known.endpoints.first());
+        if raw.access == Some(UpstreamAccess::Private) && raw.username.is_none() {
+            check.wrong(format!(
+                "[upstream.\"{name}\"] has access = \"private\" and no username: without a login everybody may read what it gives"
+            ));
+        }
+        let access = raw.access.unwrap_or_default();
         let endpoints = vec![endpoint(&name, raw, known, check)];
-        upstreams.insert(name.clone(), UpstreamSettings { name, endpoints });
+        upstreams.insert(name.clone(), UpstreamSettings { name, endpoints, access });
     }
     if upstreams.len() > budget::UPSTREAMS_MAX {
         check.wrong(format!(

@@ -164,6 +164,19 @@ pub struct UpstreamSettings {
     pub name: RegistryName,
     /// Where it is asked, in order; at least one.
     pub endpoints: Vec<EndpointSettings>,
+    /// Who may read what it gives for a login.
+    pub access: UpstreamAccess,
+}
+
+/// `access` of an upstream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UpstreamAccess {
+    /// Who may read what is private.
+    #[default]
+    Private,
+    /// Everybody, as far as the registry shows it to everybody: the login only lifts a rate limit.
+    Public,
 }
 
 /// One address that an upstream is asked at.
@@ -259,8 +272,18 @@ pub struct AlertSettings {
 }
 
 impl UpstreamSettings {
-    /// Whether credentials are configured: then what it gives is not for everybody.
+    /// Whether what it gives is not for everybody: it takes a login, and that does not only lift a rate limit.
     pub fn is_private(&self) -> bool {
+        self.has_login() && self.access == UpstreamAccess::Private
+    }
+
+    /// Whether credentials are configured that only lift a rate limit.
+    pub fn lifts_limit(&self) -> bool {
+        self.has_login() && self.access == UpstreamAccess::Public
+    }
+
+    /// Whether credentials are configured.
+    pub fn has_login(&self) -> bool {
         self.endpoints.iter().any(|endpoint| endpoint.credentials.is_some())
     }
 

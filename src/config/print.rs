@@ -2,7 +2,7 @@
 
 use super::secrets::without_secrets;
 use super::units::{bandwidth_text, kept_text, size_text, span_text};
-use super::{AuthSettings, Config, EndpointSettings, OnMissing, TagRule, UpstreamSettings};
+use super::{AuthSettings, Config, EndpointSettings, OnMissing, TagRule, UpstreamAccess, UpstreamSettings};
 use std::fmt::{Display, Write};
 use std::time::Duration;
 
@@ -113,6 +113,12 @@ impl Toml {
 
     fn upstream(&mut self, upstream: &UpstreamSettings) {
         self.section(&format!("upstream.{}", text(&upstream.name)));
+        match upstream.access {
+            UpstreamAccess::Public => self.key("access", &text("public")),
+            UpstreamAccess::Private if upstream.is_private() => self.key("access", &text("private")),
+            // Without a login everybody may read what it gives.
+            UpstreamAccess::Private => {}
+        }
         upstream.endpoints.iter().for_each(|endpoint| self.endpoint(endpoint));
     }
 

@@ -3,7 +3,7 @@
 //! Every table denies keys that it does not know, so that a slip of the pen is an error and not a default.
 
 use super::units::{Bandwidth, Kept, Size, Span, SpanOrNever};
-use super::{OnMissing, TagRule};
+use super::{OnMissing, TagRule, UpstreamAccess};
 use crate::oci::{Platform, Reference, RegistryName};
 use crate::text::Secret;
 use serde::Deserialize;
@@ -94,6 +94,7 @@ pub(super) struct RawUpstream {
     pub(super) url: Option<String>,
     pub(super) ca_file: Option<PathBuf>,
     pub(super) realm: Option<String>,
+    pub(super) access: Option<UpstreamAccess>,
     pub(super) username: Option<String>,
     pub(super) password_file: Option<PathBuf>,
 }

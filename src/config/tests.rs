@@ -115,6 +115,16 @@ fn what_is_printed_loads_to_the_same() {
     assert!(!printed.contains("s3cret"), "a password was printed");
     assert!(!format!("{printed}{config:?}").contains("0123456789"), "the kit's secret was printed");
     assert_eq!(parse(&printed).unwrap().to_toml(), printed);
+    // The login that only lifts a rate limit needs no users; that is printed, and read again.
+    let login = format!("username = \"board\"\npassword_file = {secret:?}\n");
+    let of = |access: &str| parse(&format!("[upstream.\"docker.io\"]\n{login}{access}"));
+    assert!(of("").unwrap_err().contains("if they only lift a rate limit, set access = \"public\""));
+    assert!(of("access = \"private\"\n").unwrap_err().contains("[auth] is missing"));
+    let lifted = of("access = \"public\"\n").unwrap();
+    assert!(!lifted.upstreams.iter().any(UpstreamSettings::is_private));
+    assert_eq!(lifted.upstreams.iter().filter(|upstream| upstream.lifts_limit()).count(), 1);
+    let printed = lifted.to_toml();
+    assert!(printed.contains("access = \"public\"") && parse(&printed).unwrap().to_toml() == printed);
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o644)).unwrap();
     assert!(parse(&text).unwrap_err().contains("can be read by everybody; chmod 640"));
     fs::write(&secret, "\n").unwrap();
@@ -128,6 +138,14 @@ fn slips_are_named() {
         (
             "[tags]\nrevaldate = \"1s\"",
             "larder.toml:2: unknown key \"revaldate\"; did you mean \"revalidate\"?",
+        ),
+        (
+            "[upstream.\"docker.io\"]\naccess = \"all\"",
+            "larder.toml:2: unknown variant `all`, expected `private` or `public`",
+        ),
+        (
+            "[upstream.\"docker.io\"]\naccess = \"private\"",
+            "larder.toml: [upstream.\"docker.io\"] has access = \"private\" and no username: without a login everybody may read what it gives",
         ),
         ("\n\nlisen = []", "larder.toml:3: unknown key \"lisen\"; did you mean \"listen\"?"),
         ("[memory]\nzzzzzz = 1", "larder.toml:2: unknown key \"zzzzzz\"; known here: max"),

@@ -52,7 +52,9 @@ pub(super) fn content(shared: &RegistryShared, asked: &Asked<'_>) -> RegistryAns
         return RegistryAnswer::new(200, "application/json", *b"{}");
     }
     if rest == "_catalog" {
-        let names: Vec<&String> = state.tags.keys().collect();
+        let all = !matches!(state.login, Some(LoginDemand::Limited(..))) || is_logged_in(&state, asked);
+        let names: Vec<&String> =
+            state.tags.keys().filter(|name| all || !state.hidden.contains(*name)).collect();
         return RegistryAnswer::new(
             200,
             "application/json",
@@ -130,16 +132,19 @@ fn referrers(state: &RegistryState, repository: &str, digest: &str, query: &str)
 
 /// Gives a token for the scope that is asked for; it is valid for that repository.
 fn token(state: &RegistryState, asked: &Asked<'_>) -> RegistryAnswer {
-    let Some(LoginDemand::Token(wanted)) = &state.login else {
-        return RegistryAnswer::error(404, "NOT_FOUND");
-    };
-    if let Some((user, password)) = wanted
-        && header(asked.headers, "authorization") != Some(basic(user, password).as_str())
-    {
-        return RegistryAnswer::error(401, "UNAUTHORIZED");
-    }
     let scope = parameter(asked.query, "scope").unwrap_or("").replace("%3A", ":").replace("%2F", "/");
-    let token = token_for(scope.split(':').nth(1).unwrap_or(""));
+    let repository = scope.split(':').nth(1).unwrap_or("");
+    let is = |user: &str, password: &str| {
+        header(asked.headers, "authorization") == Some(basic(user, password).as_str())
+    };
+    let token = match &state.login {
+        Some(LoginDemand::Token(Some((user, password)))) if !is(user, password) => {
+            return RegistryAnswer::error(401, "UNAUTHORIZED");
+        }
+        Some(LoginDemand::Limited(user, password)) if !is(user, password) => token_of_everybody(repository),
+        Some(LoginDemand::Token(_) | LoginDemand::Limited(..)) => token_for(repository),
+        Some(LoginDemand::Basic(..)) | None => return RegistryAnswer::error(404, "NOT_FOUND"),
+    };
     let body = json!({ "token": token, "expires_in": 300 }).to_string();
     RegistryAnswer::new(200, "application/json", body.into_bytes())
 }
@@ -148,19 +153,54 @@ fn token_for(repository: &str) -> String {
     Digest::of(Algorithm::Sha256, format!("a secret of the demo {repository}").as_bytes()).hex()
 }
 
+fn token_of_everybody(repository: &str) -> String {
+    token_for(&format!("{repository} for everybody"))
+}
+
+/// Whether a request comes with a login, or with the token of one.
+pub(super) fn is_logged_in(state: &RegistryState, asked: &Asked<'_>) -> bool {
+    let given = header(asked.headers, "authorization").unwrap_or("");
+    let token = format!("Bearer {}", token_for(repository_of(asked)));
+    given.starts_with("Basic ") || given == token && state.login.is_some()
+}
+
+fn repository_of<'a>(asked: &Asked<'a>) -> &'a str {
+    asked.path.trim_start_matches("/v2/").rsplitn(3, '/').nth(2).unwrap_or("")
+}
+
+/// What who has not logged in is answered in any case: nothing but HEAD is without a limit, and what is hidden is as if it
+/// did not exist.
+fn limited(state: &RegistryState, asked: &Asked<'_>, challenge: &str) -> Option<RegistryAnswer> {
+    let repository = repository_of(asked);
+    let manifest = asked.path.contains("/manifests/");
+    if manifest && asked.method == "GET" {
+        return Some(RegistryAnswer::error(429, "TOOMANYREQUESTS"));
+    }
+    if manifest && let Some(status) = state.anonymous_status {
+        return Some(RegistryAnswer::error(status, "ON_PURPOSE"));
+    }
+    let shown = state.tags.contains_key(repository) && !state.hidden.contains(repository);
+    (!shown && !repository.is_empty())
+        .then(|| RegistryAnswer::error(401, "UNAUTHORIZED").with("WWW-Authenticate", challenge))
+}
+
 fn challenge(state: &RegistryState, asked: &Asked<'_>) -> Option<RegistryAnswer> {
     let given = header(asked.headers, "authorization");
-    let repository = asked.path.trim_start_matches("/v2/").rsplitn(3, '/').nth(2).unwrap_or("");
+    let repository = repository_of(asked);
     match state.login.as_ref()? {
         LoginDemand::Basic(user, password) => (given != Some(basic(user, password).as_str())).then(|| {
             RegistryAnswer::error(401, "UNAUTHORIZED").with("WWW-Authenticate", "Basic realm=\"demo\"")
         }),
-        LoginDemand::Token(_) => {
+        LoginDemand::Token(_) | LoginDemand::Limited(..) => {
             let host = header(asked.headers, "host").unwrap_or("");
             let challenge = format!(
                 "Bearer realm=\"http://{host}/token\",service=\"demo\",scope=\"repository:{repository}:pull\""
             );
-            let valid = given == Some(format!("Bearer {}", token_for(repository)).as_str());
+            let is = |token: String| given == Some(format!("Bearer {token}").as_str());
+            if matches!(state.login, Some(LoginDemand::Limited(..))) && is(token_of_everybody(repository)) {
+                return limited(state, asked, &challenge);
+            }
+            let valid = is(token_for(repository));
             (!valid).then(|| RegistryAnswer::error(401, "UNAUTHORIZED").with("WWW-Authenticate", challenge))
         }
     }

@@ -4,13 +4,13 @@
 //! it does wrong is set while it runs. Waits end when they are released, when the upstream is dropped, and in any case
 //! after [`CEILING`], so that no test can hang in here.
 
-use super::content::{Asked, content};
+use super::content::{Asked, content, is_logged_in};
 use super::image::SampleImage;
 use super::send::answer;
 use super::{header, read_head};
 use crate::oci::Digest;
 use crate::sync::{Condvar, Mutex};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, BufReader};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -75,6 +75,9 @@ pub enum LoginDemand {
     Basic(String, String),
     /// By a token, which is given to everybody or to who knows user name and password.
     Token(Option<(String, String)>),
+    /// By a token. Everybody gets one, for HEAD and for what is not hidden ([`FaultyRegistry::hide`]); who knows user name and
+    /// password gets one for everything.
+    Limited(String, String),
 }
 
 /// A request that came.
@@ -90,6 +93,8 @@ pub struct Seen {
     pub range: Option<String>,
     /// The Authorization header was there.
     pub authorized: bool,
+    /// It came with the login, or with the token that a login gets.
+    pub logged_in: bool,
     /// When it came.
     pub at: Instant,
 }
@@ -122,6 +127,10 @@ pub(super) struct RegistryState {
     pub blobs: HashMap<(String, Digest), Arc<[u8]>>,
     rules: Vec<Rule>,
     pub login: Option<LoginDemand>,
+    /// Repositories that only a login shows.
+    pub hidden: BTreeSet<String>,
+    /// What is answered to HEAD without a login, if nothing else is.
+    pub anonymous_status: Option<u16>,
     seen: Vec<Seen>,
     /// Waits that began before this number of releases are over.
     releases: u64,
@@ -204,6 +213,21 @@ impl FaultyRegistry {
     pub fn release(&self) {
         self.shared.state.lock().releases += 1;
         self.shared.changed.notify_all();
+    }
+
+    /// Hides a repository from who has not logged in, or shows it again.
+    pub fn hide(&self, repository: &str, hidden: bool) {
+        let mut state = self.shared.state.lock();
+        if hidden {
+            state.hidden.insert(repository.to_owned());
+        } else {
+            state.hidden.remove(repository);
+        }
+    }
+
+    /// Answers HEAD of manifests with this status to who has not logged in.
+    pub fn refuse_anonymous(&self, status: Option<u16>) {
+        self.shared.state.lock().anonymous_status = status;
     }
 
     /// Asks for a login from now on.
@@ -361,12 +385,14 @@ fn converse(shared: &RegistryShared, stream: &TcpStream) -> io::Result<()> {
         let asked = Asked { method, path, query, headers: &headers };
         let behaviour = {
             let mut state = shared.state.lock();
+            let logged_in = is_logged_in(&state, &asked);
             state.seen.push(Seen {
                 method: method.to_owned(),
                 path: path.to_owned(),
                 query: query.to_owned(),
                 range: header(&headers, "range").map(str::to_owned),
                 authorized: header(&headers, "authorization").is_some(),
+                logged_in,
                 at: Instant::now(),
             });
             shared.changed.notify_all();

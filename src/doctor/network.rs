@@ -221,7 +221,7 @@ pub(super) struct UnderWay {
 /// Asks every upstream, each on a thread of its own.
 pub(super) fn begin_upstreams(config: &Config) -> UnderWay {
     let (send, answers) = mpsc::channel();
-    let asked = config.upstreams.iter().map(|one| (one.name.to_string(), one.is_private())).collect();
+    let asked = config.upstreams.iter().map(|one| (one.name.to_string(), one.has_login())).collect();
     let mut under_way = UnderWay { began: Instant::now(), asked, answers, problem: None };
     let upstreams = match Upstreams::new(config) {
         Ok(upstreams) => std::sync::Arc::new(upstreams),
@@ -262,15 +262,15 @@ pub(super) fn upstreams(under_way: UnderWay) -> Vec<Finding> {
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
         }
     }
-    let finding =
-        |(name, private): &(String, bool)| match answers.iter().find(|(answered, _)| answered == name) {
-            Some((_, outcome)) => upstream(name, *private, outcome),
-            None => Finding::warning(
-                UPSTREAM,
-                format!("{name} has not answered within {} s", budget::DOCTOR_UPSTREAMS_TIME.as_secs()),
-                "is the uplink slow? cached images are served meanwhile",
-            ),
-        };
+    let finding = |(name, login): &(String, bool)| match answers.iter().find(|(answered, _)| answered == name)
+    {
+        Some((_, outcome)) => upstream(name, *login, outcome),
+        None => Finding::warning(
+            UPSTREAM,
+            format!("{name} has not answered within {} s", budget::DOCTOR_UPSTREAMS_TIME.as_secs()),
+            "is the uplink slow? cached images are served meanwhile",
+        ),
+    };
     let all: Vec<Failure> = answers.iter().filter_map(|(_, outcome)| outcome.clone().err()).collect();
     let (asked, answered) = (under_way.asked.len(), answers.len());
     uplink(asked, answered, &all)
@@ -296,10 +296,10 @@ pub(super) fn uplink(asked: usize, answered: usize, failures: &[Failure]) -> Opt
     ))
 }
 
-pub(super) fn upstream(name: &str, private: bool, outcome: &Result<Examined, Failure>) -> Finding {
+pub(super) fn upstream(name: &str, has_login: bool, outcome: &Result<Examined, Failure>) -> Finding {
     let failure = match outcome {
         Ok(examined) => {
-            let login = if private { ", the login is accepted" } else { "" };
+            let login = if has_login { ", the login is accepted" } else { "" };
             let Some(limit) = examined.limit else {
                 return Finding::ok(UPSTREAM, format!("{name} answers{login}"));
             };
@@ -308,7 +308,7 @@ pub(super) fn upstream(name: &str, private: bool, outcome: &Result<Examined, Fai
                 format!("{name} answers{login}; {}{of} pulls are left before it limits the rate", limit.left);
             let few = limit.of.map_or(10, |of| of / 10);
             return if limit.left <= few {
-                Finding::warning(UPSTREAM, what, login_lines(name, private))
+                Finding::warning(UPSTREAM, what, login_lines(name, has_login))
             } else {
                 Finding::ok(UPSTREAM, what)
             };
@@ -338,7 +338,7 @@ pub(super) fn upstream(name: &str, private: bool, outcome: &Result<Examined, Fai
             Cause::ServerError(_) => {
                 Finding::warning(UPSTREAM, what, "wait: the registry itself has a fault")
             }
-            Cause::RateLimited => Finding::warning(UPSTREAM, what, login_lines(name, private)),
+            Cause::RateLimited => Finding::warning(UPSTREAM, what, login_lines(name, has_login)),
         },
         Failure::Denied { .. } => {
             Finding::bad(UPSTREAM, what, format!("check username and password_file in [upstream.\"{name}\"]"))
@@ -352,10 +352,12 @@ pub(super) fn upstream(name: &str, private: bool, outcome: &Result<Examined, Fai
     }
 }
 
-fn login_lines(name: &str, private: bool) -> String {
-    if private {
+fn login_lines(name: &str, has_login: bool) -> String {
+    if has_login {
         "wait, or have more pulls with another plan; tags.revalidate asks less often".to_owned()
     } else {
-        format!("set username and password_file in [upstream.\"{name}\"]: a login has a limit of its own")
+        format!(
+            "set username and password_file in [upstream.\"{name}\"], with access = \"public\": a login has a limit of its own"
+        )
     }
 }

@@ -137,8 +137,8 @@ impl Endpoint {
         &self.note
     }
 
-    /// Whether credentials are configured: then what it gives is not for everybody.
-    pub fn is_private(&self) -> bool {
+    /// Whether credentials are configured.
+    pub fn has_login(&self) -> bool {
         self.login.has_credentials()
     }
 
@@ -179,6 +179,23 @@ impl Endpoint {
         }
         let media_type = reply.header(header::CONTENT_TYPE.as_str()).map(media::essence);
         Ok(ManifestHead { digest, media_type, size: reply.content_length(), date, endpoint })
+    }
+
+    /// See [`Upstream::shows`](super::Upstream::shows). What the registry says of its own content is accepted, but not an
+    /// answer to another question, nor one that speaks of no manifest, such as that of a portal.
+    pub(super) fn shows(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        deadline: Deadline,
+    ) -> Result<(), Failure> {
+        let head = self.head_manifest(repository, &ManifestRef::Digest(digest.clone()), deadline)?;
+        let is_manifest = head.media_type.as_deref().and_then(Kind::of_media_type).is_some();
+        if is_manifest || head.digest.is_some() {
+            return Ok(());
+        }
+        let host = &self.base.origin.host;
+        Err(Failure::wrong(host, "does not say whether it has a manifest without sending it"))
     }
 
     /// Fetches a manifest. Its bytes hash to the digest returned, and its media type is that of its body.
@@ -378,7 +395,7 @@ impl Endpoint {
         match self.ask(&Question { class: Class::Ping, ..ping }) {
             Ok(reply) => limit = reply.rate_limit(),
             // Without credentials a registry may give nothing but its public repositories.
-            Err(Failure::Denied { .. }) if !self.is_private() => {}
+            Err(Failure::Denied { .. }) if !self.has_login() => {}
             Err(failure) => return Err(failure),
         }
         if limit.is_none() && self.registry.as_str() == "docker.io" {

@@ -52,7 +52,6 @@ use policy::Policy;
 use proxy::Proxies;
 use rustls::{ClientConfig, RootCertStore};
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Weak};
 use token::EndpointLogin;
 use wire::{Times, Wire};
@@ -157,14 +156,28 @@ struct CommonParts {
 
 impl CommonParts {
     fn upstream(&self, settings: &UpstreamSettings) -> Result<Arc<Upstream>, String> {
-        let endpoints = (0..settings.endpoints.len()).map(|place| self.endpoint(settings, place));
-        Ok(Arc::new(Upstream {
-            name: settings.name.clone(),
-            endpoints: endpoints.collect::<Result<_, _>>()?,
-        }))
+        let each = || 0..settings.endpoints.len();
+        let own = each().map(|place| self.endpoint(settings, place, None));
+        let endpoints = own.collect::<Result<Vec<_>, _>>()?;
+        let anonymous = if settings.lifts_limit() {
+            let twins = each().map(|place| self.endpoint(settings, place, Some(&endpoints[place])));
+            let endpoints = twins.collect::<Result<Vec<_>, _>>()?;
+            let name = settings.name.clone();
+            Some(Arc::new(Upstream { name, endpoints, private: false, anonymous: None }))
+        } else {
+            None
+        };
+        let (name, private) = (settings.name.clone(), settings.is_private());
+        Ok(Arc::new(Upstream { name, endpoints, private, anonymous }))
     }
 
-    fn endpoint(&self, upstream: &UpstreamSettings, place: usize) -> Result<Arc<Endpoint>, String> {
+    /// `twin`: the endpoint with the login, if this one is to ask without. Only what is known of the link is shared.
+    fn endpoint(
+        &self,
+        upstream: &UpstreamSettings,
+        place: usize,
+        twin: Option<&Arc<Endpoint>>,
+    ) -> Result<Arc<Endpoint>, String> {
         let settings = &upstream.endpoints[place];
         let base = Address::parse(&settings.url).map_err(|why| format!("its url is not usable: {why}"))?;
         if base.target.contains('?') {
@@ -172,7 +185,7 @@ impl CommonParts {
         }
         let login = EndpointLogin::new(
             base.origin.clone(),
-            settings.credentials.as_ref(),
+            settings.credentials.as_ref().filter(|_| twin.is_none()),
             settings.realm.as_deref(),
         )?;
         let mut trusted = self.proxies.hosts();
@@ -198,8 +211,11 @@ impl CommonParts {
                 login,
                 redirect_logins: RedirectLogins::default(),
                 wire,
-                breaker: Breaker::new(registry.to_string(), Box::new(probe)),
-                bytes: Arc::new(AtomicU64::new(0)),
+                breaker: twin.map_or_else(
+                    || Breaker::new(registry.to_string(), Box::new(probe)),
+                    |twin| twin.breaker.clone(),
+                ),
+                bytes: twin.map_or_else(Arc::default, |twin| twin.bytes.clone()),
                 pace: self.pace.clone(),
                 holds: Holds::default(),
             }

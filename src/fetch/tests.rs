@@ -7,6 +7,7 @@ use super::*;
 use crate::budget::{MANIFEST_BYTES_MAX, QUESTION_TIME_MAX};
 use crate::config::{
     AuthSettings, DiskSettings, EndpointSettings, FetchSettings, LoginSettings, MinFree, TagSettings,
+    UpstreamAccess,
 };
 use crate::oci::{Algorithm, Digest, ManifestRef, RepositoryName, media};
 use crate::sync::Mutex;
@@ -170,6 +171,7 @@ fn config(url: &str) -> Config {
         upstreams: vec![UpstreamSettings {
             name: "reg.test".parse().unwrap(),
             endpoints: vec![EndpointSettings::at(url)],
+            access: UpstreamAccess::default(),
         }],
         tls: None,
         auth: AuthSettings::default(),

@@ -18,6 +18,10 @@ pub struct Upstream {
     pub(super) name: RegistryName,
     /// At least one.
     pub(super) endpoints: Vec<Arc<Endpoint>>,
+    /// What it gives is not for everybody.
+    pub(super) private: bool,
+    /// The same registry without the login, where that only lifts a rate limit.
+    pub(super) anonymous: Option<Arc<Upstream>>,
 }
 
 impl Upstream {
@@ -31,9 +35,24 @@ impl Upstream {
         &self.endpoints
     }
 
-    /// Whether credentials are configured: then what it gives is not for everybody.
+    /// Whether what it gives is not for everybody: it takes a login, and that does not only lift a rate limit.
     pub fn is_private(&self) -> bool {
-        self.endpoints.iter().any(|endpoint| endpoint.is_private())
+        self.private
+    }
+
+    /// The same registry as everybody sees it, if its login only lifts a rate limit: asked without any credential and with
+    /// tokens of its own.
+    pub fn anonymous(&self) -> Option<&Arc<Upstream>> {
+        self.anonymous.as_ref()
+    }
+
+    /// Asks whether the registry shows a manifest to who asks, without fetching it: by HEAD and by digest, which registries
+    /// do not meter.
+    ///
+    /// # Errors
+    /// `Missing` and `Denied`: it does not. `Wrong`: its answer does not say.
+    pub fn shows(&self, repository: &RepositoryName, digest: &Digest) -> Result<(), Failure> {
+        self.ask(|endpoint, deadline| endpoint.shows(repository, digest, deadline))
     }
 
     /// Body bytes taken from it so far.

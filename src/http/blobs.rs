@@ -19,13 +19,14 @@ pub(super) async fn answer(
     digest: &Digest,
 ) -> Answered {
     let mirror = &shared.mirror;
-    mirror.check_fetch(request.identity.address, repository, digest).await?;
+    let view = mirror.view(&request.identity, repository);
+    mirror.check_fetch(request.identity.address, &view, digest).await?;
     if request.head {
-        let (size, hit) = mirror.blob_size(repository, digest).await?;
+        let (size, hit) = mirror.blob_size(&view, digest).await?;
         let status = if hit { "larder; hit" } else { "larder; fwd=uri-miss" };
         return Ok(blob(request, digest, StatusCode::OK, size, status));
     }
-    let source = mirror.blob(repository, digest).await?;
+    let source = mirror.blob(&view, digest).await?;
     let (total, status) = match &source {
         BlobSource::Hit(blob) => (blob.size, "larder; hit"),
         BlobSource::Confirmed(blob) => (blob.size, "larder; fwd=uri-miss"),

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 pub(super) async fn tags(mirror: &Arc<Mirror>, request: &ClientRequest, repository: &Repository) -> Answered {
     let name = repository.name.clone();
-    let page = mirror.tags(repository, request.page.clone()).await?;
+    let page = mirror.tags(&mirror.view(&request.identity, repository), request.page.clone()).await?;
     Ok(list(request, &page, |names| json!({ "name": name, "tags": names })))
 }
 
@@ -27,7 +27,7 @@ pub(super) async fn catalog(
         Some(registry) if mirror.access(registry, Viewer::Anybody) != Access::Granted => {
             private_catalog(mirror, request, registry).await?
         }
-        _ => mirror.catalog(registry, request.page.clone()).await?,
+        _ => mirror.catalog(registry, &request.identity, request.page.clone()).await?,
     };
     Ok(list(request, &page, |names| json!({ "repositories": names })))
 }
@@ -43,7 +43,7 @@ async fn private_catalog(
     let mut wanted = request.page.clone();
     let mut page = Page { names: Vec::new(), more: false, stale: None };
     for _ in 0..budget::CATALOGUE_PAGES_MAX {
-        page = mirror.catalog(Some(registry), wanted.clone()).await?;
+        page = mirror.catalog(Some(registry), &request.identity, wanted.clone()).await?;
         let last = page.names.last().cloned();
         page.names.retain(|name| config.auth.may_read(user, &format!("{registry}/{name}")));
         if !page.names.is_empty() || !page.more || last.is_none() {
@@ -60,7 +60,8 @@ pub(super) async fn referrers(
     repository: &Repository,
     digest: &Digest,
 ) -> Answered {
-    let found = shared.mirror.referrers(repository, digest, request.artifact_type.clone()).await?;
+    let view = shared.mirror.view(&request.identity, repository);
+    let found = shared.mirror.referrers(&view, digest, request.artifact_type.clone()).await?;
     let bytes = shared.admission.in_memory(request.identity.address, found.bytes).await?;
     drop(found.place);
     let mut answer = answer::full(StatusCode::OK, media::OCI_INDEX, bytes);

@@ -29,8 +29,9 @@ async fn by_digest(
     repository: &Repository,
     digest: &Digest,
 ) -> Answered {
-    shared.mirror.check_fetch(request.identity.address, repository, digest).await?;
-    let found = shared.mirror.manifest(repository, digest).await?;
+    let view = shared.mirror.view(&request.identity, repository);
+    shared.mirror.check_fetch(request.identity.address, &view, digest).await?;
+    let found = shared.mirror.manifest(&view, digest).await?;
     shared.mirror.pulls().asked(request.identity.address, repository, digest, None);
     let status = if found.source == ByteSource::Cache { "larder; hit" } else { "larder; fwd=uri-miss" };
     content(shared, request, repository, digest, found, status).await
@@ -42,7 +43,8 @@ async fn by_tag(
     repository: &Repository,
     tag: &Tag,
 ) -> Answered {
-    let found = shared.mirror.tag(request.identity.address, repository, tag, request.head).await?;
+    let view = shared.mirror.view(&request.identity, repository);
+    let found = shared.mirror.tag(request.identity.address, &view, tag, request.head).await?;
     shared.mirror.pulls().asked(request.identity.address, repository, tag, Some(found.tier));
     let mut answer = match found.content {
         TagContent::Stated(media_type, size) => {

@@ -40,6 +40,7 @@ use admission::Admission;
 use answer::Answer;
 use auth::Authenticator;
 use hyper::body::Incoming;
+use hyper::header::AUTHORIZATION;
 use request::{ClientRequest, RequestTarget};
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -86,6 +87,11 @@ async fn access(shared: &ServerShared, request: &mut ClientRequest) -> Result<()
     let may_ask = request.identity.sealed || auth.allow_plain_http;
     let pinged = auth.challenge_ping && may_ask && request.target == RequestTarget::Base;
     if !pinged && shared.mirror.access(registry, Viewer::Anybody) == Access::Granted {
+        // Nobody is asked to log in there. Who does so sees what was fetched with credentials, too.
+        if may_ask && auth.htpasswd_file.is_some() && request.headers.contains_key(AUTHORIZATION) {
+            let known = shared.authenticator.log_in(request, registry).await;
+            request.identity = known.unwrap_or_else(|_| Arc::clone(&request.identity));
+        }
         return Ok(());
     }
     match shared.mirror.access(registry, Viewer::Client(&request.identity)) {

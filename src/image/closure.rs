@@ -5,7 +5,7 @@
 //! of others is absent. [`Closures`] remembers which content a manifest names, because that cannot change, but looks for
 //! each blob every time. Failure is the store's.
 
-use crate::auth::AccessClass;
+use crate::auth::{AccessClass, Clearance};
 use crate::budget;
 use crate::config::Config;
 use crate::oci::{Descriptor, Digest, Kind, Manifest, Platform, Repository};
@@ -80,6 +80,31 @@ impl Closure {
     }
 }
 
+/// Makes public what of the closure of `root` is here and belongs to a repository: its registry shows the root to everybody,
+/// or the owner says that it is for everybody. `private_too`: not only what is of unknown origin.
+///
+/// # Errors
+/// The store's.
+pub fn open_to_everybody(
+    store: &Store,
+    config: &Config,
+    repository: &Repository,
+    root: &Digest,
+    private_too: bool,
+) -> Result<(), StoreError> {
+    let closure = Closures::new(store, config).of(repository, root)?;
+    if !closure.present.contains_key(root) {
+        return Ok(());
+    }
+    for digest in closure.present.keys() {
+        let class = store.open_blob(digest)?.map(|blob| blob.class);
+        if class == Some(AccessClass::Unproven) || private_too && class == Some(AccessClass::Private) {
+            store.make_public(digest)?;
+        }
+    }
+    store.mark_public(repository)
+}
+
 /// How much of a manifest's content is on the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Summary {
@@ -114,6 +139,8 @@ pub struct Closures<'a> {
     pub(super) store: &'a Store,
     config: &'a Config,
     platforms: &'a [Platform],
+    /// Whose view it is: content that they may not see is absent.
+    clearance: Clearance,
     /// What was read, and how many manifests and children that is.
     read: RefCell<(HashMap<Digest, Rc<Named>>, usize)>,
     /// Sums of what was looked at, so that a thousand tags of one image cost one look.
@@ -123,8 +150,8 @@ pub struct Closures<'a> {
 }
 
 impl<'a> Closures<'a> {
-    /// Closures for the platform of the configuration that is nearest to complete. Several platforms are alternatives
-    /// here: one board runs one of them.
+    /// Closures for the platform of the configuration that is nearest to complete, as the owner sees them. Several platforms
+    /// are alternatives here: one board runs one of them.
     pub fn new(store: &'a Store, config: &'a Config) -> Self {
         Closures::for_platforms(store, config, &config.platforms)
     }
@@ -132,7 +159,14 @@ impl<'a> Closures<'a> {
     /// The same for other platforms.
     pub fn for_platforms(store: &'a Store, config: &'a Config, platforms: &'a [Platform]) -> Self {
         let (read, summaries) = (RefCell::default(), RefCell::default());
-        Closures { store, config, platforms, read, summaries, looks: Cell::default() }
+        let clearance = Clearance::FULL;
+        Closures { store, config, platforms, clearance, read, summaries, looks: Cell::default() }
+    }
+
+    /// The same as they are seen by who may read what `clearance` covers.
+    #[must_use]
+    pub fn seen_with(self, clearance: Clearance) -> Self {
+        Closures { clearance, ..self }
     }
 
     /// The closure of `root` as it can be served through a repository. Of a registry that is not configured all that is on
@@ -145,9 +179,8 @@ impl<'a> Closures<'a> {
     }
 
     fn walk_through<'w>(&'w self, repository: &'w Repository) -> Walk<'w> {
-        let upstream = self.config.upstreams.iter().find(|upstream| upstream.name == repository.registry);
-        let class = upstream.map(|upstream| AccessClass::of_upstream(upstream.is_private()));
-        Walk { closures: self, through: class.map(|class| (repository, class)), manifests: 0 }
+        let configured = self.config.upstream(&repository.registry).is_some();
+        Walk { closures: self, through: configured.then_some(repository), manifests: 0 }
     }
 
     /// The closure of `root` with all that is on the disk, whoever may see it.
@@ -223,7 +256,7 @@ impl<'a> Closures<'a> {
 struct Walk<'a> {
     closures: &'a Closures<'a>,
     /// The repository that content is served through; `None`: all that is on the disk counts.
-    through: Option<(&'a Repository, AccessClass)>,
+    through: Option<&'a Repository>,
     manifests: usize,
 }
 
@@ -256,7 +289,7 @@ impl Walk<'_> {
     fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
         self.closures.looks.set(self.closures.looks.get() + 1);
         match self.through {
-            Some((repository, class)) => self.closures.store.size_through(repository, class, digest),
+            Some(repository) => self.closures.store.size_through(repository, self.closures.clearance, digest),
             None => Ok(self.closures.store.blob_size(digest)),
         }
     }

@@ -16,7 +16,7 @@ mod evict;
 mod walk;
 
 pub use catalogue::{Busy, Catalogue, Gone, Stocked};
-pub use closure::{Closure, Closures, Lack, Summary};
+pub use closure::{Closure, Closures, Lack, Summary, open_to_everybody};
 pub use evict::Otherwise;
 pub use walk::{each_repository, each_tag, first_complete, here, served};
 

@@ -5,13 +5,15 @@
 use super::counters::Counters;
 use super::pulls::Pulls;
 use super::refusal::Refusal;
+use crate::auth::AccessClass;
 use crate::config::{Config, LiveConfig};
 use crate::decide::Reach;
 use crate::fetch::{Cause, Failure, LinkState, Upstream, Upstreams};
 use crate::kit::Kit;
 use crate::oci::{Digest, RegistryName, Repository};
 use crate::store::{ContentLink, Store, StoreError};
-use crate::sync;
+use crate::sync::{self, Mutex};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -24,6 +26,8 @@ pub(super) struct Context {
     pub(super) kit: Option<Arc<Kit>>,
     pub(super) counters: Counters,
     pub(super) pulls: Pulls,
+    /// The classes that were found for repositories of which none is written down, where the disk takes no change.
+    pub(super) found_classes: Mutex<HashMap<Repository, AccessClass>>,
     stopping: AtomicBool,
 }
 
@@ -37,6 +41,7 @@ impl Context {
             kit,
             counters: Counters::default(),
             pulls: Pulls::default(),
+            found_classes: Mutex::default(),
             stopping: AtomicBool::new(false),
         }
     }
@@ -138,7 +143,6 @@ pub(super) trait Arrivals: Send + Sync {
 #[cfg(test)]
 pub(super) mod testing {
     use super::*;
-    use crate::auth::AccessClass;
     use crate::image::tests::Board;
     use crate::oci::Algorithm;
 

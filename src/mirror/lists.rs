@@ -3,10 +3,11 @@
 //! While upstream answers, its own list is passed on; otherwise the list names what is cached. A client that pages
 //! through a list while the uplink fails may see both, which the specification allows.
 
-use super::access::{Access, Viewer};
+use super::access::{Access, View, Viewer};
 use super::context::{Context, outage};
 use super::questions::Questions;
 use super::refusal::{Missing, Refusal};
+use crate::auth::Identity;
 use crate::budget;
 use crate::documents::LargeAnswer;
 use crate::fetch::{Failure, ReferrerList, Upstream};
@@ -62,35 +63,28 @@ pub(super) struct Lists {
 
 impl Lists {
     /// The tags of a repository (distribution-spec, "Listing Tags").
-    pub(super) async fn tags(&self, repository: &Repository, page: PageRequest) -> Result<Page, Refusal> {
+    pub(super) async fn tags(&self, view: &View, page: PageRequest) -> Result<Page, Refusal> {
+        let repository = &view.repository;
         let (name, wanted) = (repository.name.clone(), page.clone());
         let limit = page.limit();
         if limit == 0 {
             return Ok(Page { names: Vec::new(), more: false, stale: None });
         }
         let answer = self
-            .list(&repository.registry, &repository.name.to_string(), move |upstream| {
-                upstream.list_tags(&name, Some(limit), wanted.last.as_deref())
-            })
+            .list(view, move |upstream| upstream.list_tags(&name, Some(limit), wanted.last.as_deref()))
             .await?;
         let cause = match answer {
             Ok(page) => return Ok(Page { names: page.names, more: page.more, stale: None }),
             Err(failure) if failure.is_outage() => failure.to_string(),
             Err(failure) => return Err(Refusal::from_failure(&failure, Missing::Repository)),
         };
-        let wanted = repository.clone();
-        let names = self
-            .context
-            .blocking(move |context| match context.is_hidden(&wanted)? {
-                true => Ok(Vec::new()),
-                false => context.store.tags(&wanted, page.last.as_deref(), limit + 1),
-            })
-            .await;
-        let names = names?;
-        if names.is_empty() && !self.knows(repository).await? {
+        let wanted = view.clone();
+        let names =
+            self.context.blocking(move |context| tags_here(context, &wanted, page.last, limit + 1)).await?;
+        if names.is_empty() && !self.knows(view).await? {
             return Err(Refusal::Unavailable(format!("{cause}; no tag of {repository} is cached")));
         }
-        Ok(cut(names.into_iter().map(|(tag, _)| tag.to_string()).collect(), limit, cause))
+        Ok(cut(names, limit, cause))
     }
 
     /// The repositories of a registry, by their names in it; of all registries, by their full names, if `None`.
@@ -100,6 +94,7 @@ impl Lists {
     pub(super) async fn catalog(
         &self,
         registry: Option<&RegistryName>,
+        viewer: &Identity,
         page: PageRequest,
     ) -> Result<Page, Refusal> {
         let limit = page.limit();
@@ -109,8 +104,11 @@ impl Lists {
         let cause = match registry {
             Some(registry) => {
                 let wanted = page.clone();
+                let asked = self.context.upstream(registry)?;
+                // Of what a login shows besides what everybody sees, nobody is told which repositories there are.
+                let asked = asked.anonymous().cloned().unwrap_or(asked);
                 let answer = self
-                    .list(registry, "", move |upstream| upstream.catalog(Some(limit), wanted.last.as_deref()))
+                    .ask(asked, "", move |upstream| upstream.catalog(Some(limit), wanted.last.as_deref()))
                     .await?;
                 match answer {
                     Ok(page) => return Ok(Page { names: page.names, more: page.more, stale: None }),
@@ -125,25 +123,25 @@ impl Lists {
             (Some(prefix), last) => Some(format!("{prefix}{}", last.as_deref().unwrap_or_default())),
             (None, last) => last.clone(),
         };
-        let wanted = registry.cloned();
-        let names =
-            self.context.blocking(move |context| shown(context, wanted.as_ref(), last, limit + 1)).await;
+        let (wanted, viewer) = (registry.cloned(), viewer.clone());
+        let names = self
+            .context
+            .blocking(move |context| shown(context, wanted.as_ref(), &viewer, last, limit + 1))
+            .await;
         Ok(cut(names?, limit, cause))
     }
 
     /// What refers to a manifest (distribution-spec, "Listing Referrers"). A manifest without referrers is no error.
     pub(super) async fn referrers(
         &self,
-        repository: &Repository,
+        view: &View,
         digest: &Digest,
         artifact_type: Option<String>,
     ) -> Result<ReferrerIndex, Refusal> {
+        let repository = &view.repository;
         let (name, wanted, filter) = (repository.name.clone(), digest.clone(), artifact_type.clone());
-        let answer = self
-            .list(&repository.registry, &repository.name.to_string(), move |upstream| {
-                upstream.referrers(&name, &wanted, filter.as_deref())
-            })
-            .await?;
+        let answer =
+            self.list(view, move |upstream| upstream.referrers(&name, &wanted, filter.as_deref())).await?;
         let stale = match answer {
             Ok(found) => {
                 let ReferrerList { bytes, filtered, place } = found;
@@ -153,11 +151,11 @@ impl Lists {
             Err(failure) if failure.is_outage() => Some(failure.to_string()),
             Err(failure) => return Err(Refusal::from_failure(&failure, Missing::Manifest)),
         };
-        let (repository, digest) = (repository.clone(), digest.clone());
+        let (view, digest) = (view.clone(), digest.clone());
         let filter = artifact_type.clone();
         let found = self
             .context
-            .blocking(move |context| referrers_here(context, &repository, &digest, filter.as_deref()))
+            .blocking(move |context| referrers_here(context, &view, &digest, filter.as_deref()))
             .await;
         let manifests = found?;
         let (media_type, manifests) = (media::OCI_INDEX, manifests.join(","));
@@ -166,37 +164,69 @@ impl Lists {
         Ok(ReferrerIndex { bytes: index.into_bytes(), filtered, stale, place: None })
     }
 
-    /// Asks upstream for a list unless it is known to be down. `of`: the repository, or nothing.
+    /// Asks upstream for a list of a repository, as who sees it.
     async fn list<T: Send + 'static>(
         &self,
-        registry: &RegistryName,
+        view: &View,
+        question: impl FnOnce(&Upstream) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<Result<T, Failure>, Refusal> {
+        let upstream = self.context.upstream(&view.registry)?;
+        let anonymous = upstream.anonymous().filter(|_| !view.clearance.private).cloned();
+        self.ask(anonymous.unwrap_or(upstream), &view.name.to_string(), question).await
+    }
+
+    /// Asks upstream for a list unless it is known to be down. `of`: the repository, or nothing.
+    async fn ask<T: Send + 'static>(
+        &self,
+        upstream: Arc<Upstream>,
         of: &str,
         question: impl FnOnce(&Upstream) -> Result<T, Failure> + Send + 'static,
     ) -> Result<Result<T, Failure>, Refusal> {
-        let upstream = self.context.upstream(registry)?;
         if upstream.link().is_known_down() {
             return Ok(Err(outage(&upstream)));
         }
         self.questions.ask(&upstream, of, question).await
     }
 
-    async fn knows(&self, repository: &Repository) -> Result<bool, Refusal> {
-        let wanted = repository.clone();
-        let known = move |context: &Context| {
-            Ok(!context.is_hidden(&wanted)? && !context.store.tags(&wanted, None, 1)?.is_empty())
-        };
+    async fn knows(&self, view: &View) -> Result<bool, Refusal> {
+        let wanted = view.clone();
+        let known = move |context: &Context| Ok(!tags_here(context, &wanted, None, 1)?.is_empty());
         self.context.blocking(known).await
     }
+}
+
+/// The first `limit` tags after `last` that may be shown.
+fn tags_here(
+    context: &Context,
+    view: &View,
+    mut last: Option<String>,
+    limit: usize,
+) -> Result<Vec<String>, StoreError> {
+    let mut names = Vec::new();
+    while names.len() < limit {
+        let step = context.store.tags(view, last.as_deref(), budget::LISTING_STEP)?;
+        let Some((end, _)) = step.last() else { break };
+        last = Some(end.to_string());
+        for (tag, record) in step {
+            if context.visible(view, record)?.is_some() {
+                names.push(tag.to_string());
+            }
+        }
+    }
+    names.truncate(limit);
+    Ok(names)
 }
 
 /// The names of the first `limit` repositories after `last` that may be shown: of a registry, or of all.
 fn shown(
     context: &Context,
     registry: Option<&RegistryName>,
+    viewer: &Identity,
     mut last: Option<String>,
     limit: usize,
 ) -> Result<Vec<String>, StoreError> {
     let (mut names, prefix) = (Vec::new(), registry.map(|registry| format!("{registry}/")));
+    let viewer = if registry.is_some() { Viewer::Client(viewer) } else { Viewer::Anybody };
     // Private names are listed only for a client that asked for their registry, and so has logged in.
     let open = |name: &Repository| context.access(&name.registry, Viewer::Anybody) == Access::Granted;
     while names.len() < limit {
@@ -205,7 +235,7 @@ fn shown(
         let end = end.to_string();
         for name in &step {
             let asked = registry.map_or_else(|| open(name), |registry| name.registry == *registry);
-            if asked && !context.is_hidden(name)? {
+            if asked && !context.is_hidden(&context.view(name, viewer))? {
                 names.push(if registry.is_some() { name.name.to_string() } else { name.to_string() });
             }
         }
@@ -221,20 +251,20 @@ fn shown(
 
 fn referrers_here(
     context: &Context,
-    repository: &Repository,
+    view: &View,
     subject: &Digest,
     artifact_type: Option<&str>,
 ) -> Result<Vec<String>, StoreError> {
     let (mut descriptors, mut left) = (Vec::new(), budget::REFERRERS_BYTES_MAX);
-    for digest in context.store.referrers(repository, subject)? {
-        if !context.sees(repository, &digest)? {
+    for digest in context.store.referrers(view, subject)? {
+        if !context.sees(view, &digest)? {
             continue;
         }
         let describe = |bytes: &[u8]| referrer(&digest, bytes, artifact_type);
         let Some(Some(descriptor)) = context.store.with_document(&digest, describe)? else { continue };
         left = left.saturating_sub(descriptor.len() + 1);
         if left == 0 {
-            log::warn!("{repository} has more referrers of {subject} than a list takes");
+            log::warn!("{} has more referrers of {subject} than a list takes", view.repository);
             break;
         }
         descriptors.push(descriptor);

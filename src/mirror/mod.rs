@@ -10,6 +10,7 @@
 //! | `content` | manifests and blobs, uncached streams, repair |
 //! | `fill` | the download slots |
 //! | `reserve`, `verify` | room on the disk; hashing unverified blobs |
+//! | `proof` | what a registry shows to everybody, where a login only lifts a rate limit |
 //! | `progress`, `questions`, `single_flight`, `lane` | the progress of fills; short questions, each asked once |
 //! | `fair` | how the places of a pool are shared out |
 //! | `context`, `access`, `counters`, `pulls`, `refusal` | what all parts share; who may see what; what is counted |
@@ -31,6 +32,7 @@ mod maintenance;
 mod parts;
 mod peers;
 mod progress;
+mod proof;
 mod pulls;
 mod questions;
 mod refusal;
@@ -41,7 +43,7 @@ mod verify;
 
 pub use crate::decide::Tier;
 pub use crate::kit::PeerState;
-pub use access::{Access, Viewer};
+pub use access::{Access, View, Viewer};
 pub use content::{BlobSource, ManifestAnswer, ManifestContent, Pieces, SmallManifest};
 pub use context::outage_text;
 pub use counters::{ByteSource, Counters};
@@ -51,6 +53,7 @@ pub use pulls::Pulls;
 pub use refusal::{Missing, Refusal};
 pub use tag::{TagAnswer, TagContent};
 
+use crate::auth::Identity;
 use crate::config::Config;
 use crate::fetch::Upstreams;
 use crate::image::Busy;
@@ -109,23 +112,23 @@ impl Mirror {
         self.parts.context.access(registry, viewer)
     }
 
+    /// A repository as a client sees it that was granted access to its registry: all that concerns content is asked of that.
+    pub fn view(&self, client: &Identity, repository: &Repository) -> View {
+        self.parts.context.view(repository, Viewer::Client(client))
+    }
+
     /// Refuses what is not cached to a client that `access.pull` does not let have it fetched.
     ///
     /// # Errors
     /// [`Refusal::Denied`], which names the key of the configuration.
-    pub async fn check_fetch(
-        &self,
-        client: IpAddr,
-        repository: &Repository,
-        digest: &Digest,
-    ) -> Result<(), Refusal> {
-        if self.config().may_fetch(client, repository) {
+    pub async fn check_fetch(&self, client: IpAddr, view: &View, digest: &Digest) -> Result<(), Refusal> {
+        if self.config().may_fetch(client, view) {
             return Ok(());
         }
         // Cached is what may be seen through this repository: what others have is no business of the client.
-        let (name, wanted) = (repository.clone(), digest.clone());
+        let (name, wanted) = (view.clone(), digest.clone());
         let seen = self.parts.context.blocking(move |context| context.sees(&name, &wanted)).await?;
-        if seen { Ok(()) } else { Err(Refusal::not_to_be_fetched(repository)) }
+        if seen { Ok(()) } else { Err(Refusal::not_to_be_fetched(view)) }
     }
 
     /// Answers a tag. `head`: the manifest's bytes are not wanted. A client that may not have it fetched gets what is
@@ -137,40 +140,36 @@ impl Mirror {
     pub async fn tag(
         &self,
         client: IpAddr,
-        repository: &Repository,
+        view: &View,
         tag: &Tag,
         head: bool,
     ) -> Result<TagAnswer, Refusal> {
-        let may_ask = self.config().may_fetch(client, repository);
-        self.parts.tags.answer(repository, tag, head, may_ask).await
+        let may_ask = self.config().may_fetch(client, view);
+        self.parts.tags.answer(view, tag, head, may_ask).await
     }
 
     /// A manifest by its digest.
     ///
     /// # Errors
     /// Upstream's own 404 and 401/403, and [`Refusal::Unavailable`] where it cannot be asked.
-    pub async fn manifest(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-    ) -> Result<ManifestAnswer, Refusal> {
-        self.parts.manifests.manifest(repository, digest).await
+    pub async fn manifest(&self, view: &View, digest: &Digest) -> Result<ManifestAnswer, Refusal> {
+        self.parts.manifests.manifest(view, digest).await
     }
 
     /// A blob by its digest. If it is not cached, this begins a fill or joins one.
     ///
     /// # Errors
     /// As [`Mirror::manifest`]; [`Refusal::Busy`] if the queue for download slots is full.
-    pub async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobSource, Refusal> {
-        self.parts.blobs.blob(repository, digest).await
+    pub async fn blob(&self, view: &View, digest: &Digest) -> Result<BlobSource, Refusal> {
+        self.parts.blobs.blob(view, digest).await
     }
 
     /// The size of a blob in bytes, without fetching it, and whether it is here.
     ///
     /// # Errors
     /// As [`Mirror::blob`].
-    pub async fn blob_size(&self, repository: &Repository, digest: &Digest) -> Result<(u64, bool), Refusal> {
-        self.parts.blobs.size(repository, digest).await
+    pub async fn blob_size(&self, view: &View, digest: &Digest) -> Result<(u64, bool), Refusal> {
+        self.parts.blobs.size(view, digest).await
     }
 
     /// Streams a blob of `total` bytes to one client, from its first byte, because its download could not be stored.
@@ -197,16 +196,21 @@ impl Mirror {
     ///
     /// # Errors
     /// Upstream's own refusal, and [`Refusal::Unavailable`] if it cannot be asked and nothing is cached.
-    pub async fn tags(&self, repository: &Repository, page: PageRequest) -> Result<Page, Refusal> {
-        self.parts.lists.tags(repository, page).await
+    pub async fn tags(&self, view: &View, page: PageRequest) -> Result<Page, Refusal> {
+        self.parts.lists.tags(view, page).await
     }
 
     /// The repositories of a registry, by their names in it; of all registries, by their full names, if `None`.
     ///
     /// # Errors
     /// The store's, and [`Refusal::Busy`] if the queue for questions is full.
-    pub async fn catalog(&self, registry: Option<&RegistryName>, page: PageRequest) -> Result<Page, Refusal> {
-        self.parts.lists.catalog(registry, page).await
+    pub async fn catalog(
+        &self,
+        registry: Option<&RegistryName>,
+        client: &Identity,
+        page: PageRequest,
+    ) -> Result<Page, Refusal> {
+        self.parts.lists.catalog(registry, client, page).await
     }
 
     /// What refers to a manifest (distribution-spec, "Listing Referrers").
@@ -215,11 +219,11 @@ impl Mirror {
     /// Upstream's own refusal. A manifest without referrers is no error.
     pub async fn referrers(
         &self,
-        repository: &Repository,
+        view: &View,
         digest: &Digest,
         artifact_type: Option<String>,
     ) -> Result<ReferrerIndex, Refusal> {
-        self.parts.lists.referrers(repository, digest, artifact_type).await
+        self.parts.lists.referrers(view, digest, artifact_type).await
     }
 
     /// How long a reader of a fill waits without a byte before its connection is cut.

@@ -5,6 +5,7 @@ use super::context::{Arrivals, Context};
 use super::fill::FillPool;
 use super::lists::Lists;
 use super::progress::FillTable;
+use super::proof::Proofs;
 use super::questions::Questions;
 use super::reserve::Reserve;
 use super::tag::{Settler, TagTable, Tags};
@@ -47,6 +48,7 @@ impl Parts {
         let fills =
             FillPool::start(Arc::clone(&context), Arc::clone(&reserve), in_flight, Arc::clone(&arrivals))?;
         let streams = Arc::new(Streams::new(Arc::clone(&context)));
+        let proofs = Arc::new(Proofs::new(Arc::clone(&context)));
         let named = Arc::new(NamedBlobs::default());
         let manifests = Arc::new(Manifests {
             context: Arc::clone(&context),
@@ -57,6 +59,7 @@ impl Parts {
             arrivals,
             named: Arc::clone(&named),
             asked: AskedManifests::default(),
+            proofs: Arc::clone(&proofs),
         });
         let blobs = Blobs {
             context: Arc::clone(&context),
@@ -65,6 +68,7 @@ impl Parts {
             fills: Arc::clone(&fills),
             streams: Arc::clone(&streams),
             named,
+            proofs: Arc::clone(&proofs),
         };
         let repairs = Repairs::new(Arc::clone(&context), Arc::clone(&manifests), Arc::clone(&fills));
         let tags = Arc::new(Tags::new(
@@ -73,6 +77,7 @@ impl Parts {
             Arc::clone(&manifests),
             Arc::clone(&table),
             settler,
+            proofs,
         ));
         let lists = Lists { context: Arc::clone(&context), questions };
         let recovery = Recovery::default();

@@ -1,12 +1,12 @@
 //! The answers to peers: public content from this board's disk (rule 8). Nothing in here asks an upstream or a peer.
 
-use super::access::{Access, Viewer};
+use super::access::{Access, View, Viewer};
 use super::content::{ManifestContent, Manifests};
 use super::context::Context;
 use super::tag::{TagTable, offer};
 use crate::kit;
 use crate::oci::{Digest, Platform, Repository, Tag};
-use crate::store::StoreError;
+use crate::store::{Blob, StoreError};
 use std::fs::File;
 use std::sync::{Arc, Weak};
 
@@ -61,7 +61,7 @@ impl kit::PeerContent for PublicContent {
     fn manifest(&self, repository: &Repository, digest: &Digest) -> Option<(String, File, u64)> {
         let manifests = self.manifests.upgrade()?;
         self.look(repository, |context| {
-            let found = match manifests.read(repository, digest, None)? {
+            let found = match manifests.read(&View::of_everybody(repository), digest, None)? {
                 Some(ManifestContent::Stored { media_type, blob }) => Some((media_type, Some(blob))),
                 Some(ManifestContent::Small(small)) => {
                     let media_type = String::from_utf8_lossy(&small.media_type).into_owned();
@@ -69,8 +69,8 @@ impl kit::PeerContent for PublicContent {
                 }
                 Some(ManifestContent::NotStored { .. }) | None => None,
             };
-            let public = |(media_type, blob): (String, Option<crate::store::Blob>)| {
-                let blob = blob.filter(|blob| !blob.private)?;
+            let public = |(media_type, blob): (String, Option<Blob>)| {
+                let blob = blob.filter(Blob::is_public)?;
                 Some((media_type, blob.file, blob.size))
             };
             Ok(found.and_then(public))
@@ -79,7 +79,7 @@ impl kit::PeerContent for PublicContent {
 
     fn blob(&self, repository: &Repository, digest: &Digest) -> Option<(File, u64)> {
         self.look(repository, |context| {
-            let blob = context.store.open_blob(digest)?.filter(|blob| !blob.private);
+            let blob = context.store.open_blob(digest)?.filter(Blob::is_public);
             Ok(blob.map(|blob| (blob.file, blob.size)))
         })
     }

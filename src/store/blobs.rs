@@ -7,7 +7,7 @@ use super::Store;
 use super::error::{Result, StoreError};
 use super::layout;
 use super::record::BlobInfo;
-use crate::auth::AccessClass;
+use crate::auth::{AccessClass, Clearance};
 use crate::oci::{Algorithm, Digest, Repository};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -26,15 +26,17 @@ pub struct Blob {
     pub file: File,
     /// Bytes in it.
     pub size: u64,
-    /// It was fetched with credentials and not seen in public since.
-    pub private: bool,
+    /// Who may read it.
+    pub class: AccessClass,
     /// It was not verified since an unclean shutdown, and has to be before it is served.
     pub unverified: bool,
 }
 
-/// The mode is the one record of it.
-fn is_private(meta: &fs::Metadata) -> bool {
-    meta.mode() & 0o077 == 0
+impl Blob {
+    /// Whether everybody may read it.
+    pub fn is_public(&self) -> bool {
+        self.class == AccessClass::Public
+    }
 }
 
 impl Store {
@@ -82,7 +84,7 @@ impl Store {
         let used = u64::try_from(meta.mtime()).unwrap_or(0);
         Ok(meta.is_file().then(|| Blob {
             size: meta.len(),
-            private: is_private(&meta),
+            class: layout::class_of(&meta),
             unverified: self.uses.is_unverified(digest, used),
             file,
         }))
@@ -98,41 +100,37 @@ impl Store {
         self.layout.blob_size(digest).filter(|_| !self.quarantine.holds(digest))
     }
 
-    /// The blob's size in bytes, if it may be served through a repository whose registry gives content of `class` today.
+    /// The blob's size in bytes, if it may be served through a repository to who may read what `clearance` covers.
     ///
     /// # Errors
     /// The index cannot be read.
     pub fn size_through(
         &self,
         repository: &Repository,
-        class: AccessClass,
+        clearance: Clearance,
         digest: &Digest,
     ) -> Result<Option<u64>> {
         let Ok(meta) = fs::symlink_metadata(self.layout.blob(digest)) else { return Ok(None) };
         let here = meta.is_file() && !self.quarantine.holds(digest);
-        let served = here && self.may_serve(repository, class, digest, is_private(&meta))?;
+        let served = here && self.may_serve(repository, clearance, digest, layout::class_of(&meta))?;
         Ok(served.then_some(meta.len()))
     }
 
-    /// Whether content that is on the disk may be served through a repository whose registry gives content of `class`
-    /// today: what is private only where the registry gives it for credentials and is known to hold it in this repository.
-    /// While there is no index, that is not known.
+    /// Whether content of `class` that is on the disk may be served through a repository to who may read what `clearance`
+    /// covers: what is not public only where it is known to belong to this repository. While there is no index, that is
+    /// not known.
     ///
     /// # Errors
     /// The index cannot be read.
     pub fn may_serve(
         &self,
         repository: &Repository,
-        class: AccessClass,
+        clearance: Clearance,
         digest: &Digest,
-        private: bool,
+        class: AccessClass,
     ) -> Result<bool> {
-        if !private {
-            return Ok(true);
-        }
-        // Content that earlier credentials fetched is served again only after upstream has sent it to everybody.
-        if class == AccessClass::Public {
-            return Ok(false);
+        if class == AccessClass::Public || !clearance.covers(class) {
+            return Ok(class == AccessClass::Public);
         }
         match self.link(repository, digest) {
             Err(problem) if problem.is_without_index() => Ok(false),
@@ -140,13 +138,19 @@ impl Store {
         }
     }
 
-    /// Marks private content as public: all its bytes came from where everybody may read them.
+    /// Marks content as public: all its bytes came from where everybody may read them, its registry has shown it to
+    /// everybody, or its owner says so.
     ///
     /// # Errors
     /// The disk does not take the mode; then it may be private again after a power cut.
     pub fn make_public(&self, digest: &Digest) -> Result<()> {
+        self.set_class(digest, AccessClass::Public)
+    }
+
+    /// Changes who may read content that is here.
+    pub(super) fn set_class(&self, digest: &Digest, class: AccessClass) -> Result<()> {
         let path = self.layout.blob(digest);
-        let set = layout::set_private(&path, false);
+        let set = layout::set_class(&path, class);
         self.stamps.changed();
         set?;
         // The mode is the one record of it.

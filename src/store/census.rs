@@ -3,6 +3,7 @@
 
 use super::Store;
 use super::error::{Result, StoreError};
+use super::journal::What;
 use crate::budget::{REGISTRY_REPOSITORIES_MAX, REGISTRY_TAGS_MAX, REPOSITORY_TAGS_MAX};
 use crate::oci::{Repository, Tag};
 
@@ -18,6 +19,22 @@ pub(super) struct Census {
 }
 
 impl Store {
+    /// Refuses what would have to be remembered of a registry that has as much as is kept.
+    pub(super) fn check_place(&self, news: &[What]) -> Result<()> {
+        news.iter().try_for_each(|what| match what {
+            What::Seen { repository, tag, .. } => self.check_tag(repository, tag),
+            What::Held { repository, .. }
+            | What::Class { repository, .. }
+            | What::Manifest { repository, .. } => self.check_repository(repository),
+            // Of what is known, or at the owner's wish.
+            What::Complete { .. }
+            | What::Rollback { .. }
+            | What::Pinned { .. }
+            | What::Removed { .. }
+            | What::Evicted { .. } => Ok(()),
+        })
+    }
+
     /// Refuses a repository that is new, if its registry has as many as are kept.
     pub(super) fn check_repository(&self, repository: &Repository) -> Result<()> {
         if self.index.ask(|index| index.knows(repository))? {

@@ -1,6 +1,7 @@
 //! Where things lie under the data folder, and the flushes that make a name stay.
 
 use super::error::{Result, StoreError};
+use crate::auth::AccessClass;
 use crate::files;
 use crate::oci::{Algorithm, Digest};
 use rustix::fs::{FlockOperation, Timespec, Timestamps};
@@ -222,11 +223,25 @@ pub(super) fn flush_dir(path: &Path) -> Result<()> {
         .map_err(StoreError::io(format!("cannot flush folder {}", path.display())))
 }
 
-/// A private blob is readable by its owner alone: the mode is the one record of that which cannot get lost.
-pub(super) fn set_private(path: &Path, private: bool) -> Result<()> {
-    let mode = if private { 0o600 } else { 0o644 };
+/// Notes who may read a blob: the mode is the one record of that which cannot get lost. Whoever knows two classes only takes
+/// what is unproven for private.
+pub(super) fn set_class(path: &Path, class: AccessClass) -> Result<()> {
+    let mode = match class {
+        AccessClass::Public => 0o644,
+        AccessClass::Private => 0o600,
+        AccessClass::Unproven => 0o400,
+    };
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
         .map_err(StoreError::io(format!("cannot set the mode of {}", path.display())))
+}
+
+/// The class that a blob's mode stands for.
+pub(super) fn class_of(meta: &fs::Metadata) -> AccessClass {
+    match meta.mode() {
+        mode if mode & 0o077 != 0 => AccessClass::Public,
+        mode if mode & 0o200 != 0 => AccessClass::Private,
+        _ => AccessClass::Unproven,
+    }
 }
 
 /// How every file of the store is made that is no blob: the names of private images are in it, so that its owner alone may

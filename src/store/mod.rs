@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! DATA/lock                     held by the one process that owns the store
-//! DATA/blobs/ALGORITHM/HEX      complete content, exact bytes; mtime: the count of its last use; mode 0600: private
+//! DATA/blobs/ALGORITHM/HEX      complete content, exact bytes; mtime: the count of its last use; mode: who may read it
 //! DATA/staging/ALGORITHM-HEX-*  content on its way in, for one registry and class; `.origin`: where the rest of it is
 //! DATA/journal                  every tag move and manifest, in order, one checksummed line each
 //! DATA/index/                   LMDB: the same and more, for quick look-ups; disposable

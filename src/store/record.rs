@@ -232,8 +232,27 @@ impl TagRecord {
         candidates
     }
 
-    fn versions(&self) -> impl Iterator<Item = &TagVersion> {
+    /// All versions that are known of it.
+    pub fn versions(&self) -> impl Iterator<Item = &TagVersion> {
         self.seen.iter().chain(&self.complete).chain(&self.history)
+    }
+
+    /// The same tag as if it had never been these digests; `None` if nothing is left of it then.
+    #[must_use]
+    pub fn without(mut self, hidden: &[Digest]) -> Option<TagRecord> {
+        if hidden.is_empty() {
+            return Some(self);
+        }
+        let stays = |version: &TagVersion| !hidden.contains(&version.digest);
+        self.history.retain(stays);
+        self.seen = self.seen.filter(stays);
+        if !self.complete.as_ref().is_some_and(stays) {
+            self.complete = if self.history.is_empty() { None } else { Some(self.history.remove(0)) };
+        }
+        let away = |rollback: &Rollback| hidden.contains(&rollback.from) || hidden.contains(&rollback.to);
+        self.rollback = self.rollback.filter(|rollback| !away(rollback));
+        let left = self.versions().next().is_some();
+        left.then_some(self)
     }
 }
 

@@ -6,7 +6,7 @@
 
 use super::Store;
 use super::error::{Result, StoreError};
-use super::layout::{flush_dir, own_file, set_private, write_own};
+use super::layout::{class_of, flush_dir, own_file, set_class, write_own};
 use super::record::checksum;
 use crate::auth::AccessClass;
 use crate::budget;
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -364,21 +364,20 @@ impl Staged {
     /// # Errors
     /// It does not hash to its name, or the disk does not take it.
     pub fn publish(self, store: &Store, class: AccessClass) -> Result<()> {
-        // Content that everybody may read already stays so.
-        let private = class != AccessClass::Public
-            && store.open_blob(&self.digest).ok().flatten().is_none_or(|known| known.private);
-        let published = self.try_publish(store, private);
+        // What more may read already stays theirs.
+        let known = store.open_blob(&self.digest).ok().flatten();
+        let published = self.try_publish(store, known.map_or(class, |known| class.min(known.class)));
         if published.is_err() {
             self.discard();
         }
         published
     }
 
-    fn try_publish(&self, store: &Store, private: bool) -> Result<()> {
+    fn try_publish(&self, store: &Store, class: AccessClass) -> Result<()> {
         self.matches()?;
         let n = store.uses.sequence.next();
         store.layout.set_used(&self.path, n);
-        set_private(&self.path, private)?;
+        set_class(&self.path, class)?;
         self.file.sync_all().map_err(StoreError::io(format!("cannot flush {}", self.path.display())))?;
         self.put_in_place(store)?;
         if store.layout.take_from_quarantine(&self.digest) {
@@ -400,8 +399,8 @@ impl Staged {
         let known = store.layout.blob_size(&self.digest);
         let new = if known.is_some() { 0 } else { self.len };
         // What everybody may read stays so.
-        if fs::symlink_metadata(&target).is_ok_and(|meta| meta.mode() & 0o077 != 0) {
-            set_private(&self.path, false)?;
+        if fs::symlink_metadata(&target).is_ok_and(|meta| class_of(&meta) == AccessClass::Public) {
+            set_class(&self.path, AccessClass::Public)?;
         }
         // Counted before it is there: a download that looks for room in between must not count on what this one takes.
         moving.add(new);

@@ -4,10 +4,12 @@
 //! the event when it is reopened or rebuilt.
 
 use super::Store;
-use super::error::Result;
+use super::blobs::Blob;
+use super::error::{Result, StoreError};
 use super::journal::{Event, LINKS_AT_A_TIME, What};
 use super::record::{ContentLink, LinkedManifest, Observation, Rollback, TagRecord, TagVersion};
 use crate::auth::AccessClass;
+use crate::budget;
 use crate::clock;
 use crate::documents::DocumentTurn;
 use crate::oci::{Digest, Manifest, Repository, Tag};
@@ -35,7 +37,6 @@ impl Store {
         if !is_news(&record) {
             return Ok(record);
         }
-        self.check_tag(repository, tag)?;
         self.record(None, || {
             // Several may have found it out at once.
             if !is_news(&self.tag(repository, tag)?.unwrap_or_default()) {
@@ -158,6 +159,30 @@ impl Store {
         self.index.ask(|index| index.class(repository))
     }
 
+    /// Notes the class of a repository of which none is known.
+    ///
+    /// # Errors
+    /// It cannot be recorded.
+    pub fn note_class(&self, repository: &Repository, class: AccessClass) -> Result<()> {
+        let news = || match self.repository_class(repository)? {
+            Some(_) => Ok(Vec::new()),
+            None => Ok(vec![What::Class { repository: repository.clone(), class }]),
+        };
+        self.record(None, news).map(drop)
+    }
+
+    /// Notes that a root of a repository was shown to everybody, or that its owner says so.
+    ///
+    /// # Errors
+    /// It cannot be recorded.
+    pub fn mark_public(&self, repository: &Repository) -> Result<()> {
+        let class = AccessClass::Public;
+        if self.repository_class(repository)? == Some(class) {
+            return Ok(());
+        }
+        self.record_one(&What::Class { repository: repository.clone(), class })
+    }
+
     /// Notes that what is known of a repository was asked for with credentials. Only content that came without them
     /// makes it public again, see [`Store::put_manifest`].
     ///
@@ -168,7 +193,6 @@ impl Store {
         if self.repository_class(repository)? == Some(class) {
             return Ok(());
         }
-        self.check_repository(repository)?;
         self.record_one(&What::Class { repository: repository.clone(), class })
     }
 
@@ -187,12 +211,42 @@ impl Store {
         bytes: &[u8],
         class: AccessClass,
     ) -> Result<()> {
+        self.put_manifest_in(repository, (digest, media_type), bytes, class, class)
+    }
+
+    /// The same for a manifest that was not shown to everybody, in a repository of which other content may have been: what
+    /// was public stays so.
+    ///
+    /// # Errors
+    /// As [`Store::put_manifest`].
+    pub fn put_private_manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        media_type: &str,
+        bytes: &[u8],
+    ) -> Result<()> {
+        self.note_class(repository, AccessClass::Private)?;
+        let (class, of) = (AccessClass::Private, AccessClass::Unproven);
+        self.put_manifest_in(repository, (digest, media_type), bytes, class, of)
+    }
+
+    /// `of`: the class that this proves of the repository.
+    fn put_manifest_in(
+        &self,
+        repository: &Repository,
+        (digest, media_type): (&Digest, &str),
+        bytes: &[u8],
+        class: AccessClass,
+        of: AccessClass,
+    ) -> Result<()> {
         match self.check_repository(repository) {
             Err(problem) if problem.is_without_index() => {}
             checked => checked?,
         }
         match self.open_blob(digest)? {
-            Some(known) if known.private && class == AccessClass::Public => self.make_public(digest)?,
+            Some(known) if class < known.class => self.set_class(digest, class)?,
+            Some(known) if self.is_more(&known, class, repository, digest)? => return Ok(()),
             Some(_) => {}
             None => {
                 let mut staged = self.stage_scratch(digest)?;
@@ -207,8 +261,8 @@ impl Store {
             let mut news = Vec::new();
             let (known, link) = self.index.ask(|index| index.class_and_link(repository, digest))?;
             // What did not come from the registry proves nothing about it.
-            if known != Some(class) && (known.is_none() || class != AccessClass::Unproven) {
-                news.push(What::Class { repository: repository.clone(), class });
+            if known != Some(of) && (known.is_none() || of != AccessClass::Unproven) {
+                news.push(What::Class { repository: repository.clone(), class: of });
             }
             if link.is_none_or(|link| !link.held || link.media_type.as_deref() != Some(media_type)) {
                 let (repository, digest) = (repository.clone(), digest.clone());
@@ -217,6 +271,51 @@ impl Store {
             Ok(news)
         })
         .map(drop)
+    }
+
+    /// Stores a blob of a repository from a source that is at hand, such as a file.
+    ///
+    /// # Errors
+    /// The disk does not take it, the source cannot be read, or it is other content.
+    pub fn put_blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        source: &mut dyn std::io::Read,
+        class: AccessClass,
+    ) -> Result<()> {
+        let mut staged = self.stage_scratch(digest)?;
+        let mut chunk = vec![0; budget::FETCH_CHUNK_BYTES];
+        loop {
+            match source.read(&mut chunk) {
+                Ok(0) => break,
+                Ok(n) => staged.append(&chunk[..n])?,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => {
+                    staged.discard();
+                    return Err(StoreError::io(format!("cannot read {digest} to store it"))(e));
+                }
+            }
+        }
+        let known = self.open_blob(digest)?;
+        staged.publish(self, class)?;
+        match known {
+            Some(known) if self.is_more(&known, class, repository, digest)? => Ok(()),
+            _ => self.hold(repository, digest),
+        }
+    }
+
+    /// Whether content that came from elsewhere is private here through other repositories: that this one has it too is only
+    /// said.
+    fn is_more(
+        &self,
+        known: &Blob,
+        class: AccessClass,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<bool> {
+        let said = known.class == AccessClass::Private && class == AccessClass::Unproven;
+        Ok(said && !self.link(repository, digest)?.is_some_and(|link| link.held))
     }
 
     /// What is known of some content in a repository.
@@ -243,7 +342,6 @@ impl Store {
         if self.link(repository, digest)?.is_some_and(|link| link.held) {
             return Ok(());
         }
-        self.check_repository(repository)?;
         self.record_one(&What::Held { repository: repository.clone(), digest: digest.clone() })
     }
 
@@ -313,9 +411,11 @@ impl Store {
         news: impl Fn() -> Result<Vec<What>>,
     ) -> Result<bool> {
         let index = self.index.get()?;
-        if news()?.is_empty() {
+        let first = news()?;
+        if first.is_empty() {
             return Ok(false);
         }
+        self.check_place(&first)?;
         let mut journal = self.journal.lock();
         let event = |what: What| {
             let manifest = what.manifest().and_then(|_| manifest.take());

@@ -4,7 +4,7 @@ mod upgrade;
 
 use super::index::{Index, close};
 use super::*;
-use crate::auth::AccessClass;
+use crate::auth::{AccessClass, Clearance};
 use crate::oci::{Algorithm, Digest, Repository, Tag, media};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -284,7 +284,7 @@ fn a_blob_that_is_opened_without_waiting_is_the_one_that_is_opened_anyway() {
     store.open_blob(&digest).unwrap();
     if let Some(now) = store.open_blob_now(&digest) {
         let anyway = store.open_blob(&digest).unwrap().unwrap();
-        assert_eq!((now.size, now.private, now.unverified), (anyway.size, anyway.private, anyway.unverified));
+        assert_eq!((now.size, now.class, now.unverified), (anyway.size, anyway.class, anyway.unverified));
         assert_eq!(now.file.metadata().unwrap().ino(), anyway.file.metadata().unwrap().ino());
     } else {
         let probed = rustix::fs::openat2(CWD, &folder.0, OFlags::PATH, Mode::empty(), ResolveFlags::CACHED);
@@ -329,9 +329,9 @@ fn private_content_stays_private_without_the_index() {
     }
     std::fs::remove_dir_all(folder.0.join("index")).unwrap();
     let store = folder.open();
-    assert!(store.open_blob(&digest).unwrap().unwrap().private);
+    assert!(!store.open_blob(&digest).unwrap().unwrap().is_public());
     store.make_public(&digest).unwrap();
-    assert!(!store.open_blob(&digest).unwrap().unwrap().private);
+    assert!(store.open_blob(&digest).unwrap().unwrap().is_public());
 }
 
 #[test]
@@ -499,7 +499,7 @@ fn a_class_is_what_the_registry_proved_last() {
     };
     assert_eq!(put(&repository(), AccessClass::Unproven), AccessClass::Public, "a peer proves nothing");
     assert_eq!(put(&repository(), AccessClass::Private), AccessClass::Private);
-    assert!(!store.open_blob(&digest).unwrap().unwrap().private, "who has seen it in public may see it");
+    assert!(store.open_blob(&digest).unwrap().unwrap().is_public(), "who has seen it in public may see it");
     let long = store.journal.lock().len();
     assert_eq!(put(&repository(), AccessClass::Private), AccessClass::Private);
     assert_eq!(store.journal.lock().len(), long, "what is known is not written");
@@ -593,20 +593,20 @@ fn what_one_repository_has_sent_is_not_gone_on_with_for_another() {
 fn only_bytes_from_where_everybody_may_read_them_change_who_may_see_content() {
     let folder = Folder::new();
     let store = folder.open();
-    let (bytes, private) = (br#"{"schemaVersion":2,"config":{"mediaType":"a/b","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":0},"layers":[]}"#, |store: &Store, digest: &Digest| store.open_blob(digest).unwrap().unwrap().private);
+    let (bytes, private) = (br#"{"schemaVersion":2,"config":{"mediaType":"a/b","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":0},"layers":[]}"#, |store: &Store, digest: &Digest| !store.open_blob(digest).unwrap().unwrap().is_public());
     let digest = Digest::of(Algorithm::Sha256, bytes);
     let put = |class| store.put_manifest(&repository(), &digest, media::OCI_MANIFEST, bytes, class).unwrap();
     put(AccessClass::Private);
     assert!(private(&store, &digest));
     put(AccessClass::Unproven);
     assert!(private(&store, &digest), "what an import says is no proof");
-    assert!(!store.may_serve(&repository(), AccessClass::Public, &digest, true).unwrap());
-    assert!(store.may_serve(&repository(), AccessClass::Private, &digest, true).unwrap());
+    assert!(!store.may_serve(&repository(), Clearance::NONE, &digest, AccessClass::Private).unwrap());
+    assert!(store.may_serve(&repository(), Clearance::FULL, &digest, AccessClass::Private).unwrap());
     let other: Repository = "docker.io/lab/other".parse().unwrap();
-    assert_eq!(store.size_through(&other, AccessClass::Private, &digest).unwrap(), None);
+    assert_eq!(store.size_through(&other, Clearance::FULL, &digest).unwrap(), None);
     store.hold(&other, &digest).unwrap();
-    assert_eq!(store.size_through(&other, AccessClass::Private, &digest).unwrap(), Some(bytes.len() as u64));
-    assert_eq!(store.size_through(&other, AccessClass::Public, &digest).unwrap(), None);
+    assert_eq!(store.size_through(&other, Clearance::FULL, &digest).unwrap(), Some(bytes.len() as u64));
+    assert_eq!(store.size_through(&other, Clearance::NONE, &digest).unwrap(), None);
     put(AccessClass::Public);
     assert!(!private(&store, &digest));
     store.mark_private(&repository()).unwrap();
@@ -670,7 +670,7 @@ fn two_writers_of_the_same_content_count_it_once() {
     public.publish(&store, AccessClass::Public).unwrap();
     private.publish(&store, AccessClass::Private).unwrap();
     assert_eq!(store.stored_bytes(), 5);
-    assert!(!store.open_blob(&digest).unwrap().unwrap().private, "it was seen in public");
+    assert!(store.open_blob(&digest).unwrap().unwrap().is_public(), "it was seen in public");
     assert!(store.unfinished().is_empty());
 }
 

@@ -11,7 +11,7 @@ use larder::demo::upstream::{Behaviour, FaultyRegistry as Upstream, LoginDemand 
 use larder::oci::Digest;
 use std::os::unix::fs::PermissionsExt;
 
-fn private_upstream(image: &Image) -> Upstream {
+pub fn private_upstream(image: &Image) -> Upstream {
     let upstream = upstream_with(image);
     upstream.login(Login::Basic("alice".into(), "s3cret".into()));
     upstream
@@ -27,21 +27,21 @@ fn sections(registries: &[(&str, &Upstream, bool)], credentials: &str) -> String
 }
 
 /// Whether everybody may read the file of some content.
-fn is_open(board: &Board, digest: &Digest) -> bool {
+pub fn is_open(board: &Board, digest: &Digest) -> bool {
     let path = board.data().join("blobs/sha256").join(digest.hex());
     std::fs::metadata(path).unwrap().permissions().mode() & 0o077 != 0
 }
 
-fn blob(digest: &Digest, registry: &str) -> String {
+pub fn blob(digest: &Digest, registry: &str) -> String {
     format!("/v2/lab/app/blobs/{digest}?ns={registry}")
 }
 
-fn manifest(reference: impl std::fmt::Display, registry: &str) -> String {
+pub fn manifest(reference: impl std::fmt::Display, registry: &str) -> String {
     format!("/v2/lab/app/manifests/{reference}?ns={registry}")
 }
 
 /// Pulls all of an image, as the platform of the tests does.
-fn pull(board: &Board, image: &Image, registry: &str) {
+pub fn pull(board: &Board, image: &Image, registry: &str) {
     board.request("GET", &manifest("latest", registry), &[BOARD]).body().unwrap();
     for digest in image.manifests.keys() {
         let answer = board.request("GET", &manifest(digest, registry), &[BOARD]);
@@ -56,7 +56,7 @@ fn pull(board: &Board, image: &Image, registry: &str) {
 }
 
 /// The same names with other bytes: so many.
-fn forged(image: &Image, bytes: usize) -> Image {
+pub fn forged(image: &Image, bytes: usize) -> Image {
     let mut forged = image.clone();
     forged.blobs.values_mut().for_each(|blob| *blob = vec![0x66; bytes].into());
     forged.manifests.values_mut().for_each(|(_, manifest)| *manifest = vec![0x66; bytes].into());
@@ -310,7 +310,7 @@ fn what_is_streamed_because_the_disk_is_full_proves_as_much() {
 }
 
 /// All that a client is told by an answer.
-fn told(mut answer: Answer) -> String {
+pub fn told(mut answer: Answer) -> String {
     let (status, mut headers, mut body) = (answer.status, answer.headers.clone(), Vec::new());
     let read = std::io::Read::read_to_end(&mut answer, &mut body).map_err(|e| e.kind()).map(drop);
     // A body says how long an upstream has been away, which is of one digit or of two.
@@ -320,7 +320,7 @@ fn told(mut answer: Answer) -> String {
 }
 
 /// The same without what differs from second to second.
-fn seen(answer: Answer) -> String {
+pub fn seen(answer: Answer) -> String {
     let text = told(answer);
     let mut parts = text.split("unreachable for ");
     let first = parts.next().unwrap_or_default().to_owned();
@@ -330,7 +330,7 @@ fn seen(answer: Answer) -> String {
 }
 
 /// Every road to an image, and to nothing.
-fn roads(image: &Image, signature: &Image, registry: &str) -> Vec<(&'static str, String)> {
+pub fn roads(image: &Image, signature: &Image, registry: &str) -> Vec<(&'static str, String)> {
     let mut roads = Vec::new();
     for method in ["GET", "HEAD"] {
         for reference in ["latest".to_owned(), "never".to_owned(), "second".to_owned()] {
@@ -354,19 +354,19 @@ fn roads(image: &Image, signature: &Image, registry: &str) -> Vec<(&'static str,
 }
 
 /// A board that has private images, and its twin which has none of them; of both the same is configured.
-struct Twins {
-    holder: Board,
-    absent: Board,
+pub struct Twins {
+    pub holder: Board,
+    pub absent: Board,
 }
 
 impl Twins {
-    fn configure(&self, config: &str) {
+    pub fn configure(&self, config: &str) {
         for board in [&self.holder, &self.absent] {
             std::fs::write(board.folder().join("larder.toml"), config).unwrap();
         }
     }
 
-    fn restart(&mut self) {
+    pub fn restart(&mut self) {
         for board in [&mut self.holder, &mut self.absent] {
             board.stop();
             board.start_again();
@@ -374,7 +374,12 @@ impl Twins {
     }
 
     /// Asks both on every road; the roads on which they can be told apart, or that have something of the image.
-    fn differences(&self, roads: &[(&str, String)], logins: &[&[(&str, &str)]], state: &str) -> Vec<String> {
+    pub fn differences(
+        &self,
+        roads: &[(&str, String)],
+        logins: &[&[(&str, &str)]],
+        state: &str,
+    ) -> Vec<String> {
         let mut found = Vec::new();
         for (method, path) in roads {
             for login in logins {
@@ -450,7 +455,7 @@ fn what_may_not_be_seen_is_answered_like_what_is_absent() {
     ask(&twins, "offline after a restart");
     let holds = |board: &Board| board.request("GET", &manifest("latest", "private.example"), &[BOARD]).status;
     assert_eq!((holds(&twins.holder), holds(&twins.absent)), (200, 502), "its owner has it all the while");
-    // The credentials leave the configuration: it is as if nothing had ever been fetched with them.
+    // The credentials leave the configuration: for others it is as if nothing had ever been fetched with them.
     twins.configure(&config(false));
     twins.restart();
     for board in [&twins.holder, &twins.absent] {
@@ -458,7 +463,11 @@ fn what_may_not_be_seen_is_answered_like_what_is_absent() {
             board.head(&format!("/v2/lab/never/manifests/latest?ns={registry}"));
         }
     }
-    found.extend(twins.differences(&roads_of("private.example"), &everybody, "offline without credentials"));
+    found.extend(twins.differences(
+        &roads_of("private.example"),
+        &everybody[..2],
+        "offline without credentials",
+    ));
     found.extend(twins.differences(&roads_of("docker.io"), &everybody, "offline without credentials"));
     private.come_back().unwrap();
     public.come_back().unwrap();
@@ -467,7 +476,11 @@ fn what_may_not_be_seen_is_answered_like_what_is_absent() {
         let never = "/v2/lab/never/manifests/latest?ns=private.example";
         board.wait_until("the answer of upstream", || board.head(never).status == 401);
     }
-    found.extend(twins.differences(&roads_of("private.example"), &everybody, "online without credentials"));
+    found.extend(twins.differences(
+        &roads_of("private.example"),
+        &everybody[..2],
+        "online without credentials",
+    ));
     assert!(found.is_empty(), "{} differences:\n{}", found.len(), found.join("\n"));
     assert!(!is_open(&twins.holder, &layer_of(&image)) && !is_open(&twins.holder, &image.root));
     // They come back, and so does the image.
@@ -505,4 +518,60 @@ fn a_404_of_a_private_registry_does_not_tell_whether_the_content_is_here() {
             }
         }
     }
+}
+
+#[test]
+fn what_was_fetched_with_credentials_that_are_gone_is_still_the_owners() {
+    let (image, second) = (image(1), board::image(3));
+    let private = private_upstream(&image);
+    private.push("lab/other", "latest", &second);
+    let (public, folder) = (upstream_with(&board::image(2)), Folder::new());
+    let (credentials, auth) = secrets(&folder);
+    let users: String =
+        ["board", "stranger"].map(|name| format!("{name}:{}\n", bcrypt::hash("carry", 4).unwrap())).concat();
+    private_file(&folder, "htpasswd", &users);
+    let rule = "[[auth.rule]]\nuser = \"board\"\nmatch = \"private.example/lab/app\"\n";
+    let sections = |credentials: &str| {
+        let others = [("private.example", &private, true)];
+        Board::config(&public.url(), &format!("{}{auth}{rule}", sections(&others, credentials)))
+    };
+    let mut board = Board::with_config(&sections(&credentials));
+    pull(&board, &image, "private.example");
+    board.pull("lab/app", "latest").unwrap();
+    let stranger = ("Authorization", "Basic c3RyYW5nZXI6Y2Fycnk=");
+    for online in [true, false] {
+        if !online {
+            private.hang_up();
+        }
+        std::fs::write(board.folder().join("larder.toml"), sections("")).unwrap();
+        board.stop();
+        board.start_again();
+        // Its owner has all of it, by tag too: that the registry refuses who has no login says nothing of the image.
+        pull(&board, &image, "private.example");
+        let tag = board.request("GET", &manifest("latest", "private.example"), &[BOARD]);
+        assert!(tag.header("cache-status").unwrap().contains("last-complete"), "{:?}", tag.headers);
+        let tags = board.request("GET", "/v2/lab/app/tags/list?ns=private.example", &[BOARD]);
+        assert_eq!(tags.status, if online { 401 } else { 200 });
+        let listed = board.request("GET", "/v2/_catalog?ns=private.example", &[BOARD]).body().unwrap();
+        assert!(String::from_utf8(listed).unwrap().contains("lab/app"));
+        // Nobody else has any of it, nobody is asked to log in, and a login opens nothing else.
+        for who in [&[][..], &[WRONG], &[stranger]] {
+            for digest in needed(&image).iter().chain(image.manifests.keys()) {
+                for path in [blob(digest, "private.example"), manifest(digest, "private.example")] {
+                    let answer = board.request("GET", &path, who);
+                    assert_eq!(answer.header("www-authenticate"), None, "{path}");
+                    assert!([401, 404, 502].contains(&answer.status), "{path}: {}", answer.status);
+                }
+            }
+            let listed = board.request("GET", "/v2/_catalog?ns=private.example", who).body().unwrap();
+            assert!(!String::from_utf8(listed).unwrap().contains("lab/app"));
+        }
+        assert_ne!(board.request("GET", &blob(&layer_of(&image), "docker.io"), &[BOARD]).status, 200);
+        // The neighbour goes on, whoever asks.
+        board.pull("lab/app", "latest").unwrap();
+        for who in [BOARD, WRONG, stranger] {
+            assert_eq!(board.request("GET", &manifest("latest", "docker.io"), &[who]).status, 200);
+        }
+    }
+    assert!(!is_open(&board, &layer_of(&image)) && !is_open(&board, &image.root));
 }

@@ -89,3 +89,32 @@ fn nothing_of_0_1_0_is_lost_whatever_change_of_an_upgrade_fails() {
     }
     assert!(upgraded > 1 && refused > 1, "upgraded {upgraded}, refused {refused}");
 }
+
+#[test]
+fn who_may_read_a_repository_of_0_1_0_is_found_once_and_written_down() {
+    let section = "[upstream.\"registry.example:5000\"]\nurl = \"http://127.0.0.1:1\"\n";
+    let config = board::Board::config("http://127.0.0.1:1", section);
+    let mut board = board::Board::in_folder(folder_of_0_1_0(), &config, Vec::new())
+        .unwrap_or_else(|(log, _)| panic!("the server did not start:\n{log}"));
+    let status = |board: &board::Board, repository: &str, registry: &str| {
+        board.get(&format!("/v2/{repository}/manifests/latest?ns={registry}")).status
+    };
+    for _ in 0..3 {
+        // Its credentials are not in this configuration.
+        assert_eq!(status(&board, "team/secret", "registry.example:5000"), 502);
+        assert_eq!(status(&board, "lab/app", "docker.io"), 200);
+        let journal = std::fs::read_to_string(board.data().join("journal")).unwrap();
+        let noted = |repository: &str| {
+            let start = format!("\"class\":{{\"repository\":\"{repository}\"");
+            journal.lines().filter(|line| line.contains(&start)).map(str::to_owned).collect::<Vec<_>>()
+        };
+        for (repository, class) in
+            [("docker.io/lab/app", "public"), ("registry.example:5000/team/secret", "private")]
+        {
+            let lines = noted(repository);
+            assert!(lines.len() == 1 && lines[0].contains(&format!("\"class\":\"{class}\"")), "{lines:?}");
+        }
+        board.stop();
+        board.start_again();
+    }
+}

@@ -3,9 +3,11 @@
 //! A fill of another repository of the registry is joined, and left as soon as it serves badly. What is here and not for
 //! the repository that is asked is fetched like what is absent.
 
+use super::super::access::View;
 use super::super::context::{Context, unavailable};
 use super::super::fill::{FillPool, download_failed};
 use super::super::progress::{Demand, Fill, Phase};
+use super::super::proof::Proofs;
 use super::super::questions::Questions;
 use super::super::refusal::{Missing, Refusal};
 use super::super::verify::Verifier;
@@ -54,6 +56,14 @@ enum Found {
     Unconfirmed,
 }
 
+/// Where a blob is fetched.
+struct Source {
+    upstream: Arc<Upstream>,
+    class: AccessClass,
+    /// What is known of its size may be used.
+    named: bool,
+}
+
 /// Blobs.
 pub(in crate::mirror) struct Blobs {
     pub(in crate::mirror) context: Arc<Context>,
@@ -62,6 +72,7 @@ pub(in crate::mirror) struct Blobs {
     pub(in crate::mirror) fills: Arc<FillPool>,
     pub(in crate::mirror) streams: Arc<Streams>,
     pub(in crate::mirror) named: Arc<NamedBlobs>,
+    pub(in crate::mirror) proofs: Arc<Proofs>,
 }
 
 impl Blobs {
@@ -70,13 +81,10 @@ impl Blobs {
     /// # Errors
     /// Upstream's own 404 and 401/403, and [`Refusal::Unavailable`] where it cannot be asked; [`Refusal::Busy`] if
     /// the queue for download slots is full.
-    pub(in crate::mirror) async fn blob(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-    ) -> Result<BlobSource, Refusal> {
+    pub(in crate::mirror) async fn blob(&self, view: &View, digest: &Digest) -> Result<BlobSource, Refusal> {
+        let repository = &view.repository;
         let upstream = self.context.upstream(&repository.registry)?;
-        let found = match self.look(repository, digest).await? {
+        let found = match self.look(view, digest).await? {
             Found::Here(blob) => self.verified(repository, digest, blob).await?,
             Found::Unconfirmed => {
                 let blob = self.confirm(&upstream, repository, digest).await?;
@@ -85,14 +93,14 @@ impl Blobs {
                     found => found,
                 }
             }
-            Found::Absent(stated) => return self.fetch(&upstream, repository, digest, stated).await,
+            Found::Absent(stated) => return self.fetch(&upstream, view, digest, stated).await,
         };
         match found {
             Some(source) => Ok(source),
             // It was corrupt, and is not here any more.
             None => {
                 let stated = self.link(repository, digest).await?.and_then(|link| link.size);
-                self.fetch(&upstream, repository, digest, stated).await
+                self.fetch(&upstream, view, digest, stated).await
             }
         }
     }
@@ -101,23 +109,39 @@ impl Blobs {
     async fn fetch(
         &self,
         upstream: &Arc<Upstream>,
-        repository: &Repository,
+        view: &View,
         digest: &Digest,
         stated: Option<u64>,
     ) -> Result<BlobSource, Refusal> {
+        let repository = &view.repository;
         if upstream.link().is_known_down() && self.context.live_kit(&repository.registry).is_none() {
             return Err(unavailable(upstream, digest));
         }
-        let stated = stated.or_else(|| self.named.size(repository, digest));
-        // What no verified manifest names is passed on and not kept, but for what has no length to be promised.
-        if stated.is_none() && self.context.store.has_index() {
+        let Source { upstream, class, named } = self.source(upstream, view, digest).await?;
+        if class == AccessClass::Public
+            && self.context.needs_proof(&repository.registry)
+            && let Found::Here(blob) = self.look(view, digest).await?
+            && let Some(source) = self.verified(repository, digest, blob).await?
+        {
+            return Ok(source);
+        }
+        let (upstream, stated) = (&upstream, stated.filter(|_| named));
+        let stated = stated.or_else(|| self.named.size(repository, digest)).filter(|_| named);
+        // What no verified manifest names is passed on and not kept, but for what has no length to be promised, and never what
+        // is not known to be shown to everybody: the login would fetch it.
+        if !named || stated.is_none() && self.context.store.has_index() {
             let cause = "no manifest that is here names it";
-            let streamed = self.streams.stream_uncached(repository, digest, None, cause).await?;
+            let from = (Arc::clone(upstream), class);
+            let streamed = self.streams.stream_uncached(from, repository, digest, None, cause).await?;
             if let Some((total, pieces)) = streamed {
                 return Ok(BlobSource::Uncached { total, pieces });
             }
+            if !named {
+                let text = format!("{} states no size for {digest}", repository.registry);
+                return Err(Refusal::Unavailable(text));
+            }
         }
-        let (fill, joined) = self.fills.begin(repository, digest, stated, Demand::Client)?;
+        let (fill, joined) = self.fills.begin(repository, (digest, class), stated, Demand::Client)?;
         let trusted = fill.repository == *repository && (stated.is_none() || stated == fill.stated());
         if trusted {
             return self.follow(fill, joined, repository, stated, budget::MISS_WAIT_MAX).await;
@@ -125,7 +149,7 @@ impl Blobs {
         match self.join(upstream, fill, repository, digest, stated).await? {
             Some(source) => Ok(source),
             None => {
-                let (fill, joined) = self.fills.begin_apart(repository, digest, stated)?;
+                let (fill, joined) = self.fills.begin_apart(repository, (digest, class), stated)?;
                 self.follow(fill, joined, repository, stated, budget::MISS_WAIT_MAX).await
             }
         }
@@ -184,7 +208,8 @@ impl Blobs {
                 None => Err(Refusal::not_here(Missing::Blob, digest)),
             },
             Err(Refusal::NotStored(cause)) => {
-                let streamed = self.streams.stream_uncached(repository, digest, stated, &cause).await?;
+                let from = (self.context.upstream(&repository.registry)?, fill.key.class);
+                let streamed = self.streams.stream_uncached(from, repository, digest, stated, &cause).await?;
                 let (total, pieces) = streamed.ok_or(Refusal::NotStored(cause))?;
                 Ok(BlobSource::Uncached { total, pieces })
             }
@@ -203,13 +228,10 @@ impl Blobs {
     ///
     /// # Errors
     /// As [`Blobs::blob`].
-    pub(in crate::mirror) async fn size(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-    ) -> Result<(u64, bool), Refusal> {
+    pub(in crate::mirror) async fn size(&self, view: &View, digest: &Digest) -> Result<(u64, bool), Refusal> {
+        let repository = &view.repository;
         let upstream = self.context.upstream(&repository.registry)?;
-        match self.look(repository, digest).await? {
+        match self.look(view, digest).await? {
             Found::Here(blob) => return Ok((blob.size, true)),
             // Upstream was asked for it, as for what is not here.
             Found::Unconfirmed => {
@@ -217,12 +239,13 @@ impl Blobs {
             }
             Found::Absent(_) => {}
         }
-        let fill = self.fills.find(repository, digest).filter(|fill| fill.repository == *repository);
-        if let Some(total) = fill.and_then(|fill| fill.follow().borrow().total) {
-            return Ok((total, false));
-        }
         if upstream.link().is_known_down() {
             return Err(unavailable(&upstream, digest));
+        }
+        let Source { upstream, class, .. } = self.source(&upstream, view, digest).await?;
+        let fill = self.fills.find(repository, digest, class).filter(|fill| fill.repository == *repository);
+        if let Some(total) = fill.and_then(|fill| fill.follow().borrow().total) {
+            return Ok((total, false));
         }
         match self.ask_size(&upstream, repository, digest).await? {
             Some(size) => Ok((size, false)),
@@ -230,14 +253,45 @@ impl Blobs {
         }
     }
 
+    /// Where a blob is fetched for a view. Where everybody has only what is shown to everybody, the registry must show what
+    /// names it; else it is asked as everybody, and its answer is theirs.
+    async fn source(
+        &self,
+        upstream: &Arc<Upstream>,
+        view: &View,
+        digest: &Digest,
+    ) -> Result<Source, Refusal> {
+        let registry = &view.repository.registry;
+        let Some(anonymous) = upstream.anonymous() else {
+            let class = self.context.class_of(registry);
+            return Ok(Source { upstream: Arc::clone(upstream), class, named: true });
+        };
+        let (proofs, twin) = (Arc::clone(&self.proofs), Arc::clone(anonymous));
+        let (name, wanted) = (view.repository.clone(), digest.clone());
+        let ask = move |_: &Upstream| proofs.blob_shown(&twin, &name, &wanted);
+        let shown = self.questions.ask(upstream, &view.name.to_string(), ask).await?;
+        match shown {
+            Ok(true) => {
+                Ok(Source { upstream: Arc::clone(upstream), class: AccessClass::Public, named: true })
+            }
+            _ if view.clearance.private => {
+                Ok(Source { upstream: Arc::clone(upstream), class: AccessClass::Private, named: true })
+            }
+            Ok(false) => {
+                Ok(Source { upstream: Arc::clone(anonymous), class: AccessClass::Public, named: false })
+            }
+            Err(failure) => Err(Refusal::from_failure(&failure, Missing::Blob)),
+        }
+    }
+
     /// Looks for a blob, and for the stated size of one that is not here.
-    async fn look(&self, repository: &Repository, digest: &Digest) -> Result<Found, Refusal> {
+    async fn look(&self, view: &View, digest: &Digest) -> Result<Found, Refusal> {
         // Most blobs are public and their folder entry is in memory: then no other thread is needed.
         let opened = match self.context.store.open_blob_now(digest) {
-            Some(blob) if !blob.private => return Ok(Found::Here(blob)),
+            Some(blob) if blob.is_public() => return Ok(Found::Here(blob)),
             opened => opened,
         };
-        let (wanted, name) = (digest.clone(), repository.clone());
+        let (wanted, name) = (digest.clone(), view.clone());
         let look = move |context: &Context| {
             let found = match opened {
                 Some(blob) => judge(context, &name, &wanted, blob),
@@ -277,7 +331,8 @@ impl Blobs {
             return Ok(sound.then_some(BlobSource::Hit(blob)));
         }
         let total = blob.size;
-        let key = self.fills.key(repository, digest);
+        let class = self.context.class_without_proof(&repository.registry);
+        let key = self.fills.key(repository, digest, class);
         let (verifier, name) = (Arc::clone(&self.verifier), repository.clone());
         let begun = self.context.blocking(move |_| Ok(verifier.begin(&key, &name, blob))).await?;
         if let Some(fill) = begun? {

@@ -4,8 +4,10 @@
 //! its media type, stored, and announced. If it cannot be stored, it is served from memory. Content is a manifest only if
 //! its own bytes parse as one, however it came onto the disk and whatever an index calls it.
 
+use super::super::access::View;
 use super::super::context::{Arrivals, Context, outage_text, unavailable};
 use super::super::counters::ByteSource;
+use super::super::proof::Proofs;
 use super::super::questions::{Questions, question_failed, queue_full};
 use super::super::refusal::{Missing, Refusal};
 use super::super::reserve::Reserve;
@@ -78,7 +80,7 @@ enum Held {
 }
 
 type ManifestWait = Wait<Result<ManifestOutcome, Refusal>>;
-type ManifestFlights = SingleFlight<(Repository, Digest), Result<ManifestOutcome, Refusal>>;
+type ManifestFlights = SingleFlight<(View, Digest), Result<ManifestOutcome, Refusal>>;
 
 /// The media type of content as its bytes parse, by the repository that asked, its digest and the type that it came with.
 type ParsedTypes = HashMap<(Repository, Digest, Option<String>), Option<String>>;
@@ -102,6 +104,7 @@ pub(in crate::mirror) struct Manifests {
     pub(in crate::mirror) arrivals: Arc<dyn Arrivals>,
     pub(in crate::mirror) named: Arc<NamedBlobs>,
     pub(in crate::mirror) asked: AskedManifests,
+    pub(in crate::mirror) proofs: Arc<Proofs>,
 }
 
 impl Manifests {
@@ -111,21 +114,21 @@ impl Manifests {
     /// Upstream's own 404 and 401/403, and [`Refusal::Unavailable`] where it cannot be asked.
     pub(in crate::mirror) async fn manifest(
         self: &Arc<Self>,
-        repository: &Repository,
+        view: &View,
         digest: &Digest,
     ) -> Result<ManifestAnswer, Refusal> {
-        let upstream = self.context.upstream(&repository.registry)?;
+        let upstream = self.context.upstream(&view.registry)?;
         let stamp = self.context.store.stamp();
-        if let Some(content) = self.here(repository, digest, stamp).await? {
+        if let Some(content) = self.here(view, digest, stamp).await? {
             self.context.store.touch(digest);
             return Ok(ManifestAnswer { content, source: ByteSource::Cache });
         }
         if upstream.link().is_known_down() {
-            let wait = self.begin_with_peers(&upstream, repository, digest)?;
-            return self.wait(wait, repository, digest).await;
+            let wait = self.begin_with_peers(&upstream, view, digest)?;
+            return self.wait(wait, view, digest).await;
         }
-        let wait = self.begin(&upstream, repository, digest, stamp)?;
-        self.wait(wait, repository, digest).await
+        let wait = self.begin(&upstream, view, digest, stamp)?;
+        self.wait(wait, view, digest).await
     }
 
     /// A manifest by its digest, if it is here.
@@ -134,10 +137,10 @@ impl Manifests {
     /// The store's.
     pub(in crate::mirror) async fn cached(
         self: &Arc<Self>,
-        repository: &Repository,
+        view: &View,
         digest: &Digest,
     ) -> Result<Option<ManifestAnswer>, Refusal> {
-        let content = self.here(repository, digest, self.context.store.stamp()).await?;
+        let content = self.here(view, digest, self.context.store.stamp()).await?;
         Ok(content.map(|content| {
             self.context.store.touch(digest);
             ManifestAnswer { content, source: ByteSource::Cache }
@@ -147,16 +150,16 @@ impl Manifests {
     /// A manifest from memory, if it is kept for this stamp, else from the disk.
     async fn here(
         self: &Arc<Self>,
-        repository: &Repository,
+        view: &View,
         digest: &Digest,
         stamp: Option<Stamp>,
     ) -> Result<Option<ManifestContent>, Refusal> {
-        let key = (repository.clone(), digest.clone());
+        let key = (view.repository.clone(), digest.clone());
         if let Some(manifest) = stamp.and_then(|stamp| self.asked.small.find(stamp, &key)) {
             return Ok(Some(ManifestContent::Small(manifest)));
         }
-        let manifests = Arc::clone(self);
-        self.context.blocking(move |_| manifests.read(&key.0, &key.1, stamp)).await
+        let (manifests, view, digest) = (Arc::clone(self), view.clone(), key.1);
+        self.context.blocking(move |_| manifests.read(&view, &digest, stamp)).await
     }
 
     /// Reads a manifest from the disk that may be served through this repository; an unverified one is hashed first. A
@@ -166,11 +169,12 @@ impl Manifests {
     /// The store's.
     pub(in crate::mirror) fn read(
         &self,
-        repository: &Repository,
+        view: &View,
         digest: &Digest,
         stamp: Option<Stamp>,
     ) -> Result<Option<ManifestContent>, StoreError> {
-        let Lookup::Here(mut blob) = look_up(&self.context, repository, digest)? else { return Ok(None) };
+        let repository = &view.repository;
+        let Lookup::Here(mut blob) = look_up(&self.context, view, digest)? else { return Ok(None) };
         if blob.unverified {
             if !self.verifier.is_sound(digest)? {
                 return Ok(None);
@@ -178,7 +182,7 @@ impl Manifests {
             blob.unverified = false;
         }
         let header = self.own_type(repository, digest)?;
-        if blob.private || blob.size > budget::SMALL_MANIFEST_BYTES_MAX {
+        if !blob.is_public() || blob.size > budget::SMALL_MANIFEST_BYTES_MAX {
             let media_type = self.parsed_type(repository, digest, header)?;
             return Ok(media_type.map(|media_type| ManifestContent::Stored { media_type, blob }));
         }
@@ -241,15 +245,15 @@ impl Manifests {
     fn begin(
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,
-        repository: &Repository,
+        view: &View,
         digest: &Digest,
         looked: Option<Stamp>,
     ) -> Result<ManifestWait, Refusal> {
-        let key = (repository.clone(), digest.clone());
+        let key = (view.clone(), digest.clone());
         let (manifests, question, asked) = (Arc::clone(self), key.clone(), Arc::clone(upstream));
         let ask = move || manifests.fetch(&asked, &question.0, &question.1, looked);
         let lanes = self.questions.lanes(upstream).map_err(|_| queue_full())?;
-        self.asked.upstream.join(lanes, &repository.name.to_string(), &key, ask).map_err(|_| queue_full())
+        self.asked.upstream.join(lanes, &view.name.to_string(), &key, ask).map_err(|_| queue_full())
     }
 
     /// Fetches a manifest in the background.
@@ -262,26 +266,26 @@ impl Manifests {
         digest: &Digest,
     ) -> Result<(), Refusal> {
         let upstream = self.context.upstream(&repository.registry)?;
-        self.begin(&upstream, repository, digest, None).map(drop)
+        self.begin(&upstream, &View::of_the_owner(repository), digest, None).map(drop)
     }
 
     /// Asks the peers for a manifest, on lanes of their own: those of the upstream may all be waiting for it.
     fn begin_with_peers(
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,
-        repository: &Repository,
+        view: &View,
         digest: &Digest,
     ) -> Result<ManifestWait, Refusal> {
-        if self.context.live_kit(&repository.registry).is_none() {
+        if self.context.live_kit(&view.registry).is_none() {
             return Err(unavailable(upstream, digest));
         }
-        let key = (repository.clone(), digest.clone());
+        let key = (view.clone(), digest.clone());
         let (manifests, question, absent) = (Arc::clone(self), key.clone(), Arc::clone(upstream));
         let ask = move || {
             let cause = || format!("{}; {} is not cached", outage_text(&absent), question.1);
             manifests.take_from_peers(&question.0, &question.1, &cause)
         };
-        let joined = self.asked.peers.join(&self.questions.peers, &repository.name.to_string(), &key, ask);
+        let joined = self.asked.peers.join(&self.questions.peers, &view.name.to_string(), &key, ask);
         joined.map_err(|_| Refusal::Busy("too many questions wait for peers".into()))
     }
 
@@ -289,21 +293,21 @@ impl Manifests {
     async fn wait(
         self: &Arc<Self>,
         wait: ManifestWait,
-        repository: &Repository,
+        view: &View,
         digest: &Digest,
     ) -> Result<ManifestAnswer, Refusal> {
         let outcome = match tokio::time::timeout(budget::MISS_WAIT_MAX, wait.answer()).await {
             Ok(Some(outcome)) => outcome?,
             Ok(None) => return Err(question_failed()),
             Err(_) => {
-                let (registry, waited) = (&repository.registry, budget::MISS_WAIT_MAX.as_secs());
+                let (registry, waited) = (&view.registry, budget::MISS_WAIT_MAX.as_secs());
                 let text = format!("{registry} did not answer within {waited} s");
                 return Err(Refusal::Unavailable(text));
             }
         };
         let content = match outcome.held {
             Held::Small(manifest) => Some(ManifestContent::Small(manifest)),
-            Held::OnDisk => self.here(repository, digest, None).await?,
+            Held::OnDisk => self.here(view, digest, None).await?,
             Held::NotStored { media_type, bytes, slot } => {
                 let slot = slot.ok_or_else(Streams::busy)?;
                 Some(ManifestContent::NotStored { media_type, bytes: slot.hold_with(bytes) })
@@ -317,20 +321,26 @@ impl Manifests {
     fn fetch(
         &self,
         upstream: &Upstream,
-        repository: &Repository,
+        view: &View,
         digest: &Digest,
         looked: Option<Stamp>,
     ) -> Result<ManifestOutcome, Refusal> {
+        let repository = &view.repository;
         // Another question may have brought it since this one was queued.
         let changed = looked.is_none() || looked != self.context.store.stamp();
-        if changed && let Ok(Some(_)) = self.read(repository, digest, None) {
+        if changed && let Ok(Some(_)) = self.read(view, digest, None) {
             return Ok(ManifestOutcome { source: ByteSource::Fill, held: Held::OnDisk });
+        }
+        let class = self.proofs.manifest_class(upstream, view, digest);
+        let class = class.map_err(|failure| Refusal::from_failure(&failure, Missing::Manifest))?;
+        // What is shown to everybody may be here already.
+        if let Ok(Some(_)) = self.read(view, digest, None) {
+            return Ok(ManifestOutcome { source: ByteSource::Cache, held: Held::OnDisk });
         }
         match upstream.fetch_manifest(&repository.name, &ManifestRef::Digest(digest.clone())) {
             Ok(fetched) => {
-                let stored = self.store(upstream, repository, &fetched);
+                let stored = self.store(repository, &fetched, class);
                 let (digest, media_type) = (&fetched.digest, &fetched.media_type);
-                let class = self.context.class_of(&repository.registry);
                 self.outcome(ByteSource::Fill, stored, (repository, digest), media_type, fetched.bytes, class)
             }
             Err(failure) if failure.is_outage() => {
@@ -359,7 +369,7 @@ impl Manifests {
         let (bytes, media_type) = (&found.bytes, &manifest.media_type);
         log::debug!("manifest {digest} of {repository} came from peer {}", found.peer);
         let known = self.context.store.open_blob(digest).map_err(|problem| Refusal::from_store(&problem))?;
-        if known.is_some_and(|blob| blob.private) {
+        if known.is_some_and(|blob| !blob.is_public()) {
             // Who may see it is shown by what its registry sends, and not by a peer.
             let (media_type, bytes) = (media_type.clone(), Bytes::from(found.bytes));
             let held = Held::NotStored { media_type, bytes, slot: self.streams.slot(repository) };
@@ -399,22 +409,21 @@ impl Manifests {
     /// question does not fail.
     pub(in crate::mirror) fn keep(
         &self,
-        upstream: &Upstream,
         repository: &Repository,
         fetched: &FetchedManifest,
+        class: AccessClass,
     ) {
-        if let Err(problem) = self.store(upstream, repository, fetched) {
+        if let Err(problem) = self.store(repository, fetched, class) {
             log::warn!("manifest {} of {repository} was not stored: {problem}", fetched.digest);
         }
     }
 
     fn store(
         &self,
-        upstream: &Upstream,
         repository: &Repository,
         fetched: &FetchedManifest,
+        class: AccessClass,
     ) -> Result<(), StoreError> {
-        let class = AccessClass::of_upstream(upstream.is_private());
         self.put(repository, &fetched.digest, &fetched.media_type, &fetched.bytes, class)?;
         self.arrivals.arrived(repository, &fetched.digest);
         Ok(())
@@ -435,7 +444,12 @@ impl Manifests {
         }
         drop(turn);
         self.reserve.with_room_for_manifest(digest, bytes.len() as u64, || {
-            self.context.store.put_manifest(repository, digest, media_type, bytes, class)
+            let store = &self.context.store;
+            if class == AccessClass::Private && self.context.needs_proof(&repository.registry) {
+                store.put_private_manifest(repository, digest, media_type, bytes)
+            } else {
+                store.put_manifest(repository, digest, media_type, bytes, class)
+            }
         })
     }
 }

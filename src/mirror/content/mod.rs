@@ -31,8 +31,9 @@ pub(super) use named::NamedBlobs;
 pub(super) use repair::Repairs;
 pub(super) use stream::Streams;
 
+use super::access::View;
 use super::context::Context;
-use crate::oci::{Digest, Repository};
+use crate::oci::Digest;
 use crate::store::{Blob, StoreError};
 
 /// What is on the disk for a digest, as seen through a repository.
@@ -45,19 +46,14 @@ enum Lookup {
 }
 
 /// Looks for content on the disk.
-fn look_up(context: &Context, repository: &Repository, digest: &Digest) -> Result<Lookup, StoreError> {
+fn look_up(context: &Context, view: &View, digest: &Digest) -> Result<Lookup, StoreError> {
     match context.store.open_blob(digest)? {
-        Some(blob) => judge(context, repository, digest, blob),
+        Some(blob) => judge(context, view, digest, blob),
         None => Ok(Lookup::Absent),
     }
 }
 
 /// Whether `blob`, which was found for `digest`, may be served through a repository.
-fn judge(
-    context: &Context,
-    repository: &Repository,
-    digest: &Digest,
-    blob: Blob,
-) -> Result<Lookup, StoreError> {
-    Ok(if context.holds(repository, digest, &blob)? { Lookup::Here(blob) } else { Lookup::Unproven })
+fn judge(context: &Context, view: &View, digest: &Digest, blob: Blob) -> Result<Lookup, StoreError> {
+    Ok(if context.holds(view, digest, &blob)? { Lookup::Here(blob) } else { Lookup::Unproven })
 }

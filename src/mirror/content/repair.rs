@@ -81,7 +81,8 @@ impl Repairs {
         let begun = if link.media_type.is_some() {
             self.manifests.prefetch(repository, digest)
         } else {
-            self.fills.begin(repository, digest, link.size, Demand::Background).map(drop)
+            let class = self.context.class_without_proof(&repository.registry);
+            self.fills.begin(repository, (digest, class), link.size, Demand::Background).map(drop)
         };
         if let Err(refusal) = begun {
             log::warn!("{digest} of {repository} could not be refetched: {refusal}");

@@ -9,6 +9,7 @@ use super::super::fair::{Allotment, UplinkPlace, UplinkPlaces};
 use super::super::fill::download_failed;
 use super::super::progress::Fill;
 use super::super::refusal::{Missing, Refusal};
+use crate::auth::AccessClass;
 use crate::budget;
 use crate::fetch::Upstream;
 use crate::oci::{Digest, Hasher, Repository};
@@ -54,6 +55,8 @@ struct UncachedBlob {
     upstream: Arc<Upstream>,
     repository: Repository,
     digest: Digest,
+    /// The class of what the upstream gives for this.
+    class: AccessClass,
     /// The size that a manifest states.
     stated: Option<u64>,
 }
@@ -75,23 +78,23 @@ impl Streams {
     }
 
     /// Streams a blob: its size, and its pieces from the first byte on. `None`: neither a manifest nor upstream states its
-    /// size. `cause`: why it is not stored.
+    /// size. `upstream` gives it to who may read content of `class`. `cause`: why it is not stored.
     ///
     /// # Errors
     /// As for any blob; [`Refusal::Busy`] when all slots are in use.
     pub(super) async fn stream_uncached(
         &self,
+        (upstream, class): (Arc<Upstream>, AccessClass),
         repository: &Repository,
         digest: &Digest,
         stated: Option<u64>,
         cause: &str,
     ) -> Result<Option<(u64, Pieces)>, Refusal> {
-        let upstream = self.context.upstream(&repository.registry)?;
         let slot = self.slots.wait(repository, budget::STREAM_WAIT_MAX).await.ok_or_else(Streams::busy)?;
         log::warn!("{digest} of {repository} is streamed and not stored: {cause}");
         let (context, repository, digest) = (Arc::clone(&self.context), repository.clone(), digest.clone());
         let (registry, wanted) = (repository.registry.clone(), digest.clone());
-        let blob = UncachedBlob { context, upstream, repository, digest, stated };
+        let blob = UncachedBlob { context, upstream, repository, digest, class, stated };
         let (opened, total) = oneshot::channel();
         let (pieces, received) = mpsc::channel(budget::STREAM_PIECES);
         std::thread::Builder::new()
@@ -120,7 +123,8 @@ impl Streams {
         total: u64,
         cause: &str,
     ) -> Result<Pieces, Refusal> {
-        match self.stream_uncached(repository, fill.digest(), fill.stated(), cause).await? {
+        let from = (self.context.upstream(&repository.registry)?, fill.key.class);
+        match self.stream_uncached(from, repository, fill.digest(), fill.stated(), cause).await? {
             Some((offered, pieces)) if offered == total => Ok(pieces),
             _ => Err(Refusal::Unavailable(format!("{} changed its size", fill.digest()))),
         }
@@ -157,7 +161,7 @@ impl UncachedBlob {
         let read = |buffer: &mut [u8]| stream.read(buffer).map_err(|failure| failure.to_string());
         match pass_on(read, &self.digest, total, pieces) {
             Ok(true) => {
-                if let Err(problem) = self.context.proven(&self.repository, &self.digest) {
+                if let Err(problem) = self.context.proven(&self.repository, &self.digest, self.class) {
                     log::warn!(
                         "{} holds {}, which could not be saved: {problem}",
                         self.repository,

@@ -54,14 +54,23 @@ impl FillPool {
     }
 
     /// The key of a fill of this repository, which others of its registry share.
-    pub(in crate::mirror) fn key(&self, repository: &Repository, digest: &Digest) -> ContentKey {
-        let class = self.context.class_of(&repository.registry);
+    pub(in crate::mirror) fn key(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        class: AccessClass,
+    ) -> ContentKey {
         ContentKey::shared(repository.registry.clone(), class, digest.clone())
     }
 
     /// The fill of a blob, if there is one.
-    pub(in crate::mirror) fn find(&self, repository: &Repository, digest: &Digest) -> Option<Arc<Fill>> {
-        let shared = self.key(repository, digest);
+    pub(in crate::mirror) fn find(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        class: AccessClass,
+    ) -> Option<Arc<Fill>> {
+        let shared = self.key(repository, digest, class);
         self.table.find(&shared.apart(&repository.name)).or_else(|| self.table.find(&shared))
     }
 
@@ -73,11 +82,11 @@ impl FillPool {
     pub(in crate::mirror) fn begin(
         &self,
         repository: &Repository,
-        digest: &Digest,
+        (digest, class): (&Digest, AccessClass),
         stated: Option<u64>,
         demand: Demand,
     ) -> Result<(Arc<Fill>, bool), Refusal> {
-        let key = self.table.key_for(self.key(repository, digest), repository);
+        let key = self.table.key_for(self.key(repository, digest, class), repository);
         self.begin_by(key, repository, stated, demand)
     }
 
@@ -88,10 +97,10 @@ impl FillPool {
     pub(in crate::mirror) fn begin_apart(
         &self,
         repository: &Repository,
-        digest: &Digest,
+        (digest, class): (&Digest, AccessClass),
         stated: Option<u64>,
     ) -> Result<(Arc<Fill>, bool), Refusal> {
-        let key = self.key(repository, digest).apart(&repository.name);
+        let key = self.key(repository, digest, class).apart(&repository.name);
         self.begin_by(key, repository, stated, Demand::Client)
     }
 
@@ -189,7 +198,9 @@ impl FillPool {
         let store = &self.context.store;
         for (key, from, bytes) in store.unfinished() {
             // Files of 0.1.0 have no class; they get that of their registry.
-            let class = self.context.class_of(&key.registry);
+            let of_registry = self.context.class_without_proof(&key.registry);
+            let proven = key.class == AccessClass::Public && self.context.needs_proof(&key.registry);
+            let class = if proven { AccessClass::Public } else { of_registry };
             let same = key.class == class || key.class == AccessClass::Unproven;
             let configured = self.context.upstreams.find(&key.registry).is_some();
             // What no manifest names is not kept.

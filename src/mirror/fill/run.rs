@@ -76,7 +76,9 @@ impl<'a> Run<'a> {
             );
         }
         // It may have come between its client's look at the disk and this run.
-        if let Some(blob) = store.open_blob(fill.digest())?.filter(|blob| !blob.private && !blob.unverified) {
+        if let Some(blob) =
+            store.open_blob(fill.digest())?.filter(|blob| blob.is_public() && !blob.unverified)
+        {
             self.follow(Arc::new(blob.file))?;
             fill.progress.send_modify(|progress| progress.total = Some(blob.size));
             return Ok(());
@@ -268,13 +270,13 @@ impl<'a> Run<'a> {
     fn finish(&mut self, staged: Staged) -> Result<(), Ending> {
         let (fill, store) = (self.fill, &self.pool.context.store);
         let known = store.open_blob(fill.digest()).ok().flatten();
-        if known.as_ref().is_some_and(|blob| blob.private) && fill.from_peer.load(Ordering::Relaxed) {
+        if known.as_ref().is_some_and(|blob| !blob.is_public()) && fill.from_peer.load(Ordering::Relaxed) {
             // Who may see it is shown by what its registry sends, and not by a peer.
             return self.deliver(&staged);
         }
         // Public content stays public.
         let class =
-            if known.is_some_and(|blob| !blob.private) { AccessClass::Public } else { fill.key.class };
+            if known.is_some_and(|blob| blob.is_public()) { AccessClass::Public } else { fill.key.class };
         fill.progress.send_modify(|progress| progress.total = Some(staged.len()));
         match staged.publish(store, class) {
             Ok(()) => {}

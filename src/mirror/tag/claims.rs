@@ -3,11 +3,12 @@
 //!
 //! A claim does not move the *seen* pointer. It is used only if this board has verified nothing newer itself.
 
-use super::super::access::{Access, Viewer};
+use super::super::access::{Access, View, Viewer};
 use super::super::context::{Context, reach};
 use super::local::LocalTag;
 use super::resolve::Tags;
 use super::table::TagTable;
+use crate::auth::Clearance;
 use crate::budget;
 use crate::clock;
 use crate::decide::{self, PeerClaim};
@@ -80,10 +81,13 @@ pub(in crate::mirror) fn offer(
     }
     let store = &context.store;
     let Some(record) = store.tag(repository, tag)? else { return Ok(None) };
+    if context.is_hidden(&View::of_everybody(repository))? {
+        return Ok(None);
+    }
     let config = context.config.now();
-    let closures = Closures::for_platforms(store, &config, platforms);
+    let closures = Closures::for_platforms(store, &config, platforms).seen_with(Clearance::NONE);
     for version in record.seen.iter().chain(&record.complete).chain(&record.history) {
-        let public = || Ok(store.open_blob(&version.digest)?.is_some_and(|blob| !blob.private));
+        let public = || Ok(store.open_blob(&version.digest)?.is_some_and(|blob| blob.is_public()));
         if version.is_from_peer() || !public()? {
             continue;
         }

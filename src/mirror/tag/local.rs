@@ -18,6 +18,8 @@ pub(super) struct LocalTag {
     pub(super) small: Option<SmallManifest>,
     /// What the nearest version lacks, if none is complete.
     pub(super) missing: Option<String>,
+    /// It was fetched with credentials that the configuration does not have any more, so that a refusal says nothing of it.
+    pub(super) lost_login: bool,
     /// Why nothing is known: there is no index, and none can be built.
     pub(super) unknown: Option<String>,
 }

@@ -4,9 +4,11 @@
 //! and moves the pointer when it ends, so that over a slow link a tag is one request behind and never stuck. No request
 //! waits for an upstream that is known to be down.
 
+use super::super::access::View;
 use super::super::content::{ManifestAnswer, ManifestContent, Manifests, SmallManifest};
 use super::super::context::{Context, outage_text, reach};
 use super::super::counters::ByteSource;
+use super::super::proof::Proofs;
 use super::super::questions::{QUEUE_FULL, Questions, question_failed};
 use super::super::refusal::{Missing, Refusal};
 use super::super::single_flight::SingleFlight;
@@ -54,7 +56,8 @@ pub(in crate::mirror) struct Tags {
     pub(super) manifests: Arc<Manifests>,
     pub(super) table: Arc<TagTable>,
     pub(super) settler: Arc<Settler>,
-    pub(super) checks: SingleFlight<(Repository, Tag), Result<UpstreamDigest, Failure>>,
+    pub(super) proofs: Arc<Proofs>,
+    pub(super) checks: SingleFlight<(View, Tag), Result<UpstreamDigest, Failure>>,
     /// When an upstream that is down was last asked in the background.
     pub(super) last_background_check: Mutex<HashMap<RegistryName, Instant>>,
 }
@@ -89,6 +92,20 @@ impl Outcome {
         }
     }
 
+    /// A refusal where the login is gone is none: it would be another answer with it.
+    fn without_login(self, local: &LocalTag) -> Outcome {
+        match self {
+            Outcome::Failed(refused @ (Failure::Missing { .. } | Failure::Denied { .. }))
+                if local.lost_login =>
+            {
+                Outcome::Unreachable(format!(
+                    "{refused}; the login that fetched it is not configured any more"
+                ))
+            }
+            outcome => outcome,
+        }
+    }
+
     fn cause(&self) -> String {
         match self {
             Outcome::Named(_) => String::new(),
@@ -105,9 +122,10 @@ impl Tags {
         manifests: Arc<Manifests>,
         table: Arc<TagTable>,
         settler: Arc<Settler>,
+        proofs: Arc<Proofs>,
     ) -> Tags {
         let (checks, last_background_check) = (SingleFlight::default(), Mutex::default());
-        Tags { context, questions, manifests, table, settler, checks, last_background_check }
+        Tags { context, questions, manifests, table, settler, proofs, checks, last_background_check }
     }
 
     /// Answers a tag. `head`: the manifest's bytes are not wanted. `may_ask`: upstream may be asked for this client.
@@ -117,12 +135,13 @@ impl Tags {
     /// upstream, since when it is unreachable and what is missing here.
     pub(in crate::mirror) async fn answer(
         self: &Arc<Self>,
-        repository: &Repository,
+        view: &View,
         tag: &Tag,
         head: bool,
         may_ask: bool,
     ) -> Result<TagAnswer, Refusal> {
-        let choice = match self.choose(repository, tag, may_ask).await {
+        let repository = &view.repository;
+        let choice = match self.choose(view, tag, may_ask).await {
             Ok(choice) => choice,
             Err(refusal) => {
                 self.context.counters.count_resolve(Tier::None);
@@ -137,33 +156,33 @@ impl Tags {
             return Ok(choice.with(ManifestAnswer { content, source: ByteSource::Cache }));
         }
         if head && let Some((media_type, size)) = choice.stated.clone() {
-            return Ok(match self.manifests.cached(repository, &choice.digest).await? {
+            return Ok(match self.manifests.cached(view, &choice.digest).await? {
                 Some(answer) => choice.with(answer),
                 None => choice.into_answer(TagContent::Stated(media_type, size)),
             });
         }
-        let refusal = match self.manifests.manifest(repository, &choice.digest).await {
+        let refusal = match self.manifests.manifest(view, &choice.digest).await {
             Ok(answer) => return Ok(choice.with(answer)),
             Err(refusal @ (Refusal::Unavailable(_) | Refusal::Missing { .. })) => refusal,
             Err(refusal) => return Err(refusal),
         };
-        let Some(other) = self.instead(repository, tag, &choice, &refusal).await else { return Err(refusal) };
+        let Some(other) = self.instead(view, tag, &choice, &refusal).await else { return Err(refusal) };
         self.report(repository, tag, &other);
-        let answer = self.manifests.manifest(repository, &other.digest).await?;
+        let answer = self.manifests.manifest(view, &other.digest).await?;
         Ok(other.with(answer))
     }
 
     /// Another version, if the chosen one cannot be fetched.
     async fn instead(
         self: &Arc<Self>,
-        repository: &Repository,
+        view: &View,
         tag: &Tag,
         chosen: &Choice,
         refusal: &Refusal,
     ) -> Option<Choice> {
-        let (local, ..) = self.local(repository, tag).await.ok()?;
+        let (local, ..) = self.local(view, tag).await.ok()?;
         let here = local.here(None);
-        let stand_in = self.stand_in(repository, &here).await.ok()?;
+        let stand_in = self.stand_in(view, &here).await.ok()?;
         let other = stand_in.as_ref().map(|(_, digest)| digest);
         match decide::instead_of(chosen.tier, &chosen.digest, &here, other) {
             Verdict::Serve(tier, digest) => {
@@ -174,15 +193,11 @@ impl Tags {
         }
     }
 
-    async fn choose(
-        self: &Arc<Self>,
-        repository: &Repository,
-        tag: &Tag,
-        may_ask: bool,
-    ) -> Result<Choice, Refusal> {
+    async fn choose(self: &Arc<Self>, view: &View, tag: &Tag, may_ask: bool) -> Result<Choice, Refusal> {
+        let repository = &view.repository;
         let upstream = self.context.upstream(&repository.registry)?;
         let policy = self.context.config.now().tags.policy(repository, tag);
-        let (local, verified, stamp) = self.local(repository, tag).await?;
+        let (local, verified, stamp) = self.local(view, tag).await?;
         let here = local.here(None);
         let age = verified.map(|at| at.elapsed());
         let outcome = match decide::before_asking(policy, reach(&upstream.link()), &here, age) {
@@ -190,13 +205,14 @@ impl Tags {
             Opening::Ask(_) | Opening::Offline if !may_ask => {
                 Outcome::NotAsked("access.pull in larder.toml leaves it at what is cached".into())
             }
-            Opening::Ask(wait) => self.ask(&upstream, repository, tag, wait).await?,
+            Opening::Ask(wait) => self.ask(&upstream, view, tag, wait).await?,
             Opening::Offline => {
                 let cause = outage_text(&upstream);
-                self.check_in_background(&upstream, repository, tag);
+                self.check_in_background(&upstream, view, tag);
                 Outcome::Unreachable(cause)
             }
         };
+        let outcome = outcome.without_login(&local);
         let asked = outcome.asked();
         let claim = match asked {
             UpstreamOutcome::Unreachable => self.claim(&upstream, repository, tag, &local).await,
@@ -206,7 +222,7 @@ impl Tags {
         let mut stand_in = None;
         let mut verdict = decide::after_asking(policy, asked, &here, claimed, None);
         if matches!(verdict, Verdict::Nothing | Verdict::WaitForIndex) {
-            stand_in = self.stand_in(repository, &here).await?;
+            stand_in = self.stand_in(view, &here).await?;
             let other = stand_in.as_ref().map(|(_, digest)| digest);
             verdict = decide::after_asking(policy, asked, &here, claimed, other);
         }
@@ -248,7 +264,7 @@ impl Tags {
     async fn ask(
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,
-        repository: &Repository,
+        view: &View,
         tag: &Tag,
         wait: UpstreamWait,
     ) -> Result<Outcome, Refusal> {
@@ -256,7 +272,7 @@ impl Tags {
             UpstreamWait::Deadline => self.context.config.now().tags.resolve_deadline,
             UpstreamWait::Long => budget::MISS_WAIT_MAX,
         };
-        let Ok(question) = self.begin_check(upstream, repository, tag) else {
+        let Ok(question) = self.begin_check(upstream, view, tag) else {
             return Ok(Outcome::NotAsked(QUEUE_FULL.into()));
         };
         match tokio::time::timeout(bound, question.answer()).await {
@@ -265,7 +281,7 @@ impl Tags {
             Ok(None) => Err(question_failed()),
             Err(_) => {
                 upstream.overdue();
-                let registry = &repository.registry;
+                let registry = &view.registry;
                 Ok(Outcome::Unreachable(format!("{registry} did not answer within {bound:?}")))
             }
         }
@@ -284,32 +300,32 @@ impl Tags {
     /// What the board itself can say of a tag, when it was last verified, and the store's stamp at which that holds.
     async fn local(
         self: &Arc<Self>,
-        repository: &Repository,
+        view: &View,
         tag: &Tag,
     ) -> Result<(Arc<LocalTag>, Option<Instant>, Option<Stamp>), Refusal> {
-        let key = (repository.clone(), tag.clone());
+        let key = (view.repository.clone(), tag.clone());
         let stamp = self.context.store.stamp();
-        let (known, verified) = self.table.find(&key, stamp);
+        let (known, verified) = self.table.find(&key, view.clearance, stamp);
         if let Some(local) = known {
             return Ok((local, verified, stamp));
         }
-        let local = Arc::new(self.read_local(repository, tag, stamp).await?);
+        let local = Arc::new(self.read_local(view, tag, stamp).await?);
         if let Some(stamp) = stamp.filter(|_| local.unknown.is_none()) {
-            self.table.keep(&key, stamp, &local);
+            self.table.keep(&key, view.clearance, stamp, &local);
         }
         Ok((local, verified, stamp))
     }
 
     async fn read_local(
         self: &Arc<Self>,
-        repository: &Repository,
+        view: &View,
         tag: &Tag,
         stamp: Option<Stamp>,
     ) -> Result<LocalTag, Refusal> {
         let began = Instant::now();
         loop {
-            let (repository, tag, tags) = (repository.clone(), tag.clone(), Arc::clone(self));
-            let read = move |context: &Context| tags.local_now(context, &repository, &tag, stamp);
+            let (view, tag, tags) = (view.clone(), tag.clone(), Arc::clone(self));
+            let read = move |context: &Context| tags.local_now(context, &view, &tag, stamp);
             let problem = match self.context.try_blocking(read).await {
                 Ok(local) => return Ok(local),
                 Err(problem) => problem,
@@ -330,23 +346,22 @@ impl Tags {
     fn local_now(
         &self,
         context: &Context,
-        repository: &Repository,
+        view: &View,
         tag: &Tag,
         stamp: Option<Stamp>,
     ) -> Result<LocalTag, StoreError> {
+        let repository = &view.repository;
         let Some(record) = context.store.tag(repository, tag)? else { return Ok(LocalTag::default()) };
-        if context.is_hidden(repository)? {
-            return Ok(LocalTag::default());
-        }
+        let Some(record) = context.visible(view, record)? else { return Ok(LocalTag::default()) };
         let config = context.config.now();
-        let closures = Closures::new(&context.store, &config);
+        let closures = Closures::new(&context.store, &config).seen_with(view.clearance);
         let (mut missing, mut small) = (None, None);
         let complete = served(&closures, repository, &record)?.map(|(version, _)| version.clone());
         match (&complete, record.candidates().first()) {
             // An error here occurs again, and is reported, when the manifest is served.
             (Some(version), _) => {
                 if let Ok(Some(ManifestContent::Small(read))) =
-                    self.manifests.read(repository, &version.digest, stamp)
+                    self.manifests.read(view, &version.digest, stamp)
                 {
                     small = Some(read);
                 }
@@ -356,35 +371,31 @@ impl Tags {
         }
         let rollback = record.rollback.as_ref();
         let rollback_is_here = match rollback {
-            Some(rollback) => context.sees(repository, &rollback.to)?,
+            Some(rollback) => context.sees(view, &rollback.to)?,
             None => false,
         };
-        Ok(LocalTag { record: Some(record), complete, small, missing, rollback_is_here, unknown: None })
+        let lost_login = context.has_lost_login(repository)?;
+        let record = Some(record);
+        Ok(LocalTag { record, complete, small, missing, rollback_is_here, lost_login, unknown: None })
     }
 
     /// The newest complete version of the repository, by name and digest, if it may stand in for a tag with this local
     /// state.
-    async fn stand_in(
-        &self,
-        repository: &Repository,
-        here: &Here<'_>,
-    ) -> Result<Option<(String, Digest)>, Refusal> {
+    async fn stand_in(&self, view: &View, here: &Here<'_>) -> Result<Option<(String, Digest)>, Refusal> {
         if !decide::may_stand_in(self.context.config.now().tags.fallback_versions, here) {
             return Ok(None);
         }
-        let wanted = repository.clone();
+        let wanted = view.clone();
         let find = move |context: &Context| {
-            if context.is_hidden(&wanted)? {
-                return Ok(None);
-            }
             let mut versions = Vec::new();
             for (tag, record) in context.store.tags(&wanted, None, budget::PENDING_TAGS_MAX)? {
+                let Some(record) = context.visible(&wanted, record)? else { continue };
                 let each = record.candidates().into_iter().cloned();
                 versions.extend(each.map(|version| (format!(":{tag}"), version)));
             }
             versions.sort_by_key(|(_, version)| std::cmp::Reverse(version.n));
             let config = context.config.now();
-            let closures = Closures::new(&context.store, &config);
+            let closures = Closures::new(&context.store, &config).seen_with(wanted.clearance);
             // However many versions there are, the request has an answer in time.
             let looked_at = |_: &&TagVersion| closures.looks() <= budget::SETTLE_LOOKS_MAX;
             let newest = first_complete(

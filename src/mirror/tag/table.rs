@@ -6,6 +6,7 @@
 //! forgotten. Forgetting an entry is harmless: it is read, asked, or logged again.
 
 use super::local::LocalTag;
+use crate::auth::Clearance;
 use crate::budget;
 use crate::clock;
 use crate::decide::Tier;
@@ -34,7 +35,7 @@ struct Entries {
 
 #[derive(Default)]
 struct TagEntry {
-    local: Option<(Stamp, Arc<LocalTag>)>,
+    local: Option<(Stamp, Clearance, Arc<LocalTag>)>,
     /// When upstream last answered, since the start.
     verified: Option<Instant>,
     /// The last stale answer that was logged, and when.
@@ -49,7 +50,7 @@ struct TagEntry {
 impl TagEntry {
     fn cost(&self) -> usize {
         let expected = self.expected.as_ref().map_or(0, |_| budget::TAG_VERSION_COST_BYTES);
-        budget::TAG_ENTRY_COST_BYTES + expected + self.local.as_ref().map_or(0, |(_, local)| local.cost())
+        budget::TAG_ENTRY_COST_BYTES + expected + self.local.as_ref().map_or(0, |(.., local)| local.cost())
     }
 }
 
@@ -95,23 +96,24 @@ impl Entries {
 }
 
 impl TagTable {
-    /// What the store knew at `stamp`, and when the tag was last verified.
+    /// What the store knew at `stamp`, as who has this clearance sees it, and when the tag was last verified.
     pub(super) fn find(
         &self,
         key: &TagKey,
+        clearance: Clearance,
         stamp: Option<Stamp>,
     ) -> (Option<Arc<LocalTag>>, Option<Instant>) {
         let mut entries = self.0.lock();
         let found = entries.look(key, |entry| {
-            let local = entry.local.as_ref().filter(|(at, _)| Some(*at) == stamp);
-            Some((local.map(|(_, local)| Arc::clone(local)), entry.verified))
+            let local = entry.local.as_ref().filter(|(at, of, _)| Some(*at) == stamp && *of == clearance);
+            Some((local.map(|(.., local)| Arc::clone(local)), entry.verified))
         });
         found.unwrap_or_default()
     }
 
     /// Keeps what was read after `stamp` was taken.
-    pub(super) fn keep(&self, key: &TagKey, stamp: Stamp, local: &Arc<LocalTag>) {
-        self.0.lock().change(key, |entry| entry.local = Some((stamp, Arc::clone(local))));
+    pub(super) fn keep(&self, key: &TagKey, clearance: Clearance, stamp: Stamp, local: &Arc<LocalTag>) {
+        self.0.lock().change(key, |entry| entry.local = Some((stamp, clearance, Arc::clone(local))));
     }
 
     /// Upstream has answered for the tag, which ends claims of peers.
@@ -200,10 +202,13 @@ mod tests {
             table.verified(&key(n), now);
         }
         // The first is used again, and one more than fits comes.
-        assert!(table.find(&key(0), None).1.is_some());
+        assert!(table.find(&key(0), Clearance::NONE, None).1.is_some());
         table.verified(&key(fits), now);
-        assert!(table.find(&key(0), None).1.is_some() && table.find(&key(fits), None).1.is_some());
-        assert!(table.find(&key(1), None).1.is_none());
+        assert!(
+            table.find(&key(0), Clearance::NONE, None).1.is_some()
+                && table.find(&key(fits), Clearance::NONE, None).1.is_some()
+        );
+        assert!(table.find(&key(1), Clearance::NONE, None).1.is_none());
         let entries = table.0.lock();
         assert!(entries.by_tag.len() * 2 <= fits + 2, "half of them went: {}", entries.by_tag.len());
         assert_eq!(entries.bytes, entries.by_tag.len() * budget::TAG_ENTRY_COST_BYTES);

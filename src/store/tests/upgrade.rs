@@ -69,9 +69,9 @@ fn check_all(store: &Store, notes: bool) {
 
     let layer = sha256(b"secret layer");
     let blob = store.open_blob(&layer).unwrap().unwrap();
-    assert!(blob.private && !blob.unverified, "the last shutdown was clean");
+    assert!(!blob.is_public() && !blob.unverified, "the last shutdown was clean");
     assert!(store.link(&secret(), &layer).unwrap().unwrap().held);
-    assert!(!store.open_blob(&sha256(b"layer one")).unwrap().unwrap().private);
+    assert!(store.open_blob(&sha256(b"layer one")).unwrap().unwrap().is_public());
 
     assert_eq!(store.quarantined(), [sha256(b"layer four")]);
     let mut stock = store.stock().unwrap();
