@@ -19,7 +19,7 @@ pub(super) async fn answer(
     digest: &Digest,
 ) -> Answered {
     let mirror = &shared.mirror;
-    mirror.check_fetch(request.identity.address, repository, digest).await?;
+    mirror.check_fetch(&request.identity, repository, digest).await?;
     if request.head {
         let (size, hit) = mirror.blob_size(repository, digest).await?;
         let status = if hit { "larder; hit" } else { "larder; fwd=uri-miss" };

@@ -29,7 +29,7 @@ async fn by_digest(
     repository: &Repository,
     digest: &Digest,
 ) -> Answered {
-    shared.mirror.check_fetch(request.identity.address, repository, digest).await?;
+    shared.mirror.check_fetch(&request.identity, repository, digest).await?;
     let found = shared.mirror.manifest(repository, digest).await?;
     shared.mirror.pulls().asked(request.identity.address, repository, digest, None);
     let status = if found.source == ByteSource::Cache { "larder; hit" } else { "larder; fwd=uri-miss" };
@@ -42,7 +42,7 @@ async fn by_tag(
     repository: &Repository,
     tag: &Tag,
 ) -> Answered {
-    let found = shared.mirror.tag(request.identity.address, repository, tag, request.head).await?;
+    let found = shared.mirror.tag(&request.identity, repository, tag, request.head).await?;
     shared.mirror.pulls().asked(request.identity.address, repository, tag, Some(found.tier));
     let mut answer = match found.content {
         TagContent::Stated(media_type, size) => {

@@ -5,6 +5,7 @@ use super::context::{Arrivals, Context};
 use super::fill::FillPool;
 use super::lists::Lists;
 use super::progress::FillTable;
+use super::pull_secrets::PullSecrets;
 use super::questions::Questions;
 use super::reserve::Reserve;
 use super::tag::{Settler, TagTable, Tags};
@@ -27,6 +28,7 @@ pub(super) struct Parts {
     pub(super) table: Arc<TagTable>,
     pub(super) tags: Arc<Tags>,
     pub(super) lists: Lists,
+    pub(super) pull_secrets: PullSecrets,
     pub(super) recovery: Recovery,
 }
 
@@ -34,7 +36,7 @@ impl Parts {
     /// Builds the parts and starts the threads of the download slots.
     ///
     /// # Errors
-    /// The system gives no thread.
+    /// The system gives no thread, or no random numbers.
     pub(super) fn start(context: Context) -> std::io::Result<Parts> {
         let context = Arc::new(context);
         let in_flight = Arc::new(FillTable::default());
@@ -75,6 +77,7 @@ impl Parts {
             settler,
         ));
         let lists = Lists { context: Arc::clone(&context), questions };
+        let pull_secrets = PullSecrets::new(Arc::clone(&context))?;
         let recovery = Recovery::default();
         Ok(Parts {
             context,
@@ -88,6 +91,7 @@ impl Parts {
             table,
             tags,
             lists,
+            pull_secrets,
             recovery,
         })
     }

@@ -8,7 +8,7 @@ use super::super::content::{ManifestAnswer, ManifestContent, Manifests, SmallMan
 use super::super::context::{Context, outage_text, reach};
 use super::super::counters::ByteSource;
 use super::super::questions::{QUEUE_FULL, Questions, question_failed};
-use super::super::refusal::{Missing, Refusal};
+use super::super::refusal::{CachedOnly, Missing, Refusal};
 use super::super::single_flight::SingleFlight;
 use super::check::UpstreamDigest;
 use super::local::LocalTag;
@@ -110,7 +110,7 @@ impl Tags {
         Tags { context, questions, manifests, table, settler, checks, last_background_check }
     }
 
-    /// Answers a tag. `head`: the manifest's bytes are not wanted. `may_ask`: upstream may be asked for this client.
+    /// Answers a tag. `head`: the manifest's bytes are not wanted. `cached_only`: why upstream is not asked for this client.
     ///
     /// # Errors
     /// [`Refusal::Missing`] and [`Refusal::Denied`] are upstream's own answers; [`Refusal::Unavailable`] names the
@@ -120,9 +120,9 @@ impl Tags {
         repository: &Repository,
         tag: &Tag,
         head: bool,
-        may_ask: bool,
+        cached_only: Option<CachedOnly>,
     ) -> Result<TagAnswer, Refusal> {
-        let choice = match self.choose(repository, tag, may_ask).await {
+        let choice = match self.choose(repository, tag, cached_only).await {
             Ok(choice) => choice,
             Err(refusal) => {
                 self.context.counters.count_resolve(Tier::None);
@@ -178,7 +178,7 @@ impl Tags {
         self: &Arc<Self>,
         repository: &Repository,
         tag: &Tag,
-        may_ask: bool,
+        cached_only: Option<CachedOnly>,
     ) -> Result<Choice, Refusal> {
         let upstream = self.context.upstream(&repository.registry)?;
         let policy = self.context.config.now().tags.policy(repository, tag);
@@ -187,11 +187,11 @@ impl Tags {
         let age = verified.map(|at| at.elapsed());
         let outcome = match decide::before_asking(policy, reach(&upstream.link()), &here, age) {
             Opening::Serve(digest) => return Ok(Choice::of(Tier::Fresh, digest, None, &local)),
-            Opening::Ask(_) | Opening::Offline if !may_ask => {
-                Outcome::NotAsked("access.pull in larder.toml leaves it at what is cached".into())
+            Opening::Ask(wait) if cached_only.is_none() => self.ask(&upstream, repository, tag, wait).await?,
+            Opening::Ask(_) | Opening::Offline if let Some(why) = cached_only => {
+                Outcome::NotAsked(why.cause().into())
             }
-            Opening::Ask(wait) => self.ask(&upstream, repository, tag, wait).await?,
-            Opening::Offline => {
+            Opening::Ask(_) | Opening::Offline => {
                 let cause = outage_text(&upstream);
                 self.check_in_background(&upstream, repository, tag);
                 Outcome::Unreachable(cause)
@@ -233,8 +233,10 @@ impl Tags {
             (Verdict::WaitForIndex, ..) => {
                 Err(Refusal::Busy(format!("{cause}; the tag index is being rebuilt; retry")))
             }
-            (Verdict::Nothing, ..) if !may_ask => Err(Refusal::not_to_be_fetched(repository)),
             (Verdict::Nothing | Verdict::PassOn, ..) => {
+                if let Some(why) = cached_only {
+                    return Err(why.refusal(repository));
+                }
                 let missing = match &local.missing {
                     Some(missing) => format!("the cached version lacks {missing}"),
                     None => "nothing of it is cached".to_owned(),
