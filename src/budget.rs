@@ -260,14 +260,19 @@ pub const PULL_SECRET_PAUSE: Duration = Duration::from_secs(5);
 pub const PULL_SECRETS_REFUSED_MAX: usize = 256;
 /// Manifests of a repository that were shown to a login and are searched for what it asks for next.
 pub const PULL_SECRET_MANIFESTS_MAX: usize = 16;
-/// Pull secrets that registries are asked about at a time; one client has seven eighths.
-pub const PULL_SECRET_CHECKS_MAX: usize = 8;
-/// How long a pull secret that was refused keeps its place among them: a client guesses seven times a second.
+/// Pull secrets that registries are asked about at a time; an eighth is kept for clients and registries that have none.
+pub const PULL_SECRET_CHECKS_MAX: usize = 32;
+/// Of these one client has so many at one registry, so that one that hangs leaves places for the others.
+pub const PULL_SECRET_CHECKS_EACH: usize = 8;
+/// How long a pull secret that was refused keeps its place among them: a client guesses eight times a second.
 pub const PULL_SECRET_REFUSED_PLACE: Duration = Duration::from_secs(1);
 /// Threads for each registry that ask about pull secrets, apart from those for tags.
-pub const PULL_SECRET_LANES: usize = 2;
-/// Longest the question about a pull secret may take, with its token: an answer in [`MISS_WAIT_MAX`] comes after it.
-pub const PULL_SECRET_WAIT_MAX: Duration = Duration::from_secs(8);
+pub const PULL_SECRET_LANES: usize = 4;
+/// Longest the question about a pull secret may take, with its token.
+pub const PULL_SECRET_TIME_MAX: Duration = Duration::from_secs(8);
+/// Longest a client waits for that, with the questions before it: together with [`QUESTION_TIME_MAX`] no longer than
+/// containerd waits.
+pub const PULL_SECRET_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Cost of the slow hash of a kept login: about a tenth of a second of a core of a small board.
 pub const KEPT_LOGIN_COST: u32 = 10;
 /// Logins kept on the disk for `auth.offline_grace`: one for each repository and user, the newest.

@@ -78,7 +78,16 @@ const MIRROR_ARROWS: &[(&str, &[&str])] = &[
     (
         "mod",
         &[
-            "links", "maintenance", "parts", "peers", "tag", "content", "fill", "reserve", "verify", "lists",
+            "links",
+            "maintenance",
+            "parts",
+            "peers",
+            "tag",
+            "content",
+            "fill",
+            "reserve",
+            "verify",
+            "lists",
             "pull_secrets",
         ],
     ),

@@ -54,7 +54,9 @@ impl PullObject {
     /// Its digest, if it is named by one.
     pub fn digest(&self) -> Option<&Digest> {
         match self {
-            PullObject::Manifest(_, ManifestRef::Digest(digest)) | PullObject::Blob(_, digest) => Some(digest),
+            PullObject::Manifest(_, ManifestRef::Digest(digest)) | PullObject::Blob(_, digest) => {
+                Some(digest)
+            }
             PullObject::Login(_) | PullObject::Manifest(_, ManifestRef::Tag(_)) => None,
         }
     }
@@ -73,7 +75,8 @@ impl LoginKeys {
     /// The name of a login. `more`: what it depends on besides, such as the hash that it was compared with.
     pub fn of(&self, credentials: &BasicCredentials, more: &[u8]) -> LoginKey {
         // A user name holds no colon, and neither part a control character.
-        let parts = [credentials.user.as_bytes(), b":", credentials.password.reveal().as_bytes(), b"\0", more];
+        let parts =
+            [credentials.user.as_bytes(), b":", credentials.password.reveal().as_bytes(), b"\0", more];
         LoginKey(sign(&self.0, &parts))
     }
 }
@@ -140,7 +143,9 @@ impl ProvenLogins {
         self.shown.0.remove(&key);
         if entirely {
             let concerned = |(of, other): &(LoginKey, PullObject)| {
-                *of == login && other.registry() == key.1.registry() && other.repository() == key.1.repository()
+                *of == login
+                    && other.registry() == key.1.registry()
+                    && other.repository() == key.1.repository()
             };
             self.shown.0.retain(|other, _| !concerned(other));
         }
@@ -149,7 +154,12 @@ impl ProvenLogins {
 
     /// The manifests of a repository that were shown to the login, and until when that counts. What they name, their
     /// hashes vouch for.
-    pub fn manifests(&self, login: LoginKey, repository: &Repository, now: Instant) -> Vec<(Digest, Instant)> {
+    pub fn manifests(
+        &self,
+        login: LoginKey,
+        repository: &Repository,
+        now: Instant,
+    ) -> Vec<(Digest, Instant)> {
         let of = |((key, object), until): (&(LoginKey, PullObject), &Instant)| match object {
             PullObject::Manifest(name, ManifestRef::Digest(digest))
                 if *key == login && name == repository && *until > now =>
@@ -181,7 +191,8 @@ impl<K: Eq + Hash + Clone> Recent<K> {
         if self.0.len() >= most && !self.0.contains_key(&key) {
             self.0.retain(|_, until| *until > now);
             if self.0.len() >= most
-                && let Some(first) = self.0.iter().min_by_key(|(_, until)| **until).map(|(key, _)| key.clone())
+                && let Some(first) =
+                    self.0.iter().min_by_key(|(_, until)| **until).map(|(key, _)| key.clone())
             {
                 self.0.remove(&first);
             }
@@ -234,7 +245,9 @@ mod tests {
         let end = now + budget::PULL_SECRET_TIME;
         assert_eq!(table.verdict(alice, &manifest("a/one", 1), end - Duration::from_millis(1)), Some(true));
         assert_eq!(table.verdict(alice, &manifest("a/one", 1), end), None, "it is asked again");
-        for other in [manifest("a/one", 2), manifest("a/two", 1), PullObject::Blob(repository("a/one"), digest(1))] {
+        for other in
+            [manifest("a/one", 2), manifest("a/two", 1), PullObject::Blob(repository("a/one"), digest(1))]
+        {
             assert_eq!(table.verdict(alice, &other, now), None, "{other:?}");
         }
         assert_eq!(table.verdict(bob, &manifest("a/one", 1), now), None);
@@ -247,7 +260,9 @@ mod tests {
     fn a_denial_ends_all_that_the_login_was_shown_of_the_repository() {
         let (keys, mut table, now) = (LoginKeys::new().unwrap(), ProvenLogins::default(), Instant::now());
         let (alice, bob) = (keys.of(&login("alice", "x"), b""), keys.of(&login("bob", "x"), b""));
-        for (who, object) in [(alice, manifest("a/one", 1)), (bob, manifest("a/one", 1)), (alice, manifest("a/two", 1))] {
+        for (who, object) in
+            [(alice, manifest("a/one", 1)), (bob, manifest("a/one", 1)), (alice, manifest("a/two", 1))]
+        {
             table.show(who, object, now);
         }
         table.refuse(alice, manifest("a/one", 9), false, now);
@@ -281,12 +296,16 @@ mod tests {
     #[test]
     fn a_kept_hash_is_of_one_login_for_one_repository() {
         let (long, one) = ("t".repeat(1_000), repository("a/one"));
-        let of = |name: &str, user: &str, password: &str| hashed_login(&repository(name), &login(user, password));
+        let of =
+            |name: &str, user: &str, password: &str| hashed_login(&repository(name), &login(user, password));
         let hash = slow_hash(&hashed_login(&one, &login("alice", &long))).unwrap();
         assert!(slow_hash_matches(&of("a/one", "alice", &long), &hash));
         // The last differs beyond what bcrypt reads of a password.
-        let others =
-            [("a/two", "alice", long.clone()), ("a/one", "bob", long.clone()), ("a/one", "alice", long.clone() + "u")];
+        let others = [
+            ("a/two", "alice", long.clone()),
+            ("a/one", "bob", long.clone()),
+            ("a/one", "alice", long.clone() + "u"),
+        ];
         for (name, user, password) in others {
             assert!(!slow_hash_matches(&of(name, user, &password), &hash), "{name} {user}");
         }

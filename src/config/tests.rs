@@ -61,7 +61,10 @@ fn the_canonical_file_shows_every_key() {
         ("fetch", &["streams", "connect_timeout", "header_timeout", "stall_timeout", "bandwidth", "proxy"]),
         ("tags", &["revalidate", "resolve_deadline", "fallback_versions", "history", "rule"]),
         ("tls", &["cert_file", "key_file", "client_ca_file"]),
-        ("auth", &["htpasswd_file", "pull_secrets", "offline_grace", "allow_plain_http", "challenge_ping", "rule"]),
+        (
+            "auth",
+            &["htpasswd_file", "pull_secrets", "offline_grace", "allow_plain_http", "challenge_ping", "rule"],
+        ),
         ("access", &["pull"]),
         ("warm", &["images", "every"]),
         ("kit", &["secret_file", "listen", "peers", "mdns"]),

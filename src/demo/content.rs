@@ -128,39 +128,59 @@ fn referrers(state: &RegistryState, repository: &str, digest: &str, query: &str)
     if filter.is_some() { content.with("OCI-Filters-Applied", "artifactType") } else { content }
 }
 
-/// Gives a token for the scope that is asked for; it is valid for that repository.
+/// Gives a token for the scope that is asked for; it is valid for that repository and for who asked.
 fn token(state: &RegistryState, asked: &Asked<'_>) -> RegistryAnswer {
     let Some(LoginDemand::Token(wanted)) = &state.login else {
         return RegistryAnswer::error(404, "NOT_FOUND");
     };
-    if let Some((user, password)) = wanted
-        && header(asked.headers, "authorization") != Some(basic(user, password).as_str())
-    {
-        return RegistryAnswer::error(401, "UNAUTHORIZED");
-    }
+    let given = header(asked.headers, "authorization");
     let scope = parameter(asked.query, "scope").unwrap_or("").replace("%3A", ":").replace("%2F", "/");
-    let token = token_for(scope.split(':').nth(1).unwrap_or(""));
-    let body = json!({ "token": token, "expires_in": 300 }).to_string();
+    let repository = scope.split(':').nth(1).unwrap_or("");
+    let whose = match wanted {
+        Some((user, password)) if given != Some(basic(user, password).as_str()) => {
+            match account(state, given, repository) {
+                Some(user) => user,
+                None => return RegistryAnswer::error(401, "UNAUTHORIZED"),
+            }
+        }
+        _ => "",
+    };
+    let body = json!({ "token": token_for(whose, repository), "expires_in": 300 }).to_string();
     RegistryAnswer::new(200, "application/json", body.into_bytes())
 }
 
-fn token_for(repository: &str) -> String {
-    Digest::of(Algorithm::Sha256, format!("a secret of the demo {repository}").as_bytes()).hex()
+fn token_for(user: &str, repository: &str) -> String {
+    Digest::of(Algorithm::Sha256, format!("a secret of the demo {user} {repository}").as_bytes()).hex()
+}
+
+/// The other login that a header stands for, if it may read the repository.
+fn account<'s>(state: &'s RegistryState, given: Option<&str>, repository: &str) -> Option<&'s str> {
+    let mut accounts = state.accounts.iter();
+    let found = accounts.find(|(user, password, of)| {
+        (repository.is_empty() || repository == of) && given == Some(basic(user, password).as_str())
+    });
+    found.map(|(user, ..)| user.as_str())
 }
 
 fn challenge(state: &RegistryState, asked: &Asked<'_>) -> Option<RegistryAnswer> {
     let given = header(asked.headers, "authorization");
     let repository = asked.path.trim_start_matches("/v2/").rsplitn(3, '/').nth(2).unwrap_or("");
     match state.login.as_ref()? {
-        LoginDemand::Basic(user, password) => (given != Some(basic(user, password).as_str())).then(|| {
-            RegistryAnswer::error(401, "UNAUTHORIZED").with("WWW-Authenticate", "Basic realm=\"demo\"")
-        }),
+        LoginDemand::Basic(user, password) => {
+            let known = given == Some(basic(user, password).as_str());
+            let valid = known || account(state, given, repository).is_some();
+            (!valid).then(|| {
+                RegistryAnswer::error(401, "UNAUTHORIZED").with("WWW-Authenticate", "Basic realm=\"demo\"")
+            })
+        }
         LoginDemand::Token(_) => {
             let host = header(asked.headers, "host").unwrap_or("");
             let challenge = format!(
                 "Bearer realm=\"http://{host}/token\",service=\"demo\",scope=\"repository:{repository}:pull\""
             );
-            let valid = given == Some(format!("Bearer {}", token_for(repository)).as_str());
+            let readers = state.accounts.iter().map(|(user, ..)| user.as_str()).chain([""]);
+            let mut tokens = readers.map(|user| format!("Bearer {}", token_for(user, repository)));
+            let valid = tokens.any(|token| given == Some(token.as_str()));
             (!valid).then(|| RegistryAnswer::error(401, "UNAUTHORIZED").with("WWW-Authenticate", challenge))
         }
     }

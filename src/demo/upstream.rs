@@ -90,6 +90,8 @@ pub struct Seen {
     pub range: Option<String>,
     /// The Authorization header was there.
     pub authorized: bool,
+    /// What it said.
+    pub authorization: Option<String>,
     /// When it came.
     pub at: Instant,
 }
@@ -122,6 +124,8 @@ pub(super) struct RegistryState {
     pub blobs: HashMap<(String, Digest), Arc<[u8]>>,
     rules: Vec<Rule>,
     pub login: Option<LoginDemand>,
+    /// Other logins: user, password, and the one repository that each may read.
+    pub accounts: Vec<(String, String, String)>,
     seen: Vec<Seen>,
     /// Waits that began before this number of releases are over.
     releases: u64,
@@ -209,6 +213,17 @@ impl FaultyRegistry {
     /// Asks for a login from now on.
     pub fn login(&self, login: LoginDemand) {
         self.shared.state.lock().login = Some(login);
+    }
+
+    /// Besides the login that is asked for, this one may read one repository from now on.
+    pub fn open_account(&self, user: &str, password: &str, repository: &str) {
+        let account = (user.to_owned(), password.to_owned(), repository.to_owned());
+        self.shared.state.lock().accounts.push(account);
+    }
+
+    /// Such a login may read nothing any more.
+    pub fn close_accounts(&self, user: &str) {
+        self.shared.state.lock().accounts.retain(|(name, ..)| name != user);
     }
 
     /// The uplink goes: connections are refused, and those that are open are closed.
@@ -367,6 +382,7 @@ fn converse(shared: &RegistryShared, stream: &TcpStream) -> io::Result<()> {
                 query: query.to_owned(),
                 range: header(&headers, "range").map(str::to_owned),
                 authorized: header(&headers, "authorization").is_some(),
+                authorization: header(&headers, "authorization").map(str::to_owned),
                 at: Instant::now(),
             });
             shared.changed.notify_all();

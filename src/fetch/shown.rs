@@ -9,7 +9,7 @@ use super::endpoint::Endpoint;
 use super::failure::Failure;
 use super::upstream::Upstream;
 use super::wire::Deadline;
-use crate::budget::PULL_SECRET_WAIT_MAX;
+use crate::budget::PULL_SECRET_TIME_MAX;
 use crate::oci::{Digest, ManifestRef, RepositoryName, media};
 use crate::text::Secret;
 
@@ -40,7 +40,7 @@ impl Upstream {
     /// See [`Upstream::head_manifest`]. The text may hold what the upstream says, which knows the secret: it is for nobody to see.
     pub fn shows(&self, user: &str, password: &Secret, object: ShownObject<'_>) -> Result<Shown, Failure> {
         let logged_in_at = self.endpoints.iter().filter(|endpoint| endpoint.is_private());
-        self.ask_each(logged_in_at, Deadline::after(PULL_SECRET_WAIT_MAX), |endpoint, deadline| {
+        self.ask_each(logged_in_at, Deadline::after(PULL_SECRET_TIME_MAX), |endpoint, deadline| {
             endpoint.shows(user, password, object, deadline)
         })
     }

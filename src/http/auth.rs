@@ -32,8 +32,8 @@ pub(super) struct Authenticator {
     strangers: Mutex<HashSet<LoginKey>>,
     /// Passwords verified at a time: each costs a core for a tenth of a second on a small board.
     checks: Places<IpAddr>,
-    /// Pull secrets that registries are asked about at a time.
-    questions: Places<IpAddr>,
+    /// Pull secrets that registries are asked about at a time, by client and registry.
+    questions: Places<(IpAddr, RegistryName)>,
 }
 
 /// One login, with what all answers to it have in common.
@@ -58,9 +58,16 @@ impl Authenticator {
         let users = Watched::open(file.iter().cloned().collect(), move || {
             Ok(file.as_deref().map(read).transpose()?.unwrap_or_default())
         })?;
-        let (checks, questions) =
-            (Places::new(budget::LOGIN_CHECKS_MAX), Places::new(budget::PULL_SECRET_CHECKS_MAX));
-        Ok(Authenticator { users, verified: Mutex::default(), strangers: Mutex::default(), checks, questions })
+        Ok(Authenticator {
+            users,
+            verified: Mutex::default(),
+            strangers: Mutex::default(),
+            checks: Places::new(budget::LOGIN_CHECKS_MAX),
+            questions: Places::with_most_each(
+                budget::PULL_SECRET_CHECKS_MAX,
+                budget::PULL_SECRET_CHECKS_EACH,
+            ),
+        })
     }
 
     /// Whether a login can be one of the board's own users.
@@ -103,7 +110,8 @@ impl Authenticator {
             None => {}
         }
         let client = request.identity.address;
-        let place = self.questions.wait(&places::client(client), budget::LOGIN_WAIT_MAX).await;
+        let asker = (places::client(client), registry.clone());
+        let place = self.questions.wait(&asker, budget::LOGIN_WAIT_MAX).await;
         let place = place.ok_or_else(too_many)?;
         match mirror.try_secret(client, &login.credentials, &object).await {
             Ok(SecretVerdict::Shown) => Ok(Arc::clone(&request.identity)),

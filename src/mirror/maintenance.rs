@@ -53,7 +53,9 @@ const CHORES: &[Chore] = &[
     Chore { name: "expire", every: expire_every, at_start: true, run: expire },
     Chore {
         name: "expire kept logins",
-        every: |config| (config.auth.offline_grace / 16).clamp(budget::MAINTENANCE_TICK, budget::KEPT_LOGINS_EVERY),
+        every: |config| {
+            (config.auth.offline_grace / 16).clamp(budget::MAINTENANCE_TICK, budget::KEPT_LOGINS_EVERY)
+        },
         at_start: false,
         run: |parts| parts.pull_secrets.expire(),
     },

@@ -61,7 +61,9 @@ impl CachedOnly {
     pub(crate) fn cause(self) -> &'static str {
         match self {
             CachedOnly::AccessPull => "access.pull in larder.toml leaves it at what is cached",
-            CachedOnly::KeptLogin => "the registry cannot be asked about this login, which leaves it at what is cached",
+            CachedOnly::KeptLogin => {
+                "the registry cannot be asked about this login, which leaves it at what is cached"
+            }
         }
     }
 

@@ -7,7 +7,9 @@
 
 use super::super::context::Context;
 use super::concerns;
-use crate::auth::{BasicCredentials, LoginKey, PullObject, grace_left, hashed_login, slow_hash, slow_hash_matches};
+use crate::auth::{
+    BasicCredentials, LoginKey, PullObject, grace_left, hashed_login, slow_hash, slow_hash_matches,
+};
 use crate::budget;
 use crate::oci::Repository;
 use crate::store::KeptLogin;
@@ -28,8 +30,8 @@ struct KeptState {
     entries: Vec<Entry>,
     /// The file is not as the entries are.
     unwritten: bool,
-    /// Counts denials, so that a hash that is made meanwhile is not kept.
-    denials: u64,
+    /// Logins whose hash is being made; one that is denied meanwhile is not kept.
+    begun: Vec<(LoginKey, Repository)>,
 }
 
 struct Entry {
@@ -40,7 +42,9 @@ struct Entry {
 
 impl KeptState {
     fn find(&mut self, user: &str, repository: &Repository) -> Option<&mut Entry> {
-        self.entries.iter_mut().find(|entry| entry.login.user == user && entry.login.repository == *repository)
+        self.entries
+            .iter_mut()
+            .find(|entry| entry.login.user == user && entry.login.repository == *repository)
     }
 }
 
@@ -49,7 +53,7 @@ impl KeptLogins {
         let kept = KeptLogins { context, state: Mutex::default(), writing: Mutex::default() };
         let entries = if kept.grace().is_zero() { Vec::new() } else { kept.context.store.kept_logins() };
         let entries = entries.into_iter().map(|login| Entry { login, key: None }).collect();
-        *kept.state.lock() = KeptState { entries, unwritten: kept.grace().is_zero(), denials: 0 };
+        *kept.state.lock() = KeptState { entries, unwritten: kept.grace().is_zero(), begun: Vec::new() };
         kept.expire();
         kept
     }
@@ -111,32 +115,40 @@ impl KeptLogins {
             state.unwritten = true;
             return;
         }
-        let denials = state.denials;
+        if state.begun.len() >= budget::KEPT_LOGINS_MAX {
+            return;
+        }
+        state.begun.push((key, repository.clone()));
         drop(state);
         // Of the secret no more than that goes beyond its request.
         let login = hashed_login(repository, credentials);
         let (kept, user, repository) = (Arc::clone(self), credentials.user.clone(), repository.clone());
         let made = sync::in_background(move || {
-            let hash = match slow_hash(&login) {
-                Ok(hash) => hash,
-                Err(problem) => return log::warn!("a login is not kept for offline_grace: {problem}"),
-            };
-            kept.insert(Entry { login: KeptLogin { repository, user, hash, accepted_ms }, key: Some(key) }, denials);
+            let hash = slow_hash(&login);
+            let entry = |hash| KeptLogin { repository, user, hash, accepted_ms };
+            kept.insert(key, hash.map(entry));
         });
         if let Err(none) = made {
-            log::warn!("a login is not kept for offline_grace: {none}");
+            self.insert(key, Err(none.to_string()));
         }
     }
 
-    /// Keeps an entry that was begun after so many denials; the one that was accepted first makes room.
-    fn insert(&self, entry: Entry, denials: u64) {
+    /// Keeps a login whose hash was begun and now is made, or not; the one that was accepted first makes room.
+    fn insert(&self, key: LoginKey, made: Result<KeptLogin, String>) {
         let mut state = self.state.lock();
-        if state.denials != denials {
-            return;
-        }
-        let same = |other: &Entry| {
-            other.login.user == entry.login.user && other.login.repository == entry.login.repository
+        let login = match made {
+            Ok(login) => login,
+            Err(problem) => {
+                state.begun.retain(|(begun, _)| *begun != key);
+                return log::warn!("a login is not kept for offline_grace: {problem}");
+            }
         };
+        let Some(at) = state.begun.iter().position(|begun| *begun == (key, login.repository.clone())) else {
+            return;
+        };
+        state.begun.swap_remove(at);
+        let same =
+            |other: &Entry| other.login.user == login.user && other.login.repository == login.repository;
         state.entries.retain(|other| !same(other));
         if state.entries.len() >= budget::KEPT_LOGINS_MAX {
             let first = state.entries.iter().enumerate().min_by_key(|(_, other)| other.login.accepted_ms);
@@ -144,7 +156,7 @@ impl KeptLogins {
                 state.entries.swap_remove(first);
             }
         }
-        state.entries.push(entry);
+        state.entries.push(Entry { login, key: Some(key) });
         state.unwritten = true;
         drop(state);
         self.flush();
@@ -154,9 +166,8 @@ impl KeptLogins {
     pub(super) fn denied(&self, key: LoginKey, credentials: &BasicCredentials, repository: &Repository) {
         let found = {
             let mut state = self.state.lock();
-            state.denials += 1;
-            let known = state.find(&credentials.user, repository).map(|entry| (entry.key, entry.login.hash.clone()));
-            known
+            state.begun.retain(|(begun, name)| *begun != key || name != repository);
+            state.find(&credentials.user, repository).map(|entry| (entry.key, entry.login.hash.clone()))
         };
         let Some((known, hash)) = found else { return };
         let is_it = match known {

@@ -40,7 +40,9 @@ enum Outcome {
     Shown,
     Refused(&'static str),
     /// It could not be asked; whether that is an outage, in which a kept login counts.
-    NotAsked { outage: bool },
+    NotAsked {
+        outage: bool,
+    },
 }
 
 /// The accepted pull secrets.
@@ -125,9 +127,11 @@ impl PullSecrets {
         } else {
             let question = self.question(&upstream, login, credentials, object);
             let asked = self.asked.join(lanes, &client.to_string(), &(login, object.clone()), question);
-            let answer = asked.map_err(|_| Refusal::Busy("too many logins wait to be verified; retry".into()))?;
+            let answer =
+                asked.map_err(|_| Refusal::Busy("too many logins wait to be verified; retry".into()))?;
             let answer = tokio::time::timeout(budget::PULL_SECRET_WAIT_MAX, answer.answer()).await;
-            answer.ok().flatten().unwrap_or(Outcome::NotAsked { outage: true })
+            // Longer than any question takes: it has not been asked yet, which says nothing about the registry.
+            answer.ok().flatten().unwrap_or(Outcome::NotAsked { outage: false })
         };
         match outcome {
             Outcome::Shown => Ok(SecretVerdict::Shown),
@@ -167,7 +171,8 @@ impl PullSecrets {
             let (why, denied) = match answer {
                 Ok(Shown { digest, logged_in }) => {
                     let mut table = table.lock();
-                    if let (PullObject::Manifest(name, ManifestRef::Tag(_)), Some(digest)) = (&object, digest) {
+                    if let (PullObject::Manifest(name, ManifestRef::Tag(_)), Some(digest)) = (&object, digest)
+                    {
                         let manifest = PullObject::Manifest(name.clone(), ManifestRef::Digest(digest));
                         table.show(login, manifest, now);
                     }

@@ -185,13 +185,12 @@ impl Tags {
         let (local, verified, stamp) = self.local(repository, tag).await?;
         let here = local.here(None);
         let age = verified.map(|at| at.elapsed());
-        let outcome = match decide::before_asking(policy, reach(&upstream.link()), &here, age) {
-            Opening::Serve(digest) => return Ok(Choice::of(Tier::Fresh, digest, None, &local)),
-            Opening::Ask(wait) if cached_only.is_none() => self.ask(&upstream, repository, tag, wait).await?,
-            Opening::Ask(_) | Opening::Offline if let Some(why) = cached_only => {
-                Outcome::NotAsked(why.cause().into())
-            }
-            Opening::Ask(_) | Opening::Offline => {
+        let opening = decide::before_asking(policy, reach(&upstream.link()), &here, age);
+        let outcome = match (opening, cached_only) {
+            (Opening::Serve(digest), _) => return Ok(Choice::of(Tier::Fresh, digest, None, &local)),
+            (_, Some(why)) => Outcome::NotAsked(why.cause().into()),
+            (Opening::Ask(wait), None) => self.ask(&upstream, repository, tag, wait).await?,
+            (Opening::Offline, None) => {
                 let cause = outage_text(&upstream);
                 self.check_in_background(&upstream, repository, tag);
                 Outcome::Unreachable(cause)
@@ -233,10 +232,8 @@ impl Tags {
             (Verdict::WaitForIndex, ..) => {
                 Err(Refusal::Busy(format!("{cause}; the tag index is being rebuilt; retry")))
             }
+            (Verdict::Nothing, ..) if let Some(why) = cached_only => Err(why.refusal(repository)),
             (Verdict::Nothing | Verdict::PassOn, ..) => {
-                if let Some(why) = cached_only {
-                    return Err(why.refusal(repository));
-                }
                 let missing = match &local.missing {
                     Some(missing) => format!("the cached version lacks {missing}"),
                     None => "nothing of it is cached".to_owned(),
