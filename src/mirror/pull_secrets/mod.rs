@@ -164,8 +164,12 @@ impl PullSecrets {
         object: &PullObject,
     ) -> impl FnOnce() -> Outcome + Send + 'static {
         let (upstream, credentials, object) = (Arc::clone(upstream), Arc::clone(credentials), object.clone());
-        let (table, kept) = (Arc::clone(&self.table), Arc::clone(&self.kept));
+        let (table, kept, queued) = (Arc::clone(&self.table), Arc::clone(&self.kept), Instant::now());
         move || {
+            if queued.elapsed() >= budget::PULL_SECRET_WAIT_MAX {
+                // Nobody waits any more, and others do.
+                return Outcome::NotAsked { outage: false };
+            }
             let answer = ask_upstream(&upstream, &credentials, &object);
             let now = Instant::now();
             let (why, denied) = match answer {
