@@ -168,7 +168,11 @@ impl ProvenLogins {
             }
             _ => None,
         };
-        self.shown.0.iter().filter_map(of).take(budget::PULL_SECRET_MANIFESTS_MAX).collect()
+        let mut found: Vec<_> = self.shown.0.iter().filter_map(of).collect();
+        // The newest first: a pull asks for what was named just now.
+        found.sort_by_key(|(_, until)| std::cmp::Reverse(*until));
+        found.truncate(budget::PULL_SECRET_MANIFESTS_MAX);
+        found
     }
 }
 
@@ -289,8 +293,9 @@ mod tests {
         }
         assert_eq!(table.shown.0.len(), budget::PULL_SECRETS_MAX);
         assert_eq!(table.refused.0.len(), budget::PULL_SECRETS_REFUSED_MAX);
-        let kept = table.manifests(alice, &repository("a/one"), now).len();
-        assert_eq!(kept, budget::PULL_SECRET_MANIFESTS_MAX);
+        let found = table.manifests(alice, &repository("a/one"), now);
+        let newest = (0..2 * budget::PULL_SECRETS_MAX as u64).rev().take(budget::PULL_SECRET_MANIFESTS_MAX);
+        assert!(found.iter().map(|(digest, _)| digest.clone()).eq(newest.map(digest)));
     }
 
     #[test]

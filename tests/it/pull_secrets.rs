@@ -359,6 +359,23 @@ fn a_ping_asks_whether_the_registry_takes_the_login() {
     }
 }
 
+#[test]
+fn a_ping_of_a_registry_whose_content_takes_no_login_takes_any() {
+    let (public, private, folder) =
+        (board::upstream_with(&image(1)), registry(demands()[0].clone()), Folder::new());
+    let more = format!("{}{ON}challenge_ping = true\n", second(&private, &folder));
+    let board = Board::new(&public, &more);
+    // For clients that send a login only when `/v2/` asks for one.
+    assert_eq!((board.get("/v2/").status, status(&board, "/v2/", &bob())), (401, 200));
+    assert_eq!((public.requests().len(), private.requests().len()), (0, 0));
+    let by_path = "/v2/second.example/lab/app/manifests/latest";
+    assert_eq!(
+        (status(&board, by_path, &bob()), status(&board, by_path, &basic("bob", "wrong"))),
+        (200, 401)
+    );
+    assert_eq!(board.get(TAG).status, 200, "what is public is never challenged");
+}
+
 fn kept(board: &Board) -> PathBuf {
     board.data().join("kept-logins")
 }
