@@ -270,6 +270,41 @@ pub const QUEUE_WAIT_MAX: Duration = Duration::from_secs(3_600);
 pub const LOGIN_CHECKS_MAX: usize = 2;
 /// Longest a login waits while earlier ones are checked.
 pub const LOGIN_WAIT_MAX: Duration = Duration::from_secs(10);
+/// How long a registry's yes to a client's pull secret counts, in running time.
+pub const PULL_SECRET_TIME: Duration = Duration::from_secs(300);
+/// Such answers remembered, 200 bytes each: a pull of one image takes about ten.
+pub const PULL_SECRETS_MAX: usize = 1_024;
+/// How long its no is remembered, so that a client that retries at once is not asked for again.
+pub const PULL_SECRET_PAUSE: Duration = Duration::from_secs(5);
+/// Such answers remembered: more are asked again, at the pace of [`PULL_SECRET_CHECKS_MAX`].
+pub const PULL_SECRETS_REFUSED_MAX: usize = 256;
+/// Manifests of a repository that were shown to a login and are searched for what it asks for next.
+pub const PULL_SECRET_MANIFESTS_MAX: usize = 16;
+/// Pull secrets that registries are asked about at a time; an eighth is kept for clients and registries that have none.
+pub const PULL_SECRET_CHECKS_MAX: usize = 32;
+/// Of these one client has so many at one registry, so that one that hangs leaves places for the others.
+pub const PULL_SECRET_CHECKS_EACH: usize = 8;
+/// How long a pull secret that was refused keeps its place among them: a client guesses eight times a second.
+pub const PULL_SECRET_REFUSED_PLACE: Duration = Duration::from_secs(1);
+/// Threads for each registry that ask about pull secrets, apart from those for tags.
+pub const PULL_SECRET_LANES: usize = 4;
+/// Longest the question about a pull secret may take, with its token.
+pub const PULL_SECRET_TIME_MAX: Duration = Duration::from_secs(8);
+/// Longest a client waits for that, with the questions before it: together with [`QUESTION_TIME_MAX`] no longer than
+/// containerd waits.
+pub const PULL_SECRET_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Cost of the slow hash of a kept login: about a tenth of a second of a core of a small board.
+pub const KEPT_LOGIN_COST: u32 = 10;
+/// Logins kept on the disk for `auth.offline_grace`: one for each repository and user, the newest.
+pub const KEPT_LOGINS_MAX: usize = 256;
+/// Longest user name of a kept login in bytes; with repository and hash an entry stays below 1 KiB.
+pub const KEPT_USER_BYTES_MAX: usize = 256;
+/// Longest until kept logins that are over leave the disk, and until it knows when others were accepted last.
+pub const KEPT_LOGINS_EVERY: Duration = Duration::from_secs(60);
+/// Largest file of kept logins that is read.
+pub const KEPT_LOGINS_BYTES_MAX: u64 = 512 * 1024;
+/// Longest `auth.offline_grace`.
+pub const OFFLINE_GRACE_MAX: Duration = Duration::from_secs(365 * 24 * 3_600);
 /// Bytes of corrupt blobs that are kept in quarantine for inspection; of further ones only the names are kept.
 pub const QUARANTINE_BYTES_MAX: u64 = 64 * MIB;
 /// Names of corrupt blobs that are kept so that the blobs can be refetched.

@@ -12,6 +12,7 @@ use crate::budget;
 use crate::oci::{Algorithm, Digest};
 use crate::text::Secret;
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
 /// The users and their bcrypt hashes.
 #[derive(Debug, Default)]
@@ -38,8 +39,13 @@ impl Users {
         Ok(Users(users))
     }
 
+    /// Whether there are no users at all.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The login that these credentials ask for; `None` if there are no users at all.
-    pub fn login(&self, credentials: BasicCredentials) -> Option<LoginAttempt> {
+    pub fn login(&self, credentials: Arc<BasicCredentials>) -> Option<LoginAttempt> {
         let known = self.0.get(&credentials.user);
         let hash = known.or_else(|| self.stand_in(&credentials.user))?.clone();
         Some(LoginAttempt { known: known.is_some(), credentials, hash })
@@ -58,14 +64,14 @@ impl Users {
 pub struct LoginAttempt {
     /// The user exists.
     known: bool,
-    credentials: BasicCredentials,
+    credentials: Arc<BasicCredentials>,
     hash: Secret,
 }
 
 impl LoginAttempt {
     /// The name under which a verified login is remembered. It changes with the password and with the hash.
     pub fn key(&self) -> Digest {
-        let BasicCredentials { user, password } = &self.credentials;
+        let BasicCredentials { user, password } = &*self.credentials;
         let text = format!("{user}\0{}\0{}", password.reveal(), self.hash.reveal());
         Digest::of(Algorithm::Sha256, text.as_bytes())
     }
@@ -106,7 +112,7 @@ mod tests {
     use super::*;
 
     fn login(users: &Users, user: &str, password: &str) -> Option<LoginAttempt> {
-        users.login(BasicCredentials { user: user.into(), password: Secret::new(password.into()) })
+        users.login(Arc::new(BasicCredentials { user: user.into(), password: Secret::new(password.into()) }))
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `credentials` | the user name and password of a request |
 //! | `hashes` | the users of a password file, their bcrypt hashes, logins that were verified before |
+//! | `pull_secrets` | what registries have answered about logins that are none of the board's users |
 //! | `rules` | which identity may read which class of content |
 //!
 //! [`Identity`] is what a listener knows of its client; [`AccessClass`] is the class of a repository's content. A login
@@ -11,10 +12,14 @@
 
 mod credentials;
 mod hashes;
+mod pull_secrets;
 mod rules;
 
 pub use credentials::BasicCredentials;
 pub use hashes::{LoginAttempt, Users, VerifiedLogins};
+pub use pull_secrets::{
+    LoginKey, LoginKeys, ProvenLogins, PullObject, grace_left, hashed_login, slow_hash, slow_hash_matches,
+};
 pub use rules::{Clearance, may_read};
 
 use serde::{Deserialize, Serialize};
@@ -57,11 +62,14 @@ pub struct Identity {
     pub user: Option<String>,
     /// Nobody on the way can read what is sent: TLS, or the same machine.
     pub sealed: bool,
+    /// It has logged in by a pull secret that its registry cannot be asked about now: it gets what is cached.
+    pub cached_only: bool,
 }
 
 impl Identity {
     /// A client that has not logged in.
     pub fn anonymous(address: IpAddr) -> Identity {
-        Identity { address, user: None, sealed: address.to_canonical().is_loopback() }
+        let sealed = address.to_canonical().is_loopback();
+        Identity { address, user: None, sealed, cached_only: false }
     }
 }

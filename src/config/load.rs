@@ -151,10 +151,11 @@ fn build(
     let by_certificate = tls.as_ref().is_some_and(|tls| tls.client_ca_file.is_some());
     if auth.htpasswd_file.is_none()
         && !by_certificate
+        && !auth.pull_secrets
         && let Some(private) = upstreams.iter().find(|upstream| upstream.is_private())
     {
         check.wrong(format!(
-            "upstream {} has credentials, so what they fetch is private, but [auth] is missing: set auth.htpasswd_file, or tls.client_ca_file; if they only lift a rate limit, set access = \"public\" there",
+            "upstream {} has credentials, so what they fetch is private, but [auth] is missing: set auth.htpasswd_file, tls.client_ca_file, or auth.pull_secrets = true; if they only lift a rate limit, set access = \"public\" there",
             private.name
         ));
     }
@@ -200,6 +201,13 @@ fn auth(raw: raw::RawAuth, check: &mut Check<'_>) -> AuthSettings {
     let rules = raw.rule.into_iter().map(|rule| AuthRule { user: rule.user, pattern: rule.pattern });
     AuthSettings {
         htpasswd_file: raw.htpasswd_file,
+        pull_secrets: raw.pull_secrets,
+        offline_grace: check.span(
+            "auth.offline_grace",
+            raw.offline_grace.map_or(Duration::ZERO, |span| span.0),
+            Duration::ZERO,
+            budget::OFFLINE_GRACE_MAX,
+        ),
         allow_plain_http: raw.allow_plain_http,
         challenge_ping: raw.challenge_ping,
         rules: rules.collect(),

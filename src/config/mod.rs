@@ -221,6 +221,10 @@ pub struct TlsSettings {
 pub struct AuthSettings {
     /// Users and their passwords, as `htpasswd -B` writes them.
     pub htpasswd_file: Option<PathBuf>,
+    /// Whether a client's own login at the registry opens what the registry shows to it.
+    pub pull_secrets: bool,
+    /// How long the last such login counts while the registry cannot be asked, in running time.
+    pub offline_grace: Duration,
     /// Whether private content is sent to other machines without TLS.
     pub allow_plain_http: bool,
     /// Whether `/v2/` asks for a login, for clients that log in only when asked there.

@@ -102,6 +102,8 @@ impl Toml {
     fn auth(&mut self, auth: &AuthSettings) {
         self.section("auth");
         self.maybe("htpasswd_file", auth.htpasswd_file.as_ref().map(|file| text(file.display())));
+        self.key("pull_secrets", &auth.pull_secrets.to_string());
+        self.key("offline_grace", &text(span_text(auth.offline_grace)));
         self.key("allow_plain_http", &auth.allow_plain_http.to_string());
         self.key("challenge_ping", &auth.challenge_ping.to_string());
         for rule in &auth.rules {

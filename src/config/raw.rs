@@ -111,6 +111,8 @@ pub(super) struct RawTls {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawAuth {
     pub(super) htpasswd_file: Option<PathBuf>,
+    pub(super) pull_secrets: bool,
+    pub(super) offline_grace: Option<Span>,
     pub(super) allow_plain_http: bool,
     pub(super) challenge_ping: bool,
     pub(super) rule: Vec<RawAuthRule>,

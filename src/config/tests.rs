@@ -72,7 +72,10 @@ fn the_canonical_file_shows_every_key() {
         ),
         ("tags", &["revalidate", "resolve_deadline", "fallback_versions", "history", "rule"]),
         ("tls", &["cert_file", "key_file", "client_ca_file"]),
-        ("auth", &["htpasswd_file", "allow_plain_http", "challenge_ping", "rule"]),
+        (
+            "auth",
+            &["htpasswd_file", "pull_secrets", "offline_grace", "allow_plain_http", "challenge_ping", "rule"],
+        ),
         ("access", &["pull"]),
         ("warm", &["images", "every"]),
         ("kit", &["secret_file", "listen", "peers", "mdns"]),
@@ -208,6 +211,7 @@ fn credentials_need_logins_and_a_safe_way() {
     };
     let auth = "[auth]\nhtpasswd_file = \"/etc/larder/htpasswd\"";
     assert!(parse(&text("https://r.example", "")).unwrap_err().contains("[auth] is missing"));
+    assert!(parse(&text("https://r.example", "[auth]\npull_secrets = true")).is_ok());
     assert!(parse(&text("http://r.example", auth)).unwrap_err().contains("over plain http"));
     assert!(parse(&text("http://127.0.0.1:5001", auth)).is_ok());
     let config = parse(&text("https://r.example", auth)).unwrap();

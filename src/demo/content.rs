@@ -130,37 +130,48 @@ fn referrers(state: &RegistryState, repository: &str, digest: &str, query: &str)
     if filter.is_some() { content.with("OCI-Filters-Applied", "artifactType") } else { content }
 }
 
-/// Gives a token for the scope that is asked for; it is valid for that repository.
+/// Gives a token for the scope that is asked for; it is valid for that repository and for who asked.
 fn token(state: &RegistryState, asked: &Asked<'_>) -> RegistryAnswer {
+    let given = header(asked.headers, "authorization");
     let scope = parameter(asked.query, "scope").unwrap_or("").replace("%3A", ":").replace("%2F", "/");
     let repository = scope.split(':').nth(1).unwrap_or("");
-    let is = |user: &str, password: &str| {
-        header(asked.headers, "authorization") == Some(basic(user, password).as_str())
-    };
+    let is = |user: &str, password: &str| given == Some(basic(user, password).as_str());
     let token = match &state.login {
         Some(LoginDemand::Token(Some((user, password)))) if !is(user, password) => {
-            return RegistryAnswer::error(401, "UNAUTHORIZED");
+            match account(state, given, repository) {
+                Some(user) => token_for(user, repository),
+                None => return RegistryAnswer::error(401, "UNAUTHORIZED"),
+            }
         }
         Some(LoginDemand::Limited(user, password)) if !is(user, password) => token_of_everybody(repository),
-        Some(LoginDemand::Token(_) | LoginDemand::Limited(..)) => token_for(repository),
+        Some(LoginDemand::Token(_) | LoginDemand::Limited(..)) => token_for("", repository),
         Some(LoginDemand::Basic(..)) | None => return RegistryAnswer::error(404, "NOT_FOUND"),
     };
     let body = json!({ "token": token, "expires_in": 300 }).to_string();
     RegistryAnswer::new(200, "application/json", body.into_bytes())
 }
 
-fn token_for(repository: &str) -> String {
-    Digest::of(Algorithm::Sha256, format!("a secret of the demo {repository}").as_bytes()).hex()
+fn token_for(user: &str, repository: &str) -> String {
+    Digest::of(Algorithm::Sha256, format!("a secret of the demo {user} {repository}").as_bytes()).hex()
+}
+
+/// The other login that a header stands for, if it may read the repository.
+fn account<'s>(state: &'s RegistryState, given: Option<&str>, repository: &str) -> Option<&'s str> {
+    let mut accounts = state.accounts.iter();
+    let found = accounts.find(|(user, password, of)| {
+        (repository.is_empty() || repository == of) && given == Some(basic(user, password).as_str())
+    });
+    found.map(|(user, ..)| user.as_str())
 }
 
 fn token_of_everybody(repository: &str) -> String {
-    token_for(&format!("{repository} for everybody"))
+    token_for("everybody", repository)
 }
 
 /// Whether a request comes with a login, or with the token of one.
 pub(super) fn is_logged_in(state: &RegistryState, asked: &Asked<'_>) -> bool {
     let given = header(asked.headers, "authorization").unwrap_or("");
-    let token = format!("Bearer {}", token_for(repository_of(asked)));
+    let token = format!("Bearer {}", token_for("", repository_of(asked)));
     given.starts_with("Basic ") || given == token && state.login.is_some()
 }
 
@@ -188,9 +199,13 @@ fn challenge(state: &RegistryState, asked: &Asked<'_>) -> Option<RegistryAnswer>
     let given = header(asked.headers, "authorization");
     let repository = repository_of(asked);
     match state.login.as_ref()? {
-        LoginDemand::Basic(user, password) => (given != Some(basic(user, password).as_str())).then(|| {
-            RegistryAnswer::error(401, "UNAUTHORIZED").with("WWW-Authenticate", "Basic realm=\"demo\"")
-        }),
+        LoginDemand::Basic(user, password) => {
+            let known = given == Some(basic(user, password).as_str());
+            let valid = known || account(state, given, repository).is_some();
+            (!valid).then(|| {
+                RegistryAnswer::error(401, "UNAUTHORIZED").with("WWW-Authenticate", "Basic realm=\"demo\"")
+            })
+        }
         LoginDemand::Token(_) | LoginDemand::Limited(..) => {
             let host = header(asked.headers, "host").unwrap_or("");
             let challenge = format!(
@@ -200,7 +215,8 @@ fn challenge(state: &RegistryState, asked: &Asked<'_>) -> Option<RegistryAnswer>
             if matches!(state.login, Some(LoginDemand::Limited(..))) && is(token_of_everybody(repository)) {
                 return limited(state, asked, &challenge);
             }
-            let valid = is(token_for(repository));
+            let mut readers = state.accounts.iter().map(|(user, ..)| user.as_str()).chain([""]);
+            let valid = readers.any(|user| is(token_for(user, repository)));
             (!valid).then(|| RegistryAnswer::error(401, "UNAUTHORIZED").with("WWW-Authenticate", challenge))
         }
     }

@@ -95,6 +95,8 @@ pub struct Seen {
     pub authorized: bool,
     /// It came with the login, or with the token that a login gets.
     pub logged_in: bool,
+    /// What it said.
+    pub authorization: Option<String>,
     /// When it came.
     pub at: Instant,
 }
@@ -131,6 +133,8 @@ pub(super) struct RegistryState {
     pub hidden: BTreeSet<String>,
     /// What is answered to HEAD without a login, if nothing else is.
     pub anonymous_status: Option<u16>,
+    /// Other logins: user, password, and the one repository that each may read.
+    pub accounts: Vec<(String, String, String)>,
     seen: Vec<Seen>,
     /// Waits that began before this number of releases are over.
     releases: u64,
@@ -233,6 +237,17 @@ impl FaultyRegistry {
     /// Asks for a login from now on.
     pub fn login(&self, login: LoginDemand) {
         self.shared.state.lock().login = Some(login);
+    }
+
+    /// Besides the login that is asked for, this one may read one repository from now on.
+    pub fn open_account(&self, user: &str, password: &str, repository: &str) {
+        let account = (user.to_owned(), password.to_owned(), repository.to_owned());
+        self.shared.state.lock().accounts.push(account);
+    }
+
+    /// Such a login may read nothing any more.
+    pub fn close_accounts(&self, user: &str) {
+        self.shared.state.lock().accounts.retain(|(name, ..)| name != user);
     }
 
     /// The uplink goes: connections are refused, and those that are open are closed.
@@ -393,6 +408,7 @@ fn converse(shared: &RegistryShared, stream: &TcpStream) -> io::Result<()> {
                 range: header(&headers, "range").map(str::to_owned),
                 authorized: header(&headers, "authorization").is_some(),
                 logged_in,
+                authorization: header(&headers, "authorization").map(str::to_owned),
                 at: Instant::now(),
             });
             shared.changed.notify_all();

@@ -24,12 +24,17 @@ impl Endpoint {
     /// Asks a question, logging in where that is asked for and following redirects to who answers it. An answer of
     /// any status but an outage's, 429 or a redirect's is `Ok`.
     pub(super) fn ask(&self, question: &Question) -> Result<EndpointReply, Failure> {
+        self.ask_as(&Logins { own: &self.login, elsewhere: &self.redirect_logins }, question)
+    }
+
+    /// The same with other logins.
+    pub(super) fn ask_as(&self, logins: &Logins<'_>, question: &Question) -> Result<EndpointReply, Failure> {
         self.holds.check_all(&self.base.origin.host)?;
         self.holds.check(&self.base.origin, question)?;
         let attempt = self.breaker.begin();
         let mut address = self.address(&question.target);
         for _ in 0..=REDIRECTS_MAX {
-            let reply = self.ask_at(&address, question, attempt)?;
+            let reply = self.ask_at(logins, &address, question, attempt)?;
             if !matches!(reply.status(), 301 | 302 | 303 | 307 | 308) {
                 return Ok(reply);
             }
@@ -48,6 +53,7 @@ impl Endpoint {
     /// an anonymous token of its own if it asks for one (`lscr.io` sends to `ghcr.io`), and never anything else.
     fn ask_at(
         &self,
+        logins: &Logins<'_>,
         address: &Address,
         question: &Question,
         attempt: Attempt,
@@ -57,7 +63,7 @@ impl Endpoint {
             self.ask_realm(question, realm, credentials, attempt)
         };
         if address.origin == self.base.origin {
-            let (sent, no_token) = or_without(self.login.ready(&question.scope, deadline, &ask_realm))?;
+            let (sent, no_token) = or_without(logins.own.ready(&question.scope, deadline, &ask_realm))?;
             let reply = self.send(address, question, sent.as_ref(), attempt)?;
             if let Some(failure) = no_token.filter(|_| reply.status() >= 400) {
                 reply.drain();
@@ -69,10 +75,10 @@ impl Endpoint {
             let challenge = reply.challenge();
             reply.drain();
             let better =
-                self.login.answer(challenge, &question.scope, sent.as_ref(), deadline, &ask_realm)?;
+                logins.own.answer(challenge, &question.scope, sent.as_ref(), deadline, &ask_realm)?;
             let reply = self.send(address, question, Some(&better), attempt)?;
             if reply.status() == 401 {
-                let message = self.login.refused_message();
+                let message = logins.own.refused_message();
                 reply.drain();
                 return Err(Failure::Denied {
                     status: 401,
@@ -83,7 +89,7 @@ impl Endpoint {
         }
         self.holds.check(&address.origin, question)?;
         let scope = scope_of(address).unwrap_or_else(|| question.scope.clone());
-        let known = self.redirect_logins.find(&address.origin);
+        let known = logins.elsewhere.find(&address.origin);
         let sent = match &known {
             Some(login) => login.ready(&scope, deadline, &ask_realm)?,
             None => None,
@@ -92,7 +98,7 @@ impl Endpoint {
         match reply.challenge() {
             Some(challenge @ Challenge::Bearer { .. }) if reply.status() == 401 => {
                 reply.drain();
-                let login = known.unwrap_or_else(|| self.redirect_logins.begin(&address.origin));
+                let login = known.unwrap_or_else(|| logins.elsewhere.begin(&address.origin));
                 let better = login.answer(Some(challenge), &scope, sent.as_ref(), deadline, &ask_realm)?;
                 self.send(address, question, Some(&better), attempt)
             }
@@ -230,6 +236,14 @@ fn rate_limited(host: &str) -> Failure {
     Failure::unreachable(host, Cause::RateLimited, "limits the rate of requests (429)")
 }
 
+/// What a question is asked with.
+pub(super) struct Logins<'a> {
+    /// At the endpoint's own origin.
+    pub own: &'a EndpointLogin,
+    /// At the origins that it redirects to.
+    pub elsewhere: &'a RedirectLogins,
+}
+
 /// A kind of question. Upstreams meter them apart, so that they are held apart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Class {
@@ -238,6 +252,9 @@ pub(super) enum Class {
     BlobHead,
     Blob,
     List,
+    /// Whether a manifest or blob is shown to a client's login. Its rate limit is not larder's own.
+    ShownManifest,
+    ShownBlob,
     /// Whether it answers and takes the login.
     Ping,
 }
@@ -245,7 +262,7 @@ pub(super) enum Class {
 impl Class {
     fn method(self) -> Method {
         match self {
-            Class::ManifestHead | Class::BlobHead => Method::HEAD,
+            Class::ManifestHead | Class::BlobHead | Class::ShownManifest | Class::ShownBlob => Method::HEAD,
             Class::ManifestGet | Class::Blob | Class::List | Class::Ping => Method::GET,
         }
     }
@@ -253,9 +270,7 @@ impl Class {
     fn lane(self) -> Lane {
         match self {
             Class::Blob => Lane::Blobs,
-            Class::ManifestHead | Class::ManifestGet | Class::BlobHead | Class::List | Class::Ping => {
-                Lane::Manifests
-            }
+            _ => Lane::Manifests,
         }
     }
 }

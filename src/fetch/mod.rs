@@ -2,6 +2,7 @@
 //!
 //! - [`Upstream`]: a registry, and which of its endpoints is asked
 //! - [`Endpoint`]: the questions, and the checks on their answers (`reply`); `ask`: logins, redirects, pauses
+//! - `shown`: what it shows to a client's own login
 //! - `holds`: whom a rate limit keeps from being asked
 //! - `wire`: one request: time-outs, warm connections, proxies (`proxy`)
 //! - `dial`: one connection: names, TLS (`trust`), and which addresses are refused (`policy`)
@@ -26,6 +27,7 @@ mod pace;
 mod policy;
 mod proxy;
 mod reply;
+mod shown;
 mod token;
 mod trust;
 mod upstream;
@@ -38,6 +40,7 @@ pub use blob::BlobStream;
 pub use breaker::{Attempt, Breaker, LinkState};
 pub use endpoint::{Endpoint, Examined, FetchedManifest, ManifestHead, NamePage, RateLimit, ReferrerList};
 pub use failure::{Cause, Failure};
+pub use shown::{Shown, ShownObject};
 pub use upstream::Upstream;
 
 use crate::config::{Config, UpstreamSettings};

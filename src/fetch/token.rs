@@ -13,6 +13,7 @@ use crate::budget::{TOKEN_AGE_MAX, TOKENS_BYTES_MAX, TOKENS_MAX, UPSTREAM_TEXT_B
 use crate::config::LoginSettings;
 use crate::oci::quoted;
 use crate::sync::{Condvar, Mutex};
+use crate::text::Secret;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
@@ -75,13 +76,29 @@ impl EndpointLogin {
             .map(|text| Address::parse(text).map(|address| address.origin))
             .transpose()
             .map_err(|why| format!("its realm is not usable: {why}"))?;
-        let basic = credentials.map(basic_header).transpose()?;
+        let header = |login: &LoginSettings| basic_header(&login.username, &login.password);
+        let basic = credentials.map(header).transpose()?;
         Ok(EndpointLogin { own, basic, realm, state: Mutex::default(), asked: Condvar::new() })
     }
 
     /// A login without credentials.
     pub fn anonymous(own: HttpOrigin) -> Self {
         EndpointLogin { own, basic: None, realm: None, state: Mutex::default(), asked: Condvar::new() }
+    }
+
+    /// A login with a client's own credentials, which go where these go and nowhere else. It has tokens of its own, and is
+    /// dropped with its question.
+    ///
+    /// # Errors
+    /// They cannot be sent.
+    pub fn of_client(&self, username: &str, password: &Secret) -> Result<Self, String> {
+        let basic = Some(basic_header(username, password)?);
+        Ok(EndpointLogin { basic, realm: self.realm.clone(), ..EndpointLogin::anonymous(self.own.clone()) })
+    }
+
+    /// Whether the other side has asked for it, so that an answer is one to this login.
+    pub fn was_asked_for(&self) -> bool {
+        self.state.lock().scheme.is_some()
     }
 
     /// Whether there is something to log in with.
@@ -233,11 +250,11 @@ impl Drop for Asking<'_> {
     }
 }
 
-fn basic_header(credentials: &LoginSettings) -> Result<HeaderValue, String> {
-    if credentials.username.contains(':') {
+fn basic_header(username: &str, password: &Secret) -> Result<HeaderValue, String> {
+    if username.contains(':') {
         return Err("its username holds a colon".to_owned());
     }
-    let text = STANDARD.encode(format!("{}:{}", credentials.username, credentials.password.reveal()));
+    let text = STANDARD.encode(format!("{username}:{}", password.reveal()));
     let mut header = HeaderValue::from_str(&format!("Basic {text}"))
         .map_err(|_| "its credentials cannot be sent".to_owned())?;
     if header.len() > UPSTREAM_TEXT_BYTES_MAX {

@@ -169,9 +169,18 @@ impl Upstream {
 
     /// Asks one endpoint after the other until one is no outage; the first outage is the answer if all are.
     fn ask<T>(&self, question: impl Fn(&Endpoint, Deadline) -> Result<T, Failure>) -> Result<T, Failure> {
-        let deadline = Deadline::after(QUESTION_TIME_MAX);
+        self.ask_each(self.in_turn(), Deadline::after(QUESTION_TIME_MAX), question)
+    }
+
+    /// The same of some endpoints.
+    pub(super) fn ask_each<'e, T>(
+        &self,
+        endpoints: impl Iterator<Item = &'e Arc<Endpoint>>,
+        deadline: Deadline,
+        question: impl Fn(&Endpoint, Deadline) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
         let mut outage = None;
-        for endpoint in self.in_turn() {
+        for endpoint in endpoints {
             // What no time is left for says nothing about the next endpoint.
             if outage.is_some() && deadline.left().is_zero() {
                 break;

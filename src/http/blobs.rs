@@ -20,7 +20,7 @@ pub(super) async fn answer(
 ) -> Answered {
     let mirror = &shared.mirror;
     let view = mirror.view(&request.identity, repository);
-    mirror.check_fetch(request.identity.address, &view, digest).await?;
+    mirror.check_fetch(&request.identity, &view, digest).await?;
     if request.head {
         let (size, hit) = mirror.blob_size(&view, digest).await?;
         let status = if hit { "larder; hit" } else { "larder; fwd=uri-miss" };

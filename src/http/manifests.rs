@@ -30,7 +30,7 @@ async fn by_digest(
     digest: &Digest,
 ) -> Answered {
     let view = shared.mirror.view(&request.identity, repository);
-    shared.mirror.check_fetch(request.identity.address, &view, digest).await?;
+    shared.mirror.check_fetch(&request.identity, &view, digest).await?;
     let found = shared.mirror.manifest(&view, digest).await?;
     shared.mirror.pulls().asked(request.identity.address, repository, digest, None);
     let status = if found.source == ByteSource::Cache { "larder; hit" } else { "larder; fwd=uri-miss" };
@@ -44,7 +44,7 @@ async fn by_tag(
     tag: &Tag,
 ) -> Answered {
     let view = shared.mirror.view(&request.identity, repository);
-    let found = shared.mirror.tag(request.identity.address, &view, tag, request.head).await?;
+    let found = shared.mirror.tag(&request.identity, &view, tag, request.head).await?;
     shared.mirror.pulls().asked(request.identity.address, repository, tag, Some(found.tier));
     let mut answer = match found.content {
         TagContent::Stated(media_type, size) => {

@@ -84,13 +84,14 @@ async fn answer(
 async fn access(shared: &ServerShared, request: &mut ClientRequest) -> Result<(), Answer> {
     let Some(registry) = request.registry() else { return Ok(()) };
     let auth = &shared.mirror.config().auth;
-    let may_ask = request.identity.sealed || auth.allow_plain_http;
+    // In the open only the board's own passwords are asked for, and only where the owner says so.
+    let may_ask = request.identity.sealed
+        || auth.allow_plain_http && (!auth.pull_secrets || shared.authenticator.has_users());
     let pinged = auth.challenge_ping && may_ask && request.target == RequestTarget::Base;
     if !pinged && shared.mirror.access(registry, Viewer::Anybody) == Access::Granted {
         // Nobody is asked to log in there. Who does so sees what was fetched with credentials, too.
         if may_ask && auth.htpasswd_file.is_some() && request.headers.contains_key(AUTHORIZATION) {
-            let known = shared.authenticator.log_in(request, registry).await;
-            request.identity = known.unwrap_or_else(|_| Arc::clone(&request.identity));
+            request.identity = shared.authenticator.user(&shared.mirror, request, registry).await;
         }
         return Ok(());
     }
@@ -99,13 +100,13 @@ async fn access(shared: &ServerShared, request: &mut ClientRequest) -> Result<()
         // Before a password is asked for, which would be sent in the open.
         _ if !may_ask => return Err(answer::needs_tls(registry)),
         Access::Granted if !pinged || request.identity.user.is_some() => {}
-        _ => request.identity = shared.authenticator.log_in(request, registry).await?,
+        _ => request.identity = shared.authenticator.log_in(&shared.mirror, request, registry).await?,
     }
-    let user = request.identity.user.as_deref().unwrap_or_default();
-    match request.repository() {
-        Some(repository) if !auth.may_read(user, &repository.to_string()) => {
+    match (request.identity.user.as_deref(), request.repository()) {
+        (Some(user), Some(repository)) if !auth.may_read(user, &repository.to_string()) => {
             Err(answer::no_right(user, repository))
         }
+        // The registry itself has shown this to who is no user here: no rule says more.
         _ => Ok(()),
     }
 }

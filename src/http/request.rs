@@ -2,7 +2,7 @@
 //! becomes an answer here.
 
 use super::answer::{self, Answer};
-use crate::auth::Identity;
+use crate::auth::{Identity, PullObject};
 use crate::config::Config;
 use crate::mirror::PageRequest;
 use crate::oci::{Digest, ErrorCode, Invalid, ManifestRef, RegistryName, Repository, RepositoryName, quoted};
@@ -90,6 +90,18 @@ impl ClientRequest {
             // Clients that name no registry decide by this path whether to log in at all.
             RequestTarget::Base => &self.default_registry,
             RequestTarget::Healthz | RequestTarget::Readyz | RequestTarget::Metrics => return None,
+        })
+    }
+
+    /// What a registry must show to a client's own login for this request. Lists it cannot be asked for by a HEAD.
+    pub(super) fn pull_object(&self) -> Option<PullObject> {
+        Some(match &self.target {
+            RequestTarget::Base => PullObject::Login(self.default_registry.clone()),
+            RequestTarget::Manifest(repository, reference) => {
+                PullObject::Manifest(repository.clone(), reference.clone())
+            }
+            RequestTarget::Blob(repository, digest) => PullObject::Blob(repository.clone(), digest.clone()),
+            _ => return None,
         })
     }
 

@@ -52,6 +52,14 @@ const CHORES: &[Chore] = &[
     Chore { name: "write uses", every: |_| budget::TOUCH_FLUSH_EVERY, at_start: false, run: flush_touches },
     Chore { name: "expire", every: expire_every, at_start: true, run: expire },
     Chore {
+        name: "expire kept logins",
+        every: |config| {
+            (config.auth.offline_grace / 16).clamp(budget::MAINTENANCE_TICK, budget::KEPT_LOGINS_EVERY)
+        },
+        at_start: false,
+        run: |parts| parts.pull_secrets.expire(),
+    },
+    Chore {
         name: "save the scrub's position",
         every: |_| budget::SCRUB_SAVE_EVERY,
         at_start: false,

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `maintenance`, `links` | chores on one timer; upstreams that come and go |
 //! | `tag` | tags: one table, asking, settling, claims of peers |
+//! | `pull_secrets` | clients' own logins at the registries |
 //! | `content` | manifests and blobs, uncached streams, repair |
 //! | `fill` | the download slots |
 //! | `reserve`, `verify` | room on the disk; hashing unverified blobs |
@@ -33,6 +34,7 @@ mod parts;
 mod peers;
 mod progress;
 mod proof;
+mod pull_secrets;
 mod pulls;
 mod questions;
 mod refusal;
@@ -49,11 +51,12 @@ pub use context::outage_text;
 pub use counters::{ByteSource, Counters};
 pub use lists::{Page, PageRequest, ReferrerIndex};
 pub use progress::{Fill, Phase, Progress};
+pub use pull_secrets::SecretVerdict;
 pub use pulls::Pulls;
 pub use refusal::{Missing, Refusal};
 pub use tag::{TagAnswer, TagContent};
 
-use crate::auth::Identity;
+use crate::auth::{BasicCredentials, Identity, LoginKey, PullObject};
 use crate::config::Config;
 use crate::fetch::Upstreams;
 use crate::image::Busy;
@@ -63,6 +66,7 @@ use crate::store::{Startup, Store, StoreError};
 use context::Context;
 use maintenance::Maintenance;
 use parts::Parts;
+use refusal::CachedOnly;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -100,6 +104,7 @@ impl Mirror {
         self.maintenance.stop();
         self.parts.fills.stop();
         context.upstreams.shutdown();
+        self.parts.pull_secrets.stop();
         // Not when the last thread drops the store: the process may have ended by then.
         context.store.shut_down();
     }
@@ -117,18 +122,47 @@ impl Mirror {
         self.parts.context.view(repository, Viewer::Client(client))
     }
 
-    /// Refuses what is not cached to a client that `access.pull` does not let have it fetched.
+    /// The name of a client's login in tables; `more`: what that depends on besides.
+    pub fn login_key(&self, credentials: &BasicCredentials, more: &[u8]) -> LoginKey {
+        self.parts.pull_secrets.key(credentials, more)
+    }
+
+    /// Whether a registry shows an object to a pull secret, as far as is known without asking.
+    pub async fn knows_secret(&self, login: LoginKey, object: &PullObject) -> Option<bool> {
+        self.parts.pull_secrets.known(login, object).await
+    }
+
+    /// Asks a registry whether it shows an object to a client's own login.
     ///
     /// # Errors
-    /// [`Refusal::Denied`], which names the key of the configuration.
-    pub async fn check_fetch(&self, client: IpAddr, view: &View, digest: &Digest) -> Result<(), Refusal> {
-        if self.config().may_fetch(client, view) {
-            return Ok(());
+    /// [`Refusal::Unavailable`] and [`Refusal::Busy`]: it cannot be asked now, whatever is here.
+    pub async fn try_secret(
+        &self,
+        client: IpAddr,
+        credentials: &Arc<BasicCredentials>,
+        object: &PullObject,
+    ) -> Result<SecretVerdict, Refusal> {
+        self.parts.pull_secrets.ask(client, credentials, object).await
+    }
+
+    /// Why nothing of a repository is fetched for a client, if so.
+    fn cached_only(&self, client: &Identity, repository: &Repository) -> Option<CachedOnly> {
+        if !self.config().may_fetch(client.address, repository) {
+            return Some(CachedOnly::AccessPull);
         }
+        client.cached_only.then_some(CachedOnly::KeptLogin)
+    }
+
+    /// Refuses what is not cached to a client for which it is not to be fetched.
+    ///
+    /// # Errors
+    /// What [`CachedOnly::refusal`] says: why.
+    pub async fn check_fetch(&self, client: &Identity, view: &View, digest: &Digest) -> Result<(), Refusal> {
+        let Some(why) = self.cached_only(client, view) else { return Ok(()) };
         // Cached is what may be seen through this repository: what others have is no business of the client.
         let (name, wanted) = (view.clone(), digest.clone());
         let seen = self.parts.context.blocking(move |context| context.sees(&name, &wanted)).await?;
-        if seen { Ok(()) } else { Err(Refusal::not_to_be_fetched(view)) }
+        if seen { Ok(()) } else { Err(why.refusal(view)) }
     }
 
     /// Answers a tag. `head`: the manifest's bytes are not wanted. A client that may not have it fetched gets what is
@@ -139,13 +173,12 @@ impl Mirror {
     /// [`Refusal::Unavailable`] names the upstream, since when it is unreachable and what is missing here.
     pub async fn tag(
         &self,
-        client: IpAddr,
+        client: &Identity,
         view: &View,
         tag: &Tag,
         head: bool,
     ) -> Result<TagAnswer, Refusal> {
-        let may_ask = self.config().may_fetch(client, view);
-        self.parts.tags.answer(view, tag, head, may_ask).await
+        self.parts.tags.answer(view, tag, head, self.cached_only(client, view)).await
     }
 
     /// A manifest by its digest.

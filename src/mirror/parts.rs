@@ -6,6 +6,7 @@ use super::fill::FillPool;
 use super::lists::Lists;
 use super::progress::FillTable;
 use super::proof::Proofs;
+use super::pull_secrets::PullSecrets;
 use super::questions::Questions;
 use super::reserve::Reserve;
 use super::tag::{Settler, TagTable, Tags};
@@ -28,6 +29,7 @@ pub(super) struct Parts {
     pub(super) table: Arc<TagTable>,
     pub(super) tags: Arc<Tags>,
     pub(super) lists: Lists,
+    pub(super) pull_secrets: PullSecrets,
     pub(super) recovery: Recovery,
 }
 
@@ -35,7 +37,7 @@ impl Parts {
     /// Builds the parts and starts the threads of the download slots.
     ///
     /// # Errors
-    /// The system gives no thread.
+    /// The system gives no thread, or no random numbers.
     pub(super) fn start(context: Context) -> std::io::Result<Parts> {
         let context = Arc::new(context);
         let in_flight = Arc::new(FillTable::default());
@@ -80,6 +82,7 @@ impl Parts {
             proofs,
         ));
         let lists = Lists { context: Arc::clone(&context), questions };
+        let pull_secrets = PullSecrets::new(Arc::clone(&context))?;
         let recovery = Recovery::default();
         Ok(Parts {
             context,
@@ -93,6 +96,7 @@ impl Parts {
             table,
             tags,
             lists,
+            pull_secrets,
             recovery,
         })
     }

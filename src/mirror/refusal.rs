@@ -47,6 +47,43 @@ pub enum Missing {
     Repository,
 }
 
+/// Why nothing is fetched for a client, which gets what is cached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CachedOnly {
+    /// `access.pull` does not name the repository, and the client is on another machine.
+    AccessPull,
+    /// The client's pull secret was accepted earlier, and the registry cannot be asked about it now.
+    KeptLogin,
+}
+
+impl CachedOnly {
+    /// As the cause of an answer that may be stale.
+    pub(crate) fn cause(self) -> &'static str {
+        match self {
+            CachedOnly::AccessPull => "access.pull in larder.toml leaves it at what is cached",
+            CachedOnly::KeptLogin => {
+                "the registry cannot be asked about this login, which leaves it at what is cached"
+            }
+        }
+    }
+
+    /// Something is not cached.
+    pub(crate) fn refusal(self, repository: &Repository) -> Refusal {
+        match self {
+            CachedOnly::AccessPull => {
+                let message = format!(
+                    "{repository} is not fetched for other machines: access.pull in larder.toml does not name it, and this is not cached"
+                );
+                Refusal::Denied { status: 403, message }
+            }
+            CachedOnly::KeptLogin => Refusal::Unavailable(format!(
+                "{} cannot be asked now whether it accepts this login, and this of {repository} is not cached",
+                repository.registry
+            )),
+        }
+    }
+}
+
 impl Refusal {
     /// What a failure of upstream means for a client that asked for `what`.
     pub(crate) fn from_failure(failure: &Failure, what: Missing) -> Refusal {
@@ -75,14 +112,6 @@ impl Refusal {
                 Refusal::Failed("the mirror's store failed; its log says how".into())
             }
         }
-    }
-
-    /// Why something is not fetched for a client on another machine.
-    pub(crate) fn not_to_be_fetched(repository: &Repository) -> Refusal {
-        let message = format!(
-            "{repository} is not fetched for other machines: access.pull in larder.toml does not name it, and this is not cached"
-        );
-        Refusal::Denied { status: 403, message }
     }
 
     pub(crate) fn not_here(what: Missing, digest: &Digest) -> Refusal {

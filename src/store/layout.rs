@@ -151,6 +151,10 @@ impl Layout {
         self.data_dir.join("journal")
     }
 
+    pub(super) fn kept_logins(&self) -> PathBuf {
+        self.data_dir.join("kept-logins")
+    }
+
     pub(super) fn session(&self) -> PathBuf {
         self.data_dir.join("session")
     }

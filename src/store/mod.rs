@@ -8,6 +8,7 @@
 //! DATA/index/                   LMDB: the same and more, for quick look-ups; disposable
 //! DATA/quarantine/              content that no longer hashes to its name
 //! DATA/session                  whether the last server shut down cleanly, and how far the scrub is
+//! DATA/kept-logins              slow hashes of pull secrets, only where `auth.offline_grace` is set
 //! ```
 //!
 //! Invariants. A file under `blobs/` is complete: it got there by a rename after its hash was right and it was flushed.
@@ -19,7 +20,8 @@
 //!
 //! The files stand on each other in this order, and none calls one that comes after it: `error`, `record` (what is
 //! written), `layout` (where), `accounts`, `quarantine`, `stamp`, `journal`, `session`, `index`, `fingerprint`,
-//! `examine`, `uses`, `blobs`, `staging` and `verify`, `census`, `tags`, `open`. The fields of [`Store`] are parts that each keep their own state.
+//! `examine`, `uses`, `blobs`, `staging` and `verify`, `kept`, `census`, `tags`, `open`. The fields of [`Store`] are parts that
+//! each keep their own state.
 
 mod accounts;
 mod blobs;
@@ -29,6 +31,7 @@ mod examine;
 mod fingerprint;
 mod index;
 mod journal;
+mod kept;
 mod layout;
 mod open;
 mod owner;
@@ -44,6 +47,7 @@ mod verify;
 pub use blobs::Blob;
 pub use error::StoreError;
 pub use examine::examiner;
+pub use kept::KeptLogin;
 pub use layout::Room;
 pub use open::Startup;
 pub use owner::work_as_owner;

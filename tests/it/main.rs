@@ -33,6 +33,7 @@ mod neighbours;
 mod private;
 mod profiles;
 mod proof;
+mod pull_secrets;
 mod rate_limit_login;
 mod rights;
 mod room;

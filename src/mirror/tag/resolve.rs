@@ -10,7 +10,7 @@ use super::super::context::{Context, outage_text, reach};
 use super::super::counters::ByteSource;
 use super::super::proof::Proofs;
 use super::super::questions::{QUEUE_FULL, Questions, question_failed};
-use super::super::refusal::{Missing, Refusal};
+use super::super::refusal::{CachedOnly, Missing, Refusal};
 use super::super::single_flight::SingleFlight;
 use super::check::UpstreamDigest;
 use super::local::LocalTag;
@@ -128,7 +128,7 @@ impl Tags {
         Tags { context, questions, manifests, table, settler, proofs, checks, last_background_check }
     }
 
-    /// Answers a tag. `head`: the manifest's bytes are not wanted. `may_ask`: upstream may be asked for this client.
+    /// Answers a tag. `head`: the manifest's bytes are not wanted. `cached_only`: why upstream is not asked for this client.
     ///
     /// # Errors
     /// [`Refusal::Missing`] and [`Refusal::Denied`] are upstream's own answers; [`Refusal::Unavailable`] names the
@@ -138,10 +138,10 @@ impl Tags {
         view: &View,
         tag: &Tag,
         head: bool,
-        may_ask: bool,
+        cached_only: Option<CachedOnly>,
     ) -> Result<TagAnswer, Refusal> {
         let repository = &view.repository;
-        let choice = match self.choose(view, tag, may_ask).await {
+        let choice = match self.choose(view, tag, cached_only).await {
             Ok(choice) => choice,
             Err(refusal) => {
                 self.context.counters.count_resolve(Tier::None);
@@ -193,20 +193,24 @@ impl Tags {
         }
     }
 
-    async fn choose(self: &Arc<Self>, view: &View, tag: &Tag, may_ask: bool) -> Result<Choice, Refusal> {
+    async fn choose(
+        self: &Arc<Self>,
+        view: &View,
+        tag: &Tag,
+        cached_only: Option<CachedOnly>,
+    ) -> Result<Choice, Refusal> {
         let repository = &view.repository;
         let upstream = self.context.upstream(&repository.registry)?;
         let policy = self.context.config.now().tags.policy(repository, tag);
         let (local, verified, stamp) = self.local(view, tag).await?;
         let here = local.here(None);
         let age = verified.map(|at| at.elapsed());
-        let outcome = match decide::before_asking(policy, reach(&upstream.link()), &here, age) {
-            Opening::Serve(digest) => return Ok(Choice::of(Tier::Fresh, digest, None, &local)),
-            Opening::Ask(_) | Opening::Offline if !may_ask => {
-                Outcome::NotAsked("access.pull in larder.toml leaves it at what is cached".into())
-            }
-            Opening::Ask(wait) => self.ask(&upstream, view, tag, wait).await?,
-            Opening::Offline => {
+        let opening = decide::before_asking(policy, reach(&upstream.link()), &here, age);
+        let outcome = match (opening, cached_only) {
+            (Opening::Serve(digest), _) => return Ok(Choice::of(Tier::Fresh, digest, None, &local)),
+            (_, Some(why)) => Outcome::NotAsked(why.cause().into()),
+            (Opening::Ask(wait), None) => self.ask(&upstream, view, tag, wait).await?,
+            (Opening::Offline, None) => {
                 let cause = outage_text(&upstream);
                 self.check_in_background(&upstream, view, tag);
                 Outcome::Unreachable(cause)
@@ -249,7 +253,7 @@ impl Tags {
             (Verdict::WaitForIndex, ..) => {
                 Err(Refusal::Busy(format!("{cause}; the tag index is being rebuilt; retry")))
             }
-            (Verdict::Nothing, ..) if !may_ask => Err(Refusal::not_to_be_fetched(repository)),
+            (Verdict::Nothing, ..) if let Some(why) = cached_only => Err(why.refusal(repository)),
             (Verdict::Nothing | Verdict::PassOn, ..) => {
                 let missing = match &local.missing {
                     Some(missing) => format!("the cached version lacks {missing}"),

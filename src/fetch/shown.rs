@@ -1,0 +1,90 @@
+//! What an upstream shows to the own login of a client: a HEAD of the very object, with that login and nothing of larder's.
+//!
+//! A client's secret goes only where larder's would: to endpoints that larder logs in at, to their own origin and the realm
+//! that is pinned for it, never after a redirect. Its tokens are asked for with the question and dropped with it, and a rate
+//! limit that it meets is not larder's own.
+
+use super::ask::{Class, Logins, Question, RedirectLogins};
+use super::endpoint::Endpoint;
+use super::failure::Failure;
+use super::upstream::Upstream;
+use super::wire::Deadline;
+use crate::budget::PULL_SECRET_TIME_MAX;
+use crate::oci::{Digest, ManifestRef, RepositoryName};
+use crate::text::Secret;
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug)]
+pub enum ShownObject<'a> {
+    /// Whether the registry takes the login at all.
+    Login,
+    /// A manifest.
+    Manifest(&'a RepositoryName, &'a ManifestRef),
+    /// A blob.
+    Blob(&'a RepositoryName, &'a Digest),
+}
+
+/// What an upstream has shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// The digest of the manifest, as far as the upstream gives a valid one.
+    pub digest: Option<Digest>,
+    /// The upstream asked for the login; else it would have shown this to anybody.
+    pub logged_in: bool,
+}
+
+impl Upstream {
+    /// Asks whether an object is shown to a client's login.
+    ///
+    /// # Errors
+    /// See [`Upstream::head_manifest`]. The text may hold what the upstream says, which knows the secret: it is for nobody to see.
+    pub fn shows_to(&self, user: &str, password: &Secret, object: ShownObject<'_>) -> Result<Shown, Failure> {
+        let logged_in_at = self.endpoints.iter().filter(|endpoint| endpoint.has_login());
+        self.ask_each(logged_in_at, Deadline::after(PULL_SECRET_TIME_MAX), |endpoint, deadline| {
+            endpoint.shows_to(user, password, object, deadline)
+        })
+    }
+}
+
+impl Endpoint {
+    fn shows_to(
+        &self,
+        user: &str,
+        password: &Secret,
+        object: ShownObject<'_>,
+        deadline: Deadline,
+    ) -> Result<Shown, Failure> {
+        let host = &self.base.origin.host;
+        let login = self
+            .login
+            .of_client(user, password)
+            .map_err(|why| Failure::Denied { status: 401, detail: format!("{host}: {why}") })?;
+        let question = match object {
+            ShownObject::Login => {
+                Question { class: Class::Ping, ..Question::new(String::new(), String::new(), deadline) }
+            }
+            ShownObject::Manifest(repository, reference) => {
+                let question = Question::manifest(repository, reference, deadline);
+                Question { class: Class::ShownManifest, ..question }
+            }
+            ShownObject::Blob(repository, digest) => {
+                Question { class: Class::ShownBlob, ..Question::blob(repository, digest, deadline) }
+            }
+        };
+        let elsewhere = RedirectLogins::default();
+        let reply =
+            self.ask_as(&Logins { own: &login, elsewhere: &elsewhere }, &question)?.found(&question)?;
+        let digest = reply.digest();
+        if let (ShownObject::Manifest(_, ManifestRef::Digest(wanted)), Some(told)) = (object, &digest)
+            && wanted.algorithm() == told.algorithm()
+            && wanted != told
+        {
+            return Err(reply.wrong(format!("was asked for {wanted} and answered {told}")));
+        }
+        let logged_in = login.was_asked_for();
+        if matches!(object, ShownObject::Login) {
+            reply.drain();
+        }
+        Ok(Shown { digest, logged_in })
+    }
+}
