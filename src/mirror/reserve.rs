@@ -372,6 +372,7 @@ impl Reserve {
         Busy {
             fills: self.fills.under_way(),
             repositories: self.context.pulls.busy(),
+            roots: self.context.pulls.busy_roots(),
             unreachable: upstreams.map(|upstream| upstream.name().clone()).collect(),
         }
     }
