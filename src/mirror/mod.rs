@@ -34,6 +34,7 @@ mod progress;
 mod pulls;
 mod questions;
 mod refusal;
+mod repeats;
 mod reserve;
 mod single_flight;
 mod tag;

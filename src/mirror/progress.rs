@@ -6,6 +6,7 @@
 
 use super::counters::ByteSource;
 use super::refusal::Refusal;
+use super::repeats::Repeats;
 use crate::budget;
 use crate::oci::{Digest, Repository};
 use crate::store::ContentKey;
@@ -25,14 +26,22 @@ pub struct Fill {
     /// The size that a manifest states, in bytes.
     pub(super) stated: Option<u64>,
     pub(super) file: OnceLock<Arc<File>>,
-    /// When a request last began or joined it, if one did.
-    demanded: Mutex<Option<Instant>>,
+    demanded: Mutex<Demanded>,
     /// How fast its bytes come, since it runs.
     pace: Mutex<Option<Pace>>,
     /// Some of it came from a peer.
     pub(super) from_peer: AtomicBool,
     kind: FillKind,
     pub(super) progress: watch::Sender<Progress>,
+}
+
+/// Who wants a fill, and whether it may still be followed.
+#[derive(Debug)]
+struct Demanded {
+    /// When a request last began or joined it, if one did.
+    at: Option<Instant>,
+    /// Nobody waited for it, and its file makes room: from now on nobody reads that.
+    abandoned: bool,
 }
 
 /// The pace of a fill, measured over [`budget::JOIN_WAIT`] at a time.
@@ -102,7 +111,10 @@ impl Fill {
             repository: repository.clone(),
             stated,
             file: OnceLock::new(),
-            demanded: Mutex::new((demand == Demand::Client).then(Instant::now)),
+            demanded: Mutex::new(Demanded {
+                at: (demand == Demand::Client).then(Instant::now),
+                abandoned: false,
+            }),
             pace: Mutex::default(),
             from_peer: AtomicBool::new(false),
             kind: FillKind::Download,
@@ -149,13 +161,15 @@ impl Fill {
         }
     }
 
-    /// The growing file, once the fill has begun to run.
+    /// The growing file, once the fill has begun to run. Only who follows the fill may read it.
     pub fn file(&self) -> Option<Arc<File>> {
-        self.file.get().cloned()
+        if self.demanded.lock().abandoned { None } else { self.file.get().cloned() }
     }
 
-    /// Follows the progress.
+    /// Follows the progress. Who follows it waits for it.
     pub fn follow(&self) -> watch::Receiver<Progress> {
+        // Not while it is decided whether anybody does.
+        let _demanded = self.demanded.lock();
         self.progress.subscribe()
     }
 
@@ -203,14 +217,35 @@ impl Fill {
     /// Another request wants it too.
     pub(super) fn demand(&self, demand: Demand) {
         if demand == Demand::Client {
-            *self.demanded.lock() = Some(Instant::now());
+            self.demanded.lock().at = Some(Instant::now());
         }
     }
 
     /// Whether a client waits for it or reads it, or is about to.
     pub(super) fn is_awaited(&self) -> bool {
+        self.is_awaited_by(&self.demanded.lock())
+    }
+
+    fn is_awaited_by(&self, demanded: &Demanded) -> bool {
         let is_fresh = |at: Instant| at.elapsed() < budget::DEMAND_GRACE;
-        self.progress.receiver_count() > 0 || self.demanded.lock().is_some_and(is_fresh)
+        self.progress.receiver_count() > 0 || demanded.at.is_some_and(is_fresh)
+    }
+
+    /// Ends it for all who might come to follow it, so that its file may go. `false`: somebody waits for it.
+    fn abandon(&self) -> bool {
+        let mut demanded = self.demanded.lock();
+        let may = self.kind == FillKind::Download && !self.is_awaited_by(&demanded);
+        demanded.abandoned |= may;
+        may
+    }
+
+    fn is_running(&self) -> bool {
+        self.progress.borrow().phase == Phase::Running
+    }
+
+    /// Whether a client waits for it, or it is the check of what is here.
+    fn is_needed(&self) -> bool {
+        self.kind == FillKind::Check || self.is_awaited()
     }
 
     /// Whether it may be dropped without anybody missing it: nobody waits for it, and it does not run.
@@ -226,6 +261,8 @@ pub(super) struct FillTable {
     fills: Mutex<HashMap<ContentKey, Arc<Fill>>>,
     /// The repositories whose shared fills have served badly: the others do not join them again.
     bad: Mutex<HashMap<ContentKey, Repository>>,
+    /// What upstreams have sent again.
+    pub(super) repeats: Repeats,
 }
 
 impl FillTable {
@@ -254,6 +291,7 @@ impl FillTable {
 
     /// Content has arrived, so that nobody joins a fill of it any more.
     pub(super) fn forget_bad(&self, key: &ContentKey) {
+        self.repeats.forget(key);
         self.bad.lock().remove(&ContentKey { apart: None, ..key.clone() });
     }
 
@@ -265,15 +303,40 @@ impl FillTable {
         self.lock().remove(key);
     }
 
-    /// What is being fetched or hashed, or is queued for it.
-    pub(super) fn under_way(&self) -> HashSet<Digest> {
+    /// What is being fetched for who waits for it, or hashed, or is queued for that.
+    pub(super) fn awaited(&self) -> HashSet<Digest> {
         let table = self.lock();
-        table.values().filter(|fill| !fill.is_parked()).map(|fill| fill.digest().clone()).collect()
+        let awaited = table.values().filter(|fill| !fill.is_parked() && fill.is_needed());
+        awaited.map(|fill| fill.digest().clone()).collect()
     }
 
-    /// Whether the fill of this key runs or waits for its turn.
-    pub(super) fn is_under_way(&self, key: &ContentKey) -> bool {
-        self.lock().get(key).is_some_and(|fill| !fill.is_parked())
+    /// Whether nobody would miss what is staged under this key: no fill of it runs, and nobody waits for one that is queued.
+    pub(super) fn is_idle(&self, key: &ContentKey) -> bool {
+        self.lock().get(key).is_none_or(|fill| match fill.progress.borrow().phase {
+            Phase::Queued => !fill.is_needed(),
+            Phase::Running => false,
+            Phase::Parked(_) | Phase::Done | Phase::Failed(_) => true,
+        })
+    }
+
+    /// The fills that run and that nobody waits for.
+    pub(super) fn unawaited(&self) -> Vec<ContentKey> {
+        let table = self.lock();
+        let idle = table.values().filter(|fill| fill.is_running() && !fill.is_needed());
+        idle.map(|fill| fill.key.clone()).collect()
+    }
+
+    /// Ends a fill that nobody waits for, so that its file may go. `false`: somebody does.
+    pub(super) fn abandon(&self, key: &ContentKey) -> bool {
+        let mut table = self.lock();
+        let Some(fill) = table.get(key).filter(|fill| fill.is_running() && fill.abandon()).cloned() else {
+            return false;
+        };
+        table.remove(key);
+        drop(table);
+        let cause = "it made way for what clients wait for";
+        fill.set_phase(Phase::Failed(Refusal::NotStored(cause.into())));
+        true
     }
 
     /// Fills that are not parked, and parked ones.

@@ -23,6 +23,7 @@
 
 mod accounts;
 mod blobs;
+mod claims;
 mod error;
 mod examine;
 mod fingerprint;
@@ -55,12 +56,12 @@ pub use verify::Recheck;
 
 use crate::sync::Mutex;
 use accounts::Accounts;
+use claims::Claims;
 use error::Result;
 use index::{Index, IndexSlot};
 use journal::Journal;
 use layout::{Layout, StoreLock};
 use quarantine::Quarantine;
-use staging::Claims;
 use stamp::Stamps;
 use std::path::Path;
 use uses::Uses;

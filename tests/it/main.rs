@@ -39,4 +39,5 @@ mod secrets;
 mod serving;
 mod systemd;
 mod tags;
+mod unwaited;
 mod upgrade;
