@@ -78,6 +78,8 @@ pub const INDEX_WAIT_STEP: Duration = Duration::from_millis(25);
 /// How long a client waits for the size of content that another repository of its registry fetches, before its own
 /// repository is asked: most upstreams answer sooner, and half of what a client waits for a header is left.
 pub const JOIN_WAIT: Duration = Duration::from_secs(5);
+/// How often a client that waits for a byte of another repository's download looks whether that still goes on.
+pub const JOIN_LOOK_PAUSE: Duration = Duration::from_millis(500);
 /// Bytes a second below which the download of another repository is not joined: fetching twice costs nothing there.
 pub const JOIN_RATE_MIN: u64 = KIB;
 /// Fills that may be under way or waiting; one more is answered 503.

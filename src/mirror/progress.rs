@@ -15,7 +15,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// A download, as clients see it.
@@ -52,6 +52,9 @@ struct Pace {
     bytes: u64,
     /// In the time before, fewer bytes came than [`budget::JOIN_RATE_MIN`].
     slow: bool,
+    /// The bytes that there are, and when the last of them came.
+    come: u64,
+    moved: Instant,
 }
 
 /// What a fill does.
@@ -176,31 +179,37 @@ impl Fill {
     /// So many bytes have come at `now`.
     pub(super) fn keep_pace(&self, bytes: u64, now: Instant) {
         let mut pace = self.pace.lock();
-        let before = *pace.get_or_insert(Pace { since: now, bytes, slow: false });
-        let took = now.saturating_duration_since(before.since);
+        let start = Pace { since: now, bytes, slow: false, come: bytes, moved: now };
+        let pace = pace.get_or_insert(start);
+        if bytes > pace.come {
+            (pace.come, pace.moved) = (bytes, now);
+        }
+        let took = now.saturating_duration_since(pace.since);
         if took >= budget::JOIN_WAIT {
-            let slow = bytes.saturating_sub(before.bytes) < took.as_secs() * budget::JOIN_RATE_MIN;
-            *pace = Some(Pace { since: now, bytes, slow });
+            pace.slow = bytes.saturating_sub(pace.bytes) < took.as_secs() * budget::JOIN_RATE_MIN;
+            (pace.since, pace.bytes) = (now, bytes);
         }
     }
 
-    /// Whether it is too slow for a client of another repository, whose own download costs upstream next to nothing then.
-    pub fn is_slow(&self, now: Instant) -> bool {
-        let pace = *self.pace.lock();
-        let silent = |pace: &Pace| now.saturating_duration_since(pace.since) >= 2 * budget::JOIN_WAIT;
-        let running = {
-            let progress = self.progress.borrow();
-            // All bytes have come where only those are lacking that wait for the hash: then the disk is slow.
-            let come =
-                progress.total.is_some_and(|total| progress.available + budget::HELD_BACK_BYTES >= total);
-            progress.phase == Phase::Running && !come
-        };
-        running && pace.is_some_and(|pace| pace.slow || silent(&pace))
+    /// Whether it is too slow for a client of another repository, whose own download costs upstream next to nothing then, or
+    /// has had no byte for `stall`.
+    pub(super) fn is_slow(&self, now: Instant, stall: Duration) -> bool {
+        let Some(pace) = *self.pace.lock() else { return false };
+        let silent = now.saturating_duration_since(pace.moved) >= stall.min(2 * budget::JOIN_WAIT);
+        let progress = self.progress.borrow();
+        // Where all bytes have come the disk is slow.
+        let come = progress.total.is_some_and(|total| pace.come >= total);
+        progress.phase == Phase::Running && !come && (pace.slow || silent)
     }
 
-    /// Whether a client of `repository` is better served by a download of its own.
-    pub fn is_bad_for(&self, repository: &Repository) -> bool {
-        self.repository != *repository && self.is_slow(Instant::now())
+    /// Whether it is the download of a repository.
+    pub fn is_of(&self, repository: &Repository) -> bool {
+        self.repository == *repository
+    }
+
+    /// Whether it is the download of another repository, so that this one may have a better one.
+    pub(super) fn is_foreign_to(&self, repository: &Repository) -> bool {
+        self.kind == FillKind::Download && !self.is_of(repository)
     }
 
     pub(super) fn set_phase(&self, phase: Phase) {
@@ -353,6 +362,12 @@ mod tests {
     use crate::auth::AccessClass;
     use crate::oci::Algorithm;
 
+    impl Fill {
+        fn is_slow_at(&self, now: Instant) -> bool {
+            self.is_slow(now, budget::CLIENT_STALL_TIME)
+        }
+    }
+
     fn fill() -> Fill {
         let repository: Repository = "docker.io/lab/app".parse().unwrap();
         let digest = Digest::of(Algorithm::Sha256, b"layer");
@@ -365,20 +380,20 @@ mod tests {
         let (fill, start) = (fill(), Instant::now());
         let at = |waits: u32| start + waits * budget::JOIN_WAIT;
         let least = budget::JOIN_WAIT.as_secs() * budget::JOIN_RATE_MIN;
-        assert!(!fill.is_slow(at(9)), "it does not run yet");
+        assert!(!fill.is_slow_at(at(9)), "it does not run yet");
         fill.set_phase(Phase::Running);
         fill.keep_pace(0, at(0));
         fill.keep_pace(1_000 * least, at(1));
-        assert!(!fill.is_slow(at(1)));
+        assert!(!fill.is_slow_at(at(1)));
         fill.keep_pace(1_000 * least + 1, at(2));
-        assert!(fill.is_slow(at(2)), "a byte is not enough");
+        assert!(fill.is_slow_at(at(2)), "a byte is not enough");
         fill.keep_pace(1_001 * least + 1, at(3));
-        assert!(!fill.is_slow(at(3)) && !fill.is_slow(at(4)), "it just suffices");
-        assert!(fill.is_slow(at(5)), "nothing has come since");
+        assert!(!fill.is_slow_at(at(3)) && !fill.is_slow_at(at(4)), "it just suffices");
+        assert!(fill.is_slow_at(at(5)), "nothing has come since");
         fill.set_phase(Phase::Parked("down".into()));
-        assert!(!fill.is_slow(at(9)), "it may be slow no more when it runs again");
+        assert!(!fill.is_slow_at(at(9)), "it may be slow no more when it runs again");
         fill.set_phase(Phase::Running);
-        assert!(!fill.is_slow(at(9)));
+        assert!(!fill.is_slow_at(at(9)));
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod fairness;
 mod faults;
 mod fills;
 mod integrity;
+mod joiners;
 mod kill;
 mod kit;
 mod labels;

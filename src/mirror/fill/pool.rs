@@ -224,6 +224,11 @@ impl FillPool {
         self.table.counts()
     }
 
+    /// Whether a download of this repository would begin at once.
+    pub(in crate::mirror) fn has_slot_for(&self, repository: &Repository) -> bool {
+        self.queue.has_slot_for(repository)
+    }
+
     /// A client of another repository was served badly by this fill.
     pub(in crate::mirror) fn served_badly(&self, fill: &Fill) {
         self.table.served_badly(fill);
