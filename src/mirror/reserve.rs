@@ -203,9 +203,24 @@ impl Reserve {
             freed = needed == 0 || needed <= self.free(needed, Goal::GiveWay { step, wanted: true });
         }
         let short = !freed && missing()?.by_free > 0;
-        self.short.store(short, Ordering::Relaxed);
+        if short != self.short.swap(short, Ordering::Relaxed) {
+            self.log_short(short, room);
+        }
         self.free_inodes(room);
         Ok(())
+    }
+
+    /// Says once that nothing is stored, and once that this is over.
+    fn log_short(&self, short: bool, room: Room) {
+        let least = bytes_text(self.context.config.now().disk.min_free.of(room.total));
+        if short {
+            log::warn!(
+                "nothing new is stored, and content is passed on: the disk has {} free, and {least} stay free for others (disk.min_free); make room, or set disk.min_free",
+                bytes_text(room.free)
+            );
+        } else {
+            log::info!("new content is stored again: the disk has {least} free");
+        }
     }
 
     /// Restores the inodes that are left free, if that can be.

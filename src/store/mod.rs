@@ -87,14 +87,6 @@ impl Store {
         self.layout.data_dir()
     }
 
-    /// Free bytes on the file system of the store, for an unprivileged process.
-    ///
-    /// # Errors
-    /// The file system does not say.
-    pub fn free_bytes(&self) -> Result<u64> {
-        Ok(self.layout.room()?.free)
-    }
-
     /// The room on the file system of the store.
     ///
     /// # Errors

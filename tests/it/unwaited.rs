@@ -210,3 +210,31 @@ fn who_drips_a_byte_at_each_attempt_is_not_asked_for_ever() {
     evil.clear();
     assert!(board.get(&of_evil(0, &layer)).body().unwrap() == *images[0].blobs[&layer]);
 }
+
+#[test]
+fn a_card_that_others_have_filled_keeps_nothing_new_says_so_once_and_serves_everything() {
+    let good = Upstream::start().unwrap();
+    good.push("lab/1", "latest", &honest(1));
+    // Of no card that tests run on so much is free.
+    let board = Board::with_config(&format!(
+        "platforms = [\"{}\"]\n{}[disk]\nmin_free = \"{}MiB\"\n[upstream.\"docker.io\"]\nurl = \"{}\"\n",
+        board::PLATFORM,
+        board::FETCH,
+        1u64 << 40,
+        good.url()
+    ));
+    board.wait_for_log("nothing new is stored, and content is passed on");
+    for _ in 0..2 {
+        assert_eq!(board.pull("lab/1", "latest").unwrap().digest, honest(1).root);
+    }
+    let layer = layer_of(&honest(1));
+    let part = board.request("GET", &format!("/v2/lab/1/blobs/{layer}"), &[("Range", "bytes=400000-700000")]);
+    assert_eq!(part.status, 206);
+    assert!(part.body().unwrap() == honest(1).blobs[&layer][400_000..=700_000]);
+    good.on(Some("GET"), "/blobs/", Behaviour::WrongBytes);
+    read_to_the_cut(&board, &format!("/v2/lab/1/blobs/{layer}"));
+    assert_eq!(board.check_blobs(), 0, "nothing is kept");
+    assert_eq!(staged(&board), 0);
+    assert_eq!(board.log().matches("nothing new is stored").count(), 1);
+    assert!(board.said(&["status"]).contains("nothing new is stored, see larder doctor"));
+}
