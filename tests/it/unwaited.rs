@@ -122,6 +122,33 @@ fn what_goes_on_by_itself_removes_nothing() {
 }
 
 #[test]
+fn a_repair_removes_no_image() {
+    let images = [large(9)];
+    let (_good, evil, board) = two(board::FETCH, &images);
+    let layer = layer_of(&images[0]);
+    for digest in board::needed(&images[0]) {
+        board.get(&of_evil(0, &digest)).body().unwrap();
+    }
+    evil.hang_up();
+    board.wait_until("the outage", || {
+        board.head("/v2/lab/x0/manifests/latest?ns=evil.example");
+        board.log().contains("evil.example cannot be reached")
+    });
+    let path = board.data().join("blobs/sha256").join(layer.hex());
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[1_000] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    assert_eq!(board.command(&["verify", "--repair"]).status.code(), Some(1), "something was wrong");
+    for seed in [2, 3] {
+        board.pull(&format!("lab/{seed}"), "latest").unwrap();
+    }
+    evil.come_back().unwrap();
+    board.wait_until("the attempt", || board.has_blob(&layer) || endings(&board) >= 1);
+    unharmed(&board, &[1, 2, 3]);
+    assert_eq!(board.metric("larder_evicted_bytes_total"), 0);
+}
+
+#[test]
 fn what_nobody_waits_for_any_more_goes_first_while_it_hangs() {
     let images = [large(9)];
     let (_good, evil, board) = two(PATIENT, &images);
