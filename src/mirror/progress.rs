@@ -335,17 +335,19 @@ impl FillTable {
         idle.map(|fill| fill.key.clone()).collect()
     }
 
-    /// Ends a fill that nobody waits for, so that its file may go. `false`: somebody does.
-    pub(super) fn abandon(&self, key: &ContentKey) -> bool {
+    /// Ends a fill that nobody waits for and has `remove` take its file away, before another of its key can begin. `false`:
+    /// somebody waits for it, or the file stays.
+    pub(super) fn abandon(&self, key: &ContentKey, remove: impl FnOnce() -> bool) -> bool {
         let mut table = self.lock();
         let Some(fill) = table.get(key).filter(|fill| fill.is_running() && fill.abandon()).cloned() else {
             return false;
         };
         table.remove(key);
+        let removed = remove();
         drop(table);
         let cause = "it made way for what clients wait for";
         fill.set_phase(Phase::Failed(Refusal::NotStored(cause.into())));
-        true
+        removed
     }
 
     /// Fills that are not parked, and parked ones.

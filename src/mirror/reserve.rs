@@ -284,7 +284,7 @@ impl Reserve {
             }
             let store = &self.context.store;
             let gone = store.forget_staged(key).is_ok()
-                || self.fills.abandon(key) && store.revoke_staged(key).is_ok();
+                || self.fills.abandon(key, || store.revoke_staged(key).is_ok());
             if gone {
                 freed += bytes;
                 log::info!("{} that were staged of {} made room", bytes_text(*bytes), key.digest);
