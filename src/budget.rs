@@ -78,6 +78,8 @@ pub const INDEX_WAIT_STEP: Duration = Duration::from_millis(25);
 /// How long a client waits for the size of content that another repository of its registry fetches, before its own
 /// repository is asked: most upstreams answer sooner, and half of what a client waits for a header is left.
 pub const JOIN_WAIT: Duration = Duration::from_secs(5);
+/// How often a client that waits for a byte of another repository's download looks whether that still goes on.
+pub const JOIN_LOOK_PAUSE: Duration = Duration::from_millis(500);
 /// Bytes a second below which the download of another repository is not joined: fetching twice costs nothing there.
 pub const JOIN_RATE_MIN: u64 = KIB;
 /// Fills that may be under way or waiting; one more is answered 503.
@@ -100,6 +102,18 @@ pub const FETCH_CHUNK_BYTES: usize = 128 * 1024;
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 /// Attempts of one fill in a row that bring no byte; after that it is parked until the upstream is back.
 pub const FILL_FRUITLESS_TRIES: u32 = 3;
+/// An attempt that brings fewer bytes than this counts as one that brings none while nobody waits for the fill: who drips
+/// a byte at each attempt is not asked for ever.
+pub const FILL_PROGRESS_BYTES: u64 = 64 * KIB;
+/// How often an upstream that ignores Range, or sends wrong bytes, may send the bytes of a fill again within
+/// [`REPEAT_WINDOW`] while a client waits: a link that is cut now and then gets large layers through.
+pub const REPEATS_AWAITED_MAX: u64 = 4;
+/// The same while nobody waits: once, so that a cut download is completed by itself if that goes well.
+pub const REPEATS_UNAWAITED_MAX: u64 = 1;
+/// The time in which these are counted; what is beyond is asked for again after it.
+pub const REPEAT_WINDOW: Duration = Duration::from_secs(600);
+/// A fill smaller than this counts as one of this size there: it costs next to nothing.
+pub const REPEAT_BYTES_MIN: u64 = MIB;
 /// Pause before a fill asks again after a cut; it grows by this much with each attempt that brings no byte.
 pub const FILL_RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// The turn of a download: if it brings less than [`FILL_TURN_BYTES`] in this time, it gives its slot to a download that a

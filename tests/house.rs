@@ -69,8 +69,18 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// What every part of `mirror` may use of it.
-const MIRROR_GROUND: [&str; 9] =
-    ["access", "context", "counters", "fair", "lane", "progress", "pulls", "refusal", "single_flight"];
+const MIRROR_GROUND: [&str; 10] = [
+    "access",
+    "context",
+    "counters",
+    "fair",
+    "lane",
+    "progress",
+    "pulls",
+    "refusal",
+    "repeats",
+    "single_flight",
+];
 
 /// The parts of `src/mirror`, and the parts that each may use besides [`MIRROR_GROUND`]. `mod` is the façade: whatever
 /// is named as `super::Name` or `crate::mirror::Name` and is no part.
@@ -110,7 +120,8 @@ const MIRROR_ARROWS: &[(&str, &[&str])] = &[
     ("pull_secrets", &[]),
     ("access", &["context"]),
     ("context", &["counters", "pulls", "refusal"]),
-    ("progress", &["counters", "refusal"]),
+    ("progress", &["counters", "refusal", "repeats"]),
+    ("repeats", &[]),
     ("single_flight", &["lane"]),
     ("lane", &["fair"]),
     ("fair", &[]),

@@ -207,6 +207,13 @@ fn status(status: &StatusReport) -> String {
         ("store", status.data_dir.clone()),
         ("disk", format!("{stored} in {} blobs, {free} free", status.blobs)),
     ];
+    if status.free_bytes < status.min_free_bytes {
+        let least = bytes_text(status.min_free_bytes);
+        lines.push((
+            "no room",
+            format!("{least} stay free (disk.min_free): nothing new is stored, see larder doctor"),
+        ));
+    }
     lines.extend(status.max_bytes.map(|max| ("disk.max", bytes_text(max))));
     let next = status.next_to_go.as_ref();
     lines.extend(next.map(|(what, bytes)| ("goes next", format!("{what}, {}", bytes_text(*bytes)))));

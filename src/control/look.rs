@@ -117,6 +117,7 @@ impl Admin {
             url: upstream.url,
             bytes: upstream.bytes,
         });
+        let room = self.store.room()?;
         Ok(StatusReport {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             running,
@@ -124,7 +125,8 @@ impl Admin {
             data_dir: self.store.data_dir().display().to_string(),
             stored_bytes: report.stored_bytes,
             blobs: images.blobs,
-            free_bytes: self.store.free_bytes()?,
+            free_bytes: room.free,
+            min_free_bytes: self.config.disk.min_free.of(room.total),
             max_bytes: report.max_bytes,
             next_to_go: images.next_to_go,
             images_complete: images.complete,

@@ -188,6 +188,8 @@ pub struct StatusReport {
     pub blobs: u64,
     /// Bytes free on the file system.
     pub free_bytes: u64,
+    /// Bytes that stay free for others: with fewer, nothing new is stored.
+    pub min_free_bytes: u64,
     /// Tags of which a version is complete.
     pub images_complete: u64,
     /// Tags without a complete version.

@@ -52,6 +52,7 @@ pub(super) fn answer(
         Behaviour::ContentLength(bytes) => manner.claimed = Some(bytes),
         Behaviour::StallBodyAfter(bytes) => manner.stall_after = Some(bytes),
         Behaviour::CutBodyAfter(bytes) => manner.cut_after = Some(bytes),
+        Behaviour::CutFromStartAfter(bytes) => (manner.whole, manner.cut_after) = (true, Some(bytes)),
         Behaviour::SlowBody { bytes, pause } => manner.piece = Some((bytes, pause)),
         Behaviour::NoContentLength => manner.chunked = true,
         Behaviour::EndlessBody => (manner.chunked, manner.endless) = (true, true),

@@ -33,6 +33,8 @@ pub enum Behaviour {
     StallBodyAfter(usize),
     /// Sends so many bytes of the body and closes.
     CutBodyAfter(usize),
+    /// Answers a request for a part with everything, sends so many bytes of it and closes.
+    CutFromStartAfter(usize),
     /// Sends as many bytes as it should, of which some are wrong.
     WrongBytes,
     /// Names another digest in the header than the content has.

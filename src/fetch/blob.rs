@@ -56,6 +56,11 @@ impl BlobStream {
         outcome
     }
 
+    /// Bytes before the one that was asked for, which the upstream sends again.
+    pub fn repeats(&self) -> u64 {
+        self.from.saturating_sub(self.position)
+    }
+
     /// Reads on to the first byte that was asked for, where the upstream ignored the range.
     fn skip(&mut self) -> Result<(), Failure> {
         let mut waste = [0u8; 16 * 1024];

@@ -9,11 +9,12 @@
 
 use super::ServerShared;
 use super::admission::{AdmissionPermit, RequestUnderWay};
+use super::growing::{Growing, stalled};
 use super::page_cache::{self, PageCacheUse};
 use super::pool;
 use super::sendfile::{self, OnReadFailure, PageCacheProbe, SendfileQueue};
 use crate::budget;
-use crate::mirror::{ByteSource, Fill, Mirror, Phase, Pieces, Progress, Refusal};
+use crate::mirror::{ByteSource, Fill, Mirror, Pieces, Refusal};
 use crate::oci::{Digest, Repository};
 use crate::sync;
 use bytes::Bytes;
@@ -26,7 +27,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 
 /// Permits to read what the page cache does not have. A reader waits for one without a thread, so that cold blobs leave
 /// threads for requests about tags.
@@ -126,6 +127,8 @@ impl http_body::Body for Body {
 /// Where the bytes of a body come from, and the next one to read.
 pub(super) struct Reader {
     from: ReaderSource,
+    /// The first byte that the client wants.
+    first: u64,
     offset: u64,
     /// Sends pieces of files, if the connection can.
     queue: Option<SendfileQueue>,
@@ -138,7 +141,7 @@ pub(super) struct Reader {
 
 enum ReaderSource {
     Complete(Arc<File>),
-    Growing { fill: Arc<Fill>, follow: watch::Receiver<Progress>, stall: Duration },
+    Growing(Growing),
     Uncached(UncachedStream),
 }
 
@@ -156,7 +159,7 @@ struct UncachedStream {
 
 impl Reader {
     fn new(from: ReaderSource, offset: u64, account: Account) -> Reader {
-        Reader { from, offset, queue: None, cache_use: None, on_failure: None, account }
+        Reader { from, first: offset, offset, queue: None, cache_use: None, on_failure: None, account }
     }
 
     /// Reads the blob `digest`; the mirror verifies it again if a read fails.
@@ -169,8 +172,7 @@ impl Reader {
 
     /// Reads a fill as it grows; a wait of `stall` without a byte is an error.
     pub(super) fn growing(fill: Arc<Fill>, offset: u64, stall: Duration, account: Account) -> Reader {
-        let follow = fill.follow();
-        Reader::new(ReaderSource::Growing { fill, follow, stall }, offset, account)
+        Reader::new(ReaderSource::Growing(Growing::new(fill, stall)), offset, account)
     }
 
     /// Passes on a download that is not stored; a wait of `stall` without a byte is an error.
@@ -184,10 +186,10 @@ impl Reader {
         let (file, available) = match &mut self.from {
             ReaderSource::Complete(file) => (Arc::clone(file), left),
             ReaderSource::Uncached(_) => return None,
-            ReaderSource::Growing { fill, follow, .. } => {
-                let available = follow.borrow_and_update().available.checked_sub(self.offset)?;
-                self.account.source = fill.source();
-                (fill.file()?, available.min(left))
+            ReaderSource::Growing(growing) => {
+                let available = growing.available_now()?.checked_sub(self.offset)?;
+                self.account.source = growing.fill.source();
+                (growing.fill.file()?, available.min(left))
             }
         };
         self.piece_now(&file, available)
@@ -243,25 +245,27 @@ impl Reader {
     }
 
     async fn read(&mut self, left: u64) -> io::Result<Bytes> {
-        let (file, available) = match &mut self.from {
-            ReaderSource::Complete(file) => (Arc::clone(file), left),
-            ReaderSource::Uncached(stream) => return stream.next(left).await,
-            ReaderSource::Growing { fill, follow, stall } => {
-                if fill.is_bad_for(&self.account.repository) {
-                    let slow = io::Error::other("the download of another repository is too slow to wait for");
-                    return self.read_uncached(left, slow).await;
+        let (file, available) = loop {
+            let waited = match &mut self.from {
+                ReaderSource::Complete(file) => break (Arc::clone(file), left),
+                ReaderSource::Uncached(stream) => return stream.next(left).await,
+                ReaderSource::Growing(growing) => {
+                    let waited = growing.available(self.offset, &self.account).await;
+                    waited.map(|available| (growing.fill.file(), available, growing.fill.source()))
                 }
-                let available = match bytes_after(follow, self.offset, *stall).await {
-                    Ok(available) => left.min(available - self.offset),
-                    Err(problem) => return self.read_uncached(left, problem).await,
-                };
-                self.account.source = fill.source();
-                let file = fill.file().ok_or_else(|| io::Error::other("the download has no file yet"))?;
-                // The page cache had nothing of a complete file just now; of this one it may have the new bytes.
-                if let Some(bytes) = self.piece_now(&file, available) {
-                    return Ok(bytes);
+            };
+            match waited {
+                Ok((file, available, source)) => {
+                    self.account.source = source;
+                    let file = file.ok_or_else(|| io::Error::other("the download has no file yet"))?;
+                    let available = left.min(available - self.offset);
+                    // The page cache had nothing of a complete file just now; of this one it may have the new bytes.
+                    if let Some(bytes) = self.piece_now(&file, available) {
+                        return Ok(bytes);
+                    }
+                    break (file, available);
                 }
-                (file, available)
+                Err(problem) => self.go_on_elsewhere(problem).await?,
             }
         };
         let reading = COLD_READS.acquire().await.map_err(io::Error::other)?;
@@ -282,22 +286,24 @@ impl Reader {
         read?
     }
 
-    /// Goes on without the disk after a fill has failed with `problem`, if only the disk was to blame.
-    async fn read_uncached(&mut self, left: u64, problem: io::Error) -> io::Result<Bytes> {
-        let ReaderSource::Growing { fill, follow, stall } = &self.from else { return Err(problem) };
+    /// Goes on after a fill has failed with `problem`: without the disk, if only the disk was to blame, or with a download of
+    /// its own repository, if it was another's.
+    async fn go_on_elsewhere(&mut self, problem: io::Error) -> io::Result<()> {
+        let ReaderSource::Growing(growing) = &self.from else { return Err(problem) };
         let Account { mirror, repository, .. } = &self.account;
-        let Some(cause) = fill.not_stored() else {
-            mirror.served_badly(repository, fill);
-            return Err(problem);
+        let Some(total) = growing.total() else { return Err(problem) };
+        let Some(cause) = growing.fill.not_stored() else {
+            let own = mirror.own_fill(repository, &growing.fill).await.ok_or(problem)?;
+            let own = growing.go_on_with(own, self.first, total);
+            self.from = ReaderSource::Growing(own);
+            return Ok(());
         };
-        let total = follow.borrow().total.ok_or(problem)?;
-        let pieces = mirror.resume_uncached(repository, fill, total, &cause).await;
+        let pieces = mirror.resume_uncached(repository, &growing.fill, total, &cause).await;
         let pieces = pieces.map_err(|refusal| io::Error::other(refusal.to_string()))?;
-        let (sent, stall) = (fill.file(), *stall);
-        let mut stream = UncachedStream { pieces, received: 0, skip: self.offset, sent, stall };
-        let read = stream.next(left).await;
+        let (sent, stall) = (growing.sent(), growing.stall());
+        let stream = UncachedStream { pieces, received: 0, skip: self.offset, sent, stall };
         self.from = ReaderSource::Uncached(stream);
-        read
+        Ok(())
     }
 }
 
@@ -329,7 +335,7 @@ impl UncachedStream {
 }
 
 /// Reads so many bytes, or up to the end of the file, on a thread that may wait for the disk.
-async fn read_from(file: &Arc<File>, offset: u64, want: usize) -> io::Result<Vec<u8>> {
+pub(super) async fn read_from(file: &Arc<File>, offset: u64, want: usize) -> io::Result<Vec<u8>> {
     let file = Arc::clone(file);
     let read = move || {
         let mut bytes = vec![0; want];
@@ -338,35 +344,6 @@ async fn read_from(file: &Arc<File>, offset: u64, want: usize) -> io::Result<Vec
         Ok(bytes)
     };
     sync::blocking(read).await?
-}
-
-/// Waits until a fill has bytes after `offset`, and says up to where.
-async fn bytes_after(
-    follow: &mut watch::Receiver<Progress>,
-    offset: u64,
-    stall: Duration,
-) -> io::Result<u64> {
-    loop {
-        let progress = follow.borrow_and_update().clone();
-        if progress.available > offset {
-            return Ok(progress.available);
-        }
-        // A queued download is not stalled: the downloads before it make progress or end.
-        let longest = match progress.phase {
-            Phase::Queued => budget::QUEUE_WAIT_MAX,
-            // The download detects a stall first, and retries.
-            Phase::Running => stall + budget::STALL_LEEWAY,
-            Phase::Parked(_) => stall,
-            Phase::Done => return Err(io::Error::other("the download ended before this byte")),
-            Phase::Failed(refusal) => return Err(io::Error::other(refusal.to_string())),
-        };
-        let changed = tokio::time::timeout(longest, follow.changed()).await;
-        changed.map_err(|_| stalled(longest))?.map_err(|_| io::Error::other("the download was given up"))?;
-    }
-}
-
-fn stalled(wait: Duration) -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, format!("no byte came for {wait:?}"))
 }
 
 /// Counts what one body serves to whom, and reports it when the body is dropped, complete or not.
@@ -404,6 +381,14 @@ impl Account {
             served: 0,
             complete: false,
         })
+    }
+
+    pub(super) fn mirror(&self) -> &Mirror {
+        &self.mirror
+    }
+
+    pub(super) fn repository(&self) -> &Repository {
+        &self.repository
     }
 
     /// A body that is in memory.

@@ -4,9 +4,10 @@
 //! read once, and it tells which content its image needs. [`evict::choose`] makes the choice. Failure is the store's; what
 //! was removed before it stays removed.
 
-use super::closure::Closures;
+use super::closure::{Closures, Named};
 use super::evict::{self, Candidate, Otherwise, Worth};
 use super::walk::{each_repository, each_tag, served};
+use crate::budget;
 use crate::config::Config;
 use crate::oci::{Digest, RegistryName, Repository, Tag};
 use crate::store::{Store, StoreError, TagRecord};
@@ -47,6 +48,8 @@ pub struct Busy {
     pub fills: HashSet<Digest>,
     /// Repositories whose content is being read.
     pub repositories: HashSet<Repository>,
+    /// Manifests by whose digest content is being read, whichever repository brought them.
+    pub roots: HashSet<Digest>,
     /// Registries that cannot be reached: what they cannot give again goes after what others can.
     pub unreachable: HashSet<RegistryName>,
 }
@@ -83,13 +86,17 @@ impl Catalogue {
         let mut absent = AbsentPlaces::default();
         each_repository(store, |repository| {
             let first = catalogue.images.len();
-            for image in images_of(&closures, config, repository)? {
+            let stock = &catalogue.digests[..catalogue.stocked];
+            let found =
+                images_of(&closures, config, repository, &|digest| stock.binary_search(digest).is_ok())?;
+            for image in found {
                 let root = catalogue.place(&image.root, &mut absent);
                 if root >= catalogue.stocked {
                     catalogue.absent.push((repository.clone(), root));
                     continue;
                 }
-                let filling = image.members.iter().any(|member| busy.fills.contains(member));
+                let is_busy = |member: &Digest| busy.fills.contains(member) || busy.roots.contains(member);
+                let in_use = image.members.iter().any(is_busy);
                 let parts: Vec<usize> =
                     image.members.iter().map(|member| catalogue.place(member, &mut absent)).collect();
                 parts.iter().for_each(|&part| catalogue.owners[part] += 1);
@@ -101,8 +108,8 @@ impl Catalogue {
                 catalogue.images.push(Stocked {
                     image: Some((repository.clone(), image.root)),
                     tags: image.tags,
-                    busy: filling,
-                    candidate: Candidate { worth, used: used[root], keep: image.keep || filling, parts },
+                    busy: in_use,
+                    candidate: Candidate { worth, used: used[root], keep: image.keep || in_use, parts },
                 });
             }
             // The image that is being read is the one that was used last.
@@ -294,20 +301,29 @@ struct Found {
     members: BTreeSet<Digest>,
 }
 
-/// The images of a repository: each version of a tag, and each manifest that no other names.
+/// What manifests name, and whether as a manifest.
+type Children = BTreeMap<Digest, Vec<(Digest, bool)>>;
+
+fn children_of(named: &Named) -> Vec<(Digest, bool)> {
+    named.children.iter().map(|child| (child.digest.clone(), child.is_manifest())).collect()
+}
+
+/// The images of a repository: each version of a tag, and each manifest that no other names. `is_here`: whether content is
+/// on the disk.
 fn images_of(
     closures: &Closures<'_>,
     config: &Config,
     repository: &Repository,
+    is_here: &dyn Fn(&Digest) -> bool,
 ) -> Result<Vec<Found>, StoreError> {
-    let mut children: BTreeMap<Digest, Vec<Digest>> = BTreeMap::new();
+    let mut children = Children::new();
     for linked in closures.store.manifests(repository)? {
         let named = closures.named(&linked.digest, Some(&linked.media_type))?;
         if let Some(named) = named.filter(|named| named.kind.is_some()) {
-            children.insert(linked.digest, named.children.iter().map(|child| child.digest.clone()).collect());
+            children.insert(linked.digest, children_of(&named));
         }
     }
-    let named: HashSet<&Digest> = children.values().flatten().collect();
+    let named: HashSet<&Digest> = children.values().flatten().map(|(child, _)| child).collect();
     let (mut roots, mut kept) = (BTreeMap::<Digest, Vec<Tag>>::new(), HashSet::new());
     each_tag(closures.store, repository, |tag, record| {
         for version in record.candidates() {
@@ -326,16 +342,36 @@ fn images_of(
         roots.entry(digest.clone()).or_default();
     }
     let found = roots.into_iter().map(|(root, tags)| {
-        let mut members = BTreeSet::new();
-        let mut left = vec![&root];
-        while let Some(digest) = left.pop() {
-            if members.insert(digest.clone()) {
-                left.extend(children.get(digest).into_iter().flatten());
-            }
-        }
-        Found { keep: kept.contains(&root), root, tags, members }
+        let members = members_of(closures, &children, &root, is_here)?;
+        Ok(Found { keep: kept.contains(&root), root, tags, members })
     });
-    Ok(found.collect())
+    found.collect()
+}
+
+/// All that a manifest names, itself included. A manifest that another repository brought is read too: it belongs to the
+/// image all the same.
+fn members_of(
+    closures: &Closures<'_>,
+    linked: &Children,
+    root: &Digest,
+    is_here: &dyn Fn(&Digest) -> bool,
+) -> Result<BTreeSet<Digest>, StoreError> {
+    let (mut members, mut left) = (BTreeSet::new(), vec![(root.clone(), true)]);
+    let mut reads = 0;
+    while let Some((digest, is_manifest)) = left.pop() {
+        if members.contains(&digest) {
+            continue;
+        }
+        if let Some(children) = linked.get(&digest) {
+            left.extend(children.iter().cloned());
+        } else if is_manifest && reads < budget::CLOSURE_MANIFESTS_MAX && is_here(&digest) {
+            reads += 1;
+            let named = closures.named(&digest, None)?;
+            left.extend(named.iter().flat_map(|named| children_of(named)));
+        }
+        members.insert(digest);
+    }
+    Ok(members)
 }
 
 /// The first version of which everything is on the disk, whoever may see it.

@@ -288,6 +288,68 @@ fn content_that_nobody_names_goes_and_what_is_being_fetched_or_read_stays() {
     assert!(!board.store.contains(&alone));
 }
 
+/// An index with one image, whose manifests one repository brought and another repository's tag names as well.
+fn brought_by_another(board: &Board) -> (Digest, [Digest; 4]) {
+    let layer = board.blob("layer", 100);
+    let child = board.image("brings", &[&layer]);
+    let index = board.index("brings", &[&child]);
+    board.tag("brings", "latest", &index, true);
+    let other = board.image("other", &[&board.blob("other", 100)]);
+    board.tag("other", "latest", &other, true);
+    (index.clone(), [index, child, layer, other])
+}
+
+/// What is left of these after everything went that may.
+fn left(board: &Board, busy: &Busy, of: &[Digest; 4]) -> [bool; 4] {
+    let catalogue = Catalogue::take(&board.store, &board.config, busy).unwrap();
+    let victims = catalogue.choose(1 << 40, Otherwise::Everything);
+    catalogue.remove(&board.store, &victims).unwrap();
+    of.each_ref().map(|digest| board.store.contains(digest))
+}
+
+#[test]
+fn what_keeps_a_version_keeps_all_of_it_whoever_brought_its_manifests() {
+    let (all, stays) = ([true; 4], [true, true, true, false]);
+    // Pinned, and listed in [warm].
+    for settings in ["", "[warm]\nimages = [\"docker.io/lab/app:latest\"]\n"] {
+        let board = Board::new(settings);
+        let (index, content) = brought_by_another(&board);
+        board.tag("app", "latest", &index, true);
+        board.store.tag_pin(&repository("app"), &tag("latest"), settings.is_empty()).unwrap();
+        assert_eq!(left(&board, &Busy::default(), &content), stays, "{settings}");
+        // Its first repository lets go of it.
+        let catalogue = board.catalogue();
+        let first = catalogue.find(&repository("brings"), &index).unwrap();
+        assert_eq!(catalogue.remove(&board.store, &[first]).unwrap()[0].bytes, 0);
+        assert!(!board.is_linked("brings", &index));
+        assert_eq!(left(&board, &Busy::default(), &content), stays, "{settings}");
+        assert_eq!(board.served("app", "latest"), Some(index));
+    }
+    // Being downloaded: only a layer of it.
+    let board = Board::new("");
+    let (index, content) = brought_by_another(&board);
+    board.tag("app", "latest", &index, false);
+    board.remove_by_hand(&content[2]);
+    let busy = Busy { fills: [content[2].clone()].into(), ..Busy::default() };
+    assert_eq!(left(&board, &busy, &content), [true, true, false, false]);
+    // Being read, by a tag.
+    let board = Board::new("");
+    let (index, content) = brought_by_another(&board);
+    board.tag("app", "latest", &index, true);
+    let busy = Busy { repositories: [repository("app")].into(), ..Busy::default() };
+    assert_eq!(left(&board, &busy, &content), stays);
+    // Being read by digest, in a repository that nothing is known of.
+    for of in 0..2 {
+        let board = Board::new("");
+        let (_, content) = brought_by_another(&board);
+        let busy = Busy { roots: [content[of].clone()].into(), ..Busy::default() };
+        assert_eq!(left(&board, &busy, &content), stays);
+    }
+    let board = Board::new("");
+    let (_, content) = brought_by_another(&board);
+    assert_ne!(left(&board, &Busy::default(), &content), all);
+}
+
 #[test]
 fn the_first_complete_version_is_served_and_the_owners_choice_before_it() {
     let board = Board::new("");

@@ -38,6 +38,7 @@ mod pull_secrets;
 mod pulls;
 mod questions;
 mod refusal;
+mod repeats;
 mod reserve;
 mod single_flight;
 mod tag;
@@ -219,10 +220,14 @@ impl Mirror {
         self.parts.streams.resume_uncached(repository, fill, total, cause).await
     }
 
-    /// A client of `repository` was not served to the end by a fill, so that it does not join such a one of another
-    /// repository again.
-    pub fn served_badly(&self, repository: &Repository, fill: &Fill) {
-        self.parts.blobs.served_badly(repository, fill);
+    /// Whether a client of `repository`, which has `waited` for the next byte of a fill of another one, should leave it.
+    pub fn is_bad_for(&self, repository: &Repository, fill: &Fill, waited: Duration) -> bool {
+        self.parts.blobs.is_bad_for(repository, fill, waited)
+    }
+
+    /// A fill of `repository` itself, for a client that the fill of another one has served badly; `None`: it has none.
+    pub async fn own_fill(&self, repository: &Repository, fill: &Fill) -> Option<Arc<Fill>> {
+        self.parts.blobs.own_fill(repository, fill).await
     }
 
     /// The tags of a repository (distribution-spec, "Listing Tags").

@@ -6,6 +6,7 @@
 
 use super::counters::ByteSource;
 use super::refusal::Refusal;
+use super::repeats::Repeats;
 use crate::budget;
 use crate::oci::{Digest, Repository};
 use crate::store::ContentKey;
@@ -14,7 +15,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// A download, as clients see it.
@@ -25,14 +26,22 @@ pub struct Fill {
     /// The size that a manifest states, in bytes.
     pub(super) stated: Option<u64>,
     pub(super) file: OnceLock<Arc<File>>,
-    /// When a request last began or joined it, if one did.
-    demanded: Mutex<Option<Instant>>,
+    demanded: Mutex<Demanded>,
     /// How fast its bytes come, since it runs.
     pace: Mutex<Option<Pace>>,
     /// Some of it came from a peer.
     pub(super) from_peer: AtomicBool,
     kind: FillKind,
     pub(super) progress: watch::Sender<Progress>,
+}
+
+/// Who wants a fill, and whether it may still be followed.
+#[derive(Debug)]
+struct Demanded {
+    /// When a request last began or joined it, if one did.
+    at: Option<Instant>,
+    /// Nobody waited for it, and its file makes room: from now on nobody reads that.
+    abandoned: bool,
 }
 
 /// The pace of a fill, measured over [`budget::JOIN_WAIT`] at a time.
@@ -43,6 +52,9 @@ struct Pace {
     bytes: u64,
     /// In the time before, fewer bytes came than [`budget::JOIN_RATE_MIN`].
     slow: bool,
+    /// The bytes that there are, and when the last of them came.
+    come: u64,
+    moved: Instant,
 }
 
 /// What a fill does.
@@ -102,7 +114,10 @@ impl Fill {
             repository: repository.clone(),
             stated,
             file: OnceLock::new(),
-            demanded: Mutex::new((demand == Demand::Client).then(Instant::now)),
+            demanded: Mutex::new(Demanded {
+                at: (demand == Demand::Client).then(Instant::now),
+                abandoned: false,
+            }),
             pace: Mutex::default(),
             from_peer: AtomicBool::new(false),
             kind: FillKind::Download,
@@ -149,44 +164,52 @@ impl Fill {
         }
     }
 
-    /// The growing file, once the fill has begun to run.
+    /// The growing file, once the fill has begun to run. Only who follows the fill may read it.
     pub fn file(&self) -> Option<Arc<File>> {
-        self.file.get().cloned()
+        if self.demanded.lock().abandoned { None } else { self.file.get().cloned() }
     }
 
-    /// Follows the progress.
+    /// Follows the progress. Who follows it waits for it.
     pub fn follow(&self) -> watch::Receiver<Progress> {
+        // Not while it is decided whether anybody does.
+        let _demanded = self.demanded.lock();
         self.progress.subscribe()
     }
 
     /// So many bytes have come at `now`.
     pub(super) fn keep_pace(&self, bytes: u64, now: Instant) {
         let mut pace = self.pace.lock();
-        let before = *pace.get_or_insert(Pace { since: now, bytes, slow: false });
-        let took = now.saturating_duration_since(before.since);
+        let start = Pace { since: now, bytes, slow: false, come: bytes, moved: now };
+        let pace = pace.get_or_insert(start);
+        if bytes > pace.come {
+            (pace.come, pace.moved) = (bytes, now);
+        }
+        let took = now.saturating_duration_since(pace.since);
         if took >= budget::JOIN_WAIT {
-            let slow = bytes.saturating_sub(before.bytes) < took.as_secs() * budget::JOIN_RATE_MIN;
-            *pace = Some(Pace { since: now, bytes, slow });
+            pace.slow = bytes.saturating_sub(pace.bytes) < took.as_secs() * budget::JOIN_RATE_MIN;
+            (pace.since, pace.bytes) = (now, bytes);
         }
     }
 
-    /// Whether it is too slow for a client of another repository, whose own download costs upstream next to nothing then.
-    pub fn is_slow(&self, now: Instant) -> bool {
-        let pace = *self.pace.lock();
-        let silent = |pace: &Pace| now.saturating_duration_since(pace.since) >= 2 * budget::JOIN_WAIT;
-        let running = {
-            let progress = self.progress.borrow();
-            // All bytes have come where only those are lacking that wait for the hash: then the disk is slow.
-            let come =
-                progress.total.is_some_and(|total| progress.available + budget::HELD_BACK_BYTES >= total);
-            progress.phase == Phase::Running && !come
-        };
-        running && pace.is_some_and(|pace| pace.slow || silent(&pace))
+    /// Whether it is too slow for a client of another repository, whose own download costs upstream next to nothing then, or
+    /// has had no byte for `stall`.
+    pub(super) fn is_slow(&self, now: Instant, stall: Duration) -> bool {
+        let Some(pace) = *self.pace.lock() else { return false };
+        let silent = now.saturating_duration_since(pace.moved) >= stall.min(2 * budget::JOIN_WAIT);
+        let progress = self.progress.borrow();
+        // Where all bytes have come the disk is slow.
+        let come = progress.total.is_some_and(|total| pace.come >= total);
+        progress.phase == Phase::Running && !come && (pace.slow || silent)
     }
 
-    /// Whether a client of `repository` is better served by a download of its own.
-    pub fn is_bad_for(&self, repository: &Repository) -> bool {
-        self.repository != *repository && self.is_slow(Instant::now())
+    /// Whether it is the download of a repository.
+    pub fn is_of(&self, repository: &Repository) -> bool {
+        self.repository == *repository
+    }
+
+    /// Whether it is the download of another repository, so that this one may have a better one.
+    pub(super) fn is_foreign_to(&self, repository: &Repository) -> bool {
+        self.kind == FillKind::Download && !self.is_of(repository)
     }
 
     pub(super) fn set_phase(&self, phase: Phase) {
@@ -203,14 +226,35 @@ impl Fill {
     /// Another request wants it too.
     pub(super) fn demand(&self, demand: Demand) {
         if demand == Demand::Client {
-            *self.demanded.lock() = Some(Instant::now());
+            self.demanded.lock().at = Some(Instant::now());
         }
     }
 
     /// Whether a client waits for it or reads it, or is about to.
     pub(super) fn is_awaited(&self) -> bool {
+        self.is_awaited_by(&self.demanded.lock())
+    }
+
+    fn is_awaited_by(&self, demanded: &Demanded) -> bool {
         let is_fresh = |at: Instant| at.elapsed() < budget::DEMAND_GRACE;
-        self.progress.receiver_count() > 0 || self.demanded.lock().is_some_and(is_fresh)
+        self.progress.receiver_count() > 0 || demanded.at.is_some_and(is_fresh)
+    }
+
+    /// Ends it for all who might come to follow it, so that its file may go. `false`: somebody waits for it.
+    fn abandon(&self) -> bool {
+        let mut demanded = self.demanded.lock();
+        let may = self.kind == FillKind::Download && !self.is_awaited_by(&demanded);
+        demanded.abandoned |= may;
+        may
+    }
+
+    fn is_running(&self) -> bool {
+        self.progress.borrow().phase == Phase::Running
+    }
+
+    /// Whether a client waits for it, or it is the check of what is here.
+    fn is_needed(&self) -> bool {
+        self.kind == FillKind::Check || self.is_awaited()
     }
 
     /// Whether it may be dropped without anybody missing it: nobody waits for it, and it does not run.
@@ -226,6 +270,8 @@ pub(super) struct FillTable {
     fills: Mutex<HashMap<ContentKey, Arc<Fill>>>,
     /// The repositories whose shared fills have served badly: the others do not join them again.
     bad: Mutex<HashMap<ContentKey, Repository>>,
+    /// What upstreams have sent again.
+    pub(super) repeats: Repeats,
 }
 
 impl FillTable {
@@ -254,6 +300,7 @@ impl FillTable {
 
     /// Content has arrived, so that nobody joins a fill of it any more.
     pub(super) fn forget_bad(&self, key: &ContentKey) {
+        self.repeats.forget(key);
         self.bad.lock().remove(&ContentKey { apart: None, ..key.clone() });
     }
 
@@ -265,15 +312,42 @@ impl FillTable {
         self.lock().remove(key);
     }
 
-    /// What is being fetched or hashed, or is queued for it.
-    pub(super) fn under_way(&self) -> HashSet<Digest> {
+    /// What is being fetched for who waits for it, or hashed, or is queued for that.
+    pub(super) fn awaited(&self) -> HashSet<Digest> {
         let table = self.lock();
-        table.values().filter(|fill| !fill.is_parked()).map(|fill| fill.digest().clone()).collect()
+        let awaited = table.values().filter(|fill| !fill.is_parked() && fill.is_needed());
+        awaited.map(|fill| fill.digest().clone()).collect()
     }
 
-    /// Whether the fill of this key runs or waits for its turn.
-    pub(super) fn is_under_way(&self, key: &ContentKey) -> bool {
-        self.lock().get(key).is_some_and(|fill| !fill.is_parked())
+    /// Whether nobody would miss what is staged under this key: no fill of it runs, and nobody waits for one that is queued.
+    pub(super) fn is_idle(&self, key: &ContentKey) -> bool {
+        self.lock().get(key).is_none_or(|fill| match fill.progress.borrow().phase {
+            Phase::Queued => !fill.is_needed(),
+            Phase::Running => false,
+            Phase::Parked(_) | Phase::Done | Phase::Failed(_) => true,
+        })
+    }
+
+    /// The fills that run and that nobody waits for.
+    pub(super) fn unawaited(&self) -> Vec<ContentKey> {
+        let table = self.lock();
+        let idle = table.values().filter(|fill| fill.is_running() && !fill.is_needed());
+        idle.map(|fill| fill.key.clone()).collect()
+    }
+
+    /// Ends a fill that nobody waits for and has `remove` take its file away, before another of its key can begin. `false`:
+    /// somebody waits for it, or the file stays.
+    pub(super) fn abandon(&self, key: &ContentKey, remove: impl FnOnce() -> bool) -> bool {
+        let mut table = self.lock();
+        let Some(fill) = table.get(key).filter(|fill| fill.is_running() && fill.abandon()).cloned() else {
+            return false;
+        };
+        table.remove(key);
+        let removed = remove();
+        drop(table);
+        let cause = "it made way for what clients wait for";
+        fill.set_phase(Phase::Failed(Refusal::NotStored(cause.into())));
+        removed
     }
 
     /// Fills that are not parked, and parked ones.
@@ -290,6 +364,12 @@ mod tests {
     use crate::auth::AccessClass;
     use crate::oci::Algorithm;
 
+    impl Fill {
+        fn is_slow_at(&self, now: Instant) -> bool {
+            self.is_slow(now, budget::CLIENT_STALL_TIME)
+        }
+    }
+
     fn fill() -> Fill {
         let repository: Repository = "docker.io/lab/app".parse().unwrap();
         let digest = Digest::of(Algorithm::Sha256, b"layer");
@@ -302,20 +382,20 @@ mod tests {
         let (fill, start) = (fill(), Instant::now());
         let at = |waits: u32| start + waits * budget::JOIN_WAIT;
         let least = budget::JOIN_WAIT.as_secs() * budget::JOIN_RATE_MIN;
-        assert!(!fill.is_slow(at(9)), "it does not run yet");
+        assert!(!fill.is_slow_at(at(9)), "it does not run yet");
         fill.set_phase(Phase::Running);
         fill.keep_pace(0, at(0));
         fill.keep_pace(1_000 * least, at(1));
-        assert!(!fill.is_slow(at(1)));
+        assert!(!fill.is_slow_at(at(1)));
         fill.keep_pace(1_000 * least + 1, at(2));
-        assert!(fill.is_slow(at(2)), "a byte is not enough");
+        assert!(fill.is_slow_at(at(2)), "a byte is not enough");
         fill.keep_pace(1_001 * least + 1, at(3));
-        assert!(!fill.is_slow(at(3)) && !fill.is_slow(at(4)), "it just suffices");
-        assert!(fill.is_slow(at(5)), "nothing has come since");
+        assert!(!fill.is_slow_at(at(3)) && !fill.is_slow_at(at(4)), "it just suffices");
+        assert!(fill.is_slow_at(at(5)), "nothing has come since");
         fill.set_phase(Phase::Parked("down".into()));
-        assert!(!fill.is_slow(at(9)), "it may be slow no more when it runs again");
+        assert!(!fill.is_slow_at(at(9)), "it may be slow no more when it runs again");
         fill.set_phase(Phase::Running);
-        assert!(!fill.is_slow(at(9)));
+        assert!(!fill.is_slow_at(at(9)));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use super::counters::ByteSource;
 use crate::budget;
 use crate::decide::Tier;
-use crate::oci::Repository;
+use crate::oci::{Digest, Repository};
 use crate::sync::Mutex;
 use crate::text::bytes_text;
 use std::collections::{HashMap, HashSet};
@@ -87,6 +87,13 @@ impl Pulls {
         let open = self.open.lock();
         let busy = open.iter().filter(|(_, pull)| pull.busy > 0);
         busy.map(|((_, repository), _)| repository.clone()).collect()
+    }
+
+    /// The manifests that are asked for by digest in pulls whose content is being read now.
+    pub(super) fn busy_roots(&self) -> HashSet<Digest> {
+        let open = self.open.lock();
+        let busy = open.values().filter(|pull| pull.busy > 0);
+        busy.filter_map(|pull| pull.reference.parse().ok()).collect()
     }
 
     /// Writes the lines of the pulls that are over.
@@ -176,6 +183,19 @@ mod tests {
             "pull of docker.io/library/nginx:latest by 10.0.0.7: tier upstream, 37.2 MB (fill 37.2 MB)"
         );
         assert!(line.ends_with(" s"));
+    }
+
+    #[test]
+    fn what_is_read_by_digest_is_known_while_it_is_read() {
+        let (pulls, client) = (Pulls::default(), "10.0.0.7".parse().unwrap());
+        let repository: Repository = "docker.io/library/nginx".parse().unwrap();
+        let digest = Digest::of(crate::oci::Algorithm::Sha256, b"index");
+        pulls.asked(client, &repository, &digest, None);
+        assert!(pulls.busy_roots().is_empty());
+        pulls.begin(client, &repository);
+        assert_eq!(pulls.busy_roots(), [digest].into());
+        pulls.end(client, &repository, ByteSource::Cache, 1, true);
+        assert!(pulls.busy_roots().is_empty());
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! least worth first, and the owner's own only if that mends it, with a warning and a count.
 
 use super::context::Context;
-use super::progress::FillTable;
+use super::progress::{Fill, FillTable};
 use crate::budget;
 use crate::config::Config;
 use crate::fetch::LinkState;
@@ -21,6 +21,11 @@ use crate::text::bytes_text;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+
+mod reservation;
+
+pub(super) use reservation::Reservation;
+use reservation::{For, Reserved};
 
 /// Bytes that are missing on the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,8 +130,7 @@ pub(super) struct Reserve {
     fills: Arc<FillTable>,
     /// Held from the check of the disk until the bytes are reserved.
     turn: Mutex<()>,
-    /// Bytes that running fills will still write.
-    reserved: Mutex<u64>,
+    reserved: Mutex<Reserved>,
     /// Locked while room is being made.
     last_failed: Mutex<Option<FailedAttempt>>,
     /// Others have filled the disk, and nothing more can be removed: what runs must not fill it further.
@@ -135,77 +139,6 @@ pub(super) struct Reserve {
     inodes_failed: Mutex<Option<Instant>>,
     /// How the file system is looked at.
     look: LookAtDisk,
-}
-
-/// The bytes that one fill will still write. Dropping it releases them.
-pub(super) struct Reservation<'a> {
-    reserve: &'a Reserve,
-    bytes: u64,
-}
-
-impl Reservation<'_> {
-    /// Changes the reservation to `bytes`.
-    pub(super) fn set(&mut self, bytes: u64) {
-        let mut reserved = self.reserve.reserved.lock();
-        *reserved = (*reserved).saturating_sub(self.bytes).saturating_add(bytes);
-        self.bytes = bytes;
-    }
-
-    /// Reserves `bytes` in place of what was reserved, and makes room for them.
-    ///
-    /// # Errors
-    /// [`StoreError::NoRoom`] if nothing that may be removed would make room; then nothing was removed.
-    pub(super) fn make(&mut self, bytes: u64) -> Result<(), StoreError> {
-        // One at a time, so that two fills do not count on the same bytes.
-        let _turn = self.reserve.turn.lock();
-        let lacking = self.reserve.shortage(bytes, self.bytes)?.bytes();
-        if lacking > 0 && self.reserve.free(lacking, Goal::All) < lacking {
-            return Err(self.reserve.no_room_for(bytes)?);
-        }
-        self.set(bytes);
-        Ok(())
-    }
-
-    /// Room for `bytes` that have come and that no manifest has announced: nothing is removed for them.
-    ///
-    /// # Errors
-    /// [`StoreError::NoRoom`] if there is none.
-    pub(super) fn extend(&mut self, bytes: u64) -> Result<(), StoreError> {
-        if self.bytes >= bytes {
-            return Ok(());
-        }
-        let _turn = self.reserve.turn.lock();
-        let wanted = bytes.max(budget::ROOM_STEP_BYTES);
-        for bytes in [wanted, bytes] {
-            if self.reserve.shortage(bytes, self.bytes)?.bytes() == 0 {
-                self.set(bytes);
-                return Ok(());
-            }
-        }
-        Err(self.reserve.no_room_for(bytes)?)
-    }
-
-    /// So many of the reserved bytes are written.
-    pub(super) fn used(&mut self, bytes: u64) {
-        self.set(self.bytes.saturating_sub(bytes));
-    }
-
-    /// Whether what is reserved may still be written.
-    ///
-    /// # Errors
-    /// [`StoreError::NoRoom`] if others have filled the disk meanwhile, and nothing can be removed for them.
-    pub(super) fn holds(&self) -> Result<(), StoreError> {
-        if self.reserve.short.load(Ordering::Relaxed) {
-            return Err(self.reserve.no_room_for(self.bytes)?);
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Reservation<'_> {
-    fn drop(&mut self) {
-        self.set(0);
-    }
 }
 
 impl Reserve {
@@ -223,8 +156,8 @@ impl Reserve {
     }
 
     /// A reservation of nothing yet.
-    pub(super) fn open(&self) -> Reservation<'_> {
-        Reservation { reserve: self, bytes: 0 }
+    pub(super) fn open(&self, fill: &Arc<Fill>) -> Reservation<'_> {
+        Reservation::open(self, Some(Arc::clone(fill)))
     }
 
     /// Makes room for a manifest of `bytes` and calls `store`; one at a time, so that two do not count on the same room.
@@ -239,7 +172,7 @@ impl Reserve {
     ) -> Result<(), StoreError> {
         let _turn = self.turn.lock();
         if !self.context.store.contains(digest) {
-            let lacking = self.shortage(bytes, 0)?.bytes();
+            let lacking = self.shortage(bytes, None, For::Awaited)?.bytes();
             if lacking > 0 && self.free(lacking, Goal::All) < lacking {
                 return Err(StoreError::NoRoom { what: format!("there is no room for {digest}") });
             }
@@ -258,19 +191,36 @@ impl Reserve {
         self.bound_staged();
         let room = (self.look)(&self.context.store)?;
         let step = budget::percent_of(room.total, budget::FREE_STEP_PERCENT).min(budget::FREE_STEP_BYTES_MAX);
-        let mut freed = match self.shortage(0, 0)?.remedy(step) {
+        // What nobody waits for takes what is free when it writes, and nothing goes for it.
+        let missing = || self.shortage(0, None, For::Awaited);
+        let mut freed = match missing()?.remedy(step) {
             Some((needed, goal)) => needed <= self.free(needed, goal),
             None => true,
         };
         // Downloads that run end before anything goes that the owner wants to stay.
-        if !freed && *self.reserved.lock() == 0 {
-            let needed = self.shortage(0, 0)?.by_free;
+        if !freed && self.reserved.lock().by_others(None, For::Nobody) == 0 {
+            let needed = missing()?.by_free;
             freed = needed == 0 || needed <= self.free(needed, Goal::GiveWay { step, wanted: true });
         }
-        let short = !freed && self.shortage(0, 0)?.by_free > 0;
-        self.short.store(short, Ordering::Relaxed);
+        let short = !freed && missing()?.by_free > 0;
+        if short != self.short.swap(short, Ordering::Relaxed) {
+            self.log_short(short, room);
+        }
         self.free_inodes(room);
         Ok(())
+    }
+
+    /// Says once that nothing is stored, and once that this is over.
+    fn log_short(&self, short: bool, room: Room) {
+        let least = bytes_text(self.context.config.now().disk.min_free.of(room.total));
+        if short {
+            log::warn!(
+                "nothing new is stored, and content is passed on: the disk has {} free, and {least} stay free for others (disk.min_free); make room, or set disk.min_free",
+                bytes_text(room.free)
+            );
+        } else {
+            log::info!("new content is stored again: the disk has {least} free");
+        }
     }
 
     /// Restores the inodes that are left free, if that can be.
@@ -293,7 +243,7 @@ impl Reserve {
 
     /// Removes what is staged and had no new byte for long.
     pub(super) fn expire_staged(&self) {
-        self.context.store.expire_staged(budget::STAGED_AGE_MAX, |key| self.is_idle(key));
+        self.context.store.expire_staged(budget::STAGED_AGE_MAX, |key| self.fills.is_idle(key));
     }
 
     /// Bounds what is staged and nobody fetches. The last of it stays, so that a large layer is resumed.
@@ -310,13 +260,19 @@ impl Reserve {
         self.drop_staged(&idle[..older], bytes.saturating_sub(most));
     }
 
-    /// Whether nobody fetches what is staged under this key.
-    fn is_idle(&self, key: &ContentKey) -> bool {
-        !self.fills.is_under_way(key)
+    fn idle_staged(&self) -> Vec<(ContentKey, u64)> {
+        self.context.store.idle_staged(|key| self.fills.is_idle(key))
     }
 
-    fn idle_staged(&self) -> Vec<(ContentKey, u64)> {
-        self.context.store.idle_staged(|key| self.is_idle(key))
+    /// What is staged and may go before any image: what nobody fetches, then what is fetched and nobody waits for.
+    fn spare_staged(&self) -> Vec<(ContentKey, u64)> {
+        let mut spare = self.idle_staged();
+        let size = |key: ContentKey| {
+            let bytes = self.context.store.staged_size(&key);
+            (key, bytes)
+        };
+        spare.extend(self.fills.unawaited().into_iter().map(size));
+        spare
     }
 
     /// Removes staged content, the first first, until `needed` bytes are free. Returns the bytes that were freed.
@@ -326,7 +282,10 @@ impl Reserve {
             if freed >= needed {
                 break;
             }
-            if self.context.store.forget_staged(key).is_ok() {
+            let store = &self.context.store;
+            let gone = store.forget_staged(key).is_ok()
+                || self.fills.abandon(key, || store.revoke_staged(key).is_ok());
+            if gone {
                 freed += bytes;
                 log::info!("{} that were staged of {} made room", bytes_text(*bytes), key.digest);
             }
@@ -334,16 +293,16 @@ impl Reserve {
         freed
     }
 
-    /// Makes room: first what is staged and nobody fetches goes, then images. Returns the bytes that were freed.
+    /// Makes room: first what is staged and nobody waits for goes, then images. Returns the bytes that were freed.
     fn free(&self, needed: u64, goal: Goal) -> u64 {
-        let idle = self.idle_staged();
-        let staged: u64 = idle.iter().map(|(_, bytes)| bytes).sum();
+        let spare = self.spare_staged();
+        let staged: u64 = spare.iter().map(|(_, bytes)| bytes).sum();
         let of_images = needed.saturating_sub(staged);
         let freed = if of_images > 0 { self.make_room(of_images, goal) } else { 0 };
         if freed < of_images && goal == Goal::All {
             return freed;
         }
-        freed + self.drop_staged(&idle, needed.saturating_sub(freed))
+        freed + self.drop_staged(&spare, needed.saturating_sub(freed))
     }
 
     /// Removes images that were not used for `disk.expire_unused`, while the clock is trusted. Only time in which a server
@@ -370,17 +329,18 @@ impl Reserve {
         let is_down = |link| matches!(link, LinkState::Down { .. });
         let upstreams = self.context.upstreams.iter().filter(|upstream| is_down(upstream.link()));
         Busy {
-            fills: self.fills.under_way(),
+            fills: self.fills.awaited(),
             repositories: self.context.pulls.busy(),
+            roots: self.context.pulls.busy_roots(),
             unreachable: upstreams.map(|upstream| upstream.name().clone()).collect(),
         }
     }
 
-    /// The shortage for a download with `rest` bytes to come, of which `own` are reserved already: `disk.max` and
+    /// The shortage for a download with `rest` bytes to come beside what others than `own` have reserved: `disk.max` and
     /// `disk.min_free` both hold.
-    fn shortage(&self, rest: u64, own: u64) -> Result<Shortage, StoreError> {
+    fn shortage(&self, rest: u64, own: Option<u64>, whom: For) -> Result<Shortage, StoreError> {
         let (store, disk) = (&self.context.store, &self.context.config.now().disk);
-        let coming = self.reserved.lock().saturating_sub(own).saturating_add(rest);
+        let coming = self.reserved.lock().by_others(own, whom).saturating_add(rest);
         let own =
             if disk.max.is_some() { store.counted_bytes().saturating_add(store.staged_bytes()) } else { 0 };
         let room = (self.look)(store)?;

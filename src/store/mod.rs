@@ -26,6 +26,7 @@
 mod accounts;
 mod blobs;
 mod census;
+mod claims;
 mod error;
 mod examine;
 mod fingerprint;
@@ -60,12 +61,12 @@ pub use verify::Recheck;
 
 use crate::sync::Mutex;
 use accounts::Accounts;
+use claims::Claims;
 use error::Result;
 use index::{Index, IndexSlot};
 use journal::Journal;
 use layout::{Layout, StoreLock};
 use quarantine::Quarantine;
-use staging::Claims;
 use stamp::Stamps;
 use std::path::Path;
 use uses::Uses;
@@ -89,14 +90,6 @@ impl Store {
     /// The folder that everything is in.
     pub fn data_dir(&self) -> &Path {
         self.layout.data_dir()
-    }
-
-    /// Free bytes on the file system of the store, for an unprivileged process.
-    ///
-    /// # Errors
-    /// The file system does not say.
-    pub fn free_bytes(&self) -> Result<u64> {
-        Ok(self.layout.room()?.free)
     }
 
     /// The room on the file system of the store.

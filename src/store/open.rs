@@ -8,6 +8,7 @@
 
 use super::Store;
 use super::accounts::Accounts;
+use super::claims::Claims;
 use super::error::{Result, StoreError};
 use super::examine::examine;
 use super::fingerprint;
@@ -16,7 +17,6 @@ use super::journal::{Event, Journal};
 use super::layout::Layout;
 use super::quarantine::Quarantine;
 use super::session::{Ended, Session};
-use super::staging::Claims;
 use super::stamp::Stamps;
 use super::uses::Uses;
 use crate::oci::Manifest;

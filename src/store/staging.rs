@@ -5,6 +5,7 @@
 //! file. What no writer has open is the first thing to go when the disk has no room, and goes in time by itself.
 
 use super::Store;
+use super::claims::StagingClaim;
 use super::error::{Result, StoreError};
 use super::layout::{class_of, flush_dir, own_file, set_class, write_own};
 use super::record::checksum;
@@ -12,9 +13,7 @@ use crate::auth::AccessClass;
 use crate::budget;
 use crate::files;
 use crate::oci::{Digest, Hasher, RegistryName, Repository, RepositoryName};
-use crate::sync::Mutex;
 use serde::{Deserialize, Serialize};
-use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
@@ -104,33 +103,7 @@ pub struct Staged {
     len: u64,
     /// It can be taken up by a later process, and so has an `.origin` file.
     resumable: bool,
-    _claim: Option<Claim>,
-}
-
-/// What is being written just now.
-#[derive(Debug, Default, Clone)]
-pub(super) struct Claims(Arc<Mutex<HashSet<ContentKey>>>);
-
-impl Claims {
-    fn take(&self, key: &ContentKey) -> Result<Claim> {
-        if !self.0.lock().insert(key.clone()) {
-            return Err(StoreError::Busy(Box::new(key.digest.clone())));
-        }
-        Ok(Claim { claims: self.clone(), key: key.clone() })
-    }
-}
-
-/// The right to write the content of one key; given back on drop.
-#[derive(Debug)]
-struct Claim {
-    claims: Claims,
-    key: ContentKey,
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        self.claims.0.lock().remove(&self.key);
-    }
+    claim: Option<StagingClaim>,
 }
 
 impl Store {
@@ -171,14 +144,14 @@ impl Store {
             hasher: Hasher::new(key.digest.algorithm()),
             len: 0,
             resumable: true,
-            _claim: Some(claim),
+            claim: Some(claim),
         };
         staged.take_up(from.size)?;
         Ok(staged)
     }
 
     /// What 0.1.0 left of the same registry, with the right to it.
-    fn left_by_0_1(&self, key: &ContentKey) -> Option<(PathBuf, StagedFrom, Option<Claim>)> {
+    fn left_by_0_1(&self, key: &ContentKey) -> Option<(PathBuf, StagedFrom, Option<StagingClaim>)> {
         let mut found = self.left_staged(Some(&key.digest)).into_iter();
         // Credentials may have fetched it, so that all of it proves nothing to those who have none.
         let proves = |from: &StagedFrom, bytes: u64| {
@@ -195,7 +168,7 @@ impl Store {
         let path = self.layout.scratch(digest, self.uses.sequence.next());
         let file = Arc::new(open_staging(&path, true)?);
         let hasher = Hasher::new(digest.algorithm());
-        Ok(Staged { digest: digest.clone(), path, file, hasher, len: 0, resumable: false, _claim: None })
+        Ok(Staged { digest: digest.clone(), path, file, hasher, len: 0, resumable: false, claim: None })
     }
 
     /// What earlier writers left unfinished, with the bytes already there. What 0.1.0 left is of no class yet and called
@@ -265,7 +238,7 @@ impl Store {
     pub fn idle_staged(&self, may_go: impl Fn(&ContentKey) -> bool) -> Vec<(ContentKey, u64)> {
         let found = self.left_staged(None).into_iter().filter(|(_, key, ..)| may_go(key));
         let mut found: Vec<_> = found
-            .filter(|(_, key, ..)| !self.claims.0.lock().contains(key))
+            .filter(|(_, key, ..)| !self.claims.contains(key))
             .map(|(path, key, _, bytes)| (read_origin(&path).map_or(0, |note| note.since_ms), key, bytes))
             .collect();
         found.sort();
@@ -284,6 +257,29 @@ impl Store {
         }
     }
 
+    /// Removes what is staged of some content although somebody is writing it, who cannot go on then. Its bytes are free at
+    /// once: nobody may be reading the file. Returns their number.
+    ///
+    /// # Errors
+    /// It is becoming a blob.
+    pub fn revoke_staged(&self, key: &ContentKey) -> Result<u64> {
+        let path = self.layout.staged(&key.file_name());
+        let mut bytes = 0;
+        self.claims.revoke(key, || {
+            bytes = fs::metadata(&path).map_or(0, |meta| meta.len());
+            // The writer has the file open, so that it would keep its bytes without a name.
+            let _ = OpenOptions::new().write(true).open(&path).and_then(|file| file.set_len(0));
+            let _ = fs::remove_file(&path);
+            let _ = fs::remove_file(path.with_extension("origin"));
+        })?;
+        Ok(bytes)
+    }
+
+    /// Bytes that are staged of some content.
+    pub fn staged_size(&self, key: &ContentKey) -> u64 {
+        fs::metadata(self.layout.staged(&key.file_name())).map_or(0, |meta| meta.len())
+    }
+
     /// Removes what is staged of some content, if nobody is writing it.
     ///
     /// # Errors
@@ -299,6 +295,11 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// What was written makes room for something else, and its writer has to end.
+fn revoked() -> StoreError {
+    StoreError::NoRoom { what: "it made way for what clients wait for".into() }
 }
 
 fn read_origin(staged: &Path) -> Option<OriginNote> {
@@ -325,8 +326,11 @@ impl Staged {
     /// Adds content at the end.
     ///
     /// # Errors
-    /// The disk does not take it.
+    /// The disk does not take it, or what was written made room for something else.
     pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        if !self.while_ours(|| {}) {
+            return Err(revoked());
+        }
         self.file
             .write_all_at(bytes, self.len)
             .map_err(StoreError::io(format!("cannot write {}", self.path.display())))?;
@@ -366,7 +370,9 @@ impl Staged {
     pub fn publish(self, store: &Store, class: AccessClass) -> Result<()> {
         // What more may read already stays theirs.
         let known = store.open_blob(&self.digest).ok().flatten();
-        let published = self.try_publish(store, known.map_or(class, |known| class.min(known.class)));
+        let class = known.map_or(class, |known| class.min(known.class));
+        let fixed = self.claim.as_ref().is_none_or(StagingClaim::fix);
+        let published = if fixed { self.try_publish(store, class) } else { Err(revoked()) };
         if published.is_err() {
             self.discard();
         }
@@ -424,9 +430,22 @@ impl Staged {
 
     /// Removes what was written.
     pub fn discard(&self) {
-        let _ = fs::remove_file(&self.path);
-        if self.resumable {
-            let _ = fs::remove_file(self.path.with_extension("origin"));
+        self.while_ours(|| {
+            let _ = fs::remove_file(&self.path);
+            if self.resumable {
+                let _ = fs::remove_file(self.path.with_extension("origin"));
+            }
+        });
+    }
+
+    /// Calls `work` unless what was written was removed to make room, and another writer may have begun.
+    fn while_ours(&self, work: impl FnOnce()) -> bool {
+        match &self.claim {
+            Some(claim) => claim.while_held(work),
+            None => {
+                work();
+                true
+            }
         }
     }
 

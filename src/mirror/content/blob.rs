@@ -20,7 +20,7 @@ use crate::fetch::Upstream;
 use crate::oci::{Digest, Repository};
 use crate::store::{Blob, ContentLink};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A blob that can be served.
 #[derive(Debug)]
@@ -179,7 +179,7 @@ impl Blobs {
                 }
             }
         };
-        if known.is_none() || fill.is_bad_for(repository) {
+        if known.is_none() || self.is_bad_for(repository, &fill, Duration::ZERO) {
             return Ok(None);
         }
         match self.follow(fill, true, repository, stated, budget::JOIN_WAIT).await {
@@ -217,11 +217,53 @@ impl Blobs {
         }
     }
 
-    /// A client of `repository` was not served to the end by a fill.
-    pub(in crate::mirror) fn served_badly(&self, repository: &Repository, fill: &Fill) {
-        if fill.repository != *repository {
+    /// Whether a client of `repository`, which has `waited` for the next byte of a fill, is better served by one of its own.
+    pub(in crate::mirror) fn is_bad_for(
+        &self,
+        repository: &Repository,
+        fill: &Fill,
+        waited: Duration,
+    ) -> bool {
+        if !fill.is_foreign_to(repository) {
+            return false;
+        }
+        let phase = fill.progress.borrow().phase.clone();
+        match phase {
+            Phase::Queued => waited >= budget::JOIN_WAIT && self.fills.has_slot_for(repository),
+            Phase::Running => fill.is_slow(Instant::now(), self.context.config.now().fetch.stall_timeout),
+            // With the link down this repository cannot be asked either.
+            Phase::Parked(_) => self
+                .context
+                .upstreams
+                .find(&repository.registry)
+                .is_some_and(|upstream| !upstream.link().is_known_down()),
+            Phase::Failed(refusal) => !matches!(refusal, Refusal::NotStored(_)),
+            Phase::Done => false,
+        }
+    }
+
+    /// A fill of this repository, for a client that the fill of another one has served badly.
+    pub(in crate::mirror) async fn own_fill(
+        &self,
+        repository: &Repository,
+        fill: &Fill,
+    ) -> Option<Arc<Fill>> {
+        if !fill.is_foreign_to(repository) {
+            return None;
+        }
+        // What waits for its turn is not to blame.
+        if fill.progress.borrow().phase != Phase::Queued {
             self.fills.served_badly(fill);
         }
+        let digest = fill.digest();
+        let stated = self.link(repository, digest).await.ok()?.and_then(|link| link.size);
+        let stated = stated.or_else(|| self.named.size(repository, digest));
+        let begun = self.fills.begin_apart(repository, (digest, fill.key.class), stated);
+        log::info!("{digest} of {} does not go on; {repository} is asked for it", fill.repository);
+        begun
+            .inspect_err(|refusal| log::warn!("{digest} of {repository}: {refusal}"))
+            .ok()
+            .map(|(fill, _)| fill)
     }
 
     /// The size of a blob, without fetching it, and whether it is here.

@@ -4,6 +4,7 @@ use super::super::context::{Arrivals, Context};
 use super::super::fair::Allotment;
 use super::super::progress::{Demand, Fill, FillTable, Phase};
 use super::super::refusal::Refusal;
+use super::super::repeats::Repeats;
 use super::super::reserve::Reserve;
 use super::queue::{FillQueue, Parked, Queued, Revivals};
 use super::run::{Ending, Run};
@@ -15,7 +16,7 @@ use crate::sync::Mutex;
 use crate::text::bytes_text;
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// All fills.
 pub(in crate::mirror) struct FillPool {
@@ -121,6 +122,7 @@ impl FillPool {
             }
             return Ok((fill, true));
         }
+        self.check_repeats(&key, stated, demand)?;
         if demand == Demand::Client {
             self.make_way(&mut table, repository);
         }
@@ -131,6 +133,17 @@ impl FillPool {
         table.insert(key, Arc::clone(&fill));
         self.enqueue(&fill);
         Ok((fill, false))
+    }
+
+    /// Whether a download may begin whose upstream has sent its bytes in vain.
+    fn check_repeats(&self, key: &ContentKey, stated: Option<u64>, demand: Demand) -> Result<(), Refusal> {
+        let (size, awaited) = (stated.unwrap_or(0), demand == Demand::Client);
+        let may = self.repeats().may(key, 0, size, awaited, Instant::now());
+        may.map_err(|pause| too_often(&key.registry, pause))
+    }
+
+    pub(super) fn repeats(&self) -> &Repeats {
+        &self.table.repeats
     }
 
     /// Drops fills that nobody waits for and that do not run, until there is a place for one that a client waits for; those
@@ -222,6 +235,11 @@ impl FillPool {
         self.table.counts()
     }
 
+    /// Whether a download of this repository would begin at once.
+    pub(in crate::mirror) fn has_slot_for(&self, repository: &Repository) -> bool {
+        self.queue.has_slot_for(repository)
+    }
+
     /// A client of another repository was served badly by this fill.
     pub(in crate::mirror) fn served_badly(&self, fill: &Fill) {
         self.table.served_badly(fill);
@@ -270,6 +288,16 @@ impl FillPool {
             Err(Ending::MadeWay) => {
                 log::debug!("download of {} of {} waits for its next turn", fill.digest(), fill.repository);
                 self.enqueue(fill);
+            }
+            Err(Ending::Unawaited(cause)) => {
+                self.forget(fill);
+                log::info!(
+                    "download of {} of {} waits for a client: {cause}",
+                    fill.digest(),
+                    fill.repository
+                );
+                // Who asks just now is served without the disk.
+                fill.set_phase(Phase::Failed(Refusal::NotStored(cause)));
             }
             Err(Ending::Restarted) => {
                 self.forget(fill);
@@ -338,6 +366,14 @@ fn has_place(table: &HashMap<ContentKey, Arc<Fill>>, of: &Repository) -> bool {
     let mut places = Allotment::new(budget::FILLS_MAX);
     table.values().for_each(|fill| places.take(&fill.repository));
     places.may_take(of)
+}
+
+/// An upstream has sent the same bytes too often.
+pub(super) fn too_often(registry: &RegistryName, pause: Duration) -> Refusal {
+    let seconds = pause.as_secs().max(1);
+    Refusal::Unavailable(format!(
+        "{registry} sent this again and again and never to its end; it is asked again in {seconds} s"
+    ))
 }
 
 /// A download ended without a result.

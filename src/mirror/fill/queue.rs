@@ -121,6 +121,11 @@ impl<T: Queued> FillQueue<T> {
         way
     }
 
+    /// Whether one of this repository would have a slot at once.
+    pub(super) fn has_slot_for(&self, of: &Repository) -> bool {
+        self.state.lock().slots.may_take(of)
+    }
+
     /// From now on `next` returns `None`.
     pub(super) fn close(&self) {
         self.state.lock().closed = true;

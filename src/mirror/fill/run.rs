@@ -4,7 +4,7 @@ use super::super::context::outage_text;
 use super::super::progress::{Fill, Phase};
 use super::super::refusal::{Missing, Refusal};
 use super::super::reserve::Reservation;
-use super::pool::FillPool;
+use super::pool::{FillPool, too_often};
 use super::turn::Turn;
 use crate::auth::AccessClass;
 use crate::budget;
@@ -25,6 +25,8 @@ pub(super) enum Ending {
     Failed(Refusal),
     /// It gave its slot to one that a client waits for, and goes on when it is its turn again.
     MadeWay,
+    /// Nobody waits for it, and it may not go on without that; what is staged stays for a client that asks.
+    Unawaited(String),
     /// Another file has taken the place of the one that its readers have: they begin again, and so does it.
     Restarted,
 }
@@ -54,8 +56,10 @@ pub(super) struct Run<'a> {
     turn: Turn,
     /// Whether the source gives parts of a blob, as far as is known.
     gives_parts: Option<bool>,
-    /// Attempts in a row that brought no byte.
+    /// Attempts in a row that brought no byte, or too few while nobody waits.
     fruitless: u32,
+    /// Bytes that the present attempt has brought.
+    brought: u64,
     reservation: Reservation<'a>,
     /// The content comes from several answers; if the hash is wrong, they may not fit together.
     resumed: bool,
@@ -63,8 +67,8 @@ pub(super) struct Run<'a> {
 
 impl<'a> Run<'a> {
     pub(super) fn of(pool: &'a FillPool, fill: &'a Arc<Fill>) -> Run<'a> {
-        let (turn, reservation) = (Turn::begin(Instant::now()), pool.reserve.open());
-        Run { pool, fill, turn, gives_parts: None, fruitless: 0, reservation, resumed: false }
+        let (turn, reservation) = (Turn::begin(Instant::now()), pool.reserve.open(fill));
+        Run { pool, fill, turn, gives_parts: None, fruitless: 0, brought: 0, reservation, resumed: false }
     }
 
     pub(super) fn run(&mut self) -> Result<(), Ending> {
@@ -94,6 +98,9 @@ impl<'a> Run<'a> {
         if let Err(Ending::Failed(refusal)) = &taken
             && (staged.is_empty() || matches!(refusal, Refusal::NotStored(_)))
         {
+            staged.discard();
+        }
+        if let (Err(Ending::Unawaited(_)), true) = (&taken, staged.is_empty()) {
             staged.discard();
         }
         taken?;
@@ -142,11 +149,15 @@ impl<'a> Run<'a> {
             if total == Some(staged.len()) || (total.is_none() && fill.stated == Some(staged.len())) {
                 return Ok(());
             }
+            if !fill.is_awaited() {
+                self.room(1, staged)?;
+            }
             match upstream.open_blob(&fill.repository.name, fill.digest(), staged.len()) {
                 Ok(mut stream) => {
                     let total = stream.total;
+                    self.check_repeat(stream.repeats(), staged)?;
                     self.gives_parts = stream.gives_parts.or(self.gives_parts);
-                    self.check_total(total)?;
+                    self.check_total(total, staged.len())?;
                     self.resumed |= !staged.is_empty();
                     self.publish(staged, total);
                     let read = |chunk: &mut [u8]| stream.read(chunk).map_err(|failure| failure.to_string());
@@ -160,7 +171,7 @@ impl<'a> Run<'a> {
                     // If upstream has lost it or sends wrong bytes, it cannot be finished. If upstream denies it, that may
                     // change.
                     if staged.is_empty() || !matches!(failure, Failure::Denied { .. }) {
-                        staged.discard();
+                        self.throw_away(staged);
                     }
                     return Err(Ending::Failed(Refusal::from_failure(&failure, Missing::Blob)));
                 }
@@ -189,7 +200,7 @@ impl<'a> Run<'a> {
                 without.push(peer);
                 continue;
             }
-            self.check_total(Some(total))?;
+            self.check_total(Some(total), begin)?;
             fill.from_peer.store(true, Ordering::Relaxed);
             self.publish(staged, Some(total));
             log::debug!("{} of {} comes from peer {peer}", fill.digest(), fill.repository);
@@ -220,6 +231,7 @@ impl<'a> Run<'a> {
         let total = offered.or(self.fill.stated);
         let limit = total.unwrap_or(budget::BLOB_BYTES_MAX);
         let mut chunk = vec![0; budget::FETCH_CHUNK_BYTES];
+        self.brought = 0;
         loop {
             if self.pool.is_stopping() {
                 return Err(Ending::Parked("larder is stopping".into()));
@@ -228,31 +240,65 @@ impl<'a> Run<'a> {
                 Ok(0) if total.is_none_or(|total| staged.len() == total) => return Ok(Copied::Complete),
                 Ok(0) => return Ok(Copied::Cut("the body ended early".into())),
                 Ok(n) if staged.len() + n as u64 > limit => {
-                    staged.discard();
+                    self.throw_away(staged);
                     return Err(self.wrong(format!("sent more than the {limit} bytes that it should have")));
                 }
                 Ok(n) => {
-                    let room = match self.fill.stated {
-                        Some(_) => self.reservation.holds(),
-                        None => self.reservation.extend(n as u64),
-                    };
-                    if let Err(problem) = room.and_then(|()| staged.append(&chunk[..n])) {
+                    self.room(n as u64, staged)?;
+                    if let Err(problem) = staged.append(&chunk[..n]) {
                         // It cannot be finished, so it should not use the disk; its bytes cannot be trusted either.
                         staged.discard();
                         return Err(problem.into());
                     }
-                    self.fruitless = 0;
-                    self.publish(staged, offered);
-                    match self.fill.stated {
-                        Some(stated) => self.reservation.set(stated.saturating_sub(staged.len())),
-                        None => self.reservation.used(n as u64),
+                    self.brought += n as u64;
+                    if self.brought >= budget::FILL_PROGRESS_BYTES || self.fill.is_awaited() {
+                        self.fruitless = 0;
                     }
+                    self.publish(staged, offered);
+                    self.reservation.used(n as u64);
                     self.turn.count(n as u64, Instant::now());
                     self.look_who_waits()?;
                 }
                 Err(failure) => return Ok(Copied::Cut(failure)),
             }
         }
+    }
+
+    /// Room for `bytes` that come next. Without it, a fill that nobody waits for ends and leaves what it has.
+    fn room(&mut self, bytes: u64, staged: &Staged) -> Result<(), Ending> {
+        let rest = self.fill.stated.map(|stated| stated.saturating_sub(staged.len()));
+        let Err(problem) = self.reservation.next(bytes, rest) else { return Ok(()) };
+        if rest.is_some() && !self.fill.is_awaited() {
+            return Err(Ending::Unawaited(problem.to_string()));
+        }
+        // It cannot be finished, so it should not use the disk.
+        staged.discard();
+        Err(problem.into())
+    }
+
+    /// Whether upstream may send `bytes` again that are here.
+    fn check_repeat(&self, bytes: u64, staged: &Staged) -> Result<(), Ending> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let (fill, awaited) = (self.fill, self.fill.is_awaited());
+        let size = fill.stated.unwrap_or(staged.len());
+        let (repeats, now) = (self.pool.repeats(), Instant::now());
+        let may = repeats.may(&fill.key, bytes, size, awaited, now);
+        if may.is_err() && !awaited {
+            return Err(Ending::Unawaited("its upstream sends it from the start each time".into()));
+        }
+        repeats.note(&fill.key, bytes, now);
+        may.map_err(|pause| {
+            self.throw_away(staged);
+            Ending::Failed(too_often(&fill.key.registry, pause))
+        })
+    }
+
+    /// Discards what came for nothing.
+    fn throw_away(&self, staged: &Staged) {
+        self.pool.repeats().note(&self.fill.key, staged.len(), Instant::now());
+        staged.discard();
     }
 
     /// Gives the slot up for a fill that a client waits for, if nobody waits for this one, or if it is too slow and its source
@@ -281,6 +327,11 @@ impl<'a> Run<'a> {
         match staged.publish(store, class) {
             Ok(()) => {}
             Err(StoreError::Mismatch { actual, .. }) => {
+                self.pool.repeats().note(
+                    &fill.key,
+                    fill.progress.borrow().total.unwrap_or(0),
+                    Instant::now(),
+                );
                 let seam = if self.resumed { " (it was assembled from several answers)" } else { "" };
                 return Err(self.wrong(format!("sent content that hashes to {actual}{seam}")));
             }
@@ -303,8 +354,8 @@ impl<'a> Run<'a> {
     }
 
     /// Refuses a blob of a size that its manifest does not state, and one that the disk cannot take. Images go only for a
-    /// size that a manifest states; else the bytes get what room there is when they come.
-    fn check_total(&mut self, total: Option<u64>) -> Result<(), Ending> {
+    /// size that a manifest states and a client waits for; else the bytes get what room there is when they come.
+    fn check_total(&mut self, total: Option<u64>, come: u64) -> Result<(), Ending> {
         let Some(total) = total.or(self.fill.stated) else { return Ok(()) };
         if let Some(stated) = self.fill.stated
             && stated != total
@@ -314,11 +365,10 @@ impl<'a> Run<'a> {
         if total > budget::BLOB_BYTES_MAX {
             return Err(self.wrong(format!("offers {total} bytes, more than larder keeps")));
         }
-        if self.fill.stated.is_none() {
+        if self.fill.stated.is_none() || !self.fill.is_awaited() {
             return Ok(());
         }
-        let rest = total.saturating_sub(self.fill.progress.borrow().available);
-        self.reservation.make(rest).map_err(Ending::from)
+        self.reservation.next(0, Some(total.saturating_sub(come))).map_err(Ending::from)
     }
 
     /// Publishes the progress, except the last bytes, which are held back until the hash is right.

@@ -1,8 +1,10 @@
 //! Room: how much is missing, what goes for it and who waits for whom.
 
 use super::super::context::testing::{context, put};
+use super::super::progress::{Demand, Phase};
 use super::*;
 use crate::image::tests::Board;
+use crate::store::{Staged, StagedFrom};
 use std::sync::Barrier;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -15,6 +17,11 @@ fn full(max: usize) -> (Board, Arc<Context>, Reserve, [Digest; 3]) {
     let images = [1, 2, 3].map(|fill| put(&context, 100 * KIB, fill));
     let reserve = Reserve::new(Arc::clone(&context), Arc::default());
     (scratch, context, reserve, images)
+}
+
+/// All that is reserved.
+fn reserved(reserve: &Reserve) -> u64 {
+    reserve.reserved.lock().by_others(None, For::Nobody)
 }
 
 fn here(context: &Context, images: &[Digest]) -> Vec<bool> {
@@ -76,7 +83,7 @@ fn an_attempt_that_failed_is_not_made_again_at_once() {
 #[test]
 fn room_is_made_for_what_comes_and_only_as_much_as_is_needed() {
     let (_board, context, reserve, images) = full(400);
-    let mut reservation = reserve.open();
+    let mut reservation = Reservation::open(&reserve, None);
     reservation.make(100 * KIB as u64).unwrap();
     assert_eq!(here(&context, &images), [true, true, true], "it fits");
     reservation.make(101 * KIB as u64).unwrap();
@@ -87,18 +94,18 @@ fn room_is_made_for_what_comes_and_only_as_much_as_is_needed() {
 #[test]
 fn what_others_reserved_is_not_counted_on_and_comes_back_when_they_end() {
     let (_board, context, reserve, images) = full(400);
-    let mut first = reserve.open();
+    let mut first = Reservation::open(&reserve, None);
     first.make(100 * KIB as u64).unwrap();
-    let mut second = reserve.open();
+    let mut second = Reservation::open(&reserve, None);
     second.make(KIB as u64).unwrap();
     assert_eq!(here(&context, &images), [false, true, true], "the first has the room that was left");
     drop(first);
-    assert_eq!(*reserve.reserved.lock(), KIB as u64);
+    assert_eq!(reserved(&reserve), KIB as u64);
     second.set(3);
-    assert_eq!(*reserve.reserved.lock(), 3);
+    assert_eq!(reserved(&reserve), 3);
     drop(second);
-    assert_eq!(*reserve.reserved.lock(), 0);
-    let mut third = reserve.open();
+    assert_eq!(reserved(&reserve), 0);
+    let mut third = Reservation::open(&reserve, None);
     third.make(200 * KIB as u64).unwrap();
     assert_eq!(here(&context, &images), [false, true, true], "room that came back needs no victim");
 }
@@ -106,21 +113,21 @@ fn what_others_reserved_is_not_counted_on_and_comes_back_when_they_end() {
 #[test]
 fn nothing_goes_for_what_cannot_fit_and_nothing_is_reserved_for_it() {
     let (_board, context, reserve, images) = full(400);
-    let mut reservation = reserve.open();
+    let mut reservation = Reservation::open(&reserve, None);
     let refused = reservation.make(401 * KIB as u64);
     assert!(matches!(refused, Err(StoreError::NoRoom { .. })), "{refused:?}");
     assert_eq!(here(&context, &images), [true, true, true]);
-    assert_eq!(*reserve.reserved.lock(), 0);
+    assert_eq!(reserved(&reserve), 0);
     assert!(reserve.last_failed.lock().is_some(), "it is remembered");
     reservation.set(3);
     reservation.make(401 * KIB as u64).unwrap_err();
-    assert_eq!(*reserve.reserved.lock(), 3, "what was reserved before stays");
+    assert_eq!(reserved(&reserve), 3, "what was reserved before stays");
 }
 
 #[test]
 fn room_that_just_suffices_is_enough() {
     let (_board, context, reserve, images) = full(400);
-    reserve.open().make(200 * KIB as u64).unwrap();
+    Reservation::open(&reserve, None).make(200 * KIB as u64).unwrap();
     assert_eq!(here(&context, &images), [false, true, true]);
 }
 
@@ -128,7 +135,7 @@ fn room_that_just_suffices_is_enough() {
 fn what_failed_is_not_tried_again_and_less_is() {
     let (_board, _context, reserve, _) = full(400);
     let failed = || reserve.last_failed.lock().map(|last| last.at);
-    let mut reservation = reserve.open();
+    let mut reservation = Reservation::open(&reserve, None);
     reservation.make(401 * KIB as u64).unwrap_err();
     let first = failed();
     reservation.make(401 * KIB as u64).unwrap_err();
@@ -143,7 +150,7 @@ fn what_failed_is_not_tried_again_and_less_is() {
 fn what_is_half_downloaded_counts_for_the_ceiling() {
     let (_board, context, reserve, images) = full(400);
     std::fs::write(context.store.data_dir().join("staging/half"), vec![0; 100 * KIB]).unwrap();
-    reserve.open().make(KIB as u64).unwrap();
+    Reservation::open(&reserve, None).make(KIB as u64).unwrap();
     assert_eq!(here(&context, &images), [false, true, true]);
 }
 
@@ -151,9 +158,9 @@ fn what_is_half_downloaded_counts_for_the_ceiling() {
 fn what_is_being_read_stays() {
     let (_board, context, reserve, images) = full(400);
     read(&context, &images[2]);
-    reserve.open().make(301 * KIB as u64).unwrap_err();
+    Reservation::open(&reserve, None).make(301 * KIB as u64).unwrap_err();
     assert_eq!(here(&context, &images), [true, true, true], "two are not enough");
-    reserve.open().make(300 * KIB as u64).unwrap();
+    Reservation::open(&reserve, None).make(300 * KIB as u64).unwrap();
     assert_eq!(here(&context, &images), [false, false, true], "the newest is being read");
 }
 
@@ -171,14 +178,14 @@ fn what_the_index_does_not_know_counts_for_the_ceiling() {
     let (_board, context, reserve, _) = full(400);
     let lost = Digest::of(crate::oci::Algorithm::Sha256, b"lost").hex();
     std::fs::write(context.store.data_dir().join("blobs/sha256").join(lost), vec![0; 100 * KIB]).unwrap();
-    reserve.open().make(KIB as u64).unwrap();
+    Reservation::open(&reserve, None).make(KIB as u64).unwrap();
     assert_eq!(context.counters.evicted_bytes(), 100 * KIB as u64);
 }
 
 #[test]
 fn a_manifest_does_not_count_on_what_a_download_reserved() {
     let (_board, context, reserve, images) = full(400);
-    let mut reservation = reserve.open();
+    let mut reservation = Reservation::open(&reserve, None);
     reservation.make(50 * KIB as u64).unwrap();
     let new = Digest::of(crate::oci::Algorithm::Sha256, b"new");
     reserve.with_room_for_manifest(&new, 60 * KIB as u64, || Ok(())).unwrap();
@@ -188,18 +195,18 @@ fn a_manifest_does_not_count_on_what_a_download_reserved() {
 #[test]
 fn no_number_of_bytes_is_too_large_to_reserve() {
     let (_board, _context, reserve, _) = full(400);
-    let (mut first, mut second) = (reserve.open(), reserve.open());
+    let (mut first, mut second) = (Reservation::open(&reserve, None), Reservation::open(&reserve, None));
     first.set(u64::MAX);
     second.set(u64::MAX);
-    assert_eq!(*reserve.reserved.lock(), u64::MAX);
+    assert_eq!(reserved(&reserve), u64::MAX);
     drop((first, second));
-    assert_eq!(*reserve.reserved.lock(), 0);
+    assert_eq!(reserved(&reserve), 0);
 }
 
 #[test]
 fn a_refusal_says_what_is_kept_free_what_the_ceiling_is_and_what_was_to_come() {
     let (_board, _context, reserve, _) = full(400);
-    let refused = reserve.open().make(401 * KIB as u64).unwrap_err().to_string();
+    let refused = Reservation::open(&reserve, None).make(401 * KIB as u64).unwrap_err().to_string();
     let expected = ", of which 1.0 MB stay free, and disk.max is 409.6 kB; 410.6 kB are to come, and no image \
                     that may be removed would make room for them";
     assert!(refused.ends_with(expected), "{refused}");
@@ -214,7 +221,7 @@ fn what_comes_at_the_same_time_does_not_count_on_the_same_room() {
     let come = || {
         for _ in 0..1000 {
             barrier.wait();
-            let mut reservation = reserve.open();
+            let mut reservation = Reservation::open(&reserve, None);
             let fits = reservation.make(201 * KIB as u64).is_ok();
             *made.lock() += u32::from(fits);
             barrier.wait();
@@ -222,7 +229,7 @@ fn what_comes_at_the_same_time_does_not_count_on_the_same_room() {
     };
     std::thread::scope(|scope| drop([0; 4].map(|_| scope.spawn(come))));
     assert_eq!(*made.lock(), 1000, "each time there is room for one");
-    assert_eq!(*reserve.reserved.lock(), 0);
+    assert_eq!(reserved(&reserve), 0);
 }
 
 #[test]
@@ -283,8 +290,52 @@ fn what_is_being_downloaded_stays() {
     let fill = super::super::progress::Fill::download(key.clone(), &repository, None, demand);
     table.lock().insert(key, Arc::new(fill));
     let reserve = Reserve::new(Arc::clone(&context), table);
-    reserve.open().make(150 * KIB as u64).unwrap();
+    Reservation::open(&reserve, None).make(150 * KIB as u64).unwrap();
     assert_eq!(here(&context, &images), [true, false, true]);
+}
+
+/// A download of 200 KiB that runs and has written 100 KiB, and its writer.
+fn downloading(context: &Context, table: &FillTable, demand: Demand) -> (Arc<Fill>, Staged) {
+    let repository = "docker.io/library/app".parse().unwrap();
+    let digest = Digest::of(crate::oci::Algorithm::Sha256, b"large");
+    let key = ContentKey::shared("docker.io".parse().unwrap(), crate::auth::AccessClass::Public, digest);
+    let size = Some(200 * KIB as u64);
+    let fill = Arc::new(Fill::download(key.clone(), &repository, size, demand));
+    let mut staged = context.store.stage(&key, &StagedFrom { repository, size }).unwrap();
+    staged.append(&[7; 100 * KIB]).unwrap();
+    fill.file.set(staged.file()).unwrap();
+    fill.set_phase(Phase::Running);
+    table.lock().insert(key, Arc::clone(&fill));
+    (fill, staged)
+}
+
+#[test]
+fn what_nobody_waits_for_gets_what_is_free_and_gives_way_while_it_runs() {
+    let (_board, context, _, images) = full(430);
+    let table = Arc::<FillTable>::default();
+    let reserve = Reserve::new(Arc::clone(&context), Arc::clone(&table));
+    let (fill, mut staged) = downloading(&context, &table, Demand::Background);
+    let mut own = reserve.open(&fill);
+    // It had reserved all of it while it was waited for; now it has the 30 KiB that are free.
+    own.set(100 * KIB as u64);
+    own.next(25 * KIB as u64, Some(100 * KIB as u64)).unwrap();
+    assert_eq!(reserved(&reserve), 25 * KIB as u64);
+    own.next(31 * KIB as u64, Some(100 * KIB as u64)).unwrap_err();
+    assert_eq!((here(&context, &images), reserved(&reserve)), (vec![true; 3], 0));
+    // Somebody reads it: then it gets its room, and goes for nobody.
+    let reader = fill.follow();
+    own.next(31 * KIB as u64, Some(100 * KIB as u64)).unwrap();
+    assert_eq!(here(&context, &images), [false, true, true]);
+    Reservation::open(&reserve, None).make(40 * KIB as u64).unwrap();
+    assert_eq!(here(&context, &images), [false, false, true]);
+    assert!(fill.file().is_some() && staged.append(b"more").is_ok());
+    // Nobody any more: what it wrote and what it reserved makes room before the next image.
+    drop(reader);
+    Reservation::open(&reserve, None).make(140 * KIB as u64).unwrap();
+    assert_eq!(here(&context, &images), [false, false, true]);
+    assert!(fill.file().is_none() && staged.append(b"more").is_err() && table.find(&fill.key).is_none());
+    assert_eq!(context.store.staged_bytes(), 0);
+    assert!(fill.not_stored().is_some(), "who comes just now is served without the disk");
 }
 
 #[test]
@@ -358,7 +409,7 @@ fn larder_gives_way_to_who_grows_and_removes_no_more_than_that_takes() {
     }
     assert_eq!(here(&context, &images), [false, false, false, false, true, true]);
     // What cannot be restored is restored as far as may be, and what runs is told.
-    let mut running = reserve.open();
+    let mut running = Reservation::open(&reserve, None);
     running.make(KIB as u64).unwrap();
     others.store(1_950, Ordering::Relaxed);
     reserve.watch();
@@ -378,7 +429,7 @@ fn what_was_cut_goes_before_any_image_the_oldest_first() {
     others.store(1_320, Ordering::Relaxed);
     reserve.watch();
     assert_eq!((staged(), here(&context, &images)), (1, vec![true, true]));
-    reserve.open().make(60 * KIB as u64).unwrap();
+    Reservation::open(&reserve, None).make(60 * KIB as u64).unwrap();
     assert_eq!((staged(), here(&context, &images)), (0, vec![true, true]), "for a download too");
     others.store(1_450, Ordering::Relaxed);
     reserve.watch();
@@ -417,7 +468,7 @@ fn what_is_pinned_gives_way_last_and_only_if_that_mends_it_and_never_silently() 
     let again = put(&context, 100 * KIB, 1);
     context.store.tag_seen(&repository, &tag, &crate::store::Observation::upstream(again.clone())).unwrap();
     others.store(1_400, Ordering::Relaxed);
-    let mut running = reserve.open();
+    let mut running = Reservation::open(&reserve, None);
     running.make(90 * KIB as u64).unwrap();
     others.store(1_450, Ordering::Relaxed);
     reserve.watch();
@@ -427,7 +478,7 @@ fn what_is_pinned_gives_way_last_and_only_if_that_mends_it_and_never_silently() 
     assert!(context.store.contains(&again) && !reserve.short.load(Ordering::Relaxed));
     // For a download it does not go.
     others.store(1_500, Ordering::Relaxed);
-    reserve.open().make(100 * KIB as u64).unwrap_err();
+    Reservation::open(&reserve, None).make(100 * KIB as u64).unwrap_err();
     assert!(context.store.contains(&again));
 }
 
@@ -482,13 +533,13 @@ fn inodes_are_left_free_too_if_that_helps() {
 #[test]
 fn bytes_that_nothing_announced_get_what_is_free_and_remove_nothing() {
     let (_board, context, reserve, images) = full(400);
-    let mut reservation = reserve.open();
-    reservation.extend(90 * KIB as u64).unwrap();
+    let mut reservation = Reservation::open(&reserve, None);
+    reservation.next(90 * KIB as u64, None).unwrap();
     reservation.used(80 * KIB as u64);
-    assert_eq!(*reserve.reserved.lock(), 10 * KIB as u64);
+    assert_eq!(reserved(&reserve), 10 * KIB as u64);
     let key = stage(&context, 7, 80 * KIB);
-    reservation.extend(19 * KIB as u64).unwrap();
-    reservation.extend(21 * KIB as u64).unwrap_err();
+    reservation.next(19 * KIB as u64, None).unwrap();
+    reservation.next(21 * KIB as u64, None).unwrap_err();
     assert_eq!(here(&context, &images), [true, true, true]);
     assert!(context.store.forget_staged(&key).is_ok(), "nor what is staged");
 }
