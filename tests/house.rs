@@ -23,8 +23,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("sync", &["budget"]),
     ("text", &[]),
     ("oci", &["budget"]),
-    ("documents", &["budget", "sync"]),
-    ("places", &["sync"]),
+    ("places", &["budget", "sync"]),
+    ("documents", &["budget", "sync", "places"]),
     ("auth", &["oci", "budget", "text"]),
     ("config", &["oci", "budget", "sync", "text"]),
     ("decide", &["oci", "config"]),
@@ -41,6 +41,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "clock",
             "sync",
             "text",
+            "places",
             "documents",
             "auth",
             "config",
@@ -68,8 +69,8 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// What every part of `mirror` may use of it.
-const MIRROR_GROUND: [&str; 9] =
-    ["access", "context", "counters", "fair", "lane", "progress", "pulls", "refusal", "single_flight"];
+const MIRROR_GROUND: [&str; 8] =
+    ["access", "context", "counters", "lane", "progress", "pulls", "refusal", "single_flight"];
 
 /// The parts of `src/mirror`, and the parts that each may use besides [`MIRROR_GROUND`]. `mod` is the façade: whatever
 /// is named as `super::Name` or `crate::mirror::Name` and is no part.
@@ -94,8 +95,7 @@ const MIRROR_ARROWS: &[(&str, &[&str])] = &[
     ("context", &["counters", "pulls", "refusal"]),
     ("progress", &["counters", "refusal"]),
     ("single_flight", &["lane"]),
-    ("lane", &["fair"]),
-    ("fair", &[]),
+    ("lane", &[]),
     ("pulls", &["counters"]),
     ("counters", &[]),
     ("refusal", &[]),

@@ -15,6 +15,7 @@ use super::sendfile::{self, OnReadFailure, PageCacheProbe, SendfileQueue};
 use crate::budget;
 use crate::mirror::{ByteSource, Fill, Mirror, Phase, Pieces, Progress, Refusal};
 use crate::oci::{Digest, Repository};
+use crate::places::for_client;
 use crate::sync;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
@@ -285,13 +286,13 @@ impl Reader {
     /// Goes on without the disk after a fill has failed with `problem`, if only the disk was to blame.
     async fn read_uncached(&mut self, left: u64, problem: io::Error) -> io::Result<Bytes> {
         let ReaderSource::Growing { fill, follow, stall } = &self.from else { return Err(problem) };
-        let Account { mirror, repository, .. } = &self.account;
+        let Account { mirror, repository, client, .. } = &self.account;
         let Some(cause) = fill.not_stored() else {
             mirror.served_badly(repository, fill);
             return Err(problem);
         };
         let total = follow.borrow().total.ok_or(problem)?;
-        let pieces = mirror.resume_uncached(repository, fill, total, &cause).await;
+        let pieces = for_client(*client, mirror.resume_uncached(repository, fill, total, &cause)).await;
         let pieces = pieces.map_err(|refusal| io::Error::other(refusal.to_string()))?;
         let (sent, stall) = (fill.file(), *stall);
         let mut stream = UncachedStream { pieces, received: 0, skip: self.offset, sent, stall };

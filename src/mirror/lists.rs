@@ -171,7 +171,7 @@ impl Lists {
         &self,
         registry: &RegistryName,
         of: &str,
-        question: impl FnOnce(&Upstream) -> Result<T, Failure> + Send + 'static,
+        question: impl FnMut(&Upstream) -> Result<T, Failure> + Send + 'static,
     ) -> Result<Result<T, Failure>, Refusal> {
         let upstream = self.context.upstream(registry)?;
         if upstream.link().is_known_down() {

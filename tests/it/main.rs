@@ -40,3 +40,4 @@ mod serving;
 mod systemd;
 mod tags;
 mod upgrade;
+mod within_registry;

@@ -5,16 +5,17 @@
 //! [`Refusal::Busy`].
 
 use super::super::context::Context;
-use super::super::fair::{Allotment, UplinkPlace, UplinkPlaces};
-use super::super::fill::download_failed;
+use super::super::fill::{Turn, download_failed};
 use super::super::progress::Fill;
 use super::super::refusal::{Missing, Refusal};
 use crate::budget;
 use crate::fetch::Upstream;
 use crate::oci::{Digest, Hasher, Repository};
+use crate::places::{Allotment, Asking, TurnPlace, TurnPool, asker};
 use bytes::Bytes;
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::{mpsc, oneshot};
 
 /// The pieces of a blob on their way from an upstream to one client.
@@ -23,13 +24,13 @@ pub type Pieces = mpsc::Receiver<io::Result<Bytes>>;
 /// Uncached streams.
 pub(in crate::mirror) struct Streams {
     context: Arc<Context>,
-    slots: UplinkPlaces,
+    slots: TurnPool,
 }
 
 /// The right to serve content from memory.
 #[derive(Debug, Clone)]
 pub(super) struct StreamSlot {
-    _place: Arc<UplinkPlace>,
+    _place: Arc<TurnPlace>,
 }
 
 impl StreamSlot {
@@ -61,12 +62,12 @@ struct UncachedBlob {
 impl Streams {
     pub(in crate::mirror) fn new(context: Arc<Context>) -> Streams {
         let slots = context.config.now().fetch.streams;
-        Streams { context, slots: UplinkPlaces::new(Allotment::of_streams(slots)) }
+        Streams { context, slots: TurnPool::new(Allotment::of_streams(slots)) }
     }
 
     /// A slot for a repository, if one is free that is not kept for others.
     pub(super) fn slot(&self, repository: &Repository) -> Option<StreamSlot> {
-        self.slots.take(repository).map(|place| StreamSlot { _place: Arc::new(place) })
+        self.slots.take(asking(repository)).map(|place| StreamSlot { _place: Arc::new(place) })
     }
 
     /// All slots are in use.
@@ -87,7 +88,8 @@ impl Streams {
         cause: &str,
     ) -> Result<Option<(u64, Pieces)>, Refusal> {
         let upstream = self.context.upstream(&repository.registry)?;
-        let slot = self.slots.wait(repository, budget::STREAM_WAIT_MAX).await.ok_or_else(Streams::busy)?;
+        let slot =
+            self.slots.wait(asking(repository), budget::STREAM_WAIT_MAX).await.ok_or_else(Streams::busy)?;
         log::warn!("{digest} of {repository} is streamed and not stored: {cause}");
         let (context, repository, digest) = (Arc::clone(&self.context), repository.clone(), digest.clone());
         let (registry, wanted) = (repository.registry.clone(), digest.clone());
@@ -98,8 +100,7 @@ impl Streams {
             .name("stream".into())
             .stack_size(budget::THREAD_STACK_BYTES)
             .spawn(move || {
-                blob.run(opened, &pieces);
-                drop(slot);
+                blob.run(opened, &pieces, slot);
             })
             .map_err(|e| Refusal::Busy(format!("no thread for another download: {e}")))?;
         match tokio::time::timeout(budget::MISS_WAIT_MAX, total).await {
@@ -127,12 +128,18 @@ impl Streams {
     }
 }
 
+/// A place for this repository, for the client of this task.
+fn asking(repository: &Repository) -> Asking {
+    Asking::new(repository.registry.as_str(), &repository.name.to_string(), asker())
+}
+
 impl UncachedBlob {
     /// Sends the size of the blob to `opened`, then the blob to `pieces`.
     fn run(
         &self,
         opened: oneshot::Sender<Result<Option<u64>, Refusal>>,
         pieces: &mpsc::Sender<io::Result<Bytes>>,
+        slot: TurnPlace,
     ) {
         let mut stream = match self.upstream.open_blob(&self.repository.name, &self.digest, 0) {
             Ok(stream) => stream,
@@ -154,7 +161,16 @@ impl UncachedBlob {
         if opened.send(Ok(Some(total))).is_err() {
             return;
         }
-        let read = |buffer: &mut [u8]| stream.read(buffer).map_err(|failure| failure.to_string());
+        let mut turn = Turn::begin(Instant::now());
+        let read = |buffer: &mut [u8]| {
+            let n = stream.read(buffer).map_err(|failure| failure.to_string())?;
+            turn.count(n as u64, Instant::now());
+            // Nothing of it is kept, so that only what is too slow gives way.
+            if turn.may_look(Instant::now()) && slot.must_make_way(turn.is_over(Instant::now())) {
+                return Err("it was slow, and others wait for its place".into());
+            }
+            Ok(n)
+        };
         match pass_on(read, &self.digest, total, pieces) {
             Ok(true) => {
                 if let Err(problem) = self.context.proven(&self.repository, &self.digest) {
