@@ -70,6 +70,9 @@ pub const QUESTION_TURN_TIME: Duration = Duration::from_secs(2);
 /// Bytes a second of a body below which a question is called off after its turn if others wait: manifests are small, so that
 /// less is a drip and no slow link.
 pub const QUESTION_RATE_MIN: u64 = KIB;
+/// After this time without an answer a question lets others by; when it was asked again, after [`QUESTION_TURN_TIME`] what is
+/// new.
+pub const QUESTION_LATE_TIME: Duration = Duration::from_secs(5);
 /// How often a question that waits for its upstream looks whether it is called off.
 pub const QUESTION_LOOK_PAUSE: Duration = Duration::from_millis(200);
 /// Turn of a large answer, after which it is called off if another registry waits and fewer bytes came in a second than
@@ -322,6 +325,10 @@ pub const CATALOGUE_PAGES_MAX: usize = 16;
 pub const DISK_WATCH_EVERY: Duration = Duration::from_secs(2);
 /// Longest a client waits for a place of an uncached stream, so that an answer is left of [`MISS_WAIT_MAX`].
 pub const STREAM_WAIT_MAX: Duration = Duration::from_secs(10);
+/// First pause before a piece of an uncached stream is offered again to a client that has not taken the one before.
+pub const STREAM_LOOK_PAUSE_MIN: Duration = Duration::from_millis(1);
+/// Longest such pause; it doubles: a client that takes a piece in less waits for nothing.
+pub const STREAM_LOOK_PAUSE_MAX: Duration = Duration::from_millis(16);
 /// Pieces of an uncached stream that may wait for its client.
 pub const STREAM_PIECES: usize = 1;
 

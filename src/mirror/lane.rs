@@ -23,8 +23,16 @@ pub(super) trait LaneJob: Send {
 /// What is asked for, by whom, and whether a client waits for it.
 #[derive(Clone)]
 pub(super) struct LaneTicket {
-    pub(super) asking: Arc<Asking>,
-    pub(super) awaited: Arc<dyn Fn() -> bool + Send + Sync>,
+    asking: Arc<Asking>,
+    awaited: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// It was called off before.
+    again: bool,
+}
+
+impl LaneTicket {
+    pub(super) fn new(asking: Arc<Asking>, awaited: impl Fn() -> bool + Send + Sync + 'static) -> LaneTicket {
+        LaneTicket { asking, awaited: Arc::new(awaited), again: false }
+    }
 }
 
 impl Waits for LaneTicket {
@@ -34,6 +42,10 @@ impl Waits for LaneTicket {
 
     fn is_awaited(&self) -> bool {
         (self.awaited)()
+    }
+
+    fn had_turn(&self) -> bool {
+        self.again
     }
 }
 
@@ -49,6 +61,10 @@ impl Waits for QueuedJob {
 
     fn is_awaited(&self) -> bool {
         self.ticket.is_awaited()
+    }
+
+    fn had_turn(&self) -> bool {
+        self.ticket.again
     }
 }
 
@@ -104,7 +120,7 @@ impl Lanes {
 
     /// Queues larder's own work.
     pub(super) fn run(&self, of: &str, job: impl FnOnce() + Send + 'static) -> Result<(), QueueFull> {
-        let ticket = LaneTicket { asking: self.asking(of, None), awaited: Arc::new(|| true) };
+        let ticket = LaneTicket::new(self.asking(of, None), || true);
         self.queue(ticket, Box::new(Once(Some(job))))
     }
 
@@ -200,11 +216,15 @@ impl LaneShared {
     }
 
     /// Whether a running job is called off. To ask again costs its upstream an answer, so that a larger share gives way only
-    /// after a turn; and who waits no longer than others do is let by only what drips.
+    /// after a turn. What drips lets others by; what is merely late does so too, and has its login and its connection the next
+    /// time, when it lets by only what is new.
     fn is_over(&self, ticket: &LaneTicket, pace: &TurnPace) -> bool {
-        let may_share = pace.began.elapsed() >= budget::QUESTION_TURN_TIME;
+        let taken = pace.began.elapsed();
+        let may_share = taken >= budget::QUESTION_TURN_TIME;
         let drips = pace.is_below(budget::QUESTION_RATE_MIN, budget::QUESTION_TURN_TIME);
-        self.state.lock().turns.must_make_way(ticket, may_share, drips)
+        let late =
+            taken >= if ticket.again { budget::QUESTION_TURN_TIME } else { budget::QUESTION_LATE_TIME };
+        self.state.lock().turns.must_make_way(ticket, may_share, drips || late)
     }
 }
 
@@ -219,12 +239,11 @@ fn work(shared: &Arc<LaneShared>) {
         state.turns.done(&asking);
         if let Ok(true) = worked {
             log::debug!("a question to {} waits for its next turn", shared.name);
-            state.turns.push(QueuedJob { ticket, job });
+            state.turns.push(QueuedJob { ticket: LaneTicket { again: true, ..ticket }, job });
             continue;
         }
         drop(state);
         match worked {
-            // What waited for the same repository or client may have its turn now.
             Ok(_) => job.publish(),
             // A panic drops the job's sender, which ends the wait for its answer. The lane continues.
             Err(_) => log::error!("a question to {} ended in a panic; this is a bug", shared.name),

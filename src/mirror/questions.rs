@@ -47,7 +47,7 @@ impl Questions {
         let waited = Arc::clone(&sender);
         let awaited =
             move || waited.lock().as_ref().is_some_and(|sender: &AnswerSender<T>| !sender.is_closed());
-        let ticket = LaneTicket { asking: lanes.asking(of, asker()), awaited: Arc::new(awaited) };
+        let ticket = LaneTicket::new(lanes.asking(of, asker()), awaited);
         let job = OneQuestion { upstream: Arc::clone(upstream), question, answer: None, sender };
         lanes.queue(ticket, Box::new(job)).map_err(|_| queue_full())?;
         match tokio::time::timeout(budget::MISS_WAIT_MAX, answer).await {

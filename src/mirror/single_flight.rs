@@ -56,7 +56,7 @@ where
             under_way.insert(key.clone(), (Arc::clone(&sender), Arc::clone(&asking)));
         }
         let waited = Arc::clone(&sender);
-        let ticket = LaneTicket { asking, awaited: Arc::new(move || waited.receiver_count() > 0) };
+        let ticket = LaneTicket::new(asking, move || waited.receiver_count() > 0);
         // If the queue is full, the job is dropped, and with it `departure`, which removes the question from the list.
         let departure = Departure { under_way: Arc::clone(&self.under_way), key: key.clone() };
         lanes.queue(ticket, Box::new(FlightJob { ask, answer: None, departure, sender }))?;

@@ -3,7 +3,7 @@
 //! Invariants. No more places are taken than there are, and each that is taken is given back once. Of every pool an eighth,
 //! at least one place, is kept for registries that hold none, and of the rest an eighth for repositories that hold none; of a
 //! table, which nothing can be called back from, somewhat more for clients that hold none. The next turn is theirs
-//! who hold the fewest: the registry, then the client, then the repository, then who came first. What runs gives way at
+//! who hold the fewest: the registry, then the client; then theirs who had none yet, then the repository's, then who came first. What runs gives way at
 //! once if nobody waits for it, when its share is larger than that of one that waits, and when it is too slow and it is the
 //! turn of another. While nobody waits nothing gives way.
 
@@ -223,10 +223,16 @@ pub trait Waits {
 
     /// Whether a client waits for it.
     fn is_awaited(&self) -> bool;
+
+    /// Whether it had a turn, which came to nothing.
+    fn had_turn(&self) -> bool {
+        false
+    }
 }
 
-/// Whose turn comes first has the lowest.
-type Rank = (bool, HeldPlaces);
+/// Whose turn comes first has the lowest: what is waited for; then by what the registry holds and the client; what had no
+/// turn yet; then by what the repository holds.
+type Rank = (bool, (usize, usize), bool, usize);
 
 /// Places, and what waits for them.
 #[derive(Debug)]
@@ -235,6 +241,10 @@ pub struct Turns<T> {
     waiting: VecDeque<T>,
     /// A run is about to give up its place for one that waits; a second need not.
     making_way: bool,
+}
+
+fn rank(item: &impl Waits, (registry, client, repository): HeldPlaces) -> Rank {
+    (!item.is_awaited(), (registry, client), item.had_turn(), repository)
 }
 
 impl<T: Waits> Turns<T> {
@@ -266,7 +276,7 @@ impl<T: Waits> Turns<T> {
         let may_run =
             |item: &T| self.slots.may_take(item.asking()) && (item.is_awaited() || self.slots.has_spare());
         let able = self.waiting.iter().enumerate().filter(|(_, item)| may_run(item));
-        let ranked = able.map(|(at, item)| (at, (!item.is_awaited(), self.slots.held(item.asking()).0)));
+        let ranked = able.map(|(at, item)| (at, rank(item, self.slots.held(item.asking()).0)));
         ranked.min_by_key(|(at, rank)| (*rank, *at))
     }
 
@@ -300,9 +310,9 @@ impl<T: Waits> Turns<T> {
 
     /// Whether `running` should give its place to one that a client waits for, which has none without that: at once if nobody
     /// waits for it; if `may_share`, also to one of a registry, or within it of a client, that has fewer; if `slow`, to
-    /// whose turn it is.
+    /// whose turn it is, but in a second turn only to who had none: else nothing would end where all are slow.
     pub fn must_make_way(&mut self, running: &impl Waits, may_share: bool, slow: bool) -> bool {
-        let is_taken = |first: Option<(usize, Rank)>| first.is_some_and(|(_, (unawaited, _))| !unawaited);
+        let is_taken = |first: Option<(usize, Rank)>| first.is_some_and(|(_, (unawaited, ..))| !unawaited);
         if self.making_way || self.waiting.is_empty() || is_taken(self.first()) {
             return false;
         }
@@ -312,10 +322,12 @@ impl<T: Waits> Turns<T> {
         }
         let by = asking.clients.lock().charged;
         self.slots.give_back(asking);
-        let held = self.slots.held_by(asking, by);
-        let way = self.first().is_some_and(|(_, (unawaited, first))| {
-            let has_fewer = (first.0, first.1) < (held.0, held.1);
-            !unawaited && (!awaited || slow && first <= held || may_share && has_fewer)
+        let mine = rank(running, self.slots.held_by(asking, by));
+        let way = self.first().is_some_and(|(_, first)| {
+            let has_fewer = first.1 < mine.1;
+            let is_its_turn =
+                if running.had_turn() { (first.1, first.2) < (mine.1, mine.2) } else { first <= mine };
+            !first.0 && (!awaited || may_share && has_fewer || slow && is_its_turn)
         });
         self.slots.take_for(asking, by);
         self.making_way = way;

@@ -115,6 +115,36 @@ fn ten_repositories_whose_manifests_drip_leave_turns_to_another_one_of_the_same_
 }
 
 #[test]
+fn ten_repositories_whose_tags_hang_leave_turns_to_another_one_of_the_same_client() {
+    let (first, beside, _) = upstreams(10);
+    first.on(Some("HEAD"), "/lab/evil", Behaviour::HangBeforeHeader);
+    let board = board_of(&first, &beside, "");
+    let path = |n: usize| format!("/v2/lab/evil{n}/manifests/latest?ns=docker.io");
+    let _clients: Vec<_> = (0..10).map(|n| ask(&board, 1, "HEAD", &path(n))).collect();
+    assert!(first.wait_for(4, "HEAD", "/lab/evil", PATIENCE));
+    honest_pulls(&board, "ten tags");
+}
+
+#[test]
+fn tags_that_are_answered_from_the_cache_leave_their_lanes_at_once() {
+    let (first, beside, _) = upstreams(6);
+    let board = board_of(&first, &beside, "");
+    for n in 0..6 {
+        pull(&board, "docker.io", &format!("lab/evil{n}"));
+    }
+    first.on(Some("HEAD"), "/lab/evil", Behaviour::HangBeforeHeader);
+    // resolve_deadline passes, and nobody waits for their upstream any more.
+    for n in 0..6 {
+        let (status, how, _) = board.ask(&format!("lab/evil{n}"), "latest");
+        assert_eq!((status, how.contains("last-complete")), (200, true), "{how}");
+    }
+    let took = pull(&board, "docker.io", "lab/good");
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    // It was not given up: the answer still comes when the lane is free.
+    assert!(first.wait_for(7, "HEAD", "/lab/evil", PATIENCE));
+}
+
+#[test]
 fn what_a_client_asked_for_that_is_gone_makes_way_at_once() {
     let (first, beside, images) = upstreams(40);
     first.on(None, "/lab/evil", Behaviour::HangBeforeHeader);
@@ -166,6 +196,21 @@ fn uncached_streams_of_many_repositories_that_drip_leave_places_to_others() {
     assert_eq!(answer.status, 200, "after {:?}", began.elapsed());
     assert_eq!(Digest::of(Algorithm::Sha256, &answer.body().unwrap()), blob);
     assert!(began.elapsed() < BOUND, "{:?}", began.elapsed());
+}
+
+#[test]
+fn clients_that_do_not_read_their_streams_leave_places_to_others() {
+    let (first, beside, _) = upstreams(0);
+    let large = Image::multi_arch(9, &[30_000_000]);
+    (0..8).for_each(|n| first.push(&format!("lab/evil{n}"), "latest", &large));
+    let board = board_of(&first, &beside, "streams = 2\n");
+    let path = |n: usize| format!("/v2/lab/evil{n}/blobs/{}?ns=docker.io", layer_of(&large));
+    let _clients: Vec<_> = (0..8).map(|n| ask(&board, GREEDY, "GET", &path(n))).collect();
+    assert!(first.wait_for(2, "GET", "/blobs/", PATIENCE));
+    let blob = needed(&image(2)).remove(0);
+    let answer = board.get(&format!("/v2/lab/good/blobs/{blob}?ns=docker.io"));
+    assert_eq!(answer.status, 200);
+    assert_eq!(Digest::of(Algorithm::Sha256, &answer.body().unwrap()), blob);
 }
 
 /// An image that is nothing but a large index of its own.

@@ -13,10 +13,12 @@ use crate::fetch::Upstream;
 use crate::oci::{Digest, Hasher, Repository};
 use crate::places::{Allotment, Asking, TurnPlace, TurnPool, asker};
 use bytes::Bytes;
+use std::cell::RefCell;
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::sync::oneshot;
 
 /// The pieces of a blob on their way from an upstream to one client.
 pub type Pieces = mpsc::Receiver<io::Result<Bytes>>;
@@ -161,17 +163,18 @@ impl UncachedBlob {
         if opened.send(Ok(Some(total))).is_err() {
             return;
         }
-        let mut turn = Turn::begin(Instant::now());
+        let turn = RefCell::new(Turn::begin(Instant::now()));
         let read = |buffer: &mut [u8]| {
             let n = stream.read(buffer).map_err(|failure| failure.to_string())?;
-            turn.count(n as u64, Instant::now());
-            // Nothing of it is kept, so that only what is too slow gives way.
-            if turn.may_look(Instant::now()) && slot.must_make_way(turn.is_over(Instant::now())) {
-                return Err("it was slow, and others wait for its place".into());
-            }
+            turn.borrow_mut().count(n as u64, Instant::now());
             Ok(n)
         };
-        match pass_on(read, &self.digest, total, pieces) {
+        // Nothing of it is kept, so that only what is too slow gives way, whoever is to blame for that.
+        let must_end = |stuck: bool| {
+            let (now, mut turn) = (Instant::now(), turn.borrow_mut());
+            turn.may_look(now) && slot.must_make_way(stuck || turn.is_over(now))
+        };
+        match pass_on(read, must_end, &self.digest, total, pieces) {
             Ok(true) => {
                 if let Err(problem) = self.context.proven(&self.repository, &self.digest) {
                     log::warn!(
@@ -184,6 +187,8 @@ impl UncachedBlob {
             Ok(false) => {}
             Err(problem) => {
                 log::warn!("{} was cut while it was streamed: {problem}", self.digest);
+                // Others have the place while its client is told.
+                drop(slot);
                 let _ = pieces.blocking_send(Err(io::Error::other(problem)));
             }
         }
@@ -194,6 +199,7 @@ impl UncachedBlob {
 /// wrong; a client that has left is no failure, but then the body is not known to be right.
 fn pass_on(
     mut read: impl FnMut(&mut [u8]) -> Result<usize, String>,
+    must_end: impl Fn(bool) -> bool,
     digest: &Digest,
     total: u64,
     pieces: &mpsc::Sender<io::Result<Bytes>>,
@@ -213,6 +219,9 @@ fn pass_on(
         if pieces.is_closed() {
             return Ok(false);
         }
+        if must_end(false) {
+            return Err(GAVE_WAY.into());
+        }
         come += n as u64;
         if come > total {
             return Err(format!("it has more than its {total} bytes"));
@@ -221,7 +230,7 @@ fn pass_on(
         waiting.extend_from_slice(&chunk[..n]);
         if waiting.len() > held_back {
             let rest = waiting.split_off(waiting.len() - held_back);
-            if pieces.blocking_send(Ok(Bytes::from(std::mem::replace(&mut waiting, rest)))).is_err() {
+            if !hand_over(Bytes::from(std::mem::replace(&mut waiting, rest)), &must_end, pieces)? {
                 return Ok(false);
             }
         }
@@ -233,8 +242,32 @@ fn pass_on(
     if actual != *digest {
         return Err(format!("it hashes to {actual}"));
     }
-    let _ = pieces.blocking_send(Ok(Bytes::from(waiting)));
-    Ok(true)
+    // A client that has left has what it asked for.
+    hand_over(Bytes::from(waiting), &must_end, pieces).map(|_| true)
+}
+
+const GAVE_WAY: &str = "it was slow, and others wait for its place";
+
+/// Sends a piece as soon as the client has taken the one before; `false`: the client has left.
+fn hand_over(
+    piece: Bytes,
+    must_end: &impl Fn(bool) -> bool,
+    pieces: &mpsc::Sender<io::Result<Bytes>>,
+) -> Result<bool, String> {
+    let (since, mut pause) = (Instant::now(), budget::STREAM_LOOK_PAUSE_MIN);
+    let mut piece = Ok(piece);
+    loop {
+        match pieces.try_send(piece) {
+            Ok(()) => return Ok(true),
+            Err(TrySendError::Closed(_)) => return Ok(false),
+            Err(TrySendError::Full(_)) if must_end(since.elapsed() >= budget::FILL_DRIP_TIME) => {
+                return Err(GAVE_WAY.into());
+            }
+            Err(TrySendError::Full(kept)) => piece = kept,
+        }
+        std::thread::sleep(pause);
+        pause = (2 * pause).min(budget::STREAM_LOOK_PAUSE_MAX);
+    }
 }
 
 #[cfg(test)]
@@ -253,7 +286,7 @@ mod tests {
             left = later;
             Ok(n)
         };
-        let outcome = pass_on(read, digest, total, &sender);
+        let outcome = pass_on(read, |_| false, digest, total, &sender);
         drop(sender);
         let mut got = Vec::new();
         while let Some(piece) = received.blocking_recv() {

@@ -7,6 +7,23 @@ use std::rc::Rc;
 #[derive(Debug, Clone)]
 struct Card(Rc<Asking>);
 
+/// One that had a turn.
+struct Again(Card);
+
+impl Waits for Again {
+    fn asking(&self) -> &Asking {
+        self.0.asking()
+    }
+
+    fn is_awaited(&self) -> bool {
+        self.0.is_awaited()
+    }
+
+    fn had_turn(&self) -> bool {
+        true
+    }
+}
+
 impl Waits for Card {
     fn asking(&self) -> &Asking {
         &self.0
@@ -121,6 +138,13 @@ fn what_runs_gives_way_as_it_must() {
     assert!(turns.take_next().is_some());
     turns.push(card("x/f@2"));
     assert!(!turns.must_make_way(&running[2], true, false), "that has one now");
+    // Where all are slow they end in their second turn, and what is new is let by.
+    let mut turns = Turns::new(Allotment::of_registry(1));
+    turns.push(Again(card("x/a@1")));
+    let again = turns.take_next().unwrap();
+    turns.push(Again(card("x/b@1")));
+    assert!(!turns.must_make_way(&again, true, true));
+    assert!(!turns.must_make_way(&again.0, true, true), "nor in its first: the other has had one");
     let mut turns = Turns::new(Allotment::of_registry(2));
     let idle = card("x/a");
     turns.push(idle.clone());
@@ -189,14 +213,15 @@ fn whatever_comes_and_goes_the_rules_hold() {
                         running.retain(|other| *other != item);
                         turns.done(item.asking());
                         assert!(
-                            turns.first().is_some_and(|(_, (unawaited, _))| !unawaited),
+                            turns.first().is_some_and(|(_, (unawaited, ..))| !unawaited),
                             "for one that waits"
                         );
                         turns.push(item);
                     }
                 }
             }
-            while let Some((at, (_, before))) = turns.first() {
+            while let Some((at, (_, (registry, client), _, repository))) = turns.first() {
+                let before = (registry, client, repository);
                 let item = turns.waiting[at].clone();
                 assert!(turns.take_next() == Some(item.clone()));
                 check_kept(&turns, before);
