@@ -64,6 +64,22 @@ pub const UPSTREAMS_MAX: usize = 64;
 pub const MANIFEST_LANES: usize = 4;
 /// Questions that may wait for the lanes of one upstream; one more is answered 503.
 pub const MANIFEST_QUEUE_MAX: usize = 64;
+/// The turn of a question: after it one whose client has more lanes than another's that waits is called off and asked again.
+/// Most upstreams answer sooner.
+pub const QUESTION_TURN_TIME: Duration = Duration::from_secs(2);
+/// Bytes a second of a body below which a question is called off after its turn if others wait: manifests are small, so that
+/// less is a drip and no slow link.
+pub const QUESTION_RATE_MIN: u64 = KIB;
+/// After this time without an answer a question lets others by; when it was asked again, after [`QUESTION_TURN_TIME`] what is
+/// new.
+pub const QUESTION_LATE_TIME: Duration = Duration::from_secs(5);
+/// How often a question that waits for its upstream looks whether it is called off.
+pub const QUESTION_LOOK_PAUSE: Duration = Duration::from_millis(200);
+/// Turn of a large answer, after which it is called off if another registry waits and fewer bytes came in a second than
+/// [`FILL_TURN_BYTES`] in [`FILL_TURN_TIME`].
+pub const LARGE_ANSWER_TURN_TIME: Duration = Duration::from_secs(5);
+/// Clients remembered that wait for the same answer; it counts for whom of them holds the fewest places.
+pub const ASKERS_MAX: usize = 16;
 /// A lane without a question for this long ends.
 pub const LANE_IDLE: Duration = Duration::from_secs(30);
 /// How often a request for a tag starts a check of an upstream that is down: there are registries whose probes fail
@@ -121,6 +137,8 @@ pub const FILL_RETRY_PAUSE: Duration = Duration::from_millis(250);
 pub const FILL_TURN_TIME: Duration = Duration::from_secs(30);
 /// See [`FILL_TURN_TIME`]; together some 35 KiB/s.
 pub const FILL_TURN_BYTES: u64 = MIB;
+/// The turn of a download of less than [`JOIN_RATE_MIN`].
+pub const FILL_DRIP_TIME: Duration = Duration::from_secs(5);
 /// Shortest pause between two looks of a running download at who waits for its slot.
 pub const FILL_LOOK_PAUSE: Duration = Duration::from_millis(100);
 /// For so long after a request began or joined it a fill counts as waited for, although no reader follows it yet.
@@ -376,6 +394,10 @@ pub const CATALOGUE_PAGES_MAX: usize = 16;
 pub const DISK_WATCH_EVERY: Duration = Duration::from_secs(2);
 /// Longest a client waits for a place of an uncached stream, so that an answer is left of [`MISS_WAIT_MAX`].
 pub const STREAM_WAIT_MAX: Duration = Duration::from_secs(10);
+/// First pause before a piece of an uncached stream is offered again to a client that has not taken the one before.
+pub const STREAM_LOOK_PAUSE_MIN: Duration = Duration::from_millis(1);
+/// Longest such pause; it doubles: a client that takes a piece in less waits for nothing.
+pub const STREAM_LOOK_PAUSE_MAX: Duration = Duration::from_millis(16);
 /// Pieces of an uncached stream that may wait for its client.
 pub const STREAM_PIECES: usize = 1;
 

@@ -24,8 +24,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("files", &[]),
     ("text", &[]),
     ("oci", &["budget"]),
-    ("documents", &["budget", "sync"]),
-    ("places", &["sync"]),
+    ("places", &["budget", "sync"]),
+    ("documents", &["budget", "sync", "places"]),
     ("auth", &["oci", "budget", "text"]),
     ("config", &["oci", "budget", "files", "sync", "text"]),
     ("decide", &["oci", "config"]),
@@ -42,6 +42,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "clock",
             "sync",
             "text",
+            "places",
             "documents",
             "auth",
             "config",
@@ -69,18 +70,8 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// What every part of `mirror` may use of it.
-const MIRROR_GROUND: [&str; 10] = [
-    "access",
-    "context",
-    "counters",
-    "fair",
-    "lane",
-    "progress",
-    "pulls",
-    "refusal",
-    "repeats",
-    "single_flight",
-];
+const MIRROR_GROUND: [&str; 9] =
+    ["access", "context", "counters", "lane", "progress", "pulls", "refusal", "repeats", "single_flight"];
 
 /// The parts of `src/mirror`, and the parts that each may use besides [`MIRROR_GROUND`]. `mod` is the façade: whatever
 /// is named as `super::Name` or `crate::mirror::Name` and is no part.
@@ -123,8 +114,7 @@ const MIRROR_ARROWS: &[(&str, &[&str])] = &[
     ("progress", &["counters", "refusal", "repeats"]),
     ("repeats", &[]),
     ("single_flight", &["lane"]),
-    ("lane", &["fair"]),
-    ("fair", &[]),
+    ("lane", &[]),
     ("pulls", &["counters"]),
     ("counters", &[]),
     ("refusal", &[]),

@@ -6,11 +6,11 @@
 use super::breaker::Breaker;
 use super::failure::{Cause, Failure};
 use super::pace::Pace;
+use super::reply::CountedBody;
 use crate::budget::BLOB_BYTES_MAX;
 use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use ureq::BodyReader;
 
 /// A blob from some byte to its end.
 pub struct BlobStream {
@@ -19,7 +19,7 @@ pub struct BlobStream {
     /// Whether it can be had from a byte on, as far as the answer tells (RFC 9110, 14.3).
     pub gives_parts: Option<bool>,
     pub(super) host: String,
-    pub(super) body: BodyReader<'static>,
+    pub(super) body: CountedBody,
     /// The next byte of the blob that the body brings.
     pub(super) position: u64,
     /// Bytes before this one were not asked for and are thrown away.

@@ -5,8 +5,8 @@
 
 use super::failure::Obstacle;
 use super::policy::Policy;
-use crate::budget::{NAME_LOOKUPS_MAX, SMALL_STACK_BYTES};
-use crate::sync::{Condvar, Mutex};
+use crate::budget::{NAME_LOOKUPS_MAX, QUESTION_LOOK_PAUSE, SMALL_STACK_BYTES};
+use crate::sync::{Condvar, Mutex, turn};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use std::collections::HashMap;
@@ -89,6 +89,7 @@ impl Connector<()> for Dialer {
             register_shutdown: details.register_shutdown.clone(),
         };
         let transport = self.tcp.connect(&onward, None)?.ok_or(Error::ConnectionFailed)?;
+        let transport = Yielding(Box::new(transport));
         if !details.needs_tls() {
             return Ok(Some(Box::new(transport)));
         }
@@ -148,6 +149,49 @@ pub(super) struct Later;
 impl Resolver for Later {
     fn resolve(&self, _: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
         Ok(no_addresses())
+    }
+}
+
+/// A transport that waits for input only until its thread's work is called off ([`turn`]).
+#[derive(Debug)]
+struct Yielding(Box<dyn Transport>);
+
+impl Transport for Yielding {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        self.0.buffers()
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        self.0.transmit_output(amount, timeout)
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        if !turn::has_turn() {
+            return self.0.await_input(timeout);
+        }
+        let (began, limit) = (Instant::now(), *timeout.after);
+        loop {
+            if turn::is_called_off() {
+                return Err(Obstacle::CalledOff.into());
+            }
+            let left = limit.saturating_sub(began.elapsed());
+            if left.is_zero() {
+                return Err(Error::Timeout(timeout.reason));
+            }
+            let step = left.min(QUESTION_LOOK_PAUSE);
+            match self.0.await_input(NextTimeout { after: step.into(), ..timeout }) {
+                Err(Error::Timeout(_)) if step < left => {}
+                came => return came,
+            }
+        }
+    }
+
+    fn is_open(&mut self) -> bool {
+        self.0.is_open()
+    }
+
+    fn is_tls(&self) -> bool {
+        self.0.is_tls()
     }
 }
 

@@ -133,6 +133,7 @@ impl Failure {
             Obstacle::Address(message) => Failure::wrong(host, message),
             Obstacle::Tls(error) => Failure::tls(host, &error, SystemTime::now()),
             Obstacle::Handshake(message) => Failure::unreachable(host, Cause::Connection, message),
+            Obstacle::CalledOff => Failure::wrong(host, "the question gave way to others that wait"),
         }
     }
 
@@ -222,6 +223,8 @@ pub(super) enum Obstacle {
     Tls(rustls::Error),
     /// The connection was cut during the handshake.
     Handshake(String),
+    /// Others wait for the thread.
+    CalledOff,
 }
 
 impl fmt::Display for Obstacle {
@@ -231,6 +234,7 @@ impl fmt::Display for Obstacle {
                 f.write_str(message)
             }
             Obstacle::Tls(error) => write!(f, "{error}"),
+            Obstacle::CalledOff => f.write_str("the question gave way to others that wait"),
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::budget::{
 };
 use crate::documents::{DocumentTurn, LargeAnswer};
 use crate::oci::{Digest, Manifest, RegistryName, quoted};
+use crate::sync::turn;
 use serde::Deserialize;
 use std::borrow::Cow;
 use std::io::Read;
@@ -30,13 +31,25 @@ pub(super) struct EndpointReply {
     /// The endpoint itself gave it, and no one that it redirected to.
     pub own: bool,
     parts: ureq::http::response::Parts,
-    pub body: BodyReader<'static>,
+    pub body: CountedBody,
+}
+
+/// A body whose bytes count for the turn of the thread that reads it.
+pub(super) struct CountedBody(BodyReader<'static>);
+
+impl Read for CountedBody {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.0.read(buffer)?;
+        turn::count_body(count);
+        Ok(count)
+    }
 }
 
 impl EndpointReply {
     pub fn new(host: String, own: bool, response: Response<Body>) -> Self {
         let (parts, body) = response.into_parts();
-        EndpointReply { host, own, parts, body: body.into_reader() }
+        turn::begin_body();
+        EndpointReply { host, own, parts, body: CountedBody(body.into_reader()) }
     }
 
     pub fn status(&self) -> u16 {
@@ -159,6 +172,7 @@ impl EndpointReply {
             return Err(long(self));
         }
         let mut body = LargeBody { bytes: Vec::new(), place };
+        let mut watch = body.place.as_ref().map(LargeAnswer::yields);
         let mut limit = LARGE_DOCUMENT_BYTES + 1;
         loop {
             // Exactly, because a list that doubles may have twice the memory that it needs.
@@ -175,6 +189,9 @@ impl EndpointReply {
                 if body.place.is_none() {
                     return Ok(None);
                 }
+            }
+            if watch.is_none() {
+                watch = body.place.as_ref().map(LargeAnswer::yields);
             }
             limit += announced.map_or(LARGE_ANSWER_STEP_BYTES, |length| length.saturating_sub(limit) + 1);
         }

@@ -16,6 +16,7 @@ use super::sendfile::{self, OnReadFailure, PageCacheProbe, SendfileQueue};
 use crate::budget;
 use crate::mirror::{ByteSource, Fill, Mirror, Pieces, Refusal};
 use crate::oci::{Digest, Repository};
+use crate::places::for_client;
 use crate::sync;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
@@ -290,15 +291,16 @@ impl Reader {
     /// its own repository, if it was another's.
     async fn go_on_elsewhere(&mut self, problem: io::Error) -> io::Result<()> {
         let ReaderSource::Growing(growing) = &self.from else { return Err(problem) };
-        let Account { mirror, repository, .. } = &self.account;
+        let Account { mirror, repository, client, .. } = &self.account;
         let Some(total) = growing.total() else { return Err(problem) };
         let Some(cause) = growing.fill.not_stored() else {
-            let own = mirror.own_fill(repository, &growing.fill).await.ok_or(problem)?;
+            let own = for_client(*client, mirror.own_fill(repository, &growing.fill)).await.ok_or(problem)?;
             let own = growing.go_on_with(own, self.first, total);
             self.from = ReaderSource::Growing(own);
             return Ok(());
         };
-        let pieces = mirror.resume_uncached(repository, &growing.fill, total, &cause).await;
+        let pieces = mirror.resume_uncached(repository, &growing.fill, total, &cause);
+        let pieces = for_client(*client, pieces).await;
         let pieces = pieces.map_err(|refusal| io::Error::other(refusal.to_string()))?;
         let (sent, stall) = (growing.sent(), growing.stall());
         let stream = UncachedStream { pieces, received: 0, skip: self.offset, sent, stall };

@@ -37,6 +37,7 @@ pub use listen::{ByteStream, Listener, Server};
 use crate::auth::Identity;
 use crate::mirror::{Access, Mirror, Refusal, Viewer};
 use crate::oci::{ManifestRef, quoted};
+use crate::places::for_client;
 use admission::Admission;
 use answer::Answer;
 use auth::Authenticator;
@@ -68,7 +69,7 @@ async fn answer(
         .then(|| (std::time::Instant::now(), format!("{} {}", incoming.method(), incoming.uri())));
     let client = identity.address;
     let answer = match ClientRequest::parse(incoming, identity, &shared.mirror.config()) {
-        Ok(request) => route(&shared, request).await,
+        Ok(request) => for_client(client, route(&shared, request)).await,
         Err(answer) => *answer,
     };
     if let Some((began, line)) = reported {

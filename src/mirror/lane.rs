@@ -1,17 +1,72 @@
 //! Lanes: a few threads for each upstream that ask short questions, so that layers never delay a tag.
 //!
-//! Invariants. The number of threads and the length of the queue are bounded. Of both, an eighth is kept for repositories
-//! that have none (`fair`), and the next turn is that of the repository with the fewest jobs running: one whose answers
-//! drip cannot make the others wait. Failure: a job that panics is logged; its sender is dropped, which ends the wait for
-//! its answer.
+//! Invariants. The number of threads and the length of the queue are bounded, and shared out by repository and client
+//! (`places`): one whose answers drip cannot make the others wait. A question that has had its turn gives way to one whose
+//! turn it is, and waits for its next; one that nobody waits for gives way at once, and has no place in a full queue.
+//! Failure: a job that panics is logged; its sender is dropped, which ends the wait for its answer.
 
-use super::fair::{Shares, eighth};
 use crate::budget;
+use crate::places::{Allotment, Asking, Turns, Waits};
+use crate::sync::turn::{TurnPace, in_turn};
 use crate::sync::{Condvar, Mutex};
-use std::collections::VecDeque;
 use std::sync::Arc;
 
-type Job = Box<dyn FnOnce() + Send>;
+/// Work for a lane.
+pub(super) trait LaneJob: Send {
+    /// Does it, again from its beginning if it was called off before.
+    fn work(&mut self);
+
+    /// It was not called off: tells what came of it.
+    fn publish(self: Box<Self>);
+}
+
+/// What is asked for, by whom, and whether a client waits for it.
+#[derive(Clone)]
+pub(super) struct LaneTicket {
+    asking: Arc<Asking>,
+    awaited: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// It was called off before.
+    again: bool,
+}
+
+impl LaneTicket {
+    pub(super) fn new(asking: Arc<Asking>, awaited: impl Fn() -> bool + Send + Sync + 'static) -> LaneTicket {
+        LaneTicket { asking, awaited: Arc::new(awaited), again: false }
+    }
+}
+
+impl Waits for LaneTicket {
+    fn asking(&self) -> &Asking {
+        &self.asking
+    }
+
+    fn is_awaited(&self) -> bool {
+        (self.awaited)()
+    }
+
+    fn had_turn(&self) -> bool {
+        self.again
+    }
+}
+
+struct QueuedJob {
+    ticket: LaneTicket,
+    job: Box<dyn LaneJob>,
+}
+
+impl Waits for QueuedJob {
+    fn asking(&self) -> &Asking {
+        &self.ticket.asking
+    }
+
+    fn is_awaited(&self) -> bool {
+        self.ticket.is_awaited()
+    }
+
+    fn had_turn(&self) -> bool {
+        self.ticket.again
+    }
+}
 
 /// The lanes to one upstream. A thread is started when a job finds no idle one, and ends when no job has come for a
 /// while. So an upstream without requests costs nothing, and one that hangs delays no questions to others.
@@ -22,15 +77,15 @@ pub(super) struct Lanes {
 struct LaneShared {
     name: String,
     threads_max: usize,
+    /// The queue with nothing in it.
+    queue: fn(usize) -> Allotment,
+    queue_max: usize,
     state: Mutex<LaneState>,
     wake: Condvar,
 }
 
 struct LaneState {
-    /// Jobs, each with the repository that it is for.
-    queue: VecDeque<(String, Job)>,
-    queued: Shares<String>,
-    running: Shares<String>,
+    turns: Turns<QueuedJob>,
     threads: usize,
     idle: usize,
     closed: bool,
@@ -41,37 +96,51 @@ struct LaneState {
 pub(super) struct QueueFull;
 
 impl Lanes {
-    /// Lanes that repositories share.
+    /// Lanes that repositories and clients share.
     pub(super) fn new(name: &str, threads_max: usize, queue_max: usize) -> Lanes {
-        let queued = Shares::new(queue_max, eighth(queue_max));
-        Lanes::with(name, threads_max, queued, Shares::new(threads_max, eighth(threads_max)))
+        Lanes::with(name, Allotment::of_registry(threads_max), Allotment::of_table_of_registry, queue_max)
     }
 
     /// Lanes for larder's own work, which keeps nothing for others.
     pub(super) fn unshared(name: &str, threads_max: usize, queue_max: usize) -> Lanes {
-        Lanes::with(name, threads_max, Shares::new(queue_max, 0), Shares::new(threads_max, 0))
+        Lanes::with(name, Allotment::unshared(threads_max), Allotment::unshared, queue_max)
     }
 
-    fn with(name: &str, threads_max: usize, queued: Shares<String>, running: Shares<String>) -> Lanes {
-        let queue = VecDeque::new();
-        let state = LaneState { queue, queued, running, threads: 0, idle: 0, closed: false };
+    fn with(name: &str, lanes: Allotment, queue: fn(usize) -> Allotment, queue_max: usize) -> Lanes {
+        let threads_max = lanes.places();
+        let state = LaneState { turns: Turns::new(lanes), threads: 0, idle: 0, closed: false };
         let (name, state, wake) = (name.to_owned(), Mutex::new(state), Condvar::new());
-        Lanes { shared: Arc::new(LaneShared { name, threads_max, state, wake }) }
+        Lanes { shared: Arc::new(LaneShared { name, threads_max, queue, queue_max, state, wake }) }
     }
 
-    /// Queues a job for a repository.
+    /// What a repository is asked for `by` a client.
+    pub(super) fn asking(&self, repository: &str, by: Option<std::net::IpAddr>) -> Arc<Asking> {
+        Arc::new(Asking::new(&self.shared.name, repository, by))
+    }
+
+    /// Queues larder's own work.
     pub(super) fn run(&self, of: &str, job: impl FnOnce() + Send + 'static) -> Result<(), QueueFull> {
-        let (job, of): (Job, _) = (Box::new(job), of.to_owned());
+        let ticket = LaneTicket::new(self.asking(of, None), || true);
+        self.queue(ticket, Box::new(Once(Some(job))))
+    }
+
+    /// Queues a job.
+    pub(super) fn queue(&self, ticket: LaneTicket, job: Box<dyn LaneJob>) -> Result<(), QueueFull> {
         let mut state = self.shared.state.lock();
-        if !state.queued.may_take(&of) {
-            // The job is dropped only after the lock: what it owns may queue another job when dropped.
+        let mut unasked = Vec::new();
+        if !self.shared.has_place(&state, &ticket) && ticket.is_awaited() {
+            // What nobody waits for yields.
+            unasked = state.turns.remove(|queued| !queued.is_awaited());
+        }
+        if !self.shared.has_place(&state, &ticket) {
+            // Jobs are dropped only after the lock: what they own may queue another job when dropped.
             drop(state);
-            drop(job);
+            drop((job, unasked));
             return Err(QueueFull);
         }
-        state.queued.take(&of);
-        state.queue.push_back((of, job));
-        if state.idle >= state.queue.len() || state.threads >= self.shared.threads_max {
+        state.turns.push(QueuedJob { ticket, job });
+        if state.idle >= state.turns.waiting().len() || state.threads >= self.shared.threads_max {
+            drop(state);
             self.shared.wake.notify_one();
             return Ok(());
         }
@@ -85,14 +154,17 @@ impl Lanes {
             state.threads -= 1;
             if state.threads == 0 {
                 log::error!("no thread to ask {}: {e}", self.shared.name);
-                let unasked = std::mem::take(&mut state.queue);
-                state.queued.clear();
+                unasked.extend(state.turns.remove(|_| true));
                 drop(state);
-                drop(unasked);
                 return Err(QueueFull);
             }
         }
         Ok(())
+    }
+
+    /// A client waits for what nobody waited for.
+    pub(super) fn changed(&self) {
+        self.shared.wake.notify_one();
     }
 }
 
@@ -103,26 +175,32 @@ impl Drop for Lanes {
     }
 }
 
-impl LaneState {
-    /// Takes the job whose turn it is: the first of the repository with the fewest running.
-    fn take_next(&mut self) -> Option<(String, Job)> {
-        let running = &self.running;
-        let able = self.queue.iter().enumerate().filter(|(_, (of, _))| running.may_take(of));
-        let (at, _) = able.min_by_key(|(at, (of, _))| (running.held(of), *at))?;
-        let (of, job) = self.queue.remove(at)?;
-        self.queued.give_back(&of);
-        self.running.take(&of);
-        Some((of, job))
+/// A job that is not asked again.
+struct Once<F>(Option<F>);
+
+impl<F: FnOnce() + Send> LaneJob for Once<F> {
+    fn work(&mut self) {
+        if let Some(job) = self.0.take() {
+            job();
+        }
     }
+
+    fn publish(self: Box<Self>) {}
 }
 
 impl LaneShared {
+    fn has_place(&self, state: &LaneState, ticket: &LaneTicket) -> bool {
+        let mut queue = (self.queue)(self.queue_max);
+        state.turns.waiting().iter().for_each(|queued| queue.count(queued.asking()));
+        queue.may_take(&ticket.asking)
+    }
+
     /// The next job; `None` when the thread is no longer needed.
-    fn next(&self) -> Option<(String, Job)> {
+    fn next(&self) -> Option<QueuedJob> {
         let mut state = self.state.lock();
         let mut waited = false;
         loop {
-            if let Some(next) = state.take_next() {
+            if let Some(next) = state.turns.take_next() {
                 return Some(next);
             }
             if state.closed || waited {
@@ -136,15 +214,40 @@ impl LaneShared {
             waited = timeout;
         }
     }
+
+    /// Whether a running job is called off. To ask again costs its upstream an answer, so that a larger share gives way only
+    /// after a turn. What drips lets others by; what is merely late does so too, and has its login and its connection the next
+    /// time, when it lets by only what is new.
+    fn is_over(&self, ticket: &LaneTicket, pace: &TurnPace) -> bool {
+        let taken = pace.began.elapsed();
+        let may_share = taken >= budget::QUESTION_TURN_TIME;
+        let drips = pace.is_below(budget::QUESTION_RATE_MIN, budget::QUESTION_TURN_TIME);
+        let late =
+            taken >= if ticket.again { budget::QUESTION_TURN_TIME } else { budget::QUESTION_LATE_TIME };
+        self.state.lock().turns.must_make_way(ticket, may_share, drips || late)
+    }
 }
 
-fn work(shared: &LaneShared) {
-    while let Some((of, job)) = shared.next() {
-        // A panic drops the job's sender, which ends the wait for its answer. The lane continues.
-        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)).is_err() {
-            log::error!("a question to {} ended in a panic; this is a bug", shared.name);
+fn work(shared: &Arc<LaneShared>) {
+    while let Some(QueuedJob { ticket, mut job }) = shared.next() {
+        let (watched, running) = (Arc::clone(shared), ticket.clone());
+        let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            in_turn(move |pace| watched.is_over(&running, pace), || job.work()).1
+        }));
+        let asking = Arc::clone(&ticket.asking);
+        let mut state = shared.state.lock();
+        state.turns.done(&asking);
+        if let Ok(true) = worked {
+            log::debug!("a question to {} waits for its next turn", shared.name);
+            state.turns.push(QueuedJob { ticket: LaneTicket { again: true, ..ticket }, job });
+            continue;
         }
-        shared.state.lock().running.give_back(&of);
+        drop(state);
+        match worked {
+            Ok(_) => job.publish(),
+            // A panic drops the job's sender, which ends the wait for its answer. The lane continues.
+            Err(_) => log::error!("a question to {} ended in a panic; this is a bug", shared.name),
+        }
     }
 }
 
@@ -205,7 +308,7 @@ mod tests {
             queued += 1;
             assert!(queued < 100, "no limit");
         }
-        assert_eq!(queued, 14);
+        assert_eq!(queued, 11);
         let (quick, open) = job("other", &began);
         drop(open);
         lanes.run("other", quick).unwrap();

@@ -168,7 +168,7 @@ impl Lists {
     async fn list<T: Send + 'static>(
         &self,
         view: &View,
-        question: impl FnOnce(&Upstream) -> Result<T, Failure> + Send + 'static,
+        question: impl FnMut(&Upstream) -> Result<T, Failure> + Send + 'static,
     ) -> Result<Result<T, Failure>, Refusal> {
         let upstream = self.context.upstream(&view.registry)?;
         let anonymous = upstream.anonymous().filter(|_| !view.clearance.private).cloned();
@@ -180,7 +180,7 @@ impl Lists {
         &self,
         upstream: Arc<Upstream>,
         of: &str,
-        question: impl FnOnce(&Upstream) -> Result<T, Failure> + Send + 'static,
+        question: impl FnMut(&Upstream) -> Result<T, Failure> + Send + 'static,
     ) -> Result<Result<T, Failure>, Refusal> {
         if upstream.link().is_known_down() {
             return Ok(Err(outage(&upstream)));

@@ -13,7 +13,6 @@
 //! | `reserve`, `verify` | room on the disk; hashing unverified blobs |
 //! | `proof` | what a registry shows to everybody, where a login only lifts a rate limit |
 //! | `progress`, `questions`, `single_flight`, `lane` | the progress of fills; short questions, each asked once |
-//! | `fair` | how the places of a pool are shared out |
 //! | `context`, `access`, `counters`, `pulls`, `refusal` | what all parts share; who may see what; what is counted |
 //!
 //! Work that blocks runs on lanes, in download slots or on the threads that wait for the disk. A failure is a [`Refusal`],
@@ -23,7 +22,6 @@ mod access;
 mod content;
 mod context;
 mod counters;
-mod fair;
 mod fill;
 mod lane;
 mod links;

@@ -9,6 +9,7 @@ use super::refusal::Refusal;
 use super::repeats::Repeats;
 use crate::budget;
 use crate::oci::{Digest, Repository};
+use crate::places::{Asking, asker};
 use crate::store::ContentKey;
 use crate::sync::Mutex;
 use std::collections::{HashMap, HashSet};
@@ -23,6 +24,8 @@ use tokio::sync::watch;
 pub struct Fill {
     pub(super) key: ContentKey,
     pub(super) repository: Repository,
+    /// For whom it has its slot.
+    pub(super) asking: Asking,
     /// The size that a manifest states, in bytes.
     pub(super) stated: Option<u64>,
     pub(super) file: OnceLock<Arc<File>>,
@@ -109,9 +112,11 @@ impl Fill {
         stated: Option<u64>,
         demand: Demand,
     ) -> Fill {
+        let by = asker().filter(|_| demand == Demand::Client);
         Fill {
             key,
             repository: repository.clone(),
+            asking: Asking::new(repository.registry.as_str(), &repository.name.to_string(), by),
             stated,
             file: OnceLock::new(),
             demanded: Mutex::new(Demanded {
@@ -227,6 +232,7 @@ impl Fill {
     pub(super) fn demand(&self, demand: Demand) {
         if demand == Demand::Client {
             self.demanded.lock().at = Some(Instant::now());
+            self.asking.join(asker());
         }
     }
 

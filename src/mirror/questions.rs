@@ -1,13 +1,16 @@
 //! Short questions to upstreams and peers, each on a lane of its registry.
 
 use super::context::Context;
-use super::lane::{Lanes, QueueFull};
+use super::lane::{LaneJob, LaneTicket, Lanes, QueueFull};
 use super::refusal::Refusal;
 use crate::budget;
 use crate::fetch::{Failure, Upstream};
 use crate::oci::RegistryName;
+use crate::places::asker;
+use crate::sync::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
+use tokio::sync::oneshot;
 
 /// The lanes to every registry, and those to the peers. Peers have their own, because all lanes of an upstream that is
 /// down may be waiting for it.
@@ -36,17 +39,48 @@ impl Questions {
         &self,
         upstream: &Arc<Upstream>,
         of: &str,
-        question: impl FnOnce(&Upstream) -> Result<T, Failure> + Send + 'static,
+        question: impl FnMut(&Upstream) -> Result<T, Failure> + Send + 'static,
     ) -> Result<Result<T, Failure>, Refusal> {
-        let (sender, answer) = tokio::sync::oneshot::channel();
-        let asked = Arc::clone(upstream);
-        self.lanes(upstream)
-            .and_then(|lanes| lanes.run(of, move || drop(sender.send(question(&asked)))))
-            .map_err(|_| queue_full())?;
+        let (sender, answer) = oneshot::channel();
+        let sender = Arc::new(Mutex::new(Some(sender)));
+        let lanes = self.lanes(upstream).map_err(|_| queue_full())?;
+        let waited = Arc::clone(&sender);
+        let awaited =
+            move || waited.lock().as_ref().is_some_and(|sender: &AnswerSender<T>| !sender.is_closed());
+        let ticket = LaneTicket::new(lanes.asking(of, asker()), awaited);
+        let job = OneQuestion { upstream: Arc::clone(upstream), question, answer: None, sender };
+        lanes.queue(ticket, Box::new(job)).map_err(|_| queue_full())?;
         match tokio::time::timeout(budget::MISS_WAIT_MAX, answer).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(_)) => Err(question_failed()),
             Err(_) => Err(Refusal::Unavailable("upstream did not answer in time".into())),
+        }
+    }
+}
+
+type AnswerSender<T> = oneshot::Sender<Result<T, Failure>>;
+
+/// A question with one who waits for it.
+struct OneQuestion<Q, T> {
+    upstream: Arc<Upstream>,
+    question: Q,
+    answer: Option<Result<T, Failure>>,
+    sender: Arc<Mutex<Option<AnswerSender<T>>>>,
+}
+
+impl<Q, T> LaneJob for OneQuestion<Q, T>
+where
+    Q: FnMut(&Upstream) -> Result<T, Failure> + Send,
+    T: Send,
+{
+    fn work(&mut self) {
+        self.answer = Some((self.question)(&self.upstream));
+    }
+
+    fn publish(self: Box<Self>) {
+        let sender = self.sender.lock().take();
+        if let (Some(sender), Some(answer)) = (sender, self.answer) {
+            drop(sender.send(answer));
         }
     }
 }

@@ -1,18 +1,22 @@
 //! Single-flight: a question is asked once, and all who ask it wait for the same answer.
 //!
-//! A question continues even if no client waits any more: its answer still moves a pointer or fills the store.
-//! Invariant: a question is on the list from before it is queued until it has an answer or has failed.
+//! A question continues even if no client waits any more, unless others wait for its lane: its answer still moves a pointer
+//! or fills the store. Invariant: a question is on the list from before it is queued until it has an answer or has failed.
 
-use super::lane::{Lanes, QueueFull};
+use super::lane::{LaneJob, LaneTicket, Lanes, QueueFull};
+use crate::places::{Asking, asker};
 use crate::sync::Mutex;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
 use tokio::sync::watch;
 
+/// A question under way: where its answer comes, and who waits for it.
+type UnderWay<V> = (Arc<watch::Sender<Option<V>>>, Arc<Asking>);
+
 /// Questions under way, by key.
 pub(super) struct SingleFlight<K, V> {
-    under_way: Arc<Mutex<HashMap<K, watch::Receiver<Option<V>>>>>,
+    under_way: Arc<Mutex<HashMap<K, UnderWay<V>>>>,
 }
 
 /// One wait for an answer.
@@ -29,29 +33,33 @@ where
     K: Hash + Eq + Clone + Send + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    /// Joins the question `key` that is under way, or has `ask` run on the lanes for the repository `of`.
+    /// Joins the question `key` that is under way, or has `ask` run on the lanes for the repository `of`, for the client of
+    /// this task. It may be run again, if it was called off.
     pub(super) fn join(
         &self,
         lanes: &Lanes,
         of: &str,
         key: &K,
-        ask: impl FnOnce() -> V + Send + 'static,
+        ask: impl FnMut() -> V + Send + 'static,
     ) -> Result<Wait<V>, QueueFull> {
         let (sender, answer) = watch::channel(None);
+        let (sender, asking) = (Arc::new(sender), lanes.asking(of, asker()));
         {
             let mut under_way = self.under_way.lock();
-            if let Some(answer) = under_way.get(key) {
-                return Ok(Wait(answer.clone()));
+            if let Some((sender, asking)) = under_way.get(key) {
+                asking.join(asker());
+                let wait = Wait(sender.subscribe());
+                drop(under_way);
+                lanes.changed();
+                return Ok(wait);
             }
-            under_way.insert(key.clone(), answer.clone());
+            under_way.insert(key.clone(), (Arc::clone(&sender), Arc::clone(&asking)));
         }
+        let waited = Arc::clone(&sender);
+        let ticket = LaneTicket::new(asking, move || waited.receiver_count() > 0);
         // If the queue is full, the job is dropped, and with it `departure`, which removes the question from the list.
         let departure = Departure { under_way: Arc::clone(&self.under_way), key: key.clone() };
-        lanes.run(of, move || {
-            let answer = ask();
-            drop(departure);
-            sender.send_replace(Some(answer));
-        })?;
+        lanes.queue(ticket, Box::new(FlightJob { ask, answer: None, departure, sender }))?;
         Ok(Wait(answer))
     }
 
@@ -64,13 +72,37 @@ where
 
 /// Removes a question from the list when dropped, also after a panic.
 struct Departure<K: Hash + Eq, V> {
-    under_way: Arc<Mutex<HashMap<K, watch::Receiver<Option<V>>>>>,
+    under_way: Arc<Mutex<HashMap<K, UnderWay<V>>>>,
     key: K,
 }
 
 impl<K: Hash + Eq, V> Drop for Departure<K, V> {
     fn drop(&mut self) {
         self.under_way.lock().remove(&self.key);
+    }
+}
+
+struct FlightJob<A, K: Hash + Eq, V> {
+    ask: A,
+    answer: Option<V>,
+    departure: Departure<K, V>,
+    sender: Arc<watch::Sender<Option<V>>>,
+}
+
+impl<A, K, V> LaneJob for FlightJob<A, K, V>
+where
+    A: FnMut() -> V + Send,
+    K: Hash + Eq + Send,
+    V: Send + Sync,
+{
+    fn work(&mut self) {
+        self.answer = Some((self.ask)());
+    }
+
+    fn publish(self: Box<Self>) {
+        let FlightJob { answer, departure, sender, .. } = *self;
+        drop(departure);
+        sender.send_replace(answer);
     }
 }
 
@@ -97,7 +129,7 @@ mod tests {
         let ask = |gate: Option<Receiver<()>>| {
             let asked = Arc::clone(&asked);
             move || {
-                if let Some(gate) = gate {
+                if let Some(gate) = &gate {
                     gate.recv().unwrap();
                 }
                 asked.fetch_add(1, Ordering::SeqCst) + 1

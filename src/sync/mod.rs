@@ -1,9 +1,10 @@
-//! Locks whose holders may have panicked, waiting for a change ([`retry_when`]), and the threads that wait for the disk
-//! ([`workers`]).
+//! Locks whose holders may have panicked, waiting for a change ([`retry_when`]), the threads that wait for the disk
+//! ([`workers`]), and the turns of threads that others wait for ([`turn`]).
 //!
 //! Everything behind a lock here is consistent after each single statement, so a panic elsewhere is no reason to stop
 //! answering. [`Mutex`], [`RwLock`] and [`Condvar`] are those of `std` without the poisoning. Locks cannot fail.
 
+pub mod turn;
 mod workers;
 
 pub use workers::{NoWorker, blocking, in_background, start_workers};

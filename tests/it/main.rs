@@ -46,3 +46,4 @@ mod tags;
 mod unproven;
 mod unwaited;
 mod upgrade;
+mod within_registry;

@@ -5,18 +5,21 @@
 //! [`Refusal::Busy`].
 
 use super::super::context::Context;
-use super::super::fair::{Allotment, UplinkPlace, UplinkPlaces};
-use super::super::fill::download_failed;
+use super::super::fill::{Turn, download_failed};
 use super::super::progress::Fill;
 use super::super::refusal::{Missing, Refusal};
 use crate::auth::AccessClass;
 use crate::budget;
 use crate::fetch::Upstream;
 use crate::oci::{Digest, Hasher, Repository};
+use crate::places::{Allotment, Asking, TurnPlace, TurnPool, asker};
 use bytes::Bytes;
+use std::cell::RefCell;
 use std::io;
 use std::sync::Arc;
-use tokio::sync::{mpsc, oneshot};
+use std::time::Instant;
+use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::sync::oneshot;
 
 /// The pieces of a blob on their way from an upstream to one client.
 pub type Pieces = mpsc::Receiver<io::Result<Bytes>>;
@@ -24,13 +27,13 @@ pub type Pieces = mpsc::Receiver<io::Result<Bytes>>;
 /// Uncached streams.
 pub(in crate::mirror) struct Streams {
     context: Arc<Context>,
-    slots: UplinkPlaces,
+    slots: TurnPool,
 }
 
 /// The right to serve content from memory.
 #[derive(Debug, Clone)]
 pub(super) struct StreamSlot {
-    _place: Arc<UplinkPlace>,
+    _place: Arc<TurnPlace>,
 }
 
 impl StreamSlot {
@@ -64,12 +67,12 @@ struct UncachedBlob {
 impl Streams {
     pub(in crate::mirror) fn new(context: Arc<Context>) -> Streams {
         let slots = context.config.now().fetch.streams;
-        Streams { context, slots: UplinkPlaces::new(Allotment::of_streams(slots)) }
+        Streams { context, slots: TurnPool::new(Allotment::of_streams(slots)) }
     }
 
     /// A slot for a repository, if one is free that is not kept for others.
     pub(super) fn slot(&self, repository: &Repository) -> Option<StreamSlot> {
-        self.slots.take(repository).map(|place| StreamSlot { _place: Arc::new(place) })
+        self.slots.take(asking(repository)).map(|place| StreamSlot { _place: Arc::new(place) })
     }
 
     /// All slots are in use.
@@ -90,7 +93,8 @@ impl Streams {
         stated: Option<u64>,
         cause: &str,
     ) -> Result<Option<(u64, Pieces)>, Refusal> {
-        let slot = self.slots.wait(repository, budget::STREAM_WAIT_MAX).await.ok_or_else(Streams::busy)?;
+        let slot =
+            self.slots.wait(asking(repository), budget::STREAM_WAIT_MAX).await.ok_or_else(Streams::busy)?;
         log::warn!("{digest} of {repository} is streamed and not stored: {cause}");
         let (context, repository, digest) = (Arc::clone(&self.context), repository.clone(), digest.clone());
         let (registry, wanted) = (repository.registry.clone(), digest.clone());
@@ -101,8 +105,7 @@ impl Streams {
             .name("stream".into())
             .stack_size(budget::THREAD_STACK_BYTES)
             .spawn(move || {
-                blob.run(opened, &pieces);
-                drop(slot);
+                blob.run(opened, &pieces, slot);
             })
             .map_err(|e| Refusal::Busy(format!("no thread for another download: {e}")))?;
         match tokio::time::timeout(budget::MISS_WAIT_MAX, total).await {
@@ -131,12 +134,18 @@ impl Streams {
     }
 }
 
+/// A place for this repository, for the client of this task.
+fn asking(repository: &Repository) -> Asking {
+    Asking::new(repository.registry.as_str(), &repository.name.to_string(), asker())
+}
+
 impl UncachedBlob {
     /// Sends the size of the blob to `opened`, then the blob to `pieces`.
     fn run(
         &self,
         opened: oneshot::Sender<Result<Option<u64>, Refusal>>,
         pieces: &mpsc::Sender<io::Result<Bytes>>,
+        slot: TurnPlace,
     ) {
         let mut stream = match self.upstream.open_blob(&self.repository.name, &self.digest, 0) {
             Ok(stream) => stream,
@@ -158,8 +167,18 @@ impl UncachedBlob {
         if opened.send(Ok(Some(total))).is_err() {
             return;
         }
-        let read = |buffer: &mut [u8]| stream.read(buffer).map_err(|failure| failure.to_string());
-        match pass_on(read, &self.digest, total, pieces) {
+        let turn = RefCell::new(Turn::begin(Instant::now()));
+        let read = |buffer: &mut [u8]| {
+            let n = stream.read(buffer).map_err(|failure| failure.to_string())?;
+            turn.borrow_mut().count(n as u64, Instant::now());
+            Ok(n)
+        };
+        // Nothing of it is kept, so that only what is too slow gives way, whoever is to blame for that.
+        let must_end = |stuck: bool| {
+            let (now, mut turn) = (Instant::now(), turn.borrow_mut());
+            turn.may_look(now) && slot.must_make_way(stuck || turn.is_over(now))
+        };
+        match pass_on(read, must_end, &self.digest, total, pieces) {
             Ok(true) => {
                 if let Err(problem) = self.context.proven(&self.repository, &self.digest, self.class) {
                     log::warn!(
@@ -172,6 +191,8 @@ impl UncachedBlob {
             Ok(false) => {}
             Err(problem) => {
                 log::warn!("{} was cut while it was streamed: {problem}", self.digest);
+                // Others have the place while its client is told.
+                drop(slot);
                 let _ = pieces.blocking_send(Err(io::Error::other(problem)));
             }
         }
@@ -182,6 +203,7 @@ impl UncachedBlob {
 /// wrong; a client that has left is no failure, but then the body is not known to be right.
 fn pass_on(
     mut read: impl FnMut(&mut [u8]) -> Result<usize, String>,
+    must_end: impl Fn(bool) -> bool,
     digest: &Digest,
     total: u64,
     pieces: &mpsc::Sender<io::Result<Bytes>>,
@@ -201,6 +223,9 @@ fn pass_on(
         if pieces.is_closed() {
             return Ok(false);
         }
+        if must_end(false) {
+            return Err(GAVE_WAY.into());
+        }
         come += n as u64;
         if come > total {
             return Err(format!("it has more than its {total} bytes"));
@@ -209,7 +234,7 @@ fn pass_on(
         waiting.extend_from_slice(&chunk[..n]);
         if waiting.len() > held_back {
             let rest = waiting.split_off(waiting.len() - held_back);
-            if pieces.blocking_send(Ok(Bytes::from(std::mem::replace(&mut waiting, rest)))).is_err() {
+            if !hand_over(Bytes::from(std::mem::replace(&mut waiting, rest)), &must_end, pieces)? {
                 return Ok(false);
             }
         }
@@ -221,8 +246,32 @@ fn pass_on(
     if actual != *digest {
         return Err(format!("it hashes to {actual}"));
     }
-    let _ = pieces.blocking_send(Ok(Bytes::from(waiting)));
-    Ok(true)
+    // A client that has left has what it asked for.
+    hand_over(Bytes::from(waiting), &must_end, pieces).map(|_| true)
+}
+
+const GAVE_WAY: &str = "it was slow, and others wait for its place";
+
+/// Sends a piece as soon as the client has taken the one before; `false`: the client has left.
+fn hand_over(
+    piece: Bytes,
+    must_end: &impl Fn(bool) -> bool,
+    pieces: &mpsc::Sender<io::Result<Bytes>>,
+) -> Result<bool, String> {
+    let (since, mut pause) = (Instant::now(), budget::STREAM_LOOK_PAUSE_MIN);
+    let mut piece = Ok(piece);
+    loop {
+        match pieces.try_send(piece) {
+            Ok(()) => return Ok(true),
+            Err(TrySendError::Closed(_)) => return Ok(false),
+            Err(TrySendError::Full(_)) if must_end(since.elapsed() >= budget::FILL_DRIP_TIME) => {
+                return Err(GAVE_WAY.into());
+            }
+            Err(TrySendError::Full(kept)) => piece = kept,
+        }
+        std::thread::sleep(pause);
+        pause = (2 * pause).min(budget::STREAM_LOOK_PAUSE_MAX);
+    }
 }
 
 #[cfg(test)]
@@ -241,7 +290,7 @@ mod tests {
             left = later;
             Ok(n)
         };
-        let outcome = pass_on(read, digest, total, &sender);
+        let outcome = pass_on(read, |_| false, digest, total, &sender);
         drop(sender);
         let mut got = Vec::new();
         while let Some(piece) = received.blocking_recv() {

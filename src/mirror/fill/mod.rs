@@ -14,3 +14,4 @@ mod run;
 mod turn;
 
 pub(super) use pool::{FillPool, download_failed};
+pub(super) use turn::Turn;

@@ -1,16 +1,16 @@
 //! The pool: all fills, the slots that run them, and the retries of parked ones.
 
 use super::super::context::{Arrivals, Context};
-use super::super::fair::Allotment;
 use super::super::progress::{Demand, Fill, FillTable, Phase};
 use super::super::refusal::Refusal;
 use super::super::repeats::Repeats;
 use super::super::reserve::Reserve;
-use super::queue::{FillQueue, Parked, Queued, Revivals};
+use super::queue::{FillQueue, Parked, Revivals};
 use super::run::{Ending, Run};
 use crate::auth::AccessClass;
 use crate::budget;
 use crate::oci::{Digest, RegistryName, Repository};
+use crate::places::{Allotment, Asking, Waits, asker};
 use crate::store::ContentKey;
 use crate::sync::Mutex;
 use crate::text::bytes_text;
@@ -157,7 +157,7 @@ impl FillPool {
         idle.iter().for_each(|fill| *counts.entry(fill.key.registry.clone()).or_default() += 1);
         idle.sort_by_key(|fill| counts[&fill.key.registry]);
         // In steps, so that a flood pays for its own sorting.
-        let drops: Vec<_> = idle.into_iter().rev().take(budget::FILLS_MAX / 4).collect();
+        let drops: Vec<_> = idle.into_iter().rev().take(budget::FILLS_MAX / 8).collect();
         for fill in &drops {
             table.remove(&fill.key);
             fill.set_phase(Phase::Failed(Refusal::Unavailable(
@@ -169,8 +169,8 @@ impl FillPool {
     }
 
     /// Whether a run should give its slot to one that a client waits for; see [`FillQueue::must_make_way`].
-    pub(super) fn must_make_way(&self, fill: &Arc<Fill>, slow: bool) -> bool {
-        self.queue.must_make_way(fill, slow)
+    pub(super) fn must_make_way(&self, fill: &Arc<Fill>, may_share: bool, slow: bool) -> bool {
+        self.queue.must_make_way(fill, may_share, slow)
     }
 
     /// Resumes the parked fills of a registry whose upstream is back.
@@ -237,7 +237,8 @@ impl FillPool {
 
     /// Whether a download of this repository would begin at once.
     pub(in crate::mirror) fn has_slot_for(&self, repository: &Repository) -> bool {
-        self.queue.has_slot_for(repository)
+        let (registry, name) = (repository.registry.as_str(), repository.name.to_string());
+        self.queue.has_slot_for(&Asking::new(registry, &name, asker()))
     }
 
     /// A client of another repository was served badly by this fill.
@@ -343,13 +344,13 @@ fn serve_queue(queue: &FillQueue<Arc<Fill>>, pool: &Weak<FillPool>) {
             pool.forget(&fill);
             fill.set_phase(Phase::Failed(download_failed()));
         }
-        queue.done(&fill.repository);
+        queue.done(&fill);
     }
 }
 
-impl Queued for Arc<Fill> {
-    fn repository(&self) -> &Repository {
-        &self.repository
+impl Waits for Arc<Fill> {
+    fn asking(&self) -> &Asking {
+        &self.asking
     }
 
     fn is_awaited(&self) -> bool {
@@ -357,15 +358,15 @@ impl Queued for Arc<Fill> {
     }
 }
 
-/// Whether the table has a place for a fill of a repository.
+/// Whether the table has a place for a fill of a repository, for the client of this task.
 fn has_place(table: &HashMap<ContentKey, Arc<Fill>>, of: &Repository) -> bool {
     // Half of it anybody may fill, which saves counting.
     if table.len() < budget::FILLS_MAX / 2 {
         return true;
     }
-    let mut places = Allotment::new(budget::FILLS_MAX);
-    table.values().for_each(|fill| places.take(&fill.repository));
-    places.may_take(of)
+    let mut places = Allotment::of_table(budget::FILLS_MAX);
+    table.values().for_each(|fill| places.count(&fill.asking));
+    places.may_take(&Asking::new(of.registry.as_str(), &of.name.to_string(), asker()))
 }
 
 /// An upstream has sent the same bytes too often.

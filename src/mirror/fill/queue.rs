@@ -1,25 +1,14 @@
 //! The queue for the download slots, and when parked fills are tried again. Pure but for its lock.
 //!
-//! Fills that clients wait for come before fills for later use. Among them it is the turn of the registry with the fewest
-//! slots, then of the repository, then of the first. Some slots are kept (`fair`): for registries and repositories that
-//! have none, and from fills that nobody waits for. Invariant: each item that `next` returns is given back by `done` once.
+//! Fills that clients wait for come before fills for later use; whose turn it is among them, and which slots are kept, says
+//! `places`. Invariant: each item that `next` returns is given back by `done` once.
 
-use super::super::fair::Allotment;
 use crate::budget;
-use crate::oci::Repository;
+use crate::places::{Allotment, Asking, Turns, Waits};
 use crate::store::ContentKey;
 use crate::sync::{Condvar, Mutex};
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::time::Instant;
-
-/// What the queue must know of what waits in it.
-pub(super) trait Queued {
-    /// Whose turn it takes.
-    fn repository(&self) -> &Repository;
-
-    /// Whether a client waits for it.
-    fn is_awaited(&self) -> bool;
-}
 
 /// The queue.
 pub(super) struct FillQueue<T> {
@@ -28,40 +17,19 @@ pub(super) struct FillQueue<T> {
 }
 
 struct QueueState<T> {
-    waiting: VecDeque<T>,
-    slots: Allotment,
-    /// A run is about to give up its slot for one that waits; a second need not.
-    making_way: bool,
+    turns: Turns<T>,
     closed: bool,
 }
 
-/// Whose turn comes first has the lowest.
-type Turn = (bool, (usize, usize));
-
-impl<T: Queued> QueueState<T> {
-    fn turn(&self, item: &T) -> Turn {
-        (!item.is_awaited(), self.slots.held(item.repository()))
-    }
-
-    /// The one that may have a slot now and whose turn it is.
-    fn first(&self) -> Option<(usize, Turn)> {
-        let may_run = |item: &T| {
-            self.slots.may_take(item.repository()) && (item.is_awaited() || self.slots.has_spare())
-        };
-        let able = self.waiting.iter().enumerate().filter(|(_, item)| may_run(item));
-        able.map(|(at, item)| (at, self.turn(item))).min_by_key(|(at, turn)| (*turn, *at))
-    }
-}
-
-impl<T: Queued> FillQueue<T> {
+impl<T: Waits> FillQueue<T> {
     pub(super) fn new(slots: Allotment) -> FillQueue<T> {
-        let state = QueueState { waiting: VecDeque::new(), slots, making_way: false, closed: false };
+        let state = QueueState { turns: Turns::new(slots), closed: false };
         FillQueue { state: Mutex::new(state), wake: Condvar::new() }
     }
 
     /// Puts `item` at the end.
     pub(super) fn push(&self, item: T) {
-        self.state.lock().waiting.push_back(item);
+        self.state.lock().turns.push(item);
         self.wake.notify_one();
     }
 
@@ -72,7 +40,7 @@ impl<T: Queued> FillQueue<T> {
 
     /// Takes out what waits and `is` so.
     pub(super) fn remove(&self, is: impl Fn(&T) -> bool) {
-        self.state.lock().waiting.retain(|item| !is(item));
+        drop(self.state.lock().turns.remove(is));
     }
 
     /// Waits for the next, and takes a slot for it. `None`: the queue is closed.
@@ -82,48 +50,27 @@ impl<T: Queued> FillQueue<T> {
             if state.closed {
                 return None;
             }
-            if let Some((at, _)) = state.first()
-                && let Some(item) = state.waiting.remove(at)
-            {
-                state.slots.take(item.repository());
+            if let Some(item) = state.turns.take_next() {
                 return Some(item);
             }
             state = self.wake.wait(state);
         }
     }
 
-    /// Gives the slot of a repository back.
-    pub(super) fn done(&self, of: &Repository) {
-        let mut state = self.state.lock();
-        state.making_way = false;
-        state.slots.give_back(of);
-        drop(state);
+    /// Gives the slot back that `item` has.
+    pub(super) fn done(&self, item: &T) {
+        self.state.lock().turns.done(item.asking());
         self.wake.notify_all();
     }
 
-    /// Whether `running` should give its slot to one that a client waits for, which has none without that. `slow`: its turn
-    /// is over; else only what nobody waits for gives way.
-    pub(super) fn must_make_way(&self, running: &T, slow: bool) -> bool {
-        let mut state = self.state.lock();
-        let is_taken = |first: Option<(usize, Turn)>| first.is_some_and(|(_, (unawaited, _))| !unawaited);
-        if state.making_way || state.waiting.is_empty() || is_taken(state.first()) {
-            return false;
-        }
-        let awaited = running.is_awaited();
-        if awaited && !slow {
-            return false;
-        }
-        state.slots.give_back(running.repository());
-        let mine = (!awaited, state.slots.held(running.repository()));
-        let way = state.first().is_some_and(|(_, turn)| !turn.0 && turn <= mine);
-        state.slots.take(running.repository());
-        state.making_way = way;
-        way
+    /// Whether `running` should give its slot to one that a client waits for; see [`Turns::must_make_way`].
+    pub(super) fn must_make_way(&self, running: &T, may_share: bool, slow: bool) -> bool {
+        self.state.lock().turns.must_make_way(running, may_share, slow)
     }
 
-    /// Whether one of this repository would have a slot at once.
-    pub(super) fn has_slot_for(&self, of: &Repository) -> bool {
-        self.state.lock().slots.may_take(of)
+    /// Whether one that is asked for so would have a slot at once.
+    pub(super) fn has_slot_for(&self, asking: &Asking) -> bool {
+        self.state.lock().turns.has_place(asking)
     }
 
     /// From now on `next` returns `None`.
@@ -194,10 +141,17 @@ mod tests {
     }
 
     /// What is 10 and more is waited for. The hundreds are the registry, the thousands the repository.
-    type Item = (u32, Repository);
+    #[derive(Debug, Clone)]
+    struct Item(u32, Arc<Asking>);
 
-    impl Queued for Item {
-        fn repository(&self) -> &Repository {
+    impl PartialEq for Item {
+        fn eq(&self, other: &Item) -> bool {
+            self.0 == other.0
+        }
+    }
+
+    impl Waits for Item {
+        fn asking(&self) -> &Asking {
             &self.1
         }
 
@@ -207,7 +161,8 @@ mod tests {
     }
 
     fn item(number: u32) -> Item {
-        (number, format!("r{}.test/a/{}", number / 100 % 10, number / 1000).parse().unwrap())
+        let (registry, repository) = (format!("r{}.test", number / 100 % 10), format!("a/{}", number / 1000));
+        Item(number, Arc::new(Asking::new(&registry, &repository, None)))
     }
 
     fn queue(streams: usize) -> FillQueue<Item> {
@@ -221,7 +176,7 @@ mod tests {
     /// Who may run now, in the order of their turns, without waiting.
     fn able(queue: &FillQueue<Item>) -> Vec<u32> {
         let mut order = Vec::new();
-        while queue.state.lock().first().is_some() {
+        while queue.state.lock().turns.is_turn_of(|_| true) {
             order.extend(next(queue));
         }
         order
@@ -240,11 +195,11 @@ mod tests {
         queue.push(item(110));
         queue.push(item(210));
         assert_eq!(able(&queue), [110], "another registry finds the last");
-        queue.done(&item(10).1);
+        queue.done(&item(10));
         assert_eq!(able(&queue), [210], "a registry that has none comes first");
-        queue.done(&item(10).1);
+        queue.done(&item(10));
         assert_eq!(able(&queue), Vec::<u32>::new(), "one is kept");
-        queue.done(&item(10).1);
+        queue.done(&item(10));
         assert_eq!(able(&queue), [13], "then the repository that has none");
     }
 
@@ -255,14 +210,14 @@ mod tests {
             queue.push(item(number));
         }
         assert_eq!(able(&queue), [1], "two are kept");
-        assert!(!queue.must_make_way(&item(1), false), "for what nobody waits for it does not");
+        assert!(!queue.must_make_way(&item(1), false, false), "for what nobody waits for it does not");
         queue.push(item(11));
         assert_eq!(able(&queue), Vec::<u32>::new(), "its repository has one");
-        assert!(queue.must_make_way(&item(1), false));
-        assert!(!queue.must_make_way(&item(1), false), "one that makes way is enough");
-        queue.done(&item(1).1);
+        assert!(queue.must_make_way(&item(1), false, false));
+        assert!(!queue.must_make_way(&item(1), false, false), "one that makes way is enough");
+        queue.done(&item(1));
         assert_eq!(able(&queue), [11]);
-        assert!(!queue.must_make_way(&item(11), false), "a client waits for it");
+        assert!(!queue.must_make_way(&item(11), false, false), "a client waits for it");
     }
 
     #[test]
@@ -270,21 +225,21 @@ mod tests {
         let queue = self::queue(1);
         queue.push(item(10));
         assert_eq!(able(&queue), [10]);
-        assert!(!queue.must_make_way(&item(10), true), "alone it may be as slow as it is");
+        assert!(!queue.must_make_way(&item(10), true, true), "alone it may be as slow as it is");
         queue.push(item(1));
-        assert!(!queue.must_make_way(&item(10), true), "nobody waits for the other");
+        assert!(!queue.must_make_way(&item(10), true, true), "nobody waits for the other");
         queue.push(item(110));
-        assert!(!queue.must_make_way(&item(10), true), "there is a slot for it");
+        assert!(!queue.must_make_way(&item(10), true, true), "there is a slot for it");
         assert_eq!(able(&queue), [110]);
         queue.push(item(111));
-        assert!(!queue.must_make_way(&item(10), true), "its registry has one already");
-        assert!(queue.must_make_way(&item(110), true), "it is the turn of the next of its registry");
-        queue.done(&item(110).1);
+        assert!(!queue.must_make_way(&item(10), true, true), "its registry has one already");
+        assert!(queue.must_make_way(&item(110), true, true), "it is the turn of the next of its registry");
+        queue.done(&item(110));
         assert_eq!(able(&queue), [111]);
         queue.push(item(210));
-        assert!(!queue.must_make_way(&item(10), false) && queue.must_make_way(&item(10), true));
+        assert!(!queue.must_make_way(&item(10), false, false) && queue.must_make_way(&item(10), true, true));
         queue.remove(|item| item.0 == 210);
-        queue.done(&item(10).1);
+        queue.done(&item(10));
         assert_eq!(
             able(&queue),
             Vec::<u32>::new(),
@@ -313,7 +268,7 @@ mod tests {
         queue.close();
         assert!(queue.is_closed());
         assert_eq!(next(&queue), None);
-        assert_eq!(queue.state.lock().waiting, [item(1)]);
+        assert_eq!(*queue.state.lock().turns.waiting(), [item(1)]);
         let queue = Arc::new(self::queue(4));
         let slots: Vec<_> = (0..2)
             .map(|_| {
@@ -342,9 +297,9 @@ mod tests {
         let (queue, (took, taken)) = (Arc::new(self::queue(4)), mpsc::channel());
         let slot = Arc::clone(&queue);
         std::thread::spawn(move || {
-            while let Some((number, repository)) = slot.next() {
-                slot.done(&repository);
-                took.send(number).unwrap();
+            while let Some(item) = slot.next() {
+                slot.done(&item);
+                took.send(item.0).unwrap();
             }
         });
         for number in 0..1000 {

@@ -301,15 +301,16 @@ impl<'a> Run<'a> {
         staged.discard();
     }
 
-    /// Gives the slot up for a fill that a client waits for, if nobody waits for this one, or if it is too slow and its source
-    /// gives the rest without the beginning.
+    /// Gives the slot up for a fill that a client waits for, if nobody waits for this one, or if its source gives the rest without
+    /// the beginning and its client has a larger share, or it is too slow.
     fn look_who_waits(&mut self) -> Result<(), Ending> {
         let now = Instant::now();
         if !self.turn.may_look(now) {
             return Ok(());
         }
-        let slow = self.turn.is_over(now) && self.gives_parts != Some(false);
-        if self.pool.must_make_way(self.fill, slow) { Err(Ending::MadeWay) } else { Ok(()) }
+        let whole = self.gives_parts == Some(false);
+        let slow = self.turn.is_over(now) && !whole;
+        if self.pool.must_make_way(self.fill, !whole, slow) { Err(Ending::MadeWay) } else { Ok(()) }
     }
 
     /// Verifies the content and makes it a blob.

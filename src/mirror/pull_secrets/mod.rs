@@ -164,7 +164,7 @@ impl PullSecrets {
         login: LoginKey,
         credentials: &Arc<BasicCredentials>,
         object: &PullObject,
-    ) -> impl FnOnce() -> Outcome + Send + 'static {
+    ) -> impl FnMut() -> Outcome + Send + 'static {
         let (upstream, credentials, object) = (Arc::clone(upstream), Arc::clone(credentials), object.clone());
         let (table, kept, queued) = (Arc::clone(&self.table), Arc::clone(&self.kept), Instant::now());
         move || {

@@ -3,6 +3,15 @@
 //! So one holder has up to seven eighths while nobody else wants any. Of the last eighth a holder may take a place as long as
 //! more are free than it has, so that the next one finds some, too. A holder is whoever the pool is shared between; for
 //! clients that is [`client`], an address. Places are given back by being dropped.
+//!
+//! What upstreams are asked is shared out by registry, client and repository: [`Allotment`] and [`Turns`] say whose turn it
+//! is, [`TurnPool`] is a pool with that rule, and [`asker`] is the client for whom a task works.
+
+mod pool;
+mod turns;
+
+pub use pool::{TurnPlace, TurnPool};
+pub use turns::{Allotment, Asking, Turns, Waits};
 
 use crate::sync::{Mutex, retry_when};
 use std::collections::HashMap;
@@ -11,6 +20,20 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
+
+tokio::task_local! {
+    static ASKER: IpAddr;
+}
+
+/// Does work for a client; see [`asker`].
+pub async fn for_client<T>(address: IpAddr, work: impl Future<Output = T>) -> T {
+    ASKER.scope(client(address), work).await
+}
+
+/// The client for whom this task works; `None`: Larder itself.
+pub fn asker() -> Option<IpAddr> {
+    ASKER.try_with(|client| *client).ok()
+}
 
 /// Who a client is to a pool: its address, of IPv6 the network of 64 bits that one machine may have all of.
 pub fn client(address: IpAddr) -> IpAddr {
