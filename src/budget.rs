@@ -422,6 +422,9 @@ pub const FINGERPRINT_BYTES_MAX: u64 = KIB;
 pub const JOURNAL_COMPACT_BYTES: u64 = 4 * MIB;
 /// Longest record of the journal.
 pub const JOURNAL_RECORD_BYTES_MAX: usize = 64 * 1024;
+/// Largest count of an event or a use that is believed where one is read from the disk: more than are ever given out, and
+/// far from where counting would begin again at nought.
+pub const COUNT_MAX: u64 = 1 << 62;
 /// Uses of blobs kept in memory before they are written in one batch.
 pub const TOUCHES_MAX: usize = 16_384;
 /// Counts that uses of blobs may take before the session file must be written again; a power cut skips at most as many.

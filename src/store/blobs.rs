@@ -8,6 +8,7 @@ use super::error::{Result, StoreError};
 use super::layout;
 use super::record::BlobInfo;
 use crate::auth::AccessClass;
+use crate::budget;
 use crate::oci::{Algorithm, Digest, Repository};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -30,6 +31,11 @@ pub struct Blob {
     pub private: bool,
     /// It was not verified since an unclean shutdown, and has to be before it is served.
     pub unverified: bool,
+}
+
+/// The count of a blob's last use; none where the file's time is no count.
+fn used(meta: &fs::Metadata) -> u64 {
+    u64::try_from(meta.mtime()).ok().filter(|n| *n <= budget::COUNT_MAX).unwrap_or(0)
 }
 
 /// The mode is the one record of it.
@@ -79,7 +85,7 @@ impl Store {
     /// `None`: what was opened is no file.
     fn blob_of(&self, digest: &Digest, file: File) -> io::Result<Option<Blob>> {
         let meta = file.metadata()?;
-        let used = u64::try_from(meta.mtime()).unwrap_or(0);
+        let used = used(&meta);
         Ok(meta.is_file().then(|| Blob {
             size: meta.len(),
             private: is_private(&meta),
@@ -208,7 +214,7 @@ impl Store {
             entries.flatten().filter_map(move |entry| {
                 let digest = Digest::from_hex(algorithm, entry.file_name().to_str()?).ok()?;
                 let meta = entry.metadata().ok().filter(fs::Metadata::is_file)?;
-                Some(BlobInfo { digest, size: meta.len(), used: u64::try_from(meta.mtime()).unwrap_or(0) })
+                Some(BlobInfo { digest, size: meta.len(), used: used(&meta) })
             })
         }))
     }

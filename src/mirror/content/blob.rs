@@ -75,6 +75,21 @@ impl Blobs {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<BlobSource, Refusal> {
+        match self.source(repository, digest).await? {
+            // Of nothing no last piece can be held back until the hash is right.
+            BlobSource::Fill { total: 0, .. } | BlobSource::Uncached { total: 0, .. }
+                if *digest != Digest::of(digest.algorithm(), b"") =>
+            {
+                let registry = &repository.registry;
+                Err(Refusal::Unavailable(format!(
+                    "{registry} offers nothing for {digest}, which is not empty"
+                )))
+            }
+            source => Ok(source),
+        }
+    }
+
+    async fn source(&self, repository: &Repository, digest: &Digest) -> Result<BlobSource, Refusal> {
         let upstream = self.context.upstream(&repository.registry)?;
         let found = match self.look(repository, digest).await? {
             Found::Here(blob) => self.verified(repository, digest, blob).await?,

@@ -29,6 +29,7 @@ pub(super) use slot::IndexSlot;
 
 use super::error::{Result, StoreError};
 use super::layout::own_file;
+use super::record::count_of;
 use crate::budget;
 use heed::types::Bytes;
 use heed::{CommitOrAbort, Env, EnvFlags, EnvOpenOptions, WithoutTls};
@@ -50,12 +51,14 @@ pub(in crate::store) struct Mark {
     /// Bytes of it that are applied.
     pub(super) offset: u64,
     /// The highest count given out.
+    #[serde(deserialize_with = "count_of")]
     pub(super) sequence: u64,
 }
 
 #[derive(Serialize, Deserialize)]
 struct BlobRecord {
     size: u64,
+    #[serde(deserialize_with = "count_of")]
     used: u64,
 }
 
