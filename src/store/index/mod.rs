@@ -35,7 +35,7 @@ use heed::types::Bytes;
 use heed::{CommitOrAbort, Env, EnvFlags, EnvOpenOptions, WithoutTls};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use table::{META, Records, TALLY, Tally, failed};
 
 /// The schema written. A larger number means a newer larder, whose index is refused and left alone.
@@ -76,6 +76,8 @@ pub(in crate::store) struct Index {
     schema: AtomicU32,
     /// The change after which the file's fingerprint was right.
     remembered: AtomicUsize,
+    /// Nothing is written any more.
+    ended: AtomicBool,
 }
 
 impl Index {
@@ -151,13 +153,22 @@ impl Index {
             });
             created.map_err(failed("open the index"))?.unwrap_commit()
         };
-        Ok(Index { env, records, schema: AtomicU32::new(SCHEMA), remembered: AtomicUsize::new(usize::MAX) })
+        let (schema, remembered) = (AtomicU32::new(SCHEMA), AtomicUsize::new(usize::MAX));
+        Ok(Index { env, records, schema, remembered, ended: AtomicBool::new(false) })
     }
 
     /// Whether the file is still as an older larder wrote it. Before it is changed the journal must be of the new format:
     /// an older larder refuses that before it touches anything.
     pub(in crate::store) fn is_of_older_schema(&self) -> bool {
         self.schema.load(Ordering::Relaxed) < SCHEMA
+    }
+
+    /// Waits for the write that is under way; what comes later is refused.
+    pub(in crate::store) fn end(&self) -> Result<()> {
+        let txn = self.env.write_txn().map_err(failed("write the index"))?;
+        self.ended.store(true, Ordering::Relaxed);
+        txn.abort();
+        Ok(())
     }
 
     /// The number of the last change.
