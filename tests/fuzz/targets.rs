@@ -10,6 +10,10 @@ mod kit;
 #[path = "targets/mirror.rs"]
 mod mirror;
 
+pub use index::index;
+pub use kit::kit;
+pub use mirror::mirror;
+
 use larder::auth::Identity;
 use larder::config::{Config, Options};
 use larder::demo::image::SampleImage;
@@ -43,9 +47,9 @@ pub const TARGETS: [(&str, Target); 9] = [
     ("request", request),
     ("upstream", upstream),
     ("journal", journal),
-    ("index", index::index),
-    ("kit", kit::kit),
-    ("mirror", mirror::mirror),
+    ("index", index),
+    ("kit", kit),
+    ("mirror", mirror),
 ];
 
 /// Longer than any answer takes: what lasts longer has hung.
