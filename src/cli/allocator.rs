@@ -1,8 +1,9 @@
 //! What is freed goes back to the system, so that `memory.max` is also what the process holds afterwards.
 //!
 //! glibc learns from the first large piece that is freed to keep later ones of that size, in as many arenas as there are
-//! threads: twenty indexes of 4 MB, one after the other, left 62 MiB, and 60 at once 98. A threshold that is set is not learnt anew. musl,
-//! which the programs for boards are linked with, gives large pieces back as it is. A failure leaves glibc's ways.
+//! threads: twenty indexes of 4 MB, one after the other, left 62 MiB, and 60 at once 98. Where the threshold is set it learns
+//! nothing. musl, which the programs for boards are linked with, gives large pieces back as it is. A failure leaves glibc's
+//! ways.
 
 /// To be called while there is one thread.
 #[cfg(target_env = "gnu")]
