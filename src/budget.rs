@@ -253,6 +253,11 @@ pub const BODY_COST_BYTES: u64 = 2 * SERVE_CHUNK_BYTES as u64;
 pub const WATCHED_FILES_EVERY: Duration = Duration::from_secs(1);
 /// Longest user name taken from a client's certificate.
 pub const CERTIFICATE_NAME_BYTES_MAX: usize = 256;
+/// What is allocated in one piece of this size or more has pages of its own, which go back to the system when it is freed (only
+/// glibc is told): large documents are freed as soon as they have been served, and buffers, which are smaller, are used again.
+pub const ALLOCATION_OF_ITS_OWN_BYTES: i32 = 1024 * 1024;
+/// Arenas that smaller pieces come from (glibc): each keeps what was freed in it, and a board has few cores.
+pub const ARENAS_MAX: i32 = 2;
 /// Most client connections at a time, whatever `memory.max` would pay for: file descriptors are limited too.
 pub const CONNECTIONS_MAX: u64 = 512;
 /// Fewest connections, and bodies, at a time, however small `memory.max` is: a pull has three and a node a few pulls.
@@ -520,6 +525,9 @@ pub const FINGERPRINT_BYTES_MAX: u64 = KIB;
 pub const JOURNAL_COMPACT_BYTES: u64 = 4 * MIB;
 /// Longest record of the journal.
 pub const JOURNAL_RECORD_BYTES_MAX: usize = 64 * 1024;
+/// Largest count of an event or a use that is believed where one is read from the disk: more than are ever given out, and
+/// far from where counting would begin again at nought.
+pub const COUNT_MAX: u64 = 1 << 62;
 /// Uses of blobs kept in memory before they are written in one batch.
 pub const TOUCHES_MAX: usize = 16_384;
 /// Counts that uses of blobs may take before the session file must be written again; a power cut skips at most as many.

@@ -3,6 +3,7 @@
 //! A board without a battery-backed clock starts in 1970 and jumps. So order is counted by [`Sequence`], never timed;
 //! durations are monotonic; and the wall clock is trusted only once something says that it has been set.
 
+use crate::budget;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -29,9 +30,11 @@ impl Sequence {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Makes sure that later numbers are greater than `seen`.
+    /// Makes sure that later numbers are greater than `seen`, unless that is none that was ever given out.
     pub fn raise(&self, seen: u64) {
-        self.0.fetch_max(seen, Ordering::Relaxed);
+        if seen <= budget::COUNT_MAX {
+            self.0.fetch_max(seen, Ordering::Relaxed);
+        }
     }
 }
 
@@ -93,5 +96,8 @@ mod tests {
         sequence.raise(10);
         sequence.raise(5);
         assert_eq!((sequence.next(), sequence.last()), (11, 11));
+        // What a damaged file says is no count, after which there would be no more.
+        sequence.raise(u64::MAX);
+        assert_eq!(sequence.next(), 12);
     }
 }

@@ -19,7 +19,7 @@ use std::sync::OnceLock;
 /// Every room, and the rooms that it may use. An arrow that is not here is a decision, to be taken here.
 const ARROWS: &[(&str, &[&str])] = &[
     ("budget", &[]),
-    ("clock", &[]),
+    ("clock", &["budget"]),
     ("sync", &["budget"]),
     ("files", &[]),
     ("text", &[]),

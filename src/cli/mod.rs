@@ -2,6 +2,7 @@
 //!
 //! Exit status: 0 done, 1 could not do it, 2 wrong usage or configuration.
 
+mod allocator;
 mod clients;
 mod demo;
 mod doctor;
@@ -153,6 +154,7 @@ pub fn command() -> clap::Command {
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
+    allocator::give_back_what_is_freed();
     if let Some(examined) = crate::store::examiner() {
         return examined;
     }

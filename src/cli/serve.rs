@@ -176,7 +176,7 @@ impl RunningServer {
         self.runtime.block_on(self.server.stop(budget::STOP_GRACE));
         self.runtime.shutdown_timeout(budget::STOP_GRACE);
         // The last requests may have changed something.
-        self.mirror.store().shut_down();
+        self.mirror.store().end();
         log::info!("stopped");
     }
 }

@@ -8,6 +8,7 @@ use super::error::{Result, StoreError};
 use super::layout;
 use super::record::BlobInfo;
 use crate::auth::{AccessClass, Clearance};
+use crate::budget;
 use crate::oci::{Algorithm, Digest, Repository};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -37,6 +38,11 @@ impl Blob {
     pub fn is_public(&self) -> bool {
         self.class == AccessClass::Public
     }
+}
+
+/// The count of a blob's last use; none where the file's time is no count.
+fn used(meta: &fs::Metadata) -> u64 {
+    u64::try_from(meta.mtime()).ok().filter(|n| *n <= budget::COUNT_MAX).unwrap_or(0)
 }
 
 impl Store {
@@ -81,7 +87,7 @@ impl Store {
     /// `None`: what was opened is no file.
     fn blob_of(&self, digest: &Digest, file: File) -> io::Result<Option<Blob>> {
         let meta = file.metadata()?;
-        let used = u64::try_from(meta.mtime()).unwrap_or(0);
+        let used = used(&meta);
         Ok(meta.is_file().then(|| Blob {
             size: meta.len(),
             class: layout::class_of(&meta),
@@ -212,7 +218,7 @@ impl Store {
             entries.flatten().filter_map(move |entry| {
                 let digest = Digest::from_hex(algorithm, entry.file_name().to_str()?).ok()?;
                 let meta = entry.metadata().ok().filter(fs::Metadata::is_file)?;
-                Some(BlobInfo { digest, size: meta.len(), used: u64::try_from(meta.mtime()).unwrap_or(0) })
+                Some(BlobInfo { digest, size: meta.len(), used: used(&meta) })
             })
         }))
     }

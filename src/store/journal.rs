@@ -7,7 +7,7 @@
 
 use super::error::{Result, StoreError};
 use super::layout::{flush_dir, replace_file, write_file};
-use super::record::{Rollback, TagVersion, checksum};
+use super::record::{Rollback, TagVersion, checksum, count_of};
 use crate::auth::AccessClass;
 use crate::budget;
 use crate::files;
@@ -31,6 +31,7 @@ const PREFIX_BYTES: usize = 17;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Event {
     /// The count at which it happened.
+    #[serde(deserialize_with = "count_of")]
     pub(super) n: u64,
     /// What it was.
     #[serde(flatten)]

@@ -308,6 +308,20 @@ impl Store {
         self.index.ask(Index::check)
     }
 
+    /// The last word of a server: the index is left as its fingerprint says. A thread that is late with a change is refused;
+    /// what the journal has the next start brings into the index.
+    pub fn end(&self) {
+        if let Err(problem) = self.flush_touches() {
+            log::warn!("uses were not written: {problem}");
+        }
+        if let Ok(index) = self.index.get()
+            && let Err(problem) = index.end()
+        {
+            log::warn!("the index could not be closed: {problem}");
+        }
+        self.shut_down();
+    }
+
     /// Writes down what is only in memory, and that the shutdown is clean. The store may be used on.
     pub fn shut_down(&self) {
         if let Err(problem) = self.flush_touches() {

@@ -5,6 +5,7 @@
 //! return wrong bytes without an error.
 
 use super::error::{Result, StoreError};
+use crate::budget;
 use crate::oci::{Algorithm, Digest, Hasher};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -33,6 +34,12 @@ impl VersionSource {
 
 fn is_zero(n: &u64) -> bool {
     *n == 0
+}
+
+/// Reads a count. One that was never given out is damage: nothing could come after it.
+pub(super) fn count_of<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    let n = u64::deserialize(from)?;
+    if n <= budget::COUNT_MAX { Ok(n) } else { Err(serde::de::Error::custom("a count is too large")) }
 }
 
 /// Reads a source. 0.1.0 wrote `"peer":true` in place of `"source":"peer"`.
@@ -87,7 +94,7 @@ pub struct TagVersion {
     /// What the tag stood for.
     pub digest: Digest,
     /// The count at which that was noted; within an event of the journal it stands beside it.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, deserialize_with = "count_of", skip_serializing_if = "is_zero")]
     pub n: u64,
     /// Seconds since 1970, if the clock could be trusted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -269,7 +276,7 @@ pub struct ContentLink {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub held: bool,
     /// The count at which a manifest was noted.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "count_of")]
     pub n: u64,
 }
 

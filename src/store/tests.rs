@@ -385,6 +385,20 @@ fn an_index_is_known_by_its_fingerprint_or_read_and_copied() {
 }
 
 #[test]
+fn who_is_late_with_a_change_leaves_the_fingerprint_as_it_was() {
+    let folder = Folder::new();
+    let (store, app, latest) = (folder.open(), repository(), Tag::latest());
+    store.tag_pin(&app, &latest, true).unwrap();
+    store.end();
+    assert!(store.tag_pin(&app, &latest, false).is_err());
+    assert!(store.change_index(|index| index.touch(&[], 9)).is_err());
+    assert!(super::fingerprint::holds(&folder.0.join("index")));
+    drop(store);
+    // The journal has it.
+    assert!(!folder.open().tag(&app, &latest).unwrap().unwrap_or_default().pinned);
+}
+
+#[test]
 fn an_index_that_was_found_damaged_has_no_fingerprint() {
     let folder = Folder::new();
     let store = folder.open();

@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 
+import attacks
 import plot
 import rows
 
@@ -22,23 +23,23 @@ SERVERS = ["Larder", "nginx", "docker-registry", "docker-registry, pull-through"
 def main():
     parser = argparse.ArgumentParser(prog="tests/bench/run")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds: less than five minutes on two quiet cores")
-    parser.add_argument("--only", action="append", choices=list(rows.ROWS), help="this row alone; may be repeated")
+    parser.add_argument("--only", action="append", choices=list(attacks.ROWS), help="this row alone; may be repeated")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("target/bench"), help="where the results go")
     parser.add_argument("--list", action="store_true", help="name the rows")
     arguments = parser.parse_args()
     if arguments.list:
-        for name, function in rows.ROWS.items():
+        for name, function in attacks.ROWS.items():
             print(f"{name:15} {function.__doc__.splitlines()[0]}")
         return 0
     arguments.out.mkdir(parents=True, exist_ok=True)
     machine = this_machine()
     results, failed = {}, {}
     with rows.Lab(arguments.quick) as lab:
-        for name in arguments.only or rows.ROWS:
+        for name in arguments.only or attacks.ROWS:
             began = time.monotonic()
             print(f"{name} ...", file=sys.stderr, flush=True)
             try:
-                results[name] = rows.ROWS[name](lab)
+                results[name] = attacks.ROWS[name](lab)
                 for entry in results[name]:
                     print(f"    {line(entry)}", file=sys.stderr)
             except Exception as problem:

@@ -134,7 +134,7 @@ class Nginx(Server):
 class Larder(larder.Larder, Server):
     """The program under test, with docker.io behind it."""
 
-    def __init__(self, folder, upstream, more="", tls=None, **options):
-        upstreams = {"docker.io": {"url": upstream}}
+    def __init__(self, folder, upstream, more="", tls=None, others=None, **options):
+        upstreams = {"docker.io": {"url": upstream}, **(others or {})}
         super().__init__(folder, upstreams, more, tls=tls, name="Larder", verbosity="-q", **options)
         self.tls_port = self.port if tls else None

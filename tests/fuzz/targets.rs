@@ -3,6 +3,17 @@
 //! A target returns for every input, or panics where a promise does not hold. `cargo test --test fuzz` replays the corpus;
 //! `tests/fuzz/run` lets cargo-fuzz look for more.
 
+#[path = "targets/index.rs"]
+mod index;
+#[path = "targets/kit.rs"]
+mod kit;
+#[path = "targets/mirror.rs"]
+mod mirror;
+
+pub use index::index;
+pub use kit::kit;
+pub use mirror::mirror;
+
 use larder::auth::Identity;
 use larder::config::{Config, Options};
 use larder::demo::image::SampleImage;
@@ -29,13 +40,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 pub type Target = fn(&[u8]);
 
 /// Every target, by the name of its folder in `corpus`.
-pub const TARGETS: [(&str, Target); 6] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("names", names),
     ("manifest", manifest),
     ("config", config),
     ("request", request),
     ("upstream", upstream),
     ("journal", journal),
+    ("index", index),
+    ("kit", kit),
+    ("mirror", mirror),
 ];
 
 /// Longer than any answer takes: what lasts longer has hung.
@@ -291,17 +305,6 @@ fn replaced(data: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
 /// Lines come without their checksums, which no fuzzer would find; what stands behind a `!` is left as it is.
 pub fn journal(data: &[u8]) {
     let folder = Folder::new();
-    let mut file = Vec::new();
-    for line in data.split_inclusive(|byte| *byte == b'\n') {
-        if let Some(raw) = line.strip_prefix(b"!") {
-            file.extend_from_slice(raw);
-            continue;
-        }
-        let text = line.strip_suffix(b"\n").unwrap_or(line);
-        file.extend_from_slice(&Digest::of(Algorithm::Sha256, text).hex().as_bytes()[..16]);
-        file.push(b' ');
-        file.extend_from_slice(line);
-    }
     let read = |first: bool| -> Option<Vec<String>> {
         let (store, startup) = Store::open(&folder.0, 3).ok()?;
         if first || startup.needs_rebuild() {
@@ -316,11 +319,26 @@ pub fn journal(data: &[u8]) {
         store.shut_down();
         Some(said)
     };
-    std::fs::write(folder.0.join("journal"), file).expect("the folder takes a file");
+    std::fs::write(folder.0.join("journal"), sealed_lines(data)).expect("the folder takes a file");
     let before = read(true);
     if before.is_some() {
         assert_eq!(read(false), before, "another start finds something else");
     }
+}
+
+fn sealed_lines(data: &[u8]) -> Vec<u8> {
+    let mut file = Vec::new();
+    for line in data.split_inclusive(|byte| *byte == b'\n') {
+        if let Some(raw) = line.strip_prefix(b"!") {
+            file.extend_from_slice(raw);
+            continue;
+        }
+        let text = line.strip_suffix(b"\n").unwrap_or(line);
+        file.extend_from_slice(&Digest::of(Algorithm::Sha256, text).hex().as_bytes()[..16]);
+        file.push(b' ');
+        file.extend_from_slice(line);
+    }
+    file
 }
 
 /// A folder that is removed at the end.
@@ -330,7 +348,10 @@ impl Folder {
     fn new() -> Folder {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("larder-fuzz-{}-{number}", std::process::id()));
+        // In memory, where there is such a place: what is flushed here need not last.
+        let memory = PathBuf::from("/dev/shm");
+        let base = if memory.is_dir() { memory } else { std::env::temp_dir() };
+        let path = base.join(format!("larder-fuzz-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&path).expect("a folder");
         Folder(path)
     }

@@ -1,7 +1,8 @@
 //! An index that the medium damaged: no process ends by a signal, nothing is answered wrong, and what is made again is
 //! sound. So for the server, and for every command while it is stopped.
 //!
-//! `LARDER_DAMAGES` says how often each kind of damage is done (6 times if it does not), `LARDER_SEED` repeats a run.
+//! `LARDER_DAMAGES` says how often each kind of damage is done (6 times if it does not; from 100 on each command is tried on
+//! each), `LARDER_SEED` repeats a run.
 
 use crate::board::{self, Board, Random, image, upstream_with};
 use std::collections::BTreeMap;
@@ -11,6 +12,8 @@ use std::process::Output;
 use std::time::Instant;
 
 const TAGS: u64 = 12;
+/// From so many damages of each kind on each command is tried on each.
+const EACH_COMMAND_FROM: usize = 100;
 const SECTOR: usize = 512;
 const PAGE: usize = 4096;
 /// Digest by tag.
@@ -137,18 +140,22 @@ fn a_damaged_index_ends_no_process_and_gives_no_wrong_answer() {
         sound.put(&board.data(), &sound.data);
         said(command, &board.command(command))
     });
-    let (mut deaths, mut rebuilt) = (BTreeMap::<String, u32>::new(), 0);
+    let (mut deaths, mut commands, mut rebuilt) = (BTreeMap::<String, u32>::new(), 0, 0);
     for round in 0..rounds * KINDS.len() {
         let (kind, damage) = KINDS[round % KINDS.len()];
         let mut damaged = sound.data.clone();
         damage(&mut damaged, &mut random);
 
-        let at = (round / KINDS.len() + round) % COMMANDS.len();
-        sound.put(&board.data(), &damaged);
-        let output = board.command(COMMANDS[at]);
-        if let Some(signal) = output.status.signal() {
-            *deaths.entry(format!("{}: signal {signal}", COMMANDS[at][0])).or_default() += 1;
-        } else {
+        // In turn; where much time is given, each command meets each damage.
+        let turn = (round / KINDS.len() + round) % COMMANDS.len();
+        for at in (0..COMMANDS.len()).filter(|at| rounds >= EACH_COMMAND_FROM || *at == turn) {
+            sound.put(&board.data(), &damaged);
+            let output = board.command(COMMANDS[at]);
+            commands += 1;
+            if let Some(signal) = output.status.signal() {
+                *deaths.entry(format!("{}: signal {signal}", COMMANDS[at][0])).or_default() += 1;
+                continue;
+            }
             let log = String::from_utf8_lossy(&output.stderr);
             assert_eq!(said(COMMANDS[at], &output), answers[at], "{kind}, {:?}:\n{log}", COMMANDS[at]);
             rebuilt += u32::from(log.contains("index rebuilt"));
@@ -174,7 +181,9 @@ fn a_damaged_index_ends_no_process_and_gives_no_wrong_answer() {
         }
     }
     board.check_blobs();
-    println!("{rounds} of each kind; commands rebuilt {rebuilt}; ended by a signal: {deaths:?}");
+    println!(
+        "{rounds} of each kind; {rebuilt} of {commands} commands rebuilt; ended by a signal: {deaths:?}"
+    );
     assert!(deaths.is_empty(), "{deaths:?}");
     assert!(rebuilt > 0, "the damage was none");
 }

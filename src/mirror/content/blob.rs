@@ -82,6 +82,21 @@ impl Blobs {
     /// Upstream's own 404 and 401/403, and [`Refusal::Unavailable`] where it cannot be asked; [`Refusal::Busy`] if
     /// the queue for download slots is full.
     pub(in crate::mirror) async fn blob(&self, view: &View, digest: &Digest) -> Result<BlobSource, Refusal> {
+        match self.found(view, digest).await? {
+            // Of nothing no last piece can be held back until the hash is right.
+            BlobSource::Fill { total: 0, .. } | BlobSource::Uncached { total: 0, .. }
+                if *digest != Digest::of(digest.algorithm(), b"") =>
+            {
+                let registry = &view.registry;
+                Err(Refusal::Unavailable(format!(
+                    "{registry} offers nothing for {digest}, which is not empty"
+                )))
+            }
+            source => Ok(source),
+        }
+    }
+
+    async fn found(&self, view: &View, digest: &Digest) -> Result<BlobSource, Refusal> {
         let repository = &view.repository;
         let upstream = self.context.upstream(&repository.registry)?;
         let found = match self.look(view, digest).await? {

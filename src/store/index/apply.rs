@@ -51,8 +51,7 @@ impl Index {
         self.write(|txn| {
             let mut stored = Stored::default();
             for blob in blobs {
-                stored.blobs += 1;
-                stored.bytes += blob.size;
+                stored.count_in(blob.size);
                 txn.put(BLOB, &blob.digest.key(), &BlobRecord { size: blob.size, used: blob.used })?;
             }
             txn.put(META, b"stored", &stored)
@@ -65,8 +64,7 @@ impl Index {
             let mut stored: Stored = txn.reader().require(META, b"stored")?;
             for blob in uses {
                 txn.count_out(&blob.digest, &mut stored)?;
-                stored.blobs += 1;
-                stored.bytes += blob.size;
+                stored.count_in(blob.size);
                 let record = BlobRecord { size: blob.size, used: blob.used };
                 txn.put(BLOB, &blob.digest.key(), &record)?;
             }
@@ -74,6 +72,14 @@ impl Index {
             let mark: Mark = txn.reader().require(META, b"mark")?;
             txn.put(META, b"mark", &Mark { sequence: mark.sequence.max(sequence), ..mark })
         })
+    }
+}
+
+impl Stored {
+    /// What is added to comes from the disk.
+    fn count_in(&mut self, size: u64) {
+        self.blobs = self.blobs.saturating_add(1);
+        self.bytes = self.bytes.saturating_add(size);
     }
 }
 

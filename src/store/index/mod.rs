@@ -29,13 +29,14 @@ pub(super) use slot::IndexSlot;
 
 use super::error::{Result, StoreError};
 use super::layout::own_file;
+use super::record::count_of;
 use crate::budget;
 use crate::files;
 use heed::types::Bytes;
 use heed::{CommitOrAbort, Env, EnvFlags, EnvOpenOptions, WithoutTls};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use table::{META, Records, TALLY, Tally, failed};
 
 /// The schema written. A larger number means a newer larder, whose index is refused and left alone.
@@ -51,12 +52,14 @@ pub(in crate::store) struct Mark {
     /// Bytes of it that are applied.
     pub(super) offset: u64,
     /// The highest count given out.
+    #[serde(deserialize_with = "count_of")]
     pub(super) sequence: u64,
 }
 
 #[derive(Serialize, Deserialize)]
 struct BlobRecord {
     size: u64,
+    #[serde(deserialize_with = "count_of")]
     used: u64,
 }
 
@@ -74,6 +77,8 @@ pub(in crate::store) struct Index {
     schema: AtomicU32,
     /// The change after which the file's fingerprint was right.
     remembered: AtomicUsize,
+    /// Nothing is written any more.
+    ended: AtomicBool,
 }
 
 impl Index {
@@ -150,13 +155,22 @@ impl Index {
             });
             created.map_err(failed("open the index"))?.unwrap_commit()
         };
-        Ok(Index { env, records, schema: AtomicU32::new(SCHEMA), remembered: AtomicUsize::new(usize::MAX) })
+        let (schema, remembered) = (AtomicU32::new(SCHEMA), AtomicUsize::new(usize::MAX));
+        Ok(Index { env, records, schema, remembered, ended: AtomicBool::new(false) })
     }
 
     /// Whether the file is still as an older larder wrote it. Before it is changed the journal must be of the new format:
     /// an older larder refuses that before it touches anything.
     pub(in crate::store) fn is_of_older_schema(&self) -> bool {
         self.schema.load(Ordering::Relaxed) < SCHEMA
+    }
+
+    /// Waits for the write that is under way; what comes later is refused.
+    pub(in crate::store) fn end(&self) -> Result<()> {
+        let txn = self.env.write_txn().map_err(failed("write the index"))?;
+        self.ended.store(true, Ordering::Relaxed);
+        txn.abort();
+        Ok(())
     }
 
     /// The number of the last change.

@@ -108,6 +108,12 @@ impl Index {
     /// Changes the index, all or nothing.
     pub(super) fn write(&self, work: impl FnOnce(&mut IndexWriter<'_>) -> Result<()>) -> Result<()> {
         let txn = self.env.write_txn().map_err(failed("write the index"))?;
+        // Writers take turns, so this is known to be so until the commit.
+        if self.ended.load(Ordering::Relaxed) {
+            return Err(StoreError::io("cannot write the index")(std::io::Error::other(
+                "larder is stopping",
+            )));
+        }
         let mut writer = IndexWriter { records: self.records, txn, tally: Tally::default() };
         writer.tally = writer.reader().fetch(META, TALLY)?.unwrap_or_default();
         work(&mut writer)?;
