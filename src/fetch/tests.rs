@@ -853,8 +853,10 @@ fn a_ca_file_that_cannot_be_used_is_named() {
     config.upstreams[0].endpoints[0].ca_file = Some("/nonexistent/ca.pem".into());
     let error = open(&config).unwrap_err();
     assert!(error.contains("upstream reg.test") && error.contains("/nonexistent/ca.pem"), "{error}");
-    config.upstreams[0].endpoints[0].ca_file = Some("/dev/null".into());
+    config.upstreams[0].endpoints[0].ca_file = Some("/proc/version".into());
     assert!(open(&config).unwrap_err().contains("holds no certificate"));
+    config.upstreams[0].endpoints[0].ca_file = Some("/dev/null".into());
+    assert!(open(&config).unwrap_err().contains("it is not a file"));
     config.upstreams[0].endpoints[0].ca_file = None;
     config.upstreams[0].endpoints[0].url = "ftp://reg.test".into();
     assert!(open(&config).unwrap_err().contains("its url is not usable"));

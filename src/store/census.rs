@@ -19,10 +19,16 @@ pub(super) struct Census {
 }
 
 impl Store {
-    /// Refuses what would have to be remembered of a registry that has as much as is kept.
+    /// Refuses what would have to be remembered of a registry that has as much as is kept. New tags that come at once are
+    /// counted once.
     pub(super) fn check_place(&self, news: &[What]) -> Result<()> {
+        let mut counted = None;
         news.iter().try_for_each(|what| match what {
-            What::Seen { repository, tag, .. } => self.check_tag(repository, tag),
+            What::Seen { repository, .. } if counted == Some(repository) => Ok(()),
+            What::Seen { repository, tag, .. } => {
+                counted = self.tag(repository, tag)?.is_none().then_some(repository);
+                self.check_tag(repository, tag)
+            }
             What::Held { repository, .. }
             | What::Class { repository, .. }
             | What::Manifest { repository, .. } => self.check_repository(repository),
