@@ -291,6 +291,8 @@ pub const COLD_READS_MAX: usize = 8;
 /// In a control group whose memory limit is below this, the page cache of big bodies is given back: one or two layers
 /// would fill it.
 pub const SMALL_GROUP_BYTES: u64 = 512 * MIB;
+/// On a board with less memory the page cache of big bodies is given back, too: its pods need it.
+pub const SMALL_BOARD_BYTES: u64 = 4 * GIB;
 /// Smallest file whose page cache is given back.
 pub const GIVE_BACK_BYTES_MIN: u64 = 8 * MIB;
 /// How much longer than `stall_timeout` a reader waits for a download that runs, which may resume by then.

@@ -2,8 +2,9 @@
 //!
 //! A control group's memory limit counts page cache. If the process's own group, or one above it, is limited to less than
 //! [`budget::SMALL_GROUP_BYTES`], a layer that was served once displaces pages that are needed, and the kernel has to
-//! reclaim memory while a client waits. There the last reader of a big file tells the kernel that its pages are not needed.
-//! Elsewhere the kernel knows better what to keep. Nothing here can fail: it is advice.
+//! reclaim memory while a client waits. On a board with little memory it displaces what its pods need, and a kubelet counts
+//! pages that were read twice as memory in use, for which it evicts pods. There the last reader of a big file tells the
+//! kernel that its pages are not needed. Elsewhere the kernel knows better what to keep. Nothing here can fail: it is advice.
 
 use crate::budget;
 use crate::sync::Mutex;
@@ -29,10 +30,24 @@ pub(super) struct PageCacheUse {
 pub(super) fn track(file: &Arc<File>) -> Option<PageCacheUse> {
     static SCARCE: LazyLock<bool> = LazyLock::new(|| {
         let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let limit = limit(&groups, Path::new("/sys/fs/cgroup"));
-        limit.is_some_and(|limit| limit < budget::SMALL_GROUP_BYTES)
+        let info = rustix::system::sysinfo();
+        // The type differs from one architecture to the next.
+        #[allow(clippy::useless_conversion)]
+        let all = u64::from(info.totalram).saturating_mul(info.mem_unit.into());
+        is_scarce(limit(&groups, Path::new("/sys/fs/cgroup")), all)
     });
-    SCARCE.then(|| PageCacheUse::new(file)).flatten()
+    // It may come later than the server.
+    (*SCARCE || has_kubelet(Path::new("/"))).then(|| PageCacheUse::new(file)).flatten()
+}
+
+/// Whether memory is scarce by the limit of the group and by the memory of the board, in bytes.
+fn is_scarce(group: Option<u64>, board: u64) -> bool {
+    group.is_some_and(|limit| limit < budget::SMALL_GROUP_BYTES) || board < budget::SMALL_BOARD_BYTES
+}
+
+/// Whether a kubelet keeps its state below `root`, that of K3s included.
+fn has_kubelet(root: &Path) -> bool {
+    root.join("var/lib/kubelet").is_dir()
 }
 
 impl PageCacheUse {
@@ -120,6 +135,18 @@ mod tests {
         assert_eq!(of("4:memory:/\n0::/\n"), None);
         assert_eq!(of("4:memory:/gone\n"), None);
         assert_eq!(of("nonsense"), None);
+        std::fs::remove_dir_all(&root).unwrap();
+    }
+
+    #[test]
+    fn memory_is_scarce_in_a_small_group_on_a_small_board_and_beside_a_kubelet() {
+        let (small, large) = (budget::SMALL_GROUP_BYTES - 1, 8 << 30);
+        assert!(is_scarce(Some(small), large) && is_scarce(None, (4 << 30) - 1));
+        assert!(!is_scarce(None, large) && !is_scarce(Some(budget::SMALL_GROUP_BYTES), 4 << 30));
+        let root = std::env::temp_dir().join(format!("larder-kubelet-{}", std::process::id()));
+        assert!(!has_kubelet(&root));
+        std::fs::create_dir_all(root.join("var/lib/kubelet")).unwrap();
+        assert!(has_kubelet(&root));
         std::fs::remove_dir_all(&root).unwrap();
     }
 
