@@ -214,21 +214,21 @@ impl Store {
         self.put_manifest_in(repository, (digest, media_type), bytes, class, class)
     }
 
-    /// The same for a manifest that was not shown to everybody, in a repository of which other content may have been: what
-    /// was public stays so.
+    /// The same for a manifest that proves nothing of its repository: what is known of that stays, such as what another board
+    /// sends, and what was not shown to everybody where other content may have been.
     ///
     /// # Errors
     /// As [`Store::put_manifest`].
-    pub fn put_private_manifest(
+    pub fn add_manifest(
         &self,
         repository: &Repository,
         digest: &Digest,
         media_type: &str,
         bytes: &[u8],
+        class: AccessClass,
     ) -> Result<()> {
-        self.note_class(repository, AccessClass::Private)?;
-        let (class, of) = (AccessClass::Private, AccessClass::Unproven);
-        self.put_manifest_in(repository, (digest, media_type), bytes, class, of)
+        self.note_class(repository, class)?;
+        self.put_manifest_in(repository, (digest, media_type), bytes, class, AccessClass::Unproven)
     }
 
     /// `of`: the class that this proves of the repository.

@@ -22,7 +22,7 @@ use crate::budget;
 use crate::documents::DocumentTurn;
 use crate::fetch::{FetchedManifest, Upstream};
 use crate::oci::{Digest, Manifest, ManifestRef, Repository};
-use crate::store::{Blob, ContentLink, Stamp, StoreError};
+use crate::store::{Blob, ContentLink, Stamp, Store, StoreError};
 use crate::sync::Mutex;
 use bytes::Bytes;
 use std::collections::HashMap;
@@ -375,7 +375,10 @@ impl Manifests {
             let held = Held::NotStored { media_type, bytes, slot: self.streams.slot(repository) };
             return Ok(ManifestOutcome { source: ByteSource::Peer, held });
         }
-        let stored = self.put(repository, digest, media_type, bytes, AccessClass::Public);
+        let stored = self.keep_in(repository, digest, bytes, media_type, |store| {
+            // Another board says nothing of the repository.
+            store.add_manifest(repository, digest, media_type, bytes, AccessClass::Public)
+        });
         self.arrivals.arrived(repository, digest);
         let public = AccessClass::Public;
         self.outcome(ByteSource::Peer, stored, (repository, digest), media_type, found.bytes, public)
@@ -424,18 +427,26 @@ impl Manifests {
         fetched: &FetchedManifest,
         class: AccessClass,
     ) -> Result<(), StoreError> {
-        self.put(repository, &fetched.digest, &fetched.media_type, &fetched.bytes, class)?;
+        let (digest, media_type, bytes) = (&fetched.digest, fetched.media_type.as_str(), &fetched.bytes);
+        self.keep_in(repository, digest, bytes, media_type, |store| {
+            if class == AccessClass::Private && self.context.needs_proof(&repository.registry) {
+                store.add_manifest(repository, digest, media_type, bytes, class)
+            } else {
+                store.put_manifest(repository, digest, media_type, bytes, class)
+            }
+        })?;
         self.arrivals.arrived(repository, &fetched.digest);
         Ok(())
     }
 
-    fn put(
+    /// Has `put` store a manifest in the room that is made for it.
+    fn keep_in(
         &self,
         repository: &Repository,
         digest: &Digest,
-        media_type: &str,
         bytes: &[u8],
-        class: AccessClass,
+        media_type: &str,
+        put: impl FnOnce(&Store) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         // Before anybody can be served it, and whether it can be stored or not.
         let turn = DocumentTurn::wait(bytes.len() as u64);
@@ -443,13 +454,6 @@ impl Manifests {
             self.named.note(repository, &manifest);
         }
         drop(turn);
-        self.reserve.with_room_for_manifest(digest, bytes.len() as u64, || {
-            let store = &self.context.store;
-            if class == AccessClass::Private && self.context.needs_proof(&repository.registry) {
-                store.put_private_manifest(repository, digest, media_type, bytes)
-            } else {
-                store.put_manifest(repository, digest, media_type, bytes, class)
-            }
-        })
+        self.reserve.with_room_for_manifest(digest, bytes.len() as u64, || put(&self.context.store))
     }
 }
