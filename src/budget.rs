@@ -98,6 +98,8 @@ pub const JOIN_WAIT: Duration = Duration::from_secs(5);
 pub const JOIN_LOOK_PAUSE: Duration = Duration::from_millis(500);
 /// Bytes a second below which the download of another repository is not joined: fetching twice costs nothing there.
 pub const JOIN_RATE_MIN: u64 = KIB;
+/// Repositories that a fill brings private content to besides its own; one more is confirmed when it is asked for next.
+pub const FILL_HOLDERS_MAX: usize = 64;
 /// Fills that may be under way or waiting; one more is answered 503.
 pub const FILLS_MAX: usize = 1_024;
 /// Redirects followed by hand for one request.

@@ -32,6 +32,8 @@ pub struct Fill {
     demanded: Mutex<Demanded>,
     /// How fast its bytes come, since it runs.
     pace: Mutex<Option<Pace>>,
+    /// Repositories of the registry that it says hold this too, until the bytes have proved that it has it at all.
+    holders: Mutex<Option<Vec<Repository>>>,
     /// Some of it came from a peer.
     pub(super) from_peer: AtomicBool,
     kind: FillKind,
@@ -124,6 +126,7 @@ impl Fill {
                 abandoned: false,
             }),
             pace: Mutex::default(),
+            holders: Mutex::new(Some(Vec::new())),
             from_peer: AtomicBool::new(false),
             kind: FillKind::Download,
             progress: watch::Sender::new(Progress { total: None, available: 0, phase: Phase::Queued }),
@@ -140,6 +143,21 @@ impl Fill {
             progress: watch::Sender::new(progress),
             ..Fill::download(key, repository, Some(size), Demand::Client)
         }
+    }
+
+    /// The registry says that a repository of it has this too. `false`: the fill has proved that the registry has it.
+    pub(super) fn add_holder(&self, repository: &Repository) -> bool {
+        let mut holders = self.holders.lock();
+        let Some(waiting) = holders.as_mut() else { return false };
+        if waiting.len() < budget::FILL_HOLDERS_MAX && !waiting.contains(repository) {
+            waiting.push(repository.clone());
+        }
+        true
+    }
+
+    /// The bytes have proved that the registry has this: the repositories that hold it besides the fill's own.
+    pub(super) fn take_holders(&self) -> Vec<Repository> {
+        self.holders.lock().take().unwrap_or_default()
     }
 
     /// What is being fetched.

@@ -575,3 +575,109 @@ fn what_was_fetched_with_credentials_that_are_gone_is_still_the_owners() {
     }
     assert!(!is_open(&board, &layer_of(&image)) && !is_open(&board, &image.root));
 }
+
+#[test]
+fn a_claim_that_joins_a_download_of_the_same_registry_is_no_proof() {
+    let image = image(1);
+    let layer = layer_of(&image);
+    // Of the right size, and it has no byte of it.
+    let mut claimed = image.clone();
+    claimed.blobs.values_mut().for_each(|blob| *blob = vec![0x66; blob.len()].into());
+    let (private, evil) = (private_upstream(&image), private_upstream(&claimed));
+    evil.push("lab/two", "latest", &claimed);
+    evil.on(Some("GET"), &format!("lab/app/blobs/{layer}"), Behaviour::StallBodyAfter(10));
+    let (other, folder) = (upstream_with(&board::image(2)), Folder::new());
+    let (credentials, auth) = secrets(&folder);
+    let others = [("private.example", &private, true), ("evil.example", &evil, true)];
+    let board = Board::new(&other, &format!("{}{auth}", sections(&others, &credentials)));
+    pull(&board, &image, "private.example");
+    for repository in ["lab/app", "lab/two"] {
+        board.manifests("evil.example", repository, "latest", &[BOARD]);
+    }
+    let two = blob(&layer, "evil.example").replace("lab/app", "lab/two");
+    let whole = &image.blobs[&layer];
+    std::thread::scope(|scope| {
+        // One drips it to a first repository; a second joins, and the registry says that this one has it, too.
+        scope.spawn(|| ask(&board, "GET", &blob(&layer, "evil.example"), &[BOARD]));
+        assert!(evil.wait_for(1, "GET", &format!("lab/app/blobs/{layer}"), board::PATIENCE));
+        let joined = ask(&board, "GET", &two, &[BOARD]);
+        drop(joined);
+        for _ in 0..3 {
+            let range = ask(&board, "GET", &two, &[BOARD, ("Range", "bytes=100-199")]);
+            assert!(!has_any_of(range, &whole[100..200]));
+        }
+        evil.release();
+    });
+    assert!(board.request("GET", &blob(&layer, "private.example"), &[BOARD]).body().unwrap() == **whole);
+}
+
+#[test]
+fn what_is_hashed_again_for_its_owner_is_shown_to_nobody_else() {
+    let image = Image::multi_arch(5, &[24 << 20]);
+    let layer = layer_of(&image);
+    let (private, public) = (private_upstream(&image), upstream_with(&board::image(2)));
+    let folder = Folder::new();
+    let (credentials, auth) = secrets(&folder);
+    let config = |credentials: &str| {
+        Board::config(
+            &public.url(),
+            &format!("{}{auth}", sections(&[("private.example", &private, true)], credentials)),
+        )
+    };
+    let mut board = Board::with_config(&config(&credentials));
+    pull(&board, &image, "private.example");
+    board.kill();
+    std::fs::write(board.folder().join("larder.toml"), config("")).unwrap();
+    board.start_again();
+    let path = blob(&layer, "private.example");
+    let whole = &image.blobs[&layer];
+    std::thread::scope(|scope| {
+        let owner = scope.spawn(|| board.request("GET", &path, &[BOARD]).body().unwrap());
+        while !owner.is_finished() {
+            let part = ask(&board, "GET", &path, &[("Range", "bytes=100-199")]);
+            assert!(!has_any_of(part, &whole[100..200]));
+            let head = ask(&board, "HEAD", &path, &[]);
+            assert!(head.is_none_or(|head| head.status != 200));
+        }
+        assert!(owner.join().unwrap() == **whole);
+    });
+}
+
+#[test]
+fn what_a_peer_sends_does_not_open_the_names_of_a_private_repository() {
+    let (image, other) = (image(1), board::image(4));
+    let (private, public) = (private_upstream(&image), upstream_with(&board::image(2)));
+    let (folder, of_peer) = (Folder::new(), upstream_with(&other));
+    let (credentials, auth) = secrets(&folder);
+    let secret = private_file(&folder, "kit.secret", SECRET);
+    let kit = |peers: &str| {
+        let secret = secret.display();
+        format!("[kit]\nsecret_file = \"{secret}\"\nlisten = \"127.0.0.1:0\"\npeers = [{peers}]\n")
+    };
+    let peer = Board::new(
+        &of_peer,
+        &format!("{}{}", sections(&[("private.example", &of_peer, false)], ""), kit("")),
+    );
+    peer.pull("lab/app", "latest").unwrap();
+    let kit = kit(&format!("\"{}\"", peer.kit_addr()));
+    let config = |credentials: &str| {
+        let section = sections(&[("private.example", &private, true)], credentials);
+        Board::config(&public.url(), &format!("{section}{auth}{kit}"))
+    };
+    let mut board = Board::with_config(&config(&credentials));
+    pull(&board, &image, "private.example");
+    board.stop();
+    std::fs::write(board.folder().join("larder.toml"), config("")).unwrap();
+    private.hang_up();
+    board.start_again();
+    let list = "/v2/lab/app/tags/list?ns=private.example";
+    board.wait_until("the outage", || board.get(list).status == 502);
+    // A public manifest of the other board, through the name of the private repository.
+    let sent = board.get(&manifest(&other.root, "private.example"));
+    assert_eq!(sent.status, 200);
+    sent.body().unwrap();
+    assert_eq!(board.get(list).status, 502);
+    let listed = board.get("/v2/_catalog?ns=private.example").body().unwrap();
+    assert!(!String::from_utf8(listed).unwrap().contains("lab/app"));
+    assert_ne!(board.get(&manifest("latest", "private.example")).status, 200);
+}

@@ -189,7 +189,7 @@ impl Blobs {
                     stated
                 } else {
                     let answered = self.ask_size(upstream, repository, digest).await?;
-                    self.hold(repository, digest).await?;
+                    self.hold_when_proven(&fill, repository, digest).await?;
                     stated.or(answered)
                 }
             }
@@ -388,8 +388,8 @@ impl Blobs {
             return Ok(sound.then_some(BlobSource::Hit(blob)));
         }
         let total = blob.size;
-        let class = self.context.class_without_proof(&repository.registry);
-        let key = self.fills.key(repository, digest, class);
+        // Of its own class, so that nobody joins it who may not see the blob.
+        let key = self.fills.key(repository, digest, blob.class);
         let (verifier, name) = (Arc::clone(&self.verifier), repository.clone());
         let begun = self.context.blocking(move |_| Ok(verifier.begin(&key, &name, blob))).await?;
         if let Some(fill) = begun? {
@@ -415,6 +415,22 @@ impl Blobs {
         let wanted = digest.clone();
         let blob = self.context.blocking(move |context| context.store.open_blob(&wanted)).await?;
         blob.ok_or_else(|| Refusal::not_here(Missing::Blob, digest))
+    }
+
+    /// The registry says that this repository has what a fill brings to another: at once where that is known of the registry,
+    /// else once the bytes of the fill have proved that it has the content at all.
+    async fn hold_when_proven(
+        &self,
+        fill: &Fill,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<(), Refusal> {
+        let (registry, wanted) = (repository.registry.clone(), digest.clone());
+        let known = move |context: &Context| context.held_in_registry(&registry, &wanted);
+        if self.context.blocking(known).await? || !fill.add_holder(repository) {
+            return self.hold(repository, digest).await;
+        }
+        Ok(())
     }
 
     /// Notes that upstream holds private content in this repository.

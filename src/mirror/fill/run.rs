@@ -338,10 +338,13 @@ impl<'a> Run<'a> {
             }
             Err(problem) => return Err(problem.into()),
         }
-        if class == AccessClass::Private
-            && let Err(problem) = store.hold(&fill.repository, fill.digest())
-        {
-            log::warn!("{} will be confirmed again: {problem}", fill.digest());
+        let holders = fill.take_holders();
+        if class == AccessClass::Private {
+            for repository in holders.iter().chain([&fill.repository]) {
+                if let Err(problem) = store.hold(repository, fill.digest()) {
+                    log::warn!("{} will be confirmed again: {problem}", fill.digest());
+                }
+            }
         }
         Ok(())
     }
