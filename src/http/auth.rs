@@ -93,6 +93,7 @@ impl Authenticator {
         if known || self.is_user(&login, attempt).await.unwrap_or(false) {
             return login.user();
         }
+        login.note("no user here has it");
         Arc::clone(&request.identity)
     }
 
@@ -215,9 +216,13 @@ impl Login<'_> {
     }
 
     fn logged(&self, why: &str, text: &str) -> Answer {
+        self.note(why);
+        challenge(text)
+    }
+
+    fn note(&self, why: &str) {
         let (user, client) = (quoted(&self.credentials.user), self.request.identity.address);
         log::warn!("login of {user} from {client} for {} failed: {why}", self.registry);
-        challenge(text)
     }
 }
 

@@ -8,9 +8,10 @@ use super::error::{Result, StoreError};
 use super::journal::{line, parse};
 use super::layout::write_file;
 use crate::budget;
+use crate::files;
 use crate::oci::Repository;
 use serde::{Deserialize, Serialize};
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 
 /// One kept login.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,13 +41,13 @@ impl Store {
 
     /// The kept logins, as many as may be.
     pub fn kept_logins(&self) -> Vec<KeptLogin> {
-        let mut text = Vec::new();
-        let read = std::fs::File::open(self.layout.kept_logins())
-            .and_then(|file| file.take(budget::KEPT_LOGINS_BYTES_MAX).read_to_end(&mut text));
-        match read {
-            Err(e) if e.kind() != ErrorKind::NotFound => log::warn!("kept logins cannot be read: {e}"),
-            _ => {}
-        }
+        let read = files::read(&self.layout.kept_logins(), budget::KEPT_LOGINS_BYTES_MAX);
+        let text = read.unwrap_or_else(|e| {
+            if e.kind() != ErrorKind::NotFound {
+                log::warn!("kept logins cannot be read: {e}");
+            }
+            Vec::new()
+        });
         let now = self.served_ms();
         let entries = text.split_inclusive(|byte| *byte == b'\n').filter_map(parse::<KeptLogin>);
         entries.filter(|entry| entry.is_sound(now)).take(budget::KEPT_LOGINS_MAX).collect()

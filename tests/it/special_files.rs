@@ -21,7 +21,7 @@ fn pipe_at(path: &Path) {
 
 #[test]
 fn a_pipe_among_the_stores_files_stops_no_start_and_no_command() {
-    let (_upstream, mut board) = pulled(&image(1), "");
+    let (_upstream, mut board) = pulled(&image(1), "[auth]\npull_secrets = true\noffline_grace = \"1h\"\n");
     let files = [
         "index/data.mdb",
         "index/lock.mdb",
@@ -29,6 +29,7 @@ fn a_pipe_among_the_stores_files_stops_no_start_and_no_command() {
         "session",
         "session.new",
         "journal.new",
+        "kept-logins",
         "journal",
         "lock",
     ];

@@ -265,8 +265,9 @@ impl FillPool {
         self.queue.push(Arc::clone(fill));
     }
 
-    fn run(&self, fill: &Arc<Fill>) {
-        let outcome = Run::of(self, fill).run();
+    /// What follows from how a run ended, whose slot has been given back: else who takes the fill up again would be charged
+    /// for the slot of the run before.
+    fn conclude(&self, fill: &Arc<Fill>, outcome: Result<(), Ending>) {
         match outcome {
             Ok(()) => {
                 self.forget(fill);
@@ -338,13 +339,15 @@ impl Drop for FillPool {
 fn serve_queue(queue: &FillQueue<Arc<Fill>>, pool: &Weak<FillPool>) {
     while let Some(fill) = queue.next() {
         let Some(pool) = pool.upgrade() else { return };
-        let run = std::panic::AssertUnwindSafe(|| pool.run(&fill));
-        if std::panic::catch_unwind(run).is_err() {
+        let run = std::panic::AssertUnwindSafe(|| Run::of(&pool, &fill).run());
+        let outcome = std::panic::catch_unwind(run);
+        queue.done(&fill);
+        let conclude = std::panic::AssertUnwindSafe(|| outcome.map(|outcome| pool.conclude(&fill, outcome)));
+        if !matches!(std::panic::catch_unwind(conclude), Ok(Ok(()))) {
             log::error!("the download of {} ended in a panic; this is a bug", fill.digest());
             pool.forget(&fill);
             fill.set_phase(Phase::Failed(download_failed()));
         }
-        queue.done(&fill);
     }
 }
 

@@ -17,7 +17,7 @@ use crate::auth::{BasicCredentials, LoginKey, LoginKeys, ProvenLogins, PullObjec
 use crate::budget;
 use crate::fetch::{Cause, Failure, Shown, ShownObject, Upstream};
 use crate::oci::{Digest, Manifest, ManifestRef, RegistryName, Repository};
-use crate::sync::Mutex;
+use crate::sync::{Mutex, turn};
 use kept::KeptLogins;
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -173,6 +173,10 @@ impl PullSecrets {
                 return Outcome::NotAsked { outage: false };
             }
             let answer = ask_upstream(&upstream, &credentials, &object);
+            if turn::is_called_off() {
+                // The question is asked again.
+                return Outcome::NotAsked { outage: false };
+            }
             let now = Instant::now();
             let (why, denied) = match answer {
                 Ok(Shown { digest, logged_in }) => {
