@@ -86,7 +86,10 @@ impl Growing {
 
     /// Compares a piece of what the client has had with this fill.
     async fn compare(&mut self, from: u64, end: u64) -> io::Result<()> {
-        let (Some(had), Some(file)) = (&mut self.had, self.fill.file()) else { return Ok(()) };
+        let Some(had) = &mut self.had else { return Ok(()) };
+        let Some(file) = self.fill.file() else {
+            return Err(io::Error::other("its own repository has sent nothing to compare"));
+        };
         let want = usize::try_from(end - from).unwrap_or(usize::MAX).min(budget::SERVE_CHUNK_BYTES);
         let (before, now) = (read_from(&had.file, from, want).await?, read_from(&file, from, want).await?);
         if before.is_empty() || before != now {

@@ -144,14 +144,7 @@ impl Lanes {
             self.shared.wake.notify_one();
             return Ok(());
         }
-        state.threads += 1;
-        let shared = Arc::clone(&self.shared);
-        let begun = std::thread::Builder::new()
-            .name(format!("lane {}", self.shared.name))
-            .stack_size(budget::THREAD_STACK_BYTES)
-            .spawn(move || work(&shared));
-        if let Err(e) = begun {
-            state.threads -= 1;
+        if let Err(e) = self.begin_thread(&mut state) {
             if state.threads == 0 {
                 log::error!("no thread to ask {}: {e}", self.shared.name);
                 unasked.extend(state.turns.remove(|_| true));
@@ -162,8 +155,25 @@ impl Lanes {
         Ok(())
     }
 
-    /// A client waits for what nobody waited for.
+    fn begin_thread(&self, state: &mut LaneState) -> std::io::Result<()> {
+        let shared = Arc::clone(&self.shared);
+        std::thread::Builder::new()
+            .name(format!("lane {}", self.shared.name))
+            .stack_size(budget::THREAD_STACK_BYTES)
+            .spawn(move || work(&shared))?;
+        state.threads += 1;
+        Ok(())
+    }
+
+    /// A client waits for what nobody waited for: it may have a place now, and no thread that waits for work.
     pub(super) fn changed(&self) {
+        let mut state = self.shared.state.lock();
+        let waiting = state.turns.waiting().len();
+        // Without a thread it waits for one that is busy.
+        let _ = state.idle >= waiting
+            || state.threads >= self.shared.threads_max
+            || self.begin_thread(&mut state).is_ok();
+        drop(state);
         self.shared.wake.notify_one();
     }
 }
