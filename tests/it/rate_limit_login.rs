@@ -442,3 +442,55 @@ fn names_that_a_login_has_shown_stay_hidden_when_the_login_leaves() {
         }
     }
 }
+
+#[test]
+fn a_refusal_counts_on_when_the_registry_cannot_be_asked_again() {
+    for status in [429, 503] {
+        let (image, other) = (image(1), image(5));
+        let (upstream, folder) = (hub(&image, &self::image(3)), Folder::new());
+        upstream.push("lab/other", "latest", &other);
+        let auth = secrets(&folder).1;
+        let mut board = Board::new(&upstream, &format!("{}{auth}", lifted(&folder)));
+        board.pull("lab/app", "latest").unwrap();
+        board.pull("lab/other", "latest").unwrap();
+        let lose = |board: &Board, image: &Image| {
+            for layer in needed(image).iter().filter(|digest| board.has_blob(digest)) {
+                std::fs::remove_file(board.data().join("blobs/sha256").join(layer.hex())).unwrap();
+            }
+        };
+        lose(&board, &image);
+        lose(&board, &other);
+        upstream.hide("lab/app", true);
+        // What was proven is forgotten, and the registry refuses.
+        board.stop();
+        board.start_again();
+        let refused = |board: &Board, what: &str| {
+            for digest in needed(&image) {
+                let answer = board.get(&blob(&digest, "docker.io"));
+                assert_ne!(answer.status, 200, "{status}, {what}: {digest}");
+            }
+        };
+        refused(&board, "asked");
+        upstream.refuse_anonymous(Some(status));
+        refused(&board, "not asked again");
+        assert!(needed(&image).iter().all(|digest| !board.has_blob(digest)));
+        // Who has the right has it all the while, and what they fetch stays theirs.
+        for digest in needed(&image) {
+            let owner = board.request("GET", &blob(&digest, "docker.io"), &[BOARD]);
+            assert_eq!(owner.status, 200, "{digest}");
+            owner.body().unwrap();
+        }
+        refused(&board, "here and private");
+        assert!(needed(&image).iter().all(|digest| !is_open(&board, digest)));
+        // The neighbour was not refused: its last answer counts.
+        for digest in needed(&other) {
+            let path = blob(&digest, "docker.io").replace("lab/app", "lab/other");
+            assert!(board.get(&path).body().unwrap() == *other.blobs[&digest]);
+        }
+        // Once it is shown again all is as before.
+        upstream.refuse_anonymous(None);
+        upstream.hide("lab/app", false);
+        board.wait_until("what is shown again", || board.pull("lab/app", "latest").is_ok());
+        assert!(needed(&image).iter().all(|digest| is_open(&board, digest)));
+    }
+}
