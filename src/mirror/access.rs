@@ -162,7 +162,8 @@ impl Context {
         }
         let mut hidden = Vec::new();
         for version in record.versions() {
-            if !self.shows_names(view, version) && !self.sees(view, &version.digest)? {
+            let named = self.shows_names(view, version);
+            if !self.sees(view, &version.digest)? && (!named || self.is_withheld(view, &version.digest)?) {
                 hidden.push(version.digest.clone());
             }
         }
@@ -178,6 +179,13 @@ impl Context {
                 view.clearance.private || !self.needs_proof(&view.registry)
             }
         }
+    }
+
+    /// Whether a manifest is here, belongs to this repository, and is not public: then only who may see it learns its names,
+    /// also where the configuration has lost the login that showed it.
+    fn is_withheld(&self, repository: &Repository, digest: &Digest) -> Result<bool, StoreError> {
+        let public = self.store.open_blob(digest)?.is_none_or(|blob| blob.is_public());
+        Ok(!public && self.known_link(repository, digest)?.is_some_and(|link| link.held))
     }
 
     /// The class of a repository. 0.1.0 wrote none: what is found once is remembered.

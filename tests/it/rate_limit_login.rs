@@ -366,3 +366,131 @@ fn other_boards_get_what_was_proven_and_nothing_else() {
         assert_eq!(holder.request("GET", &path, &[BOARD]).status, 200, "{path}");
     }
 }
+
+/// Writes another configuration, and starts with it.
+fn start_with(board: &mut Board, config: &str) {
+    board.stop();
+    std::fs::write(board.folder().join("larder.toml"), config).unwrap();
+    board.start_again();
+}
+
+/// All that a client without a login is told about the tags of a repository.
+fn told(board: &Board, repository: &str) -> String {
+    let mut paths: Vec<String> = ["tags/list", "tags/list?n=1&last=ka"].map(str::to_owned).into();
+    paths.extend(["latest", "second", "never"].map(|tag| format!("manifests/{tag}")));
+    let mut told = String::new();
+    for path in paths {
+        let separator = if path.contains('?') { '&' } else { '?' };
+        let path = format!("/v2/{repository}/{path}{separator}ns=docker.io");
+        for method in ["GET", "HEAD"] {
+            let answer = board.request(method, &path, &[]);
+            let (status, headers) = (answer.status, format!("{:?}", answer.headers));
+            let body = answer.body().map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+            told += &format!("{method} {path}: {status} {headers} {}\n", body.unwrap_or_default());
+        }
+    }
+    told
+}
+
+#[test]
+fn names_that_a_login_has_shown_stay_hidden_when_the_login_leaves() {
+    let (old, new, other) = (image(1), image(5), image(7));
+    let (upstream, folder) = (hub(&old, &image(3)), Folder::new());
+    upstream.push("lab/other", "latest", &other);
+    let auth = secrets(&folder).1;
+    let config = |login: &str| Board::config(&upstream.url(), &format!("{login}{auth}"));
+    let mut board = Board::with_config(&config(&lifted(&folder)));
+    board.pull("lab/app", "latest").unwrap();
+    board.pull("lab/other", "latest").unwrap();
+    upstream.hide("lab/app", true);
+    for tag in ["latest", "second"] {
+        upstream.push("lab/app", tag, &new);
+        // Who has the right has the new version, by both tags, and it is private.
+        board.manifests("docker.io", "lab/app", tag, &[BOARD]);
+    }
+    pull(&board, &new, "docker.io");
+    assert!(!is_open(&board, &new.root) && is_open(&board, &old.root));
+    start_with(&mut board, &config(""));
+    for (online, again) in [(true, false), (false, false), (false, true)] {
+        if !online {
+            upstream.hang_up();
+        }
+        if again {
+            board.stop();
+            board.start_again();
+        }
+        let told = told(&board, "lab/app");
+        for secret in [new.root.to_string(), new.root.hex(), "\"second\"".into()] {
+            assert!(!told.contains(&secret), "{secret} (online {online}, again {again}):\n{told}");
+        }
+        let get = |path: &str| board.get(path);
+        for digest in needed(&new).iter().chain(new.manifests.keys()) {
+            assert_ne!(get(&blob(digest, "docker.io")).status, 200, "{digest}");
+            assert_ne!(get(&manifest(digest, "docker.io")).status, 200, "{digest}");
+        }
+        // What everybody was shown is there, by its tag where nobody says otherwise, and so is the neighbour.
+        assert_eq!(get(&manifest(&old.root, "docker.io")).status, 200);
+        if !online {
+            let latest = get(&manifest("latest", "docker.io"));
+            assert_eq!(latest.header("docker-content-digest"), Some(&*old.root.to_string()));
+            let names = get("/v2/lab/app/tags/list?ns=docker.io").body().unwrap();
+            assert!(String::from_utf8(names).unwrap().contains("\"latest\""));
+            board.pull("lab/other", "latest").unwrap();
+            // Its owner has it all the while.
+            let owner = board.request("GET", &manifest("second", "docker.io"), &[BOARD]);
+            assert_eq!(owner.header("docker-content-digest"), Some(&*new.root.to_string()));
+        }
+    }
+}
+
+#[test]
+fn a_refusal_counts_on_when_the_registry_cannot_be_asked_again() {
+    for status in [429, 503] {
+        let (image, other) = (image(1), image(5));
+        let (upstream, folder) = (hub(&image, &self::image(3)), Folder::new());
+        upstream.push("lab/other", "latest", &other);
+        let auth = secrets(&folder).1;
+        let mut board = Board::new(&upstream, &format!("{}{auth}", lifted(&folder)));
+        board.pull("lab/app", "latest").unwrap();
+        board.pull("lab/other", "latest").unwrap();
+        let lose = |board: &Board, image: &Image| {
+            for layer in needed(image).iter().filter(|digest| board.has_blob(digest)) {
+                std::fs::remove_file(board.data().join("blobs/sha256").join(layer.hex())).unwrap();
+            }
+        };
+        lose(&board, &image);
+        lose(&board, &other);
+        upstream.hide("lab/app", true);
+        // What was proven is forgotten, and the registry refuses.
+        board.stop();
+        board.start_again();
+        let refused = |board: &Board, what: &str| {
+            for digest in needed(&image) {
+                let answer = board.get(&blob(&digest, "docker.io"));
+                assert_ne!(answer.status, 200, "{status}, {what}: {digest}");
+            }
+        };
+        refused(&board, "asked");
+        upstream.refuse_anonymous(Some(status));
+        refused(&board, "not asked again");
+        assert!(needed(&image).iter().all(|digest| !board.has_blob(digest)));
+        // Who has the right has it all the while, and what they fetch stays theirs.
+        for digest in needed(&image) {
+            let owner = board.request("GET", &blob(&digest, "docker.io"), &[BOARD]);
+            assert_eq!(owner.status, 200, "{digest}");
+            owner.body().unwrap();
+        }
+        refused(&board, "here and private");
+        assert!(needed(&image).iter().all(|digest| !is_open(&board, digest)));
+        // The neighbour was not refused: its last answer counts.
+        for digest in needed(&other) {
+            let path = blob(&digest, "docker.io").replace("lab/app", "lab/other");
+            assert!(board.get(&path).body().unwrap() == *other.blobs[&digest]);
+        }
+        // Once it is shown again all is as before.
+        upstream.refuse_anonymous(None);
+        upstream.hide("lab/app", false);
+        board.wait_until("what is shown again", || board.pull("lab/app", "latest").is_ok());
+        assert!(needed(&image).iter().all(|digest| is_open(&board, digest)));
+    }
+}
