@@ -7,11 +7,13 @@
 use super::ask::{Class, Logins, Question, RedirectLogins};
 use super::endpoint::Endpoint;
 use super::failure::Failure;
+use super::reply::EndpointReply;
 use super::upstream::Upstream;
 use super::wire::Deadline;
 use crate::budget::PULL_SECRET_TIME_MAX;
-use crate::oci::{Digest, ManifestRef, RepositoryName};
+use crate::oci::{Digest, Kind, ManifestRef, RepositoryName, media};
 use crate::text::Secret;
+use ureq::http::header;
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +48,23 @@ impl Upstream {
     }
 }
 
+/// Whether an answer says that the registry has the object and shows it. A portal, a proxy or a gateway for logins answers
+/// anything with 200, itself or where it redirects to: only a registry's own answer counts, to the question that was asked.
+/// Where it sends blobs from elsewhere, the manifest that names one is the proof.
+fn is_proof(reply: &EndpointReply, object: ShownObject<'_>, told: Option<&Digest>, logged_in: bool) -> bool {
+    let is_manifest = || {
+        let media_type = reply.header(header::CONTENT_TYPE.as_str()).map(media::essence);
+        media_type.as_deref().and_then(Kind::of_media_type).is_some()
+    };
+    let fits = match object {
+        ShownObject::Login => logged_in || reply.header("docker-distribution-api-version").is_some(),
+        ShownObject::Manifest(_, ManifestRef::Tag(_)) => told.is_some() && is_manifest(),
+        ShownObject::Manifest(_, ManifestRef::Digest(wanted)) => told == Some(wanted) && is_manifest(),
+        ShownObject::Blob(_, wanted) => told == Some(wanted),
+    };
+    reply.own && reply.status() == 200 && fits
+}
+
 impl Endpoint {
     fn shows_to(
         &self,
@@ -75,13 +94,10 @@ impl Endpoint {
         let reply =
             self.ask_as(&Logins { own: &login, elsewhere: &elsewhere }, &question)?.found(&question)?;
         let digest = reply.digest();
-        if let (ShownObject::Manifest(_, ManifestRef::Digest(wanted)), Some(told)) = (object, &digest)
-            && wanted.algorithm() == told.algorithm()
-            && wanted != told
-        {
-            return Err(reply.wrong(format!("was asked for {wanted} and answered {told}")));
-        }
         let logged_in = login.was_asked_for();
+        if !is_proof(&reply, object, digest.as_ref(), logged_in) {
+            return Err(reply.wrong("does not answer as a registry that has this and shows it"));
+        }
         if matches!(object, ShownObject::Login) {
             reply.drain();
         }

@@ -534,3 +534,49 @@ fn what_the_registry_shows_to_anybody_proves_no_login() {
     upstream.hang_up();
     assert_eq!(status(&board, TAG, &basic("bob", "anything")), 502);
 }
+
+#[test]
+fn what_is_no_registrys_own_answer_proves_no_secret() {
+    let (portal, folder) = (board::upstream_with(&image(1)), Folder::new());
+    portal.on(None, "/", Behaviour::Status(200, vec![("Content-Type".into(), "text/html".into())]));
+    let upstream = registry(demands()[0].clone());
+    let board = board_of(&upstream, &folder, "[auth]\npull_secrets = true\noffline_grace = \"1h\"\n");
+    pull(&board, "lab/app", 1, &bob());
+    let header = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let html = header("Content-Type", "text/html");
+    let registry = header("Docker-Distribution-Api-Version", "registry/2.0");
+    let index = header("Content-Type", larder::oci::media::OCI_INDEX);
+    let other = header("Docker-Content-Digest", &image(2).root.to_string());
+    let gateways = [
+        Behaviour::RedirectTo(format!("{}/login", portal.url())),
+        Behaviour::Status(200, vec![]),
+        Behaviour::Status(200, vec![html.clone()]),
+        Behaviour::Status(200, vec![html, registry.clone()]),
+        Behaviour::Status(200, vec![index.clone(), registry]),
+        Behaviour::Status(206, vec![index.clone(), other.clone()]),
+    ];
+    let root = format!("/v2/lab/app/manifests/{}?ns=docker.io", image(1).root);
+    let layer = blob("lab/app", &board::needed(&image(1))[0]);
+    for (n, gateway) in gateways.into_iter().enumerate() {
+        let mallory = basic("mallory", &format!("made up {n}"));
+        upstream.clear();
+        upstream.on(Some("HEAD"), "/v2/", gateway.clone());
+        for path in [TAG, &root, &layer] {
+            assert_eq!(status(&board, path, &mallory), 401, "{path} {gateway:?}");
+        }
+        upstream.hang_up();
+        board.wait_until("the outage", || status(&board, TAG, &basic("nobody", "at all")) == 502);
+        for path in [TAG, &root, &layer] {
+            // The refusal is remembered for a moment.
+            assert!([401, 502].contains(&status(&board, path, &mallory)), "{path} {gateway:?}");
+        }
+        upstream.come_back().unwrap();
+        board.wait_until("the registry", || status(&board, TAG, &basic("nobody", &n.to_string())) == 401);
+    }
+    // A manifest of another digest is no proof of this one.
+    upstream.clear();
+    upstream.on(Some("HEAD"), "/v2/", Behaviour::Status(200, vec![index, other]));
+    assert_eq!(status(&board, &root, &basic("mallory", "other")), 401);
+    upstream.clear();
+    pull(&board, "lab/app", 1, &bob());
+}
