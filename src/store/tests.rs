@@ -695,35 +695,52 @@ fn a_registry_has_a_limited_number_of_repositories() {
     let digest = Digest::of(Algorithm::Sha256, b"x");
     let named = |n: usize| -> Repository { format!("evil.example/lab/{n}").parse().unwrap() };
     let most = crate::budget::REGISTRY_REPOSITORIES_MAX;
-    let held = |n| journal::What::Held { repository: named(n), digest: digest.clone() };
-    store.record(None, || Ok((0..most).map(held).collect())).unwrap();
+    let complete = |n| journal::What::Complete {
+        repository: named(n),
+        tag: tag("latest"),
+        version: seen(&digest).version(None),
+    };
+    store.record(None, || Ok((0..most - 1).map(complete).collect())).unwrap();
+    // Of what is not complete the least recent makes way, with its tags.
+    store.tag_seen(&named(most - 1), &tag("junk"), &seen(&digest)).unwrap();
+    store.hold(&named(most), &digest).unwrap();
+    assert!(store.tag(&named(most - 1), &tag("junk")).unwrap().is_none());
+    assert!(store.link(&named(most), &digest).unwrap().is_some());
+    assert_eq!(store.repositories(None, 2 * most).unwrap().len(), most);
+    // What is complete does not.
+    store.tag_complete(&named(most), &tag("latest"), &digest).unwrap();
+    let (most, digest) = (most + 1, &digest);
     let media_type = media::OCI_MANIFEST;
     let refused = [
-        store.hold(&named(most), &digest),
+        store.hold(&named(most), digest),
         store.mark_private(&named(most)),
-        store.tag_seen(&named(most), &tag("latest"), &seen(&digest)).map(drop),
-        store.put_manifest(&named(most), &digest, media_type, b"x", AccessClass::Public),
+        store.tag_seen(&named(most), &tag("latest"), &seen(digest)).map(drop),
+        store.put_manifest(&named(most), digest, media_type, b"x", AccessClass::Public),
     ];
     for result in refused {
         assert!(matches!(result, Err(StoreError::NoRoom { .. })), "{result:?}");
     }
-    assert!(!store.contains(&digest));
+    assert!(!store.contains(digest));
     // What is known goes on, and so does every other registry.
     store.mark_private(&named(0)).unwrap();
-    store.hold(&repository(), &digest).unwrap();
+    store.hold(&repository(), digest).unwrap();
     let seen_of = |repository: &Repository, n: usize| journal::What::Seen {
         repository: repository.clone(),
         tag: tag(&format!("t{n}")),
-        version: seen(&digest).version(None),
+        version: seen(digest).version(None),
     };
-    let each = crate::budget::REPOSITORY_TAGS_MAX;
-    for n in 0..crate::budget::REGISTRY_TAGS_MAX / each {
-        store.record(None, || Ok((0..each - 1).map(|tag| seen_of(&named(n), tag)).collect())).unwrap();
-        store.tag_seen(&named(n), &tag("last"), &seen(&digest)).unwrap();
+    // "latest" is one of them.
+    let each = crate::budget::REPOSITORY_TAGS_MAX - 1;
+    let (mut left, mut n) = (crate::budget::REGISTRY_TAGS_MAX - crate::budget::REGISTRY_REPOSITORIES_MAX, 0);
+    while left > 0 {
+        let more = left.min(each);
+        store.record(None, || Ok((1..more).map(|tag| seen_of(&named(n), tag)).collect())).unwrap();
+        store.tag_seen(&named(n), &tag("last"), &seen(digest)).unwrap();
+        (left, n) = (left - more, n + 1);
     }
     for full in [named(0), named(9)] {
-        let refused = store.tag_seen(&full, &tag("more"), &seen(&digest));
+        let refused = store.tag_seen(&full, &tag("more"), &seen(digest));
         assert!(matches!(refused, Err(StoreError::NoRoom { .. })), "{refused:?}");
     }
-    store.tag_seen(&repository(), &tag("latest"), &seen(&digest)).unwrap();
+    store.tag_seen(&repository(), &tag("latest"), &seen(digest)).unwrap();
 }

@@ -1,6 +1,6 @@
 //! What the index is asked, each question in one transaction.
 
-use super::super::census::Census;
+use super::super::census::{Census, LeastRepository};
 use super::super::error::Result;
 use super::super::journal::{Event, What};
 use super::super::record::{ContentLink, LinkedManifest, TagRecord, TagVersion, unseal};
@@ -45,6 +45,38 @@ impl Index {
                 Ok(true)
             })?;
             Ok(census)
+        })
+    }
+
+    /// The repository of the same registry that is forgotten first: of it nothing is complete or pinned.
+    pub(in crate::store) fn least(&self, repository: &Repository) -> Result<Option<LeastRepository>> {
+        self.read(|txn| {
+            let (mut least, prefix): (Option<LeastRepository>, _) =
+                (None, format!("{}/", repository.registry));
+            txn.scan(REPOSITORY, prefix.as_bytes(), None, |name, sealed| {
+                let number: u32 = unseal(REPOSITORY, name, sealed)?;
+                let name = std::str::from_utf8(name).ok().and_then(|name| name.parse().ok());
+                let Some(repository) = name else { return Ok(true) };
+                let mut found = LeastRepository { repository, n: 0, tags: Vec::new(), links: Vec::new() };
+                let mut stays = false;
+                txn.each(TAG, &number.to_be_bytes(), |key, record: TagRecord| {
+                    stays |= record.pinned || record.complete.is_some() || record.rollback.is_some();
+                    found.n = record.versions().map(|version| version.n).fold(found.n, u64::max);
+                    found.tags.extend(std::str::from_utf8(&key[4..]).ok().and_then(|tag| tag.parse().ok()));
+                })?;
+                if stays {
+                    return Ok(true);
+                }
+                txn.each(LINK, &number.to_be_bytes(), |key, link: ContentLink| {
+                    found.n = found.n.max(link.n);
+                    found.links.extend(Digest::from_key(&key[4..]));
+                })?;
+                if least.as_ref().is_none_or(|least| found.n < least.n) {
+                    least = Some(found);
+                }
+                Ok(true)
+            })?;
+            Ok(least)
         })
     }
 
