@@ -236,8 +236,19 @@ fn docker_hub() -> RegistryName {
 
 /// Networks of `fetch.allow_networks`, none of which reaches the board itself or what is link-local.
 fn networks(texts: Vec<String>, check: &mut Check<'_>) -> Vec<IpNet> {
-    const NEVER: [&str; 7] =
-        ["127.0.0.0/8", "0.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "::/127", "fe80::/10", "ff00::/8"];
+    // An IPv4 address that is written as one of IPv6 counts as itself.
+    const NEVER: [&str; 10] = [
+        "127.0.0.0/8",
+        "0.0.0.0/8",
+        "169.254.0.0/16",
+        "224.0.0.0/3",
+        "::/96",
+        "::ffff:0:0/96",
+        "64:ff9b::/96",
+        "2002::/16",
+        "fe80::/10",
+        "ff00::/8",
+    ];
     if texts.len() > budget::ALLOWED_NETWORKS_MAX {
         check.wrong(format!(
             "fetch.allow_networks has {} networks, expected at most {}",

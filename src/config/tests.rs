@@ -286,6 +286,9 @@ fn networks_that_may_be_allowed_reach_neither_the_board_nor_its_links() {
         "::/0",
         "::1/128",
         "fe80::/64",
+        "::ffff:127.0.0.0/104",
+        "64:ff9b::7f00:0/104",
+        "2002:7f00::/24",
         "ff02::1/128",
     ] {
         let refused = parsed(&format!("\"{never}\"")).unwrap_err();
