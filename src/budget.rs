@@ -297,7 +297,8 @@ pub const SMALL_GROUP_BYTES: u64 = 512 * MIB;
 pub const SMALL_BOARD_BYTES: u64 = 4 * GIB;
 /// Smallest file whose page cache is given back.
 pub const GIVE_BACK_BYTES_MIN: u64 = 8 * MIB;
-/// How much longer than `stall_timeout` a reader waits for a download that runs, which may resume by then.
+/// How much longer than a stall, a connection and an answer may take a reader waits for a download that runs, which has
+/// resumed by then.
 pub const STALL_LEEWAY: Duration = Duration::from_secs(1);
 /// Smallest page that a kernel has.
 pub const PAGE_BYTES_MIN: usize = 4096;

@@ -113,8 +113,8 @@ impl Growing {
             // A queued download is not stalled: the downloads before it make progress or end.
             let longest = match progress.phase {
                 Phase::Queued => budget::QUEUE_WAIT_MAX,
-                // The download detects a stall first, and retries.
-                Phase::Running => self.stall + budget::STALL_LEEWAY,
+                // The download detects a stall first, and resumes.
+                Phase::Running => self.stall + account.mirror().resume_time(),
                 Phase::Parked(_) => self.stall,
                 Phase::Done => return Err(io::Error::other("the download ended before this byte")),
                 Phase::Failed(refusal) => return Err(io::Error::other(refusal.to_string())),

@@ -56,6 +56,7 @@ pub use refusal::{Missing, Refusal};
 pub use tag::{TagAnswer, TagContent};
 
 use crate::auth::{BasicCredentials, Identity, LoginKey, PullObject};
+use crate::budget;
 use crate::config::Config;
 use crate::fetch::Upstreams;
 use crate::image::Busy;
@@ -265,6 +266,12 @@ impl Mirror {
     /// How long a reader of a fill waits without a byte before its connection is cut.
     pub fn stall_timeout(&self) -> Duration {
         self.config().fetch.stall_timeout
+    }
+
+    /// How long a download that has stalled may take until its next byte comes.
+    pub fn resume_time(&self) -> Duration {
+        let fetch = &self.config().fetch;
+        fetch.connect_timeout + fetch.header_timeout + budget::STALL_LEEWAY
     }
 
     /// Hashes content in the background that could not be read while it was served.

@@ -238,6 +238,24 @@ fn bad_content(fault: &str, method: Option<&str>, path: &str, behaviour: &Behavi
 }
 
 #[test]
+fn a_body_that_stalls_is_resumed_over_a_slow_link() {
+    let image = image(1);
+    let (upstream, layer) = (upstream_with(&image), layer_of(&image));
+    let path = format!("/blobs/{layer}");
+    let board = Board::new(&upstream, "");
+    board.manifests("docker.io", "lab/app", "latest", &[]);
+    upstream.on(Some("GET"), &path, Behaviour::StallBodyAfter(image.blobs[&layer].len() / 2));
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| board.get(&format!("/v2/lab/app{path}?ns=docker.io")).body());
+        assert!(upstream.wait_for(1, "GET", &path, board::PATIENCE));
+        // Name, connection and answer take their time once more, within what the configuration gives them.
+        upstream.clear();
+        upstream.on(Some("GET"), &path, Behaviour::Delay(Duration::from_millis(1_600)));
+        assert!(reader.join().unwrap().unwrap() == *image.blobs[&layer]);
+    });
+}
+
+#[test]
 fn a_body_that_stalls_is_resumed() {
     bad_content("stall in the body", Some("GET"), "/blobs/", &Behaviour::StallBodyAfter(250_000), true);
 }
