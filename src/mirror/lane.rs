@@ -144,13 +144,13 @@ impl Lanes {
             self.shared.wake.notify_one();
             return Ok(());
         }
-        if let Err(e) = self.begin_thread(&mut state) {
-            if state.threads == 0 {
-                log::error!("no thread to ask {}: {e}", self.shared.name);
-                unasked.extend(state.turns.remove(|_| true));
-                drop(state);
-                return Err(QueueFull);
-            }
+        if let Err(e) = self.begin_thread(&mut state)
+            && state.threads == 0
+        {
+            log::error!("no thread to ask {}: {e}", self.shared.name);
+            unasked.extend(state.turns.remove(|_| true));
+            drop(state);
+            return Err(QueueFull);
         }
         Ok(())
     }
