@@ -2,7 +2,8 @@
 
 It is served to the emulated board over NBD. What the board writes stays in memory until it asks for a flush, or says of
 a write that it must reach the medium at once. At a cut each sector that waits is kept or lost by the throw of a coin,
-so that later writes survive earlier ones and a block may be half old and half new.
+so that later writes survive earlier ones and a block may be half old and half new. But for ext4's superblock, whose two
+sectors are kept or lost together: half of it is no file system, and the board has nothing that repairs one at its start.
 """
 
 import os
@@ -12,6 +13,7 @@ import struct
 import threading
 
 SECTOR = 512
+SUPERBLOCK = (2, 3)
 
 # The parts of the NBD protocol that QEMU uses.
 GREETING = b"NBDMAGICIHAVEOPT"
@@ -48,7 +50,10 @@ class PowerCutDisk:
         with self.lock:
             # From here on nothing that is still in a socket reaches the medium.
             self.on = False
-            kept = [sector for sector in sorted(self.waiting) if coin.random() < 0.5]
+            thrown = {sector: coin.random() < 0.5 for sector in sorted(self.waiting)}
+            if any(thrown.get(sector) for sector in SUPERBLOCK):
+                thrown.update((sector, True) for sector in SUPERBLOCK if sector in thrown)
+            kept = [sector for sector, stays in thrown.items() if stays]
             lost = len(self.waiting) - len(kept)
             for sector in kept:
                 os.pwrite(self.file, self.waiting[sector], sector * SECTOR)
