@@ -83,10 +83,7 @@ impl Authenticator {
         request: &ClientRequest,
         registry: &RegistryName,
     ) -> Arc<Identity> {
-        let header = request.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let Some(credentials) = header.and_then(BasicCredentials::from_header) else {
-            return Arc::clone(&request.identity);
-        };
+        let Some(credentials) = credentials(request) else { return Arc::clone(&request.identity) };
         let login = Login { mirror, request, registry, credentials: Arc::new(credentials) };
         let attempt = self.users.current().login(Arc::clone(&login.credentials));
         let known = attempt.as_ref().is_some_and(|attempt| self.verified.lock().contains(&attempt.key()));
@@ -108,8 +105,7 @@ impl Authenticator {
         request: &ClientRequest,
         registry: &RegistryName,
     ) -> Result<Arc<Identity>, Answer> {
-        let header = request.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let Some(credentials) = header.and_then(BasicCredentials::from_header) else {
+        let Some(credentials) = credentials(request) else {
             return Err(challenge(&format!("content of {registry} needs a login here")));
         };
         let login = Login { mirror, request, registry, credentials: Arc::new(credentials) };
@@ -224,6 +220,12 @@ impl Login<'_> {
         let (user, client) = (quoted(&self.credentials.user), self.request.identity.address);
         log::warn!("login of {user} from {client} for {} failed: {why}", self.registry);
     }
+}
+
+/// The user name and password that a request comes with.
+fn credentials(request: &ClientRequest) -> Option<BasicCredentials> {
+    let header = request.headers.get(header::AUTHORIZATION)?;
+    BasicCredentials::from_header(header.to_str().ok()?)
 }
 
 fn too_many() -> Answer {

@@ -14,6 +14,7 @@ use crate::store::ContentKey;
 use crate::sync::Mutex;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
@@ -106,6 +107,11 @@ pub enum Phase {
     Failed(Refusal),
 }
 
+/// What of a repository is asked for, by a client if it is for one.
+pub(super) fn asking_of(repository: &Repository, by: Option<IpAddr>) -> Asking {
+    Asking::new(repository.registry.as_str(), &repository.name.to_string(), by)
+}
+
 impl Fill {
     /// A download that has yet to begin.
     pub(super) fn download(
@@ -118,7 +124,7 @@ impl Fill {
         Fill {
             key,
             repository: repository.clone(),
-            asking: Asking::new(repository.registry.as_str(), &repository.name.to_string(), by),
+            asking: asking_of(repository, by),
             stated,
             file: OnceLock::new(),
             demanded: Mutex::new(Demanded {

@@ -35,10 +35,13 @@ impl Store {
         let mut counted = None;
         news.iter().try_for_each(|what| match what {
             What::Seen { repository, .. } if counted == Some(repository) => Ok(()),
-            What::Seen { repository, tag, .. } => {
-                counted = self.tag(repository, tag)?.is_none().then_some(repository);
-                self.check_tag(repository, tag)
-            }
+            What::Seen { repository, tag, .. } => match self.tag(repository, tag)? {
+                Some(_) => Ok(()),
+                None => {
+                    counted = Some(repository);
+                    self.check_new_tag(repository)
+                }
+            },
             What::Held { repository, .. }
             | What::Class { repository, .. }
             | What::Manifest { repository, .. } => self.check_repository(repository),
@@ -82,9 +85,10 @@ impl Store {
 
     /// Refuses a tag that is new, if its repository or its registry has as many as are kept.
     pub(super) fn check_tag(&self, repository: &Repository, tag: &Tag) -> Result<()> {
-        if self.tag(repository, tag)?.is_some() {
-            return Ok(());
-        }
+        if self.tag(repository, tag)?.is_some() { Ok(()) } else { self.check_new_tag(repository) }
+    }
+
+    fn check_new_tag(&self, repository: &Repository) -> Result<()> {
         self.check_repository(repository)?;
         let census = self.index.ask(|index| index.census(repository))?;
         check(repository, census.own_tags, REPOSITORY_TAGS_MAX, "tags of this repository")?;

@@ -6,13 +6,13 @@
 
 use super::super::context::Context;
 use super::super::fill::{Turn, download_failed};
-use super::super::progress::Fill;
+use super::super::progress::{Fill, asking_of};
 use super::super::refusal::{Missing, Refusal};
 use crate::auth::AccessClass;
 use crate::budget;
 use crate::fetch::Upstream;
 use crate::oci::{Digest, Hasher, Repository};
-use crate::places::{Allotment, Asking, TurnPlace, TurnPool, asker};
+use crate::places::{Allotment, TurnPlace, TurnPool, asker};
 use bytes::Bytes;
 use std::cell::RefCell;
 use std::io;
@@ -72,7 +72,7 @@ impl Streams {
 
     /// A slot for a repository, if one is free that is not kept for others.
     pub(super) fn slot(&self, repository: &Repository) -> Option<StreamSlot> {
-        self.slots.take(asking(repository)).map(|place| StreamSlot { _place: Arc::new(place) })
+        self.slots.take(asking_of(repository, asker())).map(|place| StreamSlot { _place: Arc::new(place) })
     }
 
     /// All slots are in use.
@@ -93,8 +93,11 @@ impl Streams {
         stated: Option<u64>,
         cause: &str,
     ) -> Result<Option<(u64, Pieces)>, Refusal> {
-        let slot =
-            self.slots.wait(asking(repository), budget::STREAM_WAIT_MAX).await.ok_or_else(Streams::busy)?;
+        let slot = self
+            .slots
+            .wait(asking_of(repository, asker()), budget::STREAM_WAIT_MAX)
+            .await
+            .ok_or_else(Streams::busy)?;
         log::warn!("{digest} of {repository} is streamed and not stored: {cause}");
         let (context, repository, digest) = (Arc::clone(&self.context), repository.clone(), digest.clone());
         let (registry, wanted) = (repository.registry.clone(), digest.clone());
@@ -132,11 +135,6 @@ impl Streams {
             _ => Err(Refusal::Unavailable(format!("{} changed its size", fill.digest()))),
         }
     }
-}
-
-/// A place for this repository, for the client of this task.
-fn asking(repository: &Repository) -> Asking {
-    Asking::new(repository.registry.as_str(), &repository.name.to_string(), asker())
 }
 
 impl UncachedBlob {

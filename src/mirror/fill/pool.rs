@@ -1,7 +1,7 @@
 //! The pool: all fills, the slots that run them, and the retries of parked ones.
 
 use super::super::context::{Arrivals, Context};
-use super::super::progress::{Demand, Fill, FillTable, Phase};
+use super::super::progress::{Demand, Fill, FillTable, Phase, asking_of};
 use super::super::refusal::Refusal;
 use super::super::repeats::Repeats;
 use super::super::reserve::Reserve;
@@ -237,8 +237,7 @@ impl FillPool {
 
     /// Whether a download of this repository would begin at once.
     pub(in crate::mirror) fn has_slot_for(&self, repository: &Repository) -> bool {
-        let (registry, name) = (repository.registry.as_str(), repository.name.to_string());
-        self.queue.has_slot_for(&Asking::new(registry, &name, asker()))
+        self.queue.has_slot_for(&asking_of(repository, asker()))
     }
 
     /// A client of another repository was served badly by this fill.
@@ -369,7 +368,7 @@ fn has_place(table: &HashMap<ContentKey, Arc<Fill>>, of: &Repository) -> bool {
     }
     let mut places = Allotment::of_table(budget::FILLS_MAX);
     table.values().for_each(|fill| places.count(&fill.asking));
-    places.may_take(&Asking::new(of.registry.as_str(), &of.name.to_string(), asker()))
+    places.may_take(&asking_of(of, asker()))
 }
 
 /// An upstream has sent the same bytes too often.
