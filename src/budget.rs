@@ -437,6 +437,11 @@ pub const CONTROL_REQUEST_BYTES_MAX: u64 = 16 * KIB;
 pub const CONTROL_BYTES_MAX: u64 = MIB;
 /// Images named in one line; further ones are named in further lines.
 pub const CONTROL_NAMES_MAX: usize = 1_024;
+/// Images that one request of `larder check` names; further ones are named in further requests. A name has at most some 800
+/// bytes.
+pub const CHECK_IMAGES_MAX: usize = 16;
+/// Platforms that are named of an image that lacks the wanted one.
+pub const CHECK_NAMES_MAX: usize = 8;
 /// Longest an image report is reused. Uses of images do not end it earlier.
 pub const IMAGE_REPORT_AGE_MAX: Duration = Duration::from_secs(5);
 

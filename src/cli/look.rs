@@ -1,4 +1,4 @@
-//! `ls`, `why`, `history`, `status`, `rollback`, `verify`: one command, its records gathered and printed for people or as
+//! `ls`, `why`, `history`, `status`, `check`, `rollback`, `verify`: one command, its records gathered and printed for people or as
 //! JSON. Failure is exit status 1 and a sentence.
 //!
 //! Nothing is printed before the answer is complete: columns are as wide as their widest cell, and a pager that does not
@@ -8,8 +8,8 @@ use super::print::{self, cell};
 use crate::budget;
 use crate::config::Config;
 use crate::control::{
-    self, Admin, AdminRecord, AdminRequest, Completeness, CorruptBlob, HistoryReport, ImageRow, StatusReport,
-    VerifyReport, WhyReport,
+    self, Admin, AdminRecord, AdminRequest, CheckRow, CheckState, Completeness, CorruptBlob, HistoryReport,
+    ImageRow, StatusReport, VerifyReport, WhyReport,
 };
 use crate::oci::Digest;
 use crate::store::{StoreError, work_as_owner};
@@ -22,12 +22,25 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 /// Asks the running server, or the store itself if none runs, and prints the answer.
-pub fn run(config: &Config, request: &AdminRequest, json: bool) -> ExitCode {
+pub fn run(config: &Config, requests: &[AdminRequest], json: bool) -> ExitCode {
+    run_with(config, requests, json, |_| {})
+}
+
+/// The same for requests of one kind, whose answers are one. `finish` is called with it before it is printed.
+pub(super) fn run_with(
+    config: &Config,
+    requests: &[AdminRequest],
+    json: bool,
+    finish: impl FnOnce(&mut GatheredAnswer),
+) -> ExitCode {
     let mut answer =
         GatheredAnswer { terminal: std::io::stderr().is_terminal(), ..GatheredAnswer::default() };
-    let (text, problem) = match ask(config, request, &mut answer) {
-        Ok(()) => answer.show(request, json),
-        Err(problem) => (String::new(), Some(problem)),
+    let asked = requests.iter().try_for_each(|request| ask(config, request, &mut answer));
+    finish(&mut answer);
+    let (text, problem) = match (asked, requests.last()) {
+        (Ok(()), Some(request)) => answer.show(request, json),
+        (Ok(()), None) => (String::new(), None),
+        (Err(problem), _) => (String::new(), Some(problem)),
     };
     let printed = print::out(&text).map_err(|e| format!("cannot print: {e}"));
     match problem.map_or(printed, Err) {
@@ -69,10 +82,11 @@ fn ask(config: &Config, request: &AdminRequest, answer: &mut GatheredAnswer) -> 
 
 /// The records of an answer, put together.
 #[derive(Default)]
-struct GatheredAnswer {
+pub(super) struct GatheredAnswer {
     /// Progress can be shown.
     terminal: bool,
     images: Vec<ImageRow>,
+    checked: Vec<CheckRow>,
     why: Option<Box<WhyReport>>,
     history: Option<HistoryReport>,
     status: Option<Box<StatusReport>>,
@@ -86,6 +100,19 @@ impl GatheredAnswer {
     fn take(&mut self, record: AdminRecord) {
         match record {
             AdminRecord::Image(row) => self.images.push(row),
+            AdminRecord::Checked(row) => {
+                let mut row = *row;
+                // Requests that follow each other may come to the same image.
+                let same = |known: &CheckRow| known.image == row.image && known.platform == row.platform;
+                if let Some(at) = self.checked.iter().position(same) {
+                    let known = self.checked.remove(at);
+                    (row.warm, row.pinned) = (row.warm || known.warm, row.pinned || known.pinned);
+                }
+                self.checked.push(row);
+            }
+            AdminRecord::Missing(part) => {
+                self.checked.last_mut().into_iter().for_each(|row| row.missing.push(part.clone()));
+            }
             AdminRecord::Why(why) => self.why = Some(why),
             AdminRecord::Part(row) => self.why.iter_mut().for_each(|why| why.parts.push(row.clone())),
             AdminRecord::History(history) => self.history = Some(history),
@@ -108,6 +135,11 @@ impl GatheredAnswer {
         }
     }
 
+    /// Says of these images that pods need them.
+    pub(super) fn mark_sandbox(&mut self, names: &[String]) {
+        self.checked.iter_mut().for_each(|row| row.sandbox = names.contains(&row.image));
+    }
+
     fn progress(&self, text: &str) {
         if self.terminal {
             print::progress(text);
@@ -116,6 +148,10 @@ impl GatheredAnswer {
 
     /// The text to print, and why the command failed.
     fn show(self, request: &AdminRequest, json: bool) -> (String, Option<String>) {
+        if matches!(request, AdminRequest::Check { .. }) && self.failed.is_none() {
+            let text = text_of(&self.checked, json, |rows| checked(rows));
+            return (text, check_problem(&self.checked));
+        }
         let corrupt = self.verified.as_ref().and_then(corrupt_text);
         let text = match (self.why, self.history, self.status, self.verified) {
             _ if self.failed.is_some() => String::new(),
@@ -157,6 +193,43 @@ fn ls(images: &[ImageRow]) -> String {
         rows.push([image.image.clone(), state, bytes_text(image.bytes), image.digest.short(), note]);
     }
     table(&rows)
+}
+
+fn checked(rows: &[CheckRow]) -> String {
+    let mut cells = vec![["IMAGE", "PLATFORM", "STATE", "SIZE", "NOTE"].map(str::to_owned)];
+    for row in rows {
+        let state = match row.state {
+            CheckState::Ready => "ready",
+            CheckState::Incomplete => "incomplete",
+            CheckState::Absent => "absent",
+            CheckState::OtherPlatform => "other platform",
+            CheckState::Corrupt => "corrupt",
+        };
+        let why = [(row.sandbox, "needed by each pod"), (row.pinned, "pinned"), (row.warm, "in [warm]")];
+        let why = why.iter().filter(|(holds, _)| *holds).map(|(_, note)| (*note).to_owned());
+        let notes: Vec<String> = row.problem.clone().into_iter().chain(why).collect();
+        let platform = row.platform.to_string();
+        cells.push([row.image.clone(), platform, state.to_owned(), bytes_text(row.bytes), notes.join(", ")]);
+    }
+    let mut out = table(&cells);
+    for row in rows.iter().filter(|row| !row.missing.is_empty()) {
+        let _ = writeln!(out, "\n{} ({}):", cell(&row.image), row.platform);
+        for part in &row.missing {
+            let _ = writeln!(out, "  MISSING {:>10}  {}", bytes_text(part.bytes), part.digest);
+        }
+    }
+    out
+}
+
+/// Why the exit status is not 0.
+fn check_problem(rows: &[CheckRow]) -> Option<String> {
+    let lacking = rows.iter().filter(|row| row.state != CheckState::Ready).count();
+    match (rows.len(), lacking) {
+        (0, _) => Some("no image is wanted: name some, list them under [warm], or pin them".to_owned()),
+        (_, 0) => None,
+        (1, _) => Some("it would not start with the uplink gone".to_owned()),
+        (all, _) => Some(format!("{lacking} of {all} would not start with the uplink gone")),
+    }
 }
 
 fn why(why: &WhyReport) -> String {
@@ -219,6 +292,14 @@ fn status(status: &StatusReport) -> String {
     lines.extend(next.map(|(what, bytes)| ("goes next", format!("{what}, {}", bytes_text(*bytes)))));
     let (complete, partial) = (status.images_complete, status.images_partial);
     lines.push(("images", format!("{complete} complete, {partial} partial")));
+    if status.wanted > 0 {
+        let absent = status.wanted_absent;
+        let text = match absent {
+            0 => format!("{}, all would start with the uplink gone", status.wanted),
+            _ => format!("{}, {absent} would not start with the uplink gone: larder check", status.wanted),
+        };
+        lines.push(("wanted", text));
+    }
     let (fills, parked) = (status.fills, status.fills_parked);
     lines.push(("downloads", format!("{fills} under way, {parked} waiting for their upstream")));
     lines.push(("clock", if status.clock_trusted { "set" } else { "not set" }.into()));

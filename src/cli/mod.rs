@@ -3,6 +3,7 @@
 //! Exit status: 0 done, 1 could not do it, 2 wrong usage or configuration.
 
 mod allocator;
+mod check;
 mod clients;
 mod demo;
 mod doctor;
@@ -97,6 +98,22 @@ enum Command {
         /// The image
         image: Reference,
     },
+    /// Say whether images would start with the uplink gone: exit status 0 if every one would
+    Check {
+        /// The images [default: those of [warm], the pinned ones, and what the runtime needs beside each pod]
+        images: Vec<Reference>,
+        /// Hash the bytes that are here
+        #[arg(long)]
+        hash: bool,
+        /// Also the image that the runtime needs beside each pod, by its configuration
+        #[arg(long)]
+        from_runtime: bool,
+        #[command(flatten)]
+        form: Form,
+        /// Root directory of the board whose runtime is looked at
+        #[arg(long, hide = true, value_name = "DIR", default_value = "/")]
+        root: PathBuf,
+    },
     /// Remove a tag and the content that only it uses
     Rm {
         /// The image
@@ -184,8 +201,8 @@ pub fn main() -> ExitCode {
 }
 
 fn run(command: &Command, config: &Config, options: &Options) -> ExitCode {
-    let look = |request: AdminRequest, form: &Form| look::run(config, &request, form.json);
-    let change = |request: AdminRequest| look::run(config, &request, false);
+    let look = |request: AdminRequest, form: &Form| look::run(config, &[request], form.json);
+    let change = |request: AdminRequest| look::run(config, &[request], false);
     match command {
         Command::Serve => {
             let exposed = config.exposed_secrets(&config_file(options));
@@ -202,10 +219,13 @@ fn run(command: &Command, config: &Config, options: &Options) -> ExitCode {
         }
         Command::Pin { image } => change(AdminRequest::Pin { image: image.clone(), pinned: true }),
         Command::Unpin { image } => change(AdminRequest::Pin { image: image.clone(), pinned: false }),
+        Command::Check { images, hash, from_runtime, form, root } => {
+            check::run(config, images, *hash, *from_runtime, root, form.json)
+        }
         Command::Rm { image } => change(AdminRequest::Rm { image: image.clone() }),
         Command::Verify { repair, form } => look(AdminRequest::Verify { repair: *repair }, form),
         Command::Doctor { form, root } => doctor::run(config, root, form.json),
-        Command::Config(ConfigCommand::Check) => check(config, &config_file(options)),
+        Command::Config(ConfigCommand::Check) => checked(config, &config_file(options)),
         Command::Config(ConfigCommand::Print) => printed(&config.to_toml()),
         Command::Config(ConfigCommand::Containerd(form)) => clients::run(config, Client::Containerd, form),
         Command::Config(ConfigCommand::K3s(form)) => clients::run(config, Client::K3s, form),
@@ -240,7 +260,7 @@ fn config_file(options: &Options) -> PathBuf {
 }
 
 /// What loads is valid; what it keeps secret must be so on the disk, too.
-fn check(config: &Config, file: &Path) -> ExitCode {
+fn checked(config: &Config, file: &Path) -> ExitCode {
     let name = if file.exists() { file.display().to_string() } else { "no file, the defaults".to_owned() };
     let exposed = config.exposed_secrets(file);
     if exposed.is_empty() {

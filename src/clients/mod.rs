@@ -4,6 +4,7 @@
 //! - `containerd`, `k3s`, `podman`, `docker`: one client each, pure: text in, text out
 //! - `toml_text`, `yaml_text`, `json_text`: where in a text a key stands, so that everything else stays as it is
 //! - [`files`], `record`, `root`: the only files that touch the disk: backups, crash-safe writes, undo
+//! - [`sandbox_images`]: the image that a runtime needs beside each pod
 //! - [`routing`]: does a client use larder
 //!
 //! Nothing that a user wrote is lost: each merge is compared with what it should have led to, and one that cannot be
@@ -18,6 +19,7 @@ mod podman;
 mod record;
 mod root;
 pub mod routing;
+mod sandbox;
 mod toml_text;
 mod yaml_text;
 
@@ -30,6 +32,8 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+
+pub use sandbox::{SandboxImages, sandbox_images};
 
 /// A program that pulls images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

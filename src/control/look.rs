@@ -6,9 +6,8 @@ use super::{
 };
 use crate::clock;
 use crate::config::OnMissing;
-use crate::decide::{self, Verdict};
 use crate::fetch::LinkState;
-use crate::image::{Closures, Summary, each_repository, each_tag, here, served};
+use crate::image::{Closures, Summary, each_repository, each_tag, offline, served};
 use crate::oci::{Digest, Reference, RegistryName, Repository, Tag};
 use crate::report::UpstreamState;
 use crate::store::{StoreError, TagRecord};
@@ -39,23 +38,8 @@ impl Admin {
             return Err(unknown(image));
         }
         let closures = self.closures();
-        let complete =
-            record.as_ref().map(|record| served(&closures, &image.repository, record)).transpose()?.flatten();
-        let here = here(record.as_ref(), complete.as_ref().map(|(version, _)| *version), None, false);
-        let offline = match (&image.digest, &image.tag) {
-            (Some(digest), _) => closures
-                .of(&image.repository, digest)?
-                .is_complete()
-                .then(|| (digest.clone(), "digest".to_owned())),
-            (None, Some(tag)) => {
-                let policy = self.config.tags.policy(&image.repository, tag);
-                match decide::offline(policy, &here, None) {
-                    Verdict::Serve(tier, digest) => Some((digest.clone(), tier.as_str().to_owned())),
-                    Verdict::PassOn | Verdict::WaitForIndex | Verdict::Nothing => None,
-                }
-            }
-            (None, None) => None,
-        };
+        let offline = offline(&closures, &self.config, image, record.as_ref())?
+            .map(|(digest, rule)| (digest, rule.to_owned()));
         let record = record.unwrap_or_default();
         let shown = offline
             .as_ref()
@@ -131,6 +115,8 @@ impl Admin {
             next_to_go: images.next_to_go,
             images_complete: images.complete,
             images_partial: images.partial,
+            wanted: images.wanted,
+            wanted_absent: images.wanted_absent,
             fills: report.fills,
             fills_parked: report.fills_parked,
             upstreams: upstreams.collect(),

@@ -5,14 +5,15 @@
 //! itself, under its lock. So a command gives the same answer either way. A failure is the last record of an answer.
 
 mod change;
+mod check;
 mod look;
 mod record;
 pub mod socket;
 mod verify;
 
 pub use record::{
-    AdminRecord, AdminRequest, Completeness, CorruptBlob, HistoryReport, ImageRow, PartRow, StatusReport,
-    UpstreamRow, VerifyReport, VersionRow, WhyReport,
+    AdminRecord, AdminRequest, CheckRow, CheckState, Completeness, CorruptBlob, HistoryReport, ImageRow,
+    PartRow, StatusReport, UpstreamRow, VerifyReport, VersionRow, WhyReport,
 };
 
 use crate::config::Config;
@@ -71,6 +72,9 @@ impl Admin {
             AdminRequest::Why { image } => return self.why(image, answer),
             AdminRequest::History { image } => return self.history(image, answer),
             AdminRequest::Verify { repair } => return self.verify(*repair, answer),
+            AdminRequest::Check { images, wanted, hash } => {
+                return self.check(images, *wanted, *hash, answer);
+            }
             AdminRequest::Status => AdminRecord::Status(Box::new(self.status()?)),
             AdminRequest::Rollback { image, to } => AdminRecord::Done(self.rollback(image, to.as_ref())?),
             AdminRequest::Pin { image, pinned } => AdminRecord::Done(self.pin(image, *pinned)?),

@@ -39,6 +39,15 @@ pub enum AdminRequest {
         /// Whether it is to stay.
         pinned: bool,
     },
+    /// Say whether images would start with every link down.
+    Check {
+        /// The images; of one request as many as its length allows.
+        images: Vec<Reference>,
+        /// Also what `[warm]` lists and what is pinned.
+        wanted: bool,
+        /// Hash what is here.
+        hash: bool,
+    },
     /// Forget a tag and remove the content that only it needs.
     Rm {
         /// The image.
@@ -61,6 +70,10 @@ pub enum AdminRecord {
     Why(Box<WhyReport>),
     /// `why`: a part.
     Part(PartRow),
+    /// `check`: an image on a platform, all but what is missing of it.
+    Checked(Box<CheckRow>),
+    /// `check`: content that is missing of the image before it.
+    Missing(PartRow),
     /// `history`: all but its versions.
     History(HistoryReport),
     /// `history`: a version.
@@ -144,6 +157,52 @@ pub struct PartRow {
     pub here: bool,
 }
 
+/// Whether an image would start with every link down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckState {
+    /// It would.
+    Ready,
+    /// Some of it is missing.
+    Incomplete,
+    /// Nothing is known of it here.
+    Absent,
+    /// It has nothing for the platform.
+    OtherPlatform,
+    /// Bytes of it are not what they should be.
+    Corrupt,
+}
+
+/// An image on a platform, as `check` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckRow {
+    /// The image.
+    pub image: String,
+    /// What it is to run on.
+    pub platform: Platform,
+    /// Whether it would start.
+    pub state: CheckState,
+    /// `[warm]` lists it.
+    pub warm: bool,
+    /// It is pinned.
+    pub pinned: bool,
+    /// Pods need it, because the runtime runs it beside each of them.
+    #[serde(default)]
+    pub sandbox: bool,
+    /// The version that was looked at.
+    pub digest: Option<Digest>,
+    /// The rule by which it would be answered with every link down.
+    pub rule: Option<String>,
+    /// Bytes that are here.
+    pub bytes: u64,
+    /// Bytes that are missing, as far as is known.
+    pub missing_bytes: u64,
+    /// What is wrong, for people.
+    pub problem: Option<String>,
+    /// What is missing; as a record: nothing, it follows.
+    pub missing: Vec<PartRow>,
+}
+
 /// The answer of `history`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HistoryReport {
@@ -194,6 +253,12 @@ pub struct StatusReport {
     pub images_complete: u64,
     /// Tags without a complete version.
     pub images_partial: u64,
+    /// Images that are pinned or that `[warm]` lists.
+    #[serde(default)]
+    pub wanted: u64,
+    /// Those of them that would not start with every link down.
+    #[serde(default)]
+    pub wanted_absent: u64,
     /// `disk.max`, if it is set.
     pub max_bytes: Option<u64>,
     /// What is removed first when room is needed, and the bytes that it frees.

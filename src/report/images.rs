@@ -5,7 +5,9 @@
 
 use crate::budget;
 use crate::config::Config;
-use crate::image::{Busy, Catalogue, Closures, Otherwise, each_repository, each_tag, served};
+use crate::image::{
+    Busy, Catalogue, Closures, Otherwise, Readiness, each_repository, each_tag, served, wanted_images,
+};
 use crate::store::{Stamp, Store, StoreError};
 use crate::sync::Mutex;
 use std::time::Instant;
@@ -17,6 +19,10 @@ pub struct ImageReport {
     pub complete: u64,
     /// Tags without a complete version.
     pub partial: u64,
+    /// Images that are pinned or that `[warm]` lists.
+    pub wanted: u64,
+    /// Those of them that would not start with every link down.
+    pub wanted_absent: u64,
     /// Verified blobs.
     pub blobs: u64,
     /// What is removed first when room is needed, and the bytes that it frees.
@@ -70,9 +76,22 @@ impl ImageReport {
                 Ok::<_, StoreError>(())
             })
         })?;
+        let (wanted, wanted_absent) = wanted(&closures, store, config)?;
         let catalogue = Catalogue::take(store, config, busy)?;
         let victims = catalogue.choose(1, Otherwise::Nothing);
         let next_to_go = victims.first().map(|first| (first.description(), catalogue.frees(&victims)));
-        Ok(ImageReport { complete, partial, blobs: catalogue.blobs(), next_to_go })
+        Ok(ImageReport { complete, partial, wanted, wanted_absent, blobs: catalogue.blobs(), next_to_go })
     }
+}
+
+/// How many images are wanted, and how many of them would not start on each wanted platform.
+fn wanted(closures: &Closures<'_>, store: &Store, config: &Config) -> Result<(u64, u64), StoreError> {
+    let mut images: Vec<_> = wanted_images(store, config)?.into_iter().map(|image| (image, true)).collect();
+    for platform in &config.platforms {
+        let own = Closures::for_platforms(store, config, std::slice::from_ref(platform));
+        for (wanted, ready) in &mut images {
+            *ready &= Readiness::of(closures, &own, config, &wanted.image, platform)?.would_start();
+        }
+    }
+    Ok((images.len() as u64, images.iter().filter(|(_, ready)| !ready).count() as u64))
 }

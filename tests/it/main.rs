@@ -11,6 +11,7 @@ mod api;
 mod board;
 mod bombs;
 mod broken_disk;
+mod check;
 mod clients;
 mod crowd;
 mod damaged_index;
