@@ -2,6 +2,7 @@
 //!
 //! - [`Upstream`]: a registry, and which of its endpoints is asked
 //! - [`Endpoint`]: the questions, and the checks on their answers (`reply`); `ask`: logins, redirects, pauses
+//! - `lists`: tags, repositories and referrers
 //! - `shown`: what it shows to a client's own login
 //! - `holds`: whom a rate limit keeps from being asked
 //! - `wire`: one request: time-outs, warm connections, proxies (`proxy`)
@@ -23,6 +24,7 @@ mod dial;
 mod endpoint;
 mod failure;
 mod holds;
+mod lists;
 mod pace;
 mod policy;
 mod proxy;
@@ -38,8 +40,9 @@ mod tests;
 
 pub use blob::BlobStream;
 pub use breaker::{Attempt, Breaker, LinkState};
-pub use endpoint::{Endpoint, Examined, FetchedManifest, ManifestHead, NamePage, RateLimit, ReferrerList};
+pub use endpoint::{Endpoint, Examined, FetchedManifest, ManifestHead, RateLimit};
 pub use failure::{Cause, Failure};
+pub use lists::{NamePage, ReferrerList};
 pub use shown::{Shown, ShownObject};
 pub use upstream::Upstream;
 

@@ -3,7 +3,7 @@
 mod apart;
 mod shown;
 
-use super::endpoint::page_of;
+use super::lists::page_of;
 use super::*;
 use crate::budget::{MANIFEST_BYTES_MAX, QUESTION_TIME_MAX};
 use crate::config::{
