@@ -7,7 +7,7 @@
 //! - `holds`: whom a rate limit keeps from being asked
 //! - `wire`: one request: time-outs, warm connections, proxies (`proxy`)
 //! - `dial`: one connection: names, TLS (`trust`), and which addresses are refused (`policy`)
-//! - `token`, `challenge`: logging in
+//! - `token`, `challenge`, `scope`: logging in
 //! - `blob`, `pace`: a blob's bytes, under the bandwidth cap
 //! - [`breaker`](Breaker): whether requests wait for an endpoint
 //! - [`failure`](Failure): the four ways in which it all fails
@@ -29,6 +29,7 @@ mod pace;
 mod policy;
 mod proxy;
 mod reply;
+mod scope;
 mod shown;
 mod token;
 mod trust;

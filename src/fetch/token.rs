@@ -5,11 +5,15 @@
 //! configuration, and never over plain http unless the upstream itself is plain http. What an upstream asked for last
 //! is remembered, so that the next repository costs no 401. Tokens expire by the monotonic clock, a little early.
 
-use super::address::{Address, HttpOrigin, query_value, same_owner};
+use super::address::{Address, HttpOrigin, same_owner};
 use super::challenge::Challenge;
 use super::failure::{Cause, Failure};
+use super::scope::{StatedScopes, TokenRequest};
 use super::wire::Deadline;
-use crate::budget::{TOKEN_AGE_MAX, TOKENS_BYTES_MAX, TOKENS_MAX, UPSTREAM_TEXT_BYTES_MAX};
+use crate::budget::{
+    CHALLENGE_TEXT_BYTES_MAX, REDIRECTS_MAX, TOKEN_AGE_MAX, TOKENS_BYTES_MAX, TOKENS_MAX,
+    UPSTREAM_TEXT_BYTES_MAX,
+};
 use crate::config::LoginSettings;
 use crate::oci::quoted;
 use crate::sync::{Condvar, Mutex};
@@ -26,8 +30,16 @@ const TOKEN_AGE_DEFAULT: Duration = Duration::from_secs(60);
 /// How much before its end a token counts as expired, but never more than a quarter of its age.
 const TOKEN_EARLY: Duration = Duration::from_secs(10);
 
-/// Asks a token server: address, `Authorization`. Gives the body of a 200.
-pub(super) type AskRealm<'a> = &'a dyn Fn(&Address, Option<&HeaderValue>) -> Result<Vec<u8>, Failure>;
+/// Asks a token server: address, `Authorization`.
+pub(super) type AskRealm<'a> = &'a dyn Fn(&Address, Option<&HeaderValue>) -> Result<RealmAnswer, Failure>;
+
+/// What a token server answers.
+pub(super) enum RealmAnswer {
+    /// The body of a 200.
+    Token(Vec<u8>),
+    /// The `Location` of a redirect.
+    Moved(String),
+}
 
 /// How one upstream is logged in at.
 pub(super) struct EndpointLogin {
@@ -44,12 +56,10 @@ pub(super) struct EndpointLogin {
 #[derive(Default)]
 struct State {
     scheme: Option<Scheme>,
-    tokens: HashMap<Key, Token>,
-    asking: HashSet<Key>,
+    scopes: StatedScopes,
+    tokens: HashMap<TokenRequest, Token>,
+    asking: HashSet<TokenRequest>,
 }
-
-/// Service and scope.
-type Key = (Option<String>, String);
 
 #[derive(Clone)]
 enum Scheme {
@@ -130,7 +140,9 @@ impl EndpointLogin {
             None => Ok(None),
             Some(Scheme::Basic) => Ok(self.basic.clone()),
             Some(Scheme::Bearer { realm, service }) => {
-                let token = self.token(&realm, service, scope, None, deadline, ask);
+                let known = self.state.lock().scopes.find(scope);
+                let Some(scope) = known else { return Ok(None) };
+                let token = self.token(TokenRequest { realm, service, scope }, None, deadline, ask);
                 if token.as_ref().is_err_and(|failure| !matches!(failure, Failure::Denied { .. })) {
                     // The next question asks its upstream first: it may need no token.
                     self.state.lock().scheme = None;
@@ -153,11 +165,18 @@ impl EndpointLogin {
         ask: AskRealm,
     ) -> Result<HeaderValue, Failure> {
         match challenge {
-            Some(Challenge::Bearer { realm, service }) => {
+            Some(Challenge::Bearer { realm, service, scope: stated }) => {
                 let realm = self.permitted(&realm)?;
-                self.state.lock().scheme =
-                    Some(Scheme::Bearer { realm: realm.clone(), service: service.clone() });
-                self.token(&realm, service, scope, used, deadline, ask)
+                let texts = service.iter().chain(&stated);
+                if texts.into_iter().any(|text| text.len() > CHALLENGE_TEXT_BYTES_MAX) {
+                    let message = "asks for a login with a service or scope that is longer than allowed";
+                    return Err(Failure::wrong(&self.own.host, message));
+                }
+                let mut state = self.state.lock();
+                let scope = state.scopes.learn(scope, stated.as_deref());
+                state.scheme = Some(Scheme::Bearer { realm: realm.clone(), service: service.clone() });
+                drop(state);
+                self.token(TokenRequest { realm, service, scope }, used, deadline, ask)
             }
             Some(Challenge::Basic) => match &self.basic {
                 Some(basic) if used != Some(basic) => {
@@ -177,36 +196,64 @@ impl EndpointLogin {
 
     /// The realm as an address, if a token may be asked for there.
     fn permitted(&self, realm: &str) -> Result<Address, Failure> {
-        let wrong = |message: String| Failure::wrong(&self.own.host, message);
-        let realm = Address::parse(realm)
-            .map_err(|why| wrong(format!("names {} as its token server: {why}", quoted(realm))))?;
-        let chosen = self.realm.as_ref() == Some(&realm.origin);
-        if !chosen && !same_owner(&self.own.host, &realm.origin.host) {
-            let origin = realm.origin.to_string();
-            return Err(wrong(format!(
-                "names {} as its token server, which is not its own domain; if that is right, set realm to it",
-                quoted(&origin)
-            )));
-        }
-        if self.basic.is_some() && self.own.https && !realm.origin.https {
-            return Err(wrong(
-                "has its token server on plain http, where credentials are not sent".to_owned(),
-            ));
-        }
-        Ok(realm)
+        let address = Address::parse(realm).map_err(|why| {
+            Failure::wrong(&self.own.host, format!("names {} as its token server: {why}", quoted(realm)))
+        })?;
+        self.permit(&address.origin)?;
+        Ok(address)
     }
 
-    /// A token for `scope` other than `stale`; of several who want the same one, one asks.
+    /// Whether a token may be asked for there.
+    fn permit(&self, realm: &HttpOrigin) -> Result<(), Failure> {
+        let wrong = |message: String| Err(Failure::wrong(&self.own.host, message));
+        let chosen = self.realm.as_ref() == Some(realm);
+        if !chosen && !same_owner(&self.own.host, &realm.host) {
+            return wrong(format!(
+                "names {} as its token server, which is not its own domain; if that is right, set realm to it",
+                quoted(&realm.to_string())
+            ));
+        }
+        if self.basic.is_some() && self.own.https && !realm.https {
+            return wrong("has its token server on plain http, where credentials are not sent".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Asks the token server, and whom it sends to: nobody but who may be a realm, and never from https to plain http. The
+    /// credentials stay with the origin that the upstream named, or go to the one that the owner did.
+    fn ask_realm(&self, first: &Address, ask: AskRealm) -> Result<Vec<u8>, Failure> {
+        let (mut address, mut credentials) = (first.clone(), self.basic.as_ref());
+        for _ in 0..=REDIRECTS_MAX {
+            let location = match ask(&address, credentials)? {
+                RealmAnswer::Token(body) => return Ok(body),
+                RealmAnswer::Moved(location) => location,
+            };
+            let wrong = |message: String| Failure::wrong(&address.origin.host, message);
+            let to = address.join(&location).map_err(|why| {
+                wrong(format!("the token server's redirect cannot be followed: {}", quoted(&why)))
+            })?;
+            if address.origin.https && !to.origin.https {
+                return Err(wrong("the token server redirects from https to plain http".to_owned()));
+            }
+            self.permit(&to.origin)?;
+            if to.origin != address.origin && self.realm.as_ref() != Some(&to.origin) {
+                credentials = None;
+            }
+            address = to;
+        }
+        let message = format!("the token server sends more than {REDIRECTS_MAX} redirects");
+        Err(Failure::wrong(&first.origin.host, message))
+    }
+
+    /// The token for `key`, other than `stale`; of several who want the same one, one asks.
     fn token(
         &self,
-        realm: &Address,
-        service: Option<String>,
-        scope: &str,
+        key: TokenRequest,
         stale: Option<&HeaderValue>,
         deadline: Deadline,
         ask: AskRealm,
     ) -> Result<HeaderValue, Failure> {
-        let key: Key = (service, scope.to_owned());
+        let host = &key.realm.origin.host;
         let mut state = self.state.lock();
         loop {
             let now = Instant::now();
@@ -219,7 +266,6 @@ impl EndpointLogin {
             }
             let left = deadline.left();
             if left.is_zero() {
-                let host = &realm.origin.host;
                 return Err(Failure::unreachable(host, Cause::Timeout, "no token in time"));
             }
             state = self.asked.wait_timeout(state, left).0;
@@ -228,10 +274,10 @@ impl EndpointLogin {
         drop(state);
         let _asking = Asking { login: self, key: &key };
         let begun = Instant::now();
-        let body = ask(&token_address(realm, &key), self.basic.as_ref())?;
-        let (header, age) = read_token(&body).map_err(|why| Failure::wrong(&realm.origin.host, why))?;
+        let body = self.ask_realm(&key.address(), ask)?;
+        let (header, age) = read_token(&body).map_err(|why| Failure::wrong(host, why))?;
         let mut state = self.state.lock();
-        make_room(&mut state.tokens, header.len(), begun);
+        make_room(&mut state.tokens, header.len() + key.bytes(), begun);
         state.tokens.insert(key.clone(), Token { header: header.clone(), until: begun + age });
         Ok(header)
     }
@@ -240,7 +286,7 @@ impl EndpointLogin {
 /// Stands for one thread that asks for a token; whatever becomes of it, the others go on.
 struct Asking<'a> {
     login: &'a EndpointLogin,
-    key: &'a Key,
+    key: &'a TokenRequest,
 }
 
 impl Drop for Asking<'_> {
@@ -262,22 +308,6 @@ fn basic_header(username: &str, password: &Secret) -> Result<HeaderValue, String
     }
     header.set_sensitive(true);
     Ok(header)
-}
-
-fn token_address(realm: &Address, (service, scope): &Key) -> Address {
-    let mut target = realm.target.clone();
-    target.push(if target.contains('?') { '&' } else { '?' });
-    if let Some(service) = service {
-        target.push_str("service=");
-        target.push_str(&query_value(service));
-        target.push('&');
-    }
-    // A login alone has no scope.
-    if !scope.is_empty() {
-        target.push_str("scope=");
-        target.push_str(&query_value(scope));
-    }
-    Address { origin: realm.origin.clone(), target }
 }
 
 #[derive(Deserialize)]
@@ -312,9 +342,9 @@ fn read_token(body: &[u8]) -> Result<(HeaderValue, Duration), &'static str> {
 }
 
 /// Drops expired tokens, and the one that expires soonest if that is not enough, so that one of `bytes` more has room.
-fn make_room(tokens: &mut HashMap<Key, Token>, bytes: usize, now: Instant) {
-    let is_full = |tokens: &HashMap<Key, Token>| {
-        let held: usize = tokens.values().map(|token| token.header.len()).sum();
+fn make_room(tokens: &mut HashMap<TokenRequest, Token>, bytes: usize, now: Instant) {
+    let is_full = |tokens: &HashMap<TokenRequest, Token>| {
+        let held: usize = tokens.iter().map(|(key, token)| token.header.len() + key.bytes()).sum();
         tokens.len() >= TOKENS_MAX || held.saturating_add(bytes) > TOKENS_BYTES_MAX
     };
     if !is_full(tokens) {
@@ -390,10 +420,11 @@ mod tests {
         let asked = std::sync::atomic::AtomicUsize::new(0);
         let ask = |_: &Address, _: Option<&HeaderValue>| {
             asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-            Ok(br#"{"token":"t"}"#.to_vec())
+            Ok(RealmAnswer::Token(br#"{"token":"t"}"#.to_vec()))
         };
         let challenge = || {
-            Some(Challenge::Bearer { realm: "https://reg.example/token".into(), service: Some("s s".into()) })
+            let (realm, service) = ("https://reg.example/token".into(), Some("s s".into()));
+            Some(Challenge::Bearer { realm, service, scope: None })
         };
         let deadline = Deadline::after(Duration::from_secs(60));
         for count in 0..TOKENS_MAX + 10 {
@@ -402,7 +433,8 @@ mod tests {
         assert_eq!(login.state.lock().tokens.len(), TOKENS_MAX);
         // Of long ones fewer are remembered.
         let long = |_: &Address, _: Option<&HeaderValue>| {
-            Ok(format!(r#"{{"token":"{}"}}"#, "t".repeat(UPSTREAM_TEXT_BYTES_MAX)).into_bytes())
+            let token = "t".repeat(UPSTREAM_TEXT_BYTES_MAX);
+            Ok(RealmAnswer::Token(format!(r#"{{"token":"{token}"}}"#).into_bytes()))
         };
         for count in 0..TOKENS_MAX {
             login.answer(challenge(), &format!("long {count}"), None, deadline, &long).unwrap();
@@ -416,10 +448,68 @@ mod tests {
             }
         });
         assert_eq!(asked.load(std::sync::atomic::Ordering::SeqCst), before + 1);
-        let address = token_address(
-            &Address::parse("https://reg.example/token?x=1").unwrap(),
-            &(Some("s s".into()), "repository:a/b:pull".into()),
-        );
-        assert_eq!(address.target, "/token?x=1&service=s%20s&scope=repository:a/b:pull");
+    }
+
+    /// Asks `login` with `credentials` for a token at a realm that answers these, first to last; whom it asks, with `+` where
+    /// it sends the credentials.
+    fn led(
+        url: &str,
+        credentials: bool,
+        configured: Option<&str>,
+        locations: &[&str],
+    ) -> (Vec<String>, bool) {
+        let login = login(url, credentials, configured);
+        let asked = Mutex::new(Vec::new());
+        let ask = |address: &Address, sent: Option<&HeaderValue>| {
+            let mut asked = asked.lock();
+            asked.push(format!("{address}{}", if sent.is_some() { "+" } else { "" }));
+            Ok(match locations.get(asked.len() - 1) {
+                Some(location) => RealmAnswer::Moved((*location).to_owned()),
+                None => RealmAnswer::Token(br#"{"token":"t"}"#.to_vec()),
+            })
+        };
+        let challenge = Challenge::Bearer { realm: format!("{url}/t"), service: None, scope: None };
+        let deadline = Deadline::after(Duration::from_secs(60));
+        let answer = login.answer(Some(challenge), "", None, deadline, &ask);
+        (std::mem::take(&mut *asked.lock()), answer.is_ok())
+    }
+
+    #[test]
+    fn a_realm_moves_where_a_realm_may_be_and_the_credentials_stay() {
+        const REG: &str = "https://registry.example";
+        let same = ["https://registry.example/t+", "https://registry.example/new?a=b+"];
+        assert_eq!(led(REG, true, None, &["/new?a=b"]), (same.map(str::to_owned).into(), true));
+        for (locations, asked, fine) in [
+            (vec!["https://login.registry.example/t"], vec!["https://login.registry.example/t"], true),
+            (
+                vec!["https://registry.example:8443/t", "https://registry.example/u"],
+                vec!["https://registry.example:8443/t", "https://registry.example/u"],
+                true,
+            ),
+            (
+                vec!["//auth.registry.example/t", "x"],
+                vec!["https://auth.registry.example/t", "https://auth.registry.example/x"],
+                true,
+            ),
+            (vec!["https://other.test/t"], vec![], false),
+            (vec!["http://registry.example/t"], vec![], false),
+            (vec!["ftp://registry.example/t"], vec![], false),
+            (vec!["https://u:p@registry.example/t"], vec![], false),
+        ] {
+            for credentials in [true, false] {
+                let first =
+                    if credentials { "https://registry.example/t+" } else { "https://registry.example/t" };
+                let expected: Vec<&str> = std::iter::once(first).chain(asked.iter().copied()).collect();
+                assert_eq!(
+                    led(REG, credentials, None, &locations),
+                    (expected.iter().map(|s| s.to_string()).collect(), fine)
+                );
+            }
+        }
+        // Who the owner named gets the credentials.
+        let (asked, fine) = led(REG, true, Some("https://sso.test"), &["https://sso.test/t"]);
+        assert!(fine && asked[1] == "https://sso.test/t+", "{asked:?}");
+        let (asked, fine) = led(REG, true, None, &["/t"; 100]);
+        assert!(!fine && asked.len() == REDIRECTS_MAX + 1, "{asked:?}");
     }
 }
