@@ -179,11 +179,7 @@ impl Endpoint {
 
     /// Asks for a document of at most so many bytes. A large one that finds no place in memory is asked for again once it
     /// has one.
-    pub(super) fn document(
-        &self,
-        question: &Question,
-        most: u64,
-    ) -> Result<(EndpointReply, LargeBody), Failure> {
+    fn document(&self, question: &Question, most: u64) -> Result<(EndpointReply, LargeBody), Failure> {
         let mut place = None;
         loop {
             let mut reply = self.ask(question)?.found(question)?;

@@ -7,7 +7,7 @@
 //! - `holds`: whom a rate limit keeps from being asked
 //! - `wire`: one request: time-outs, warm connections, proxies (`proxy`)
 //! - `dial`: one connection: names, TLS (`trust`), and which addresses are refused (`policy`)
-//! - `token`, `challenge`, `scope`: logging in
+//! - `token`, `challenge`, `scope`, `realm`: logging in
 //! - `blob`, `pace`: a blob's bytes, under the bandwidth cap
 //! - [`breaker`](Breaker): whether requests wait for an endpoint
 //! - [`failure`](Failure): the four ways in which it all fails
@@ -28,6 +28,7 @@ mod lists;
 mod pace;
 mod policy;
 mod proxy;
+mod realm;
 mod reply;
 mod scope;
 mod shown;
@@ -43,7 +44,7 @@ pub use blob::BlobStream;
 pub use breaker::{Attempt, Breaker, LinkState};
 pub use endpoint::{Endpoint, Examined, FetchedManifest, ManifestHead, RateLimit};
 pub use failure::{Cause, Failure};
-pub use lists::{NamePage, ReferrerList};
+pub use lists::{ListPage, NamePage, PageAddress, ReferrerList, Rest};
 pub use shown::{Shown, ShownObject};
 pub use upstream::Upstream;
 
