@@ -108,6 +108,8 @@ pub const REDIRECTS_MAX: usize = 5;
 pub const TOKENS_MAX: usize = 256;
 /// Bytes of them, so that long ones are fewer; real ones have 1 to 4 KiB.
 pub const TOKENS_BYTES_MAX: usize = 256 * 1024;
+/// Longest service and longest scope that a challenge may state, in bytes: some dozen repositories.
+pub const CHALLENGE_TEXT_BYTES_MAX: usize = 2 * 1024;
 /// Other origins that one upstream redirects to and that ask for tokens of their own; real ones have one.
 pub const GUEST_LOGINS_MAX: usize = 8;
 /// Largest answer of a token server.
@@ -413,6 +415,12 @@ pub const STREAM_PIECES: usize = 1;
 
 /// Most names in one page of `tags/list` or `_catalog`.
 pub const PAGE_NAMES_MAX: usize = 1_000;
+/// Pages of one list that a client is led through: a list without an end does end here.
+pub const LIST_PAGES_MAX: u32 = 16_384;
+/// Pages without any name that are passed over in a row for one answer.
+pub const EMPTY_PAGES_MAX: usize = 16;
+/// Longest address of a next page that an upstream may state, in bytes; it travels to the client and back.
+pub const NEXT_PAGE_BYTES_MAX: usize = 2 * 1024;
 /// Largest list of tags or referrers taken from an upstream.
 pub const LIST_BYTES_MAX: u64 = 4 * MIB;
 /// Largest list of referrers made from what is cached: some thousand descriptors.

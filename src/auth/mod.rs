@@ -5,6 +5,7 @@
 //! | `credentials` | the user name and password of a request |
 //! | `hashes` | the users of a password file, their bcrypt hashes, logins that were verified before |
 //! | `pull_secrets` | what registries have answered about logins that are none of the board's users |
+//! | `seal` | text that goes out to clients and must come back as it was |
 //! | `rules` | which identity may read which class of content |
 //!
 //! [`Identity`] is what a listener knows of its client; [`AccessClass`] is the class of a repository's content. A login
@@ -14,6 +15,7 @@ mod credentials;
 mod hashes;
 mod pull_secrets;
 mod rules;
+mod seal;
 
 pub use credentials::BasicCredentials;
 pub use hashes::{LoginAttempt, Users, VerifiedLogins};
@@ -21,6 +23,7 @@ pub use pull_secrets::{
     LoginKey, LoginKeys, ProvenLogins, PullObject, grace_left, hashed_login, slow_hash, slow_hash_matches,
 };
 pub use rules::{Clearance, may_read};
+pub use seal::Seal;
 
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;

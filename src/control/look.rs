@@ -129,8 +129,9 @@ impl Admin {
         let upstream = self.snapshot().upstreams.into_iter().find(|upstream| upstream.name == *registry);
         match upstream.map(|upstream| upstream.state) {
             None => format!("{registry} is not configured"),
-            Some(UpstreamState::Live(LinkState::Up | LinkState::NotAsked, _)) => {
-                format!("{registry} can be reached")
+            Some(UpstreamState::Live(LinkState::Up, _)) => format!("{registry} can be reached"),
+            Some(UpstreamState::Live(LinkState::NotAsked, _)) => {
+                format!("{registry} has not been asked since the server started")
             }
             Some(UpstreamState::Live(LinkState::Slow { .. }, _)) => format!("{registry} is slow"),
             Some(UpstreamState::Live(LinkState::Failing { .. } | LinkState::Down { .. }, text)) => text,

@@ -10,7 +10,7 @@ use std::net::Ipv6Addr;
 use ureq::http::Uri;
 
 /// Scheme, host and port: where credentials may go.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(super) struct HttpOrigin {
     pub https: bool,
     /// In lower case, an IPv6 address without brackets.
@@ -28,7 +28,7 @@ impl fmt::Display for HttpOrigin {
 }
 
 /// An `http` or `https` address.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(super) struct Address {
     pub origin: HttpOrigin,
     /// Path and query, as sent.

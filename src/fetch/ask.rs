@@ -10,7 +10,7 @@ use super::challenge::Challenge;
 use super::endpoint::Endpoint;
 use super::failure::{Cause, Failure};
 use super::reply::EndpointReply;
-use super::token::EndpointLogin;
+use super::token::{EndpointLogin, RealmAnswer};
 use super::wire::{Deadline, Lane, WireRequest};
 use crate::budget::{GUEST_LOGINS_MAX, REDIRECTS_MAX, TOKEN_BYTES_MAX};
 use crate::oci::{Digest, ManifestRef, RepositoryName, media, quoted};
@@ -32,7 +32,7 @@ impl Endpoint {
         self.holds.check_all(&self.base.origin.host)?;
         self.holds.check(&self.base.origin, question)?;
         let attempt = self.breaker.begin();
-        let mut address = self.address(&question.target);
+        let mut address = self.address_of(question);
         for _ in 0..=REDIRECTS_MAX {
             let reply = self.ask_at(logins, &address, question, attempt)?;
             if !matches!(reply.status(), 301 | 302 | 303 | 307 | 308) {
@@ -47,6 +47,14 @@ impl Endpoint {
             reply.drain();
         }
         Err(Failure::wrong(&address.origin.host, format!("more than {REDIRECTS_MAX} redirects")))
+    }
+
+    /// Where the endpoint itself is asked a question.
+    pub(super) fn address_of(&self, question: &Question) -> Address {
+        match &question.stated {
+            Some(target) => Address { origin: self.base.origin.clone(), target: target.clone() },
+            None => self.address(&question.target),
+        }
     }
 
     /// Asks at one address. The upstream's own origin gets the configured login; an origin that it redirects to gets
@@ -186,7 +194,7 @@ impl Endpoint {
         address: &Address,
         login: Option<&HeaderValue>,
         attempt: Attempt,
-    ) -> Result<Vec<u8>, Failure> {
+    ) -> Result<RealmAnswer, Failure> {
         let host = &address.origin.host;
         self.holds.check(&address.origin, question)?;
         let response = self.wire.send(&WireRequest {
@@ -201,7 +209,14 @@ impl Endpoint {
         });
         let mut reply = self.judged(address, question, response, attempt)?;
         match reply.status() {
-            200..=299 => reply.read_body(TOKEN_BYTES_MAX, &AtomicU64::new(0)),
+            200..=299 => reply.read_body(TOKEN_BYTES_MAX, &AtomicU64::new(0)).map(RealmAnswer::Token),
+            301 | 302 | 303 | 307 | 308 => {
+                let location = reply.header(header::LOCATION.as_str()).map(str::to_owned);
+                let location =
+                    location.ok_or_else(|| reply.wrong("the token server's redirect has no Location"))?;
+                reply.drain();
+                Ok(RealmAnswer::Moved(location))
+            }
             status @ 400..=499 => {
                 let message = reply.error_message();
                 Err(Failure::Denied {
@@ -282,6 +297,8 @@ pub(super) struct Question {
     pub repository: Option<RepositoryName>,
     /// What follows `/v2/`.
     pub target: String,
+    /// Path and query as the endpoint itself has stated them for this; `target` is for what is remembered of it.
+    pub stated: Option<String>,
     pub scope: String,
     /// It names content by its digest.
     pub by_digest: bool,
@@ -298,6 +315,7 @@ impl Question {
             class: Class::List,
             repository: None,
             target,
+            stated: None,
             scope,
             by_digest: false,
             accept: None,

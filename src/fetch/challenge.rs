@@ -12,6 +12,8 @@ pub(super) enum Challenge {
         realm: String,
         /// Whom the token is for.
         service: Option<String>,
+        /// What the token is to allow.
+        scope: Option<String>,
     },
     /// Send user name and password.
     Basic,
@@ -88,22 +90,37 @@ fn finished(scheme: Option<String>, parameters: &mut Vec<(String, String)>) -> O
     let of = |name: &str| parameters.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone());
     match scheme?.as_str() {
         "basic" => Some(Challenge::Basic),
-        "bearer" => Some(Challenge::Bearer { realm: of("realm")?, service: of("service") }),
+        "bearer" => {
+            let scope = of("scope").filter(|scope| !scope.trim().is_empty());
+            Some(Challenge::Bearer { realm: of("realm")?, service: of("service"), scope })
+        }
         _ => None,
     }
 }
 
-/// The address of the next page that a `Link` header names (RFC 8288; distribution-spec, "Content Discovery").
+/// The address of the next page that a `Link` header names, perhaps among others (RFC 8288; distribution-spec, "Content
+/// Discovery").
 pub(super) fn next_page(value: &str) -> Option<&str> {
     let is_next = |parameter: &str| {
-        let parameter = parameter.split(',').next().unwrap_or("");
         parameter.split_once('=').is_some_and(|(name, relation)| {
             name.trim().eq_ignore_ascii_case("rel")
                 && relation.trim().trim_matches('"').split(' ').any(|r| r.eq_ignore_ascii_case("next"))
         })
     };
-    let (target, parameters) = value.trim().strip_prefix('<')?.split_once('>')?;
-    parameters.split(';').skip(1).any(is_next).then_some(target)
+    let mut rest = value.trim_start_matches([' ', '\t', ',']);
+    loop {
+        let (target, parameters) = rest.strip_prefix('<')?.split_once('>')?;
+        let mut quoted = false;
+        let end = parameters.find(|c| {
+            quoted ^= c == '"';
+            c == ',' && !quoted
+        });
+        let (parameters, left) = parameters.split_at(end.unwrap_or(parameters.len()));
+        if parameters.split(';').skip(1).any(is_next) {
+            return Some(target);
+        }
+        rest = left.trim_start_matches([' ', '\t', ',']);
+    }
 }
 
 /// Start and total length of `Content-Range: bytes START-END/LENGTH` (RFC 9110, 14.4).
@@ -128,7 +145,12 @@ mod tests {
     use super::*;
 
     fn bearer(realm: &str, service: Option<&str>) -> Challenge {
-        Challenge::Bearer { realm: realm.into(), service: service.map(str::to_owned) }
+        Challenge::Bearer { realm: realm.into(), service: service.map(str::to_owned), scope: None }
+    }
+
+    fn scoped(realm: &str, service: Option<&str>, scope: &str) -> Challenge {
+        let service = service.map(str::to_owned);
+        Challenge::Bearer { realm: realm.into(), service, scope: Some(scope.into()) }
     }
 
     #[test]
@@ -136,8 +158,17 @@ mod tests {
         for (header, expected) in [
             (
                 r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:a/b:pull,push""#,
-                vec![bearer("https://auth.docker.io/token", Some("registry.docker.io"))],
+                vec![scoped(
+                    "https://auth.docker.io/token",
+                    Some("registry.docker.io"),
+                    "repository:a/b:pull,push",
+                )],
             ),
+            (
+                r#"Basic realm="x", Bearer error="invalid_token", SCOPE="a:b:pull c:d:pull" ,x=y,realm=r"#,
+                vec![Challenge::Basic, scoped("r", None, "a:b:pull c:d:pull")],
+            ),
+            (r#"Bearer realm=r,scope="""#, vec![bearer("r", None)]),
             (r#"bEARER Realm = "x\"y\\z" , SERVICE=s"#, vec![bearer(r#"x"y\z"#, Some("s"))]),
             (
                 r#"Basic realm="a, Bearer realm=b", Bearer realm="c""#,
@@ -163,6 +194,9 @@ mod tests {
         let list = r#"</v2/a/tags/list?n=2&last=b>; rel="next""#;
         assert_eq!(next_page(list), Some("/v2/a/tags/list?n=2&last=b"));
         assert_eq!(next_page("</v2/x;y>; title=y; REL=next"), Some("/v2/x;y"));
+        let several =
+            r#"</v2/x?a=1,2>; title="a, <b>"; rel=prev, </v2/y?a=1,2>; rel="last next", </z>; rel=next"#;
+        assert_eq!(next_page(several), Some("/v2/y?a=1,2"));
         for other in [r#"</v2/a>; rel="prev""#, "next", "</v2/a>", "<rel=next", ""] {
             assert_eq!(next_page(other), None, "{other}");
         }

@@ -2,11 +2,12 @@
 //!
 //! - [`Upstream`]: a registry, and which of its endpoints is asked
 //! - [`Endpoint`]: the questions, and the checks on their answers (`reply`); `ask`: logins, redirects, pauses
+//! - `lists`: tags, repositories and referrers
 //! - `shown`: what it shows to a client's own login
 //! - `holds`: whom a rate limit keeps from being asked
 //! - `wire`: one request: time-outs, warm connections, proxies (`proxy`)
 //! - `dial`: one connection: names, TLS (`trust`), and which addresses are refused (`policy`)
-//! - `token`, `challenge`: logging in
+//! - `token`, `challenge`, `scope`, `realm`: logging in
 //! - `blob`, `pace`: a blob's bytes, under the bandwidth cap
 //! - [`breaker`](Breaker): whether requests wait for an endpoint
 //! - [`failure`](Failure): the four ways in which it all fails
@@ -23,10 +24,13 @@ mod dial;
 mod endpoint;
 mod failure;
 mod holds;
+mod lists;
 mod pace;
 mod policy;
 mod proxy;
+mod realm;
 mod reply;
+mod scope;
 mod shown;
 mod token;
 mod trust;
@@ -38,8 +42,9 @@ mod tests;
 
 pub use blob::BlobStream;
 pub use breaker::{Attempt, Breaker, LinkState};
-pub use endpoint::{Endpoint, Examined, FetchedManifest, ManifestHead, NamePage, RateLimit, ReferrerList};
+pub use endpoint::{Endpoint, Examined, FetchedManifest, ManifestHead, RateLimit};
 pub use failure::{Cause, Failure};
+pub use lists::{ListPage, NamePage, PageAddress, ReferrerList, Rest};
 pub use shown::{Shown, ShownObject};
 pub use upstream::Upstream;
 

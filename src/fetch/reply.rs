@@ -82,6 +82,12 @@ impl EndpointReply {
         challenge::choose(values.iter().filter_map(|value| value.to_str().ok()))
     }
 
+    /// The address of the next page of a list, as it is stated.
+    pub fn next_page(&self) -> Option<&str> {
+        let links = self.parts.headers.get_all(header::LINK).iter();
+        links.filter_map(|value| value.to_str().ok()).find_map(challenge::next_page)
+    }
+
     pub fn retry_after(&self) -> Option<Duration> {
         self.header(header::RETRY_AFTER.as_str())?.trim().parse().ok().map(Duration::from_secs)
     }

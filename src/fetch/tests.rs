@@ -3,7 +3,6 @@
 mod apart;
 mod shown;
 
-use super::endpoint::page_of;
 use super::*;
 use crate::budget::{MANIFEST_BYTES_MAX, QUESTION_TIME_MAX};
 use crate::config::{
@@ -710,15 +709,17 @@ fn lists_and_referrers() {
         _ => answer(seen, out, 404, &[], b""),
     });
     let (_all, upstream) = open(&config(&server.url())).unwrap();
-    let page = upstream.list_tags(&repository(), Some(2), Some("a b")).unwrap();
-    assert_eq!(page, NamePage { names: vec!["x".into(), "y".into()], more: true });
-    let page = upstream.list_tags(&"empty".parse().unwrap(), None, None).unwrap();
-    assert_eq!(page, NamePage { names: vec![], more: false });
-    assert_eq!(upstream.catalog(Some(5), None).unwrap().names, ["a/b"]);
+    let page = upstream.list_tags(&repository(), &wanted(Some(2), Some("a b"))).unwrap();
+    let rest = stated("/v2/a/b/tags/list?n=2&last=y");
+    assert_eq!(page, NamePage { names: vec!["x".into(), "y".into()], rest });
+    let page = upstream.list_tags(&"empty".parse().unwrap(), &wanted(None, None)).unwrap();
+    assert_eq!(page, NamePage { names: vec![], rest: Rest::End });
+    assert_eq!(upstream.catalog(&wanted(Some(5), None)).unwrap().names, ["a/b"]);
     let digest = sha256(b"x");
-    let referrers = upstream.referrers(&repository(), &digest, Some("a/b+c")).unwrap();
+    let referrers = upstream.referrers(&repository(), &digest, Some("a/b+c"), None).unwrap().unwrap();
     assert_eq!((referrers.bytes.as_slice(), referrers.filtered), (INDEX, true));
-    assert!(matches!(upstream.referrers(&repository(), &digest, None), Err(Failure::Wrong { .. })));
+    let no_index = upstream.referrers(&repository(), &digest, None, None);
+    assert!(matches!(no_index, Err(Failure::Wrong { .. })));
 }
 
 #[test]
@@ -866,22 +867,42 @@ fn a_ca_file_that_cannot_be_used_is_named() {
 fn lists_of_an_upstream_that_pages_nothing_are_paged_here() {
     let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
     let whole = || names(&["latest", "1.1", "2.0", "1.0"]);
-    assert_eq!(page_of(whole(), false, Some(10), None), page(&["1.0", "1.1", "2.0", "latest"], false));
-    assert_eq!(page_of(whole(), false, Some(2), None), page(&["1.0", "1.1"], true));
-    assert_eq!(page_of(whole(), false, Some(2), Some("1.1")), page(&["2.0", "latest"], false));
-    assert_eq!(page_of(whole(), false, Some(9), Some("1.1")), page(&["2.0", "latest"], false));
+    let page_of = |names, more: bool, n, last| {
+        let rest = if more { stated("/v2/more") } else { Rest::End };
+        lists::page_of(names, rest, &wanted(n, last))
+    };
+    let page = |given: &[&str], rest| NamePage { names: names(given), rest };
+    let end = || Rest::End;
+    assert_eq!(page_of(whole(), false, Some(10), None), page(&["1.0", "1.1", "2.0", "latest"], end()));
+    assert_eq!(page_of(whole(), false, Some(2), None), page(&["1.0", "1.1"], Rest::AfterLast));
+    assert_eq!(page_of(whole(), false, Some(2), Some("1.1")), page(&["2.0", "latest"], end()));
+    assert_eq!(page_of(whole(), false, Some(9), Some("1.1")), page(&["2.0", "latest"], end()));
     // Upstream's own pages, in whatever order, stay as they are.
-    assert_eq!(page_of(names(&["b", "a"]), true, Some(2), None), page(&["b", "a"], true));
+    assert_eq!(page_of(names(&["b", "a"]), true, Some(2), None), page(&["b", "a"], stated("/v2/more")));
     assert_eq!(
         page_of(names(&["b", "a"]), true, Some(1), None),
-        page(&["b"], true),
+        page(&["b"], Rest::AfterLast),
         "but no longer than asked"
     );
-    assert_eq!(page_of(names(&["d", "c"]), false, Some(2), Some("a")), page(&["d", "c"], false));
+    assert_eq!(page_of(names(&["d", "c"]), false, Some(2), Some("a")), page(&["d", "c"], end()));
+    // One at an address of upstream's is asked for there again for what was cut, and begins after what was had of it.
+    let at = |last| ListPage { stated: Some(address("/v2/at")), ..wanted(Some(2), last) };
+    let of_three = |last| lists::page_of(names(&["c", "a", "b"]), stated("/v2/more"), &at(last));
+    assert_eq!(of_three(Some("z")), page(&["c", "a"], stated("/v2/at")));
+    assert_eq!(of_three(Some("a")), page(&["b"], stated("/v2/more")));
+    assert!(matches!(of_three(Some("b")).rest, Rest::Unknown(_)), "it brings nothing new");
 }
 
-fn page(names: &[&str], more: bool) -> NamePage {
-    NamePage { names: names.iter().map(|name| (*name).to_owned()).collect(), more }
+fn wanted(n: Option<usize>, last: Option<&str>) -> ListPage {
+    ListPage { n, last: last.map(str::to_owned), stated: None }
+}
+
+fn address(target: &str) -> PageAddress {
+    PageAddress { endpoint: 0, target: target.to_owned() }
+}
+
+fn stated(target: &str) -> Rest {
+    Rest::Stated(address(target))
 }
 
 #[test]

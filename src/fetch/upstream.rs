@@ -5,7 +5,7 @@
 
 use super::blob::BlobStream;
 use super::breaker::LinkState;
-use super::endpoint::{Endpoint, FetchedManifest, ManifestHead, NamePage, ReferrerList};
+use super::endpoint::{Endpoint, FetchedManifest, ManifestHead};
 use super::failure::{Cause, Failure};
 use super::wire::Deadline;
 use crate::budget::QUESTION_TIME_MAX;
@@ -123,40 +123,6 @@ impl Upstream {
         self.ask(|endpoint, deadline| endpoint.head_blob(repository, digest, deadline))
     }
 
-    /// A page of at most `n` tags after `last`.
-    ///
-    /// # Errors
-    /// See [`Upstream::head_manifest`]; `Wrong` if the list cannot be parsed.
-    pub fn list_tags(
-        &self,
-        repository: &RepositoryName,
-        n: Option<usize>,
-        last: Option<&str>,
-    ) -> Result<NamePage, Failure> {
-        self.ask(|endpoint, deadline| endpoint.list_tags(repository, n, last, deadline))
-    }
-
-    /// A page of at most `n` repositories after `last`.
-    ///
-    /// # Errors
-    /// See [`Upstream::list_tags`].
-    pub fn catalog(&self, n: Option<usize>, last: Option<&str>) -> Result<NamePage, Failure> {
-        self.ask(|endpoint, deadline| endpoint.catalog(n, last, deadline))
-    }
-
-    /// The manifests that refer to `digest`.
-    ///
-    /// # Errors
-    /// See [`Upstream::head_manifest`]; `Missing` where the upstream does not know the question.
-    pub fn referrers(
-        &self,
-        repository: &RepositoryName,
-        digest: &Digest,
-        artifact_type: Option<&str>,
-    ) -> Result<ReferrerList, Failure> {
-        self.ask(|endpoint, deadline| endpoint.referrers(repository, digest, artifact_type, deadline))
-    }
-
     /// The endpoints to ask: those that work as far as is known, else those that fail, else those that are down.
     fn in_turn(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
         let badness = |endpoint: &Arc<Endpoint>| {
@@ -168,7 +134,10 @@ impl Upstream {
     }
 
     /// Asks one endpoint after the other until one is no outage; the first outage is the answer if all are.
-    fn ask<T>(&self, question: impl Fn(&Endpoint, Deadline) -> Result<T, Failure>) -> Result<T, Failure> {
+    pub(super) fn ask<T>(
+        &self,
+        question: impl Fn(&Endpoint, Deadline) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
         self.ask_each(self.in_turn(), Deadline::after(QUESTION_TIME_MAX), question)
     }
 

@@ -133,6 +133,7 @@ pub(super) fn refuse(refusal: &Refusal) -> Answer {
         }
         Refusal::Missing { what: Missing::Blob, .. } => (StatusCode::NOT_FOUND, ErrorCode::BlobUnknown),
         Refusal::Missing { what: Missing::Repository, .. } => (StatusCode::NOT_FOUND, ErrorCode::NameUnknown),
+        Refusal::Missing { what: Missing::Catalogue, .. } => (StatusCode::NOT_FOUND, ErrorCode::Unsupported),
         // Upstream's 401 is passed on without its challenge, or clients would send their credentials here.
         Refusal::Denied { status: 401, .. } => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized),
         Refusal::Denied { .. } => (StatusCode::FORBIDDEN, ErrorCode::Denied),

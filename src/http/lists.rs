@@ -41,16 +41,28 @@ async fn private_catalog(
     let config = mirror.config();
     let user = request.identity.user.as_deref().unwrap_or_default();
     let mut wanted = request.page.clone();
-    let mut page = Page { names: Vec::new(), more: false, stale: None };
+    wanted.next = None;
+    let after = wanted.last.clone();
+    let mut page = Page::default();
     for _ in 0..budget::CATALOGUE_PAGES_MAX {
         page = mirror.catalog(Some(registry), &request.identity, wanted.clone()).await?;
         let last = page.names.last().cloned();
-        page.names.retain(|name| config.auth.may_read(user, &format!("{registry}/{name}")));
+        // Upstream may state pages by something else than `last`, and then begins with names that were listed before.
+        page.names.retain(|name| {
+            after.as_ref().is_none_or(|after| name > after)
+                && config.auth.may_read(user, &format!("{registry}/{name}"))
+        });
+        // Upstream's address of the next page may hold a name.
+        wanted.next = page.next.take();
         if !page.names.is_empty() || !page.more || last.is_none() {
-            break;
+            return Ok(page);
         }
         wanted.last = last;
     }
+    page.cut = Some(format!(
+        "the next {} pages of upstream's list hold no name to show",
+        budget::CATALOGUE_PAGES_MAX
+    ));
     Ok(page)
 }
 
@@ -61,38 +73,52 @@ pub(super) async fn referrers(
     digest: &Digest,
 ) -> Answered {
     let view = shared.mirror.view(&request.identity, repository);
-    let found = shared.mirror.referrers(&view, digest, request.artifact_type.clone()).await?;
+    let (filter, next) = (request.artifact_type.clone(), request.page.next.as_deref());
+    let found = shared.mirror.referrers(&view, digest, filter, next).await?;
     let bytes = shared.admission.in_memory(request.identity.address, found.bytes).await?;
     drop(found.place);
     let mut answer = answer::full(StatusCode::OK, media::OCI_INDEX, bytes);
     if found.filtered {
         answer.headers_mut().insert(FILTERS, HeaderValue::from_static("artifactType"));
     }
-    mark(&mut answer, request, found.stale.as_deref());
+    if let Some(next) = &found.next {
+        let filter = request.artifact_type.as_deref().map(|filter| ("artifactType", filter));
+        link(&mut answer, request, filter.into_iter().chain([("next", next.as_str())]));
+    }
+    mark(&mut answer, request, (found.stale.as_deref(), found.cut.as_deref()));
     Ok(answer)
 }
 
 fn list(request: &ClientRequest, page: &Page, body: impl FnOnce(&[String]) -> serde_json::Value) -> Answer {
     let mut answer = answer::full(StatusCode::OK, "application/json", body(&page.names).to_string());
     if let (true, Some(last)) = (page.more, page.names.last()) {
-        answer.headers_mut().insert(header::LINK, answer::text(&next(request, last, page.names.len())));
+        let n = request.page.n.map(|n| n.to_string());
+        let n = n.as_deref().map(|n| ("n", n));
+        let next = page.next.as_deref().map(|next| ("next", next));
+        link(&mut answer, request, n.into_iter().chain([("last", last.as_str())]).chain(next));
     }
-    mark(&mut answer, request, page.stale.as_deref());
+    mark(&mut answer, request, (page.stale.as_deref(), page.cut.as_deref()));
     answer
 }
 
-/// The link to the next page (RFC 8288).
-fn next(request: &ClientRequest, last: &str, names: usize) -> String {
-    let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
-    let n = request.page.n.unwrap_or(names);
-    let ns = request.namespace.as_ref().map_or(String::new(), |ns| format!("&ns={}", encode(ns.as_str())));
-    format!("<{}?n={n}&last={}{ns}>; rel=\"next\"", request.uri.path(), encode(last))
+/// Adds the link to the next page (RFC 8288).
+fn link<'a>(
+    answer: &mut Answer,
+    request: &'a ClientRequest,
+    query: impl Iterator<Item = (&'a str, &'a str)>,
+) {
+    let namespace = request.namespace.as_ref().map(|ns| ("ns", ns.as_str()));
+    let encode = |(name, value)| format!("{name}={}", utf8_percent_encode(value, NON_ALPHANUMERIC));
+    let query: Vec<String> = query.chain(namespace).map(encode).collect();
+    let value = format!("<{}?{}>; rel=\"next\"", request.uri.path(), query.join("&"));
+    answer.headers_mut().insert(header::LINK, answer::text(&value));
 }
 
-fn mark(answer: &mut Answer, request: &ClientRequest, stale: Option<&str>) {
+/// Marks how a list was made: whether from the cache, and whether it ends before its end.
+fn mark(answer: &mut Answer, request: &ClientRequest, (stale, cut): (Option<&str>, Option<&str>)) {
     let status = if stale.is_some() { "larder; hit; detail=cached" } else { "larder; fwd=uri-miss" };
     answer::mark(answer, request, status);
-    if let Some(cause) = stale {
+    if let Some(cause) = stale.or(cut) {
         answer::warn(answer, cause);
     }
 }

@@ -70,7 +70,7 @@ impl ClientRequest {
             identity,
             head: method == Method::HEAD,
             target,
-            page: PageRequest { n: query.n, last: query.last },
+            page: PageRequest { n: query.n, last: query.last, next: query.next },
             artifact_type: query.artifact_type,
             namespace,
             uri,
@@ -163,6 +163,7 @@ struct Query {
     ns: Option<String>,
     n: Option<usize>,
     last: Option<String>,
+    next: Option<String>,
     artifact_type: Option<String>,
 }
 
@@ -181,6 +182,7 @@ impl Query {
                     })?);
                 }
                 "last" => query.last = Some(value.into_owned()),
+                "next" => query.next = Some(value.into_owned()),
                 "artifactType" => query.artifact_type = Some(value.into_owned()),
                 _ => {}
             }

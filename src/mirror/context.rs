@@ -118,7 +118,8 @@ pub fn outage_text(upstream: &Upstream) -> String {
             format!("{name} fails to answer for {} s: {cause}", since.elapsed().as_secs())
         }
         LinkState::Slow { since } => format!("{name} is slow for {} s", since.elapsed().as_secs()),
-        LinkState::Up | LinkState::NotAsked => format!("{name} can be reached"),
+        LinkState::Up => format!("{name} can be reached"),
+        LinkState::NotAsked => format!("{name} has not been asked yet"),
     }
 }
 

@@ -1,19 +1,22 @@
 //! Lists: tags of a repository, repositories of a registry, referrers of a manifest.
 //!
-//! While upstream answers, its own list is passed on; otherwise the list names what is cached. A client that pages
-//! through a list while the uplink fails may see both, which the specification allows.
+//! While upstream answers, its own list is passed on; otherwise the list names what is cached, and says so. Where upstream did
+//! not say and nothing is cached there is no list: an empty one would say that there is nothing. A client that pages through a
+//! list while the uplink fails may see both, which the specification allows.
 
 use super::access::{Access, View, Viewer};
 use super::context::{Context, outage};
+use super::cursor::{Cursor, Cursors};
 use super::questions::Questions;
 use super::refusal::{Missing, Refusal};
 use crate::auth::Identity;
 use crate::budget;
 use crate::documents::LargeAnswer;
-use crate::fetch::{Failure, ReferrerList, Upstream};
+use crate::fetch::{Failure, ListPage, NamePage, ReferrerList, Rest, Upstream};
 use crate::oci::{self, Digest, Manifest, RegistryName, Repository, media};
 use crate::store::StoreError;
 use serde_json::json;
+use std::hash::Hash;
 use std::sync::Arc;
 
 /// Which part of a list is wanted.
@@ -23,17 +26,23 @@ pub struct PageRequest {
     pub n: Option<usize>,
     /// Names after this one.
     pub last: Option<String>,
+    /// [`Page::next`] of the page before, as a client sent it back. What is not that is as good as nothing.
+    pub next: Option<String>,
 }
 
 /// Part of a list.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Page {
     /// The names: sorted if they are from the cache, else in upstream's order.
     pub names: Vec<String>,
     /// There are more after the last of them.
     pub more: bool,
+    /// Where they are, if upstream says.
+    pub next: Option<String>,
     /// Why the list is from the cache, if it is.
     pub stale: Option<String>,
+    /// Why upstream's list ends here although upstream says that it goes on.
+    pub cut: Option<String>,
 }
 
 /// An index of referrers.
@@ -43,8 +52,12 @@ pub struct ReferrerIndex {
     pub bytes: Vec<u8>,
     /// The filter of the request was applied.
     pub filtered: bool,
+    /// Where it goes on, if it does.
+    pub next: Option<String>,
     /// Why it is made from the cache, if it is.
     pub stale: Option<String>,
+    /// Why it ends here although upstream says that it goes on.
+    pub cut: Option<String>,
     /// To be kept until the bytes are accounted for elsewhere.
     pub place: Option<LargeAnswer>,
 }
@@ -59,23 +72,23 @@ impl PageRequest {
 pub(super) struct Lists {
     pub(super) context: Arc<Context>,
     pub(super) questions: Arc<Questions>,
+    pub(super) cursors: Cursors,
 }
 
 impl Lists {
     /// The tags of a repository (distribution-spec, "Listing Tags").
     pub(super) async fn tags(&self, view: &View, page: PageRequest) -> Result<Page, Refusal> {
         let repository = &view.repository;
-        let (name, wanted) = (repository.name.clone(), page.clone());
+        let name = repository.name.clone();
         let limit = page.limit();
         if limit == 0 {
-            return Ok(Page { names: Vec::new(), more: false, stale: None });
+            return Ok(Page::default());
         }
-        let answer = self
-            .list(view, move |upstream| upstream.list_tags(&name, Some(limit), wanted.last.as_deref()))
-            .await?;
-        let cause = match answer {
-            Ok(page) => return Ok(Page { names: page.names, more: page.more, stale: None }),
-            Err(failure) if failure.is_outage() => failure.to_string(),
+        let (upstream, of) = (self.upstream(view)?, format!("tags {repository}"));
+        let question = move |upstream: &Upstream, wanted: &ListPage| upstream.list_tags(&name, wanted);
+        let cause = match self.names(&upstream, &view.name.to_string(), (&of, &page), question).await? {
+            Ok(page) => return Ok(page),
+            Err(failure @ (Failure::Unreachable { .. } | Failure::Wrong { .. })) => failure.to_string(),
             Err(failure) => return Err(Refusal::from_failure(&failure, Missing::Repository)),
         };
         let wanted = view.clone();
@@ -90,7 +103,8 @@ impl Lists {
     /// The repositories of a registry, by their names in it; of all registries, by their full names, if `None`.
     ///
     /// # Errors
-    /// The store's, and [`Refusal::Busy`] if the queue for questions is full.
+    /// The store's, [`Refusal::Busy`] if the queue for questions is full, and what is known of a registry that gives no list
+    /// and of which nothing is cached.
     pub(super) async fn catalog(
         &self,
         registry: Option<&RegistryName>,
@@ -99,25 +113,20 @@ impl Lists {
     ) -> Result<Page, Refusal> {
         let limit = page.limit();
         if limit == 0 {
-            return Ok(Page { names: Vec::new(), more: false, stale: None });
+            return Ok(Page::default());
         }
-        let cause = match registry {
-            Some(registry) => {
-                let wanted = page.clone();
-                let asked = self.context.upstream(registry)?;
-                // Of what a login shows besides what everybody sees, nobody is told which repositories there are.
-                let asked = asked.anonymous().cloned().unwrap_or(asked);
-                let answer = self
-                    .ask(asked, "", move |upstream| upstream.catalog(Some(limit), wanted.last.as_deref()))
-                    .await?;
-                match answer {
-                    Ok(page) => return Ok(Page { names: page.names, more: page.more, stale: None }),
-                    // Most public registries offer no catalogue; then the list is from the cache.
-                    Err(failure) => failure.to_string(),
-                }
+        let mut failed = None;
+        if let Some(registry) = registry {
+            let asked = self.context.upstream(registry)?;
+            // Of what a login shows besides what everybody sees, nobody is told which repositories there are.
+            let asked = asked.anonymous().cloned().unwrap_or(asked);
+            let of = format!("catalog {registry}");
+            match self.names(&asked, "", (&of, &page), |upstream, wanted| upstream.catalog(wanted)).await? {
+                Ok(page) => return Ok(page),
+                // Most public registries offer no catalogue; then the list is from the cache.
+                Err(failure) => failed = Some((registry, failure)),
             }
-            None => "this is what is cached".to_owned(),
-        };
+        }
         let prefix = registry.map(|registry| format!("{registry}/"));
         let last = match (&prefix, &page.last) {
             (Some(prefix), last) => Some(format!("{prefix}{}", last.as_deref().unwrap_or_default())),
@@ -127,8 +136,14 @@ impl Lists {
         let names = self
             .context
             .blocking(move |context| shown(context, wanted.as_ref(), &viewer, last, limit + 1))
-            .await;
-        Ok(cut(names?, limit, cause))
+            .await?;
+        match failed {
+            Some((registry, failure)) if names.is_empty() && page.last.is_none() => {
+                Err(no_catalogue(registry, &failure))
+            }
+            Some((_, failure)) => Ok(cut(names, limit, failure.to_string())),
+            None => Ok(cut(names, limit, "this is what is cached".to_owned())),
+        }
     }
 
     /// What refers to a manifest (distribution-spec, "Listing Referrers"). A manifest without referrers is no error.
@@ -137,42 +152,101 @@ impl Lists {
         view: &View,
         digest: &Digest,
         artifact_type: Option<String>,
+        next: Option<&str>,
     ) -> Result<ReferrerIndex, Refusal> {
         let repository = &view.repository;
         let (name, wanted, filter) = (repository.name.clone(), digest.clone(), artifact_type.clone());
-        let answer =
-            self.list(view, move |upstream| upstream.referrers(&name, &wanted, filter.as_deref())).await?;
+        let of = format!("referrers {repository} {digest}");
+        let cursor = next.and_then(|next| self.cursors.read(&of, next));
+        let at = cursor.as_ref().map(|cursor| cursor.at.clone());
+        let question =
+            move |upstream: &Upstream| upstream.referrers(&name, &wanted, filter.as_deref(), at.as_ref());
+        let answer = self.ask(self.upstream(view)?, &view.name.to_string(), question).await?;
         let stale = match answer {
-            Ok(found) => {
-                let ReferrerList { bytes, filtered, place } = found;
-                return Ok(ReferrerIndex { bytes, filtered, stale: None, place });
+            Ok(Some(ReferrerList { bytes, filtered, rest, place })) => {
+                let (next, cut) = match self.follow(&of, cursor.as_ref(), &bytes, rest) {
+                    Ok(next) => (next, None),
+                    Err(why) => (None, Some(why)),
+                };
+                return Ok(ReferrerIndex { bytes, filtered, next, stale: None, cut, place });
             }
-            Err(Failure::Missing { .. }) => None,
-            Err(failure) if failure.is_outage() => Some(failure.to_string()),
+            // The registry has none, in either of the two places where they are; it need not know what is known here.
+            Ok(None) => None,
+            Err(failure @ (Failure::Unreachable { .. } | Failure::Wrong { .. })) => Some(failure.to_string()),
             Err(failure) => return Err(Refusal::from_failure(&failure, Missing::Manifest)),
         };
-        let (view, digest) = (view.clone(), digest.clone());
-        let filter = artifact_type.clone();
-        let found = self
-            .context
-            .blocking(move |context| referrers_here(context, &view, &digest, filter.as_deref()))
-            .await;
-        let manifests = found?;
+        let (view, wanted, filter) = (view.clone(), digest.clone(), artifact_type.clone());
+        let cached = move |context: &Context| {
+            let found = referrers_here(context, &view, &wanted, filter.as_deref())?;
+            // Others are known: then the list is of something, and this is what the filter leaves of it.
+            let known = !found.is_empty() || !referrers_here(context, &view, &wanted, None)?.is_empty();
+            Ok((found, known))
+        };
+        let (manifests, known) = self.context.blocking(cached).await?;
+        if let Some(cause) = stale.as_ref().filter(|_| !known) {
+            return Err(Refusal::Unavailable(format!("{cause}; nothing that refers to {digest} is cached")));
+        }
         let (media_type, manifests) = (media::OCI_INDEX, manifests.join(","));
         let index = format!(r#"{{"schemaVersion":2,"mediaType":"{media_type}","manifests":[{manifests}]}}"#);
         let filtered = artifact_type.is_some();
-        Ok(ReferrerIndex { bytes: index.into_bytes(), filtered, stale, place: None })
+        Ok(ReferrerIndex { bytes: index.into_bytes(), filtered, next: None, stale, cut: None, place: None })
     }
 
-    /// Asks upstream for a list of a repository, as who sees it.
-    async fn list<T: Send + 'static>(
+    /// A page of upstream's list `of`, as its lane `lane` brings it. Pages without a name are passed over, but not for ever.
+    async fn names(
         &self,
-        view: &View,
-        question: impl FnMut(&Upstream) -> Result<T, Failure> + Send + 'static,
-    ) -> Result<Result<T, Failure>, Refusal> {
+        upstream: &Arc<Upstream>,
+        lane: &str,
+        (of, page): (&str, &PageRequest),
+        question: impl Fn(&Upstream, &ListPage) -> Result<NamePage, Failure> + Clone + Send + 'static,
+    ) -> Result<Result<Page, Failure>, Refusal> {
+        let mut cursor = page.next.as_deref().and_then(|next| self.cursors.read(of, next));
+        for _ in 0..budget::EMPTY_PAGES_MAX {
+            let stated = cursor.as_ref().map(|cursor| cursor.at.clone());
+            let wanted = ListPage { n: page.n, last: page.last.clone(), stated };
+            let question = question.clone();
+            let answer = self.ask(Arc::clone(upstream), lane, move |up| question(up, &wanted)).await?;
+            let NamePage { names, rest } = match answer {
+                Ok(page) => page,
+                Err(failure) => return Ok(Err(failure)),
+            };
+            if let (Rest::Stated(at), true) = (&rest, names.is_empty()) {
+                cursor = Some(Cursor::past_empty(cursor.as_ref(), at.clone()));
+                continue;
+            }
+            let more = rest == Rest::AfterLast;
+            return Ok(Ok(match self.follow(of, cursor.as_ref(), &names, rest) {
+                Ok(next) => Page { more: more || next.is_some(), names, next, ..Page::default() },
+                Err(why) => Page { names, cut: Some(why), ..Page::default() },
+            }));
+        }
+        let why = format!("upstream's list has {} pages in a row without a name", budget::EMPTY_PAGES_MAX);
+        Ok(Ok(Page { cut: Some(why), ..Page::default() }))
+    }
+
+    /// The cursor behind a page with this content; why there is none although the list goes on.
+    fn follow(
+        &self,
+        of: &str,
+        cursor: Option<&Cursor>,
+        content: &impl Hash,
+        rest: Rest,
+    ) -> Result<Option<String>, String> {
+        match rest {
+            Rest::End | Rest::AfterLast => Ok(None),
+            Rest::Stated(at) => {
+                let next = Cursor::after(cursor, content, at)?;
+                Ok(Some(self.cursors.write(of, &next)))
+            }
+            Rest::Unknown(why) => Err(why),
+        }
+    }
+
+    /// The upstream of a repository as its viewer sees it.
+    fn upstream(&self, view: &View) -> Result<Arc<Upstream>, Refusal> {
         let upstream = self.context.upstream(&view.registry)?;
         let anonymous = upstream.anonymous().filter(|_| !view.clearance.private).cloned();
-        self.ask(anonymous.unwrap_or(upstream), &view.name.to_string(), question).await
+        Ok(anonymous.unwrap_or(upstream))
     }
 
     /// Asks upstream for a list unless it is known to be down. `of`: the repository, or nothing.
@@ -293,5 +367,15 @@ fn referrer(digest: &Digest, bytes: &[u8], artifact_type: Option<&str>) -> Optio
 fn cut(mut names: Vec<String>, limit: usize, cause: String) -> Page {
     let more = names.len() > limit;
     names.truncate(limit);
-    Page { names, more, stale: Some(cause) }
+    Page { names, more, stale: Some(cause), ..Page::default() }
+}
+
+/// That there is no list, which is not an empty one.
+fn no_catalogue(registry: &RegistryName, failure: &Failure) -> Refusal {
+    let nothing = "no repository of it that may be shown is cached";
+    if failure.is_outage() {
+        return Refusal::Unavailable(format!("{failure}; {nothing}"));
+    }
+    let message = format!("{registry} gives no catalogue: {failure}; {nothing}");
+    Refusal::Missing { what: Missing::Catalogue, message }
 }

@@ -22,6 +22,7 @@ mod access;
 mod content;
 mod context;
 mod counters;
+mod cursor;
 mod fill;
 mod lane;
 mod links;
@@ -253,14 +254,16 @@ impl Mirror {
     /// What refers to a manifest (distribution-spec, "Listing Referrers").
     ///
     /// # Errors
-    /// Upstream's own refusal. A manifest without referrers is no error.
+    /// Upstream's own refusal, and [`Refusal::Unavailable`] if it cannot be asked and nothing that refers to it is cached. A
+    /// manifest without referrers is no error. `next`: [`ReferrerIndex::next`] of the page before.
     pub async fn referrers(
         &self,
         view: &View,
         digest: &Digest,
         artifact_type: Option<String>,
+        next: Option<&str>,
     ) -> Result<ReferrerIndex, Refusal> {
-        self.parts.lists.referrers(view, digest, artifact_type).await
+        self.parts.lists.referrers(view, digest, artifact_type, next).await
     }
 
     /// How long a reader of a fill waits without a byte before its connection is cut.

@@ -2,6 +2,7 @@
 
 use super::content::{AskedManifests, Blobs, Manifests, NamedBlobs, Repairs, Streams};
 use super::context::{Arrivals, Context};
+use super::cursor::Cursors;
 use super::fill::FillPool;
 use super::lists::Lists;
 use super::progress::FillTable;
@@ -81,7 +82,7 @@ impl Parts {
             settler,
             proofs,
         ));
-        let lists = Lists { context: Arc::clone(&context), questions };
+        let lists = Lists { context: Arc::clone(&context), questions, cursors: Cursors::new()? };
         let pull_secrets = PullSecrets::new(Arc::clone(&context))?;
         let recovery = Recovery::default();
         Ok(Parts {

@@ -45,6 +45,8 @@ pub enum Missing {
     Blob,
     /// A repository.
     Repository,
+    /// The list of the registry's repositories: it gives none.
+    Catalogue,
 }
 
 /// Why nothing is fetched for a client, which gets what is cached.
@@ -114,8 +116,9 @@ impl Refusal {
         }
     }
 
-    pub(crate) fn not_here(what: Missing, digest: &Digest) -> Refusal {
-        Refusal::Missing { what, message: format!("{digest} is not in this repository") }
+    /// Upstream has it, and so had larder a moment ago: that it has gone again says nothing of the repository.
+    pub(crate) fn gone(digest: &Digest) -> Refusal {
+        Refusal::Busy(format!("{digest} was here and has gone again; retry"))
     }
 }
 

@@ -18,7 +18,7 @@ use larder::auth::Identity;
 use larder::config::{Config, Options};
 use larder::demo::image::SampleImage;
 use larder::demo::upstream::FaultyRegistry;
-use larder::fetch::Upstreams;
+use larder::fetch::{ListPage, Upstreams};
 use larder::http::Server;
 use larder::mirror::Mirror;
 use larder::oci::{
@@ -229,8 +229,8 @@ pub fn upstream(data: &[u8]) {
                 }
             }
         }
-        5 => drop(upstream.list_tags(&name, Some(10), None)),
-        _ => drop(upstream.referrers(&name, &digest, None)),
+        5 => drop(upstream.list_tags(&name, &ListPage { n: Some(10), ..ListPage::default() })),
+        _ => drop(upstream.referrers(&name, &digest, None, None)),
     }
     upstreams.shutdown();
 }

@@ -357,8 +357,9 @@ fn referrers_are_upstreams_and_without_it_those_that_are_cached() {
     assert_eq!(found(&filter), (vec![bill.root.to_string()], Some("artifactType".into())));
     let other = format!("{path}&artifactType=application%2Fnone");
     assert_eq!(found(&other), (Vec::new(), Some("artifactType".into())));
+    // Of what nothing is known an empty list would say that there is nothing.
     let unknown = format!("/v2/lab/app/referrers/sha256:{}?ns=docker.io", "0".repeat(64));
-    assert_eq!(found(&unknown), (Vec::new(), None));
+    assert_eq!(error(&board, "GET", &unknown).0, 502);
 }
 
 #[test]

@@ -199,13 +199,15 @@ fn a_list_comes_from_its_own_origin_or_not_at_all() {
     });
     let (_all, upstream) = open(&config(&server.url())).unwrap();
     let wrong = |failure: Failure| assert!(matches!(failure, Failure::Wrong { .. }), "{failure:?}");
-    wrong(upstream.list_tags(&repository(), None, None).unwrap_err());
-    wrong(upstream.catalog(None, None).unwrap_err());
-    wrong(upstream.referrers(&repository(), &sha256(b"x"), None).unwrap_err());
+    let all = ListPage::default();
+    wrong(upstream.list_tags(&repository(), &all).unwrap_err());
+    wrong(upstream.catalog(&all).unwrap_err());
+    wrong(upstream.referrers(&repository(), &sha256(b"x"), None, None).unwrap_err());
     assert_eq!(stranger.requests().len(), 0, "it is not even asked");
-    let moved = upstream.list_tags(&"a/moved".parse().unwrap(), None, None).unwrap();
-    assert!(moved.more && moved.names == ["latest"]);
-    let paged = upstream.list_tags(&"a/paged".parse().unwrap(), None, None).unwrap();
-    assert!(!paged.more, "another origin's page is none of this list");
+    let moved = upstream.list_tags(&"a/moved".parse().unwrap(), &all).unwrap();
+    assert_eq!(moved.rest, stated("/v2/a/here?last=x"));
+    assert_eq!(moved.names, ["latest"]);
+    let paged = upstream.list_tags(&"a/paged".parse().unwrap(), &all).unwrap();
+    assert!(matches!(paged.rest, Rest::Unknown(_)), "another origin's page is none of this list");
     assert!(upstream.endpoints()[0].examine().is_ok(), "whether it is there may be answered elsewhere");
 }

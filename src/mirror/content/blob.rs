@@ -220,7 +220,7 @@ impl Blobs {
             // It has ended, and its file has all of the blob, whatever becomes of that.
             Ok(None) => match fill.follow().borrow().total {
                 Some(total) => Ok(BlobSource::Fill { fill: Arc::clone(&fill), total, joined }),
-                None => Err(Refusal::not_here(Missing::Blob, digest)),
+                None => Err(Refusal::gone(digest)),
             },
             Err(Refusal::NotStored(cause)) => {
                 let from = (self.context.upstream(&repository.registry)?, fill.key.class);
@@ -414,7 +414,7 @@ impl Blobs {
         self.hold(repository, digest).await?;
         let wanted = digest.clone();
         let blob = self.context.blocking(move |context| context.store.open_blob(&wanted)).await?;
-        blob.ok_or_else(|| Refusal::not_here(Missing::Blob, digest))
+        blob.ok_or_else(|| Refusal::gone(digest))
     }
 
     /// The registry says that this repository has what a fill brings to another: at once where that is known of the registry,

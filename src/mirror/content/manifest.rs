@@ -313,7 +313,7 @@ impl Manifests {
                 Some(ManifestContent::NotStored { media_type, bytes: slot.hold_with(bytes) })
             }
         };
-        let content = content.ok_or_else(|| Refusal::not_here(Missing::Manifest, digest))?;
+        let content = content.ok_or_else(|| Refusal::gone(digest))?;
         Ok(ManifestAnswer { content, source: outcome.source })
     }
 
