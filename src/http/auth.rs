@@ -10,10 +10,9 @@
 
 use super::answer::{self, Answer};
 use super::request::ClientRequest;
-use super::watched::Watched;
 use crate::auth::{BasicCredentials, Identity, LoginAttempt, LoginKey, Users, VerifiedLogins};
 use crate::budget;
-use crate::files;
+use crate::files::{self, Watched};
 use crate::mirror::{Mirror, SecretVerdict};
 use crate::oci::{ErrorCode, RegistryName, quoted};
 use crate::places::{self, Places};
