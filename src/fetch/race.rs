@@ -49,6 +49,11 @@ impl Paths {
         self.learn(host, at, false);
     }
 
+    #[cfg(test)]
+    pub fn known(&self) -> usize {
+        self.0.lock().len()
+    }
+
     fn learn(&self, host: &str, at: SocketAddr, works: bool) {
         let mut known = self.0.lock();
         let host = (host.to_owned(), at.port());
