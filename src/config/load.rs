@@ -352,12 +352,15 @@ fn upstreams(raw: BTreeMap<String, raw::RawUpstream>, check: &mut Check<'_>) -> 
             }
         };
         let known = upstreams.get(&name).and_then(|known| known.endpoints.first());
-        if raw.access == Some(UpstreamAccess::Private) && raw.username.is_none() {
+        let by_certificate = raw.username.is_none() && raw.client_cert_file.is_some();
+        if raw.access == Some(UpstreamAccess::Private) && raw.username.is_none() && !by_certificate {
             check.wrong(format!(
                 "[upstream.\"{name}\"] has access = \"private\" and no username: without a login everybody may read what it gives"
             ));
         }
-        let access = raw.access.unwrap_or_default();
+        // A certificate alone tells the upstream whose board it is, and makes nothing private unless that is written.
+        let default = if by_certificate { UpstreamAccess::Public } else { UpstreamAccess::Private };
+        let access = raw.access.unwrap_or(default);
         let endpoints = vec![endpoint(&name, raw, known, check)];
         upstreams.insert(name.clone(), UpstreamSettings { name, endpoints, access });
     }
@@ -415,10 +418,8 @@ fn endpoint(
             quoted(&without_secrets(&url))
         ));
     }
-    let client_certificate = client_certificate(&section, (raw.client_cert_file, raw.client_key_file), check);
-    if client_certificate.is_some() && url.starts_with("http://") {
-        check.wrong(format!("{section} has a client_cert_file, which is shown over https only"));
-    }
+    let client_files = (raw.client_cert_file, raw.client_key_file);
+    let client_certificate = client_certificate(&section, &url, client_files, check);
     let realm = raw.realm.or_else(|| known.filter(|_| !url_configured).and_then(|known| known.realm.clone()));
     EndpointSettings { url, url_configured, ca_file: raw.ca_file, client_certificate, realm, credentials }
 }

@@ -287,9 +287,13 @@ pub struct AlertSettings {
 }
 
 impl UpstreamSettings {
-    /// Whether what it gives is not for everybody: it takes a login, and that does not only lift a rate limit.
+    /// Whether what it gives is not for everybody: it takes a login, and that does not only lift a rate limit, or a client
+    /// certificate that the owner has called private.
     pub fn is_private(&self) -> bool {
-        self.has_login() && self.access == UpstreamAccess::Private
+        let is_known = |endpoint: &EndpointSettings| {
+            endpoint.credentials.is_some() || endpoint.client_certificate.is_some()
+        };
+        self.access == UpstreamAccess::Private && self.endpoints.iter().any(is_known)
     }
 
     /// Whether credentials are configured that only lift a rate limit.

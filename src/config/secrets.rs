@@ -91,10 +91,15 @@ impl LoginSettings {
 /// The certificate that larder shows to an upstream. What is in the files is read where it is used.
 pub(super) fn client_certificate(
     section: &str,
+    url: &str,
     files: (Option<PathBuf>, Option<PathBuf>),
     check: &mut Check<'_>,
 ) -> Option<ClientCertSettings> {
     match files {
+        (Some(_), Some(_)) if url.starts_with("http://") => {
+            check.wrong(format!("{section} has a client_cert_file, which is shown over https only"));
+            None
+        }
         (Some(cert_file), Some(key_file)) => {
             let what = format!("{section} client_key_file");
             exposed(&what, &key_file).into_iter().for_each(|problem| check.wrong(problem));

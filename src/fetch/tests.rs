@@ -1,6 +1,7 @@
 //! The room against a scripted upstream on a real socket.
 
 mod apart;
+mod changed;
 mod race;
 mod shown;
 

@@ -234,6 +234,38 @@ mod tests {
     }
 
     #[test]
+    fn a_certificate_is_shown_to_its_own_endpoint_alone() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = rcgen::CertificateParams::new(vec!["board.lab".to_owned()]).unwrap();
+        let file = |end: &str, text: String| {
+            let path = std::env::temp_dir().join(format!("larder-client-{}.{end}", std::process::id()));
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let cert_file = file("pem", certificate.self_signed(&key).unwrap().pem());
+        let key_file = file("key", key.serialize_pem());
+        let files = TrustFiles {
+            ca_file: None,
+            client: Some(ClientCertSettings { cert_file, key_file }),
+            own: ("registry.lab".to_owned(), 443),
+        };
+        let common = Trust::in_roots(common_roots()).unwrap();
+        let trust = files.read(&common_roots(), &common).unwrap();
+        assert_eq!(files.paths().len(), 2);
+        for path in files.paths() {
+            std::fs::remove_file(path).unwrap();
+        }
+        let shows =
+            |host: &str, port: u16| trust.settings_for(host, port).client_auth_cert_resolver.has_certs();
+        assert!(shows("registry.lab", 443));
+        for (host, port) in
+            [("registry.lab", 8443), ("auth.registry.lab", 443), ("cdn.lab", 443), ("127.0.0.1", 443)]
+        {
+            assert!(!shows(host, port), "{host}:{port}");
+        }
+    }
+
+    #[test]
     fn a_broken_bundle_ends() {
         let path = std::env::temp_dir().join(format!("larder-bundle-{}.pem", std::process::id()));
         std::fs::write(&path, b"-----BEGIN CERTIFICATE-----\nAAAA\n-----BEGIN CERTIFICATE-----\n!!!")
