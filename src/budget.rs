@@ -167,6 +167,14 @@ pub const QUESTION_TIME_MAX: Duration = Duration::from_secs(20);
 pub const PROBE_HEADER_TIME_MAX: Duration = Duration::from_secs(10);
 /// Name lookups that may be under way: each is a thread, which the C library may hold for half a minute.
 pub const NAME_LOOKUPS_MAX: usize = 32;
+/// Addresses of one host that a connection is tried to; the last is begun before `fetch.connect_timeout` is over by default.
+pub const CONNECT_ATTEMPTS_MAX: usize = 16;
+/// Pause after which the next address of a host is tried beside those that have not answered (RFC 8305, section 8).
+pub const CONNECT_ATTEMPT_PAUSE: Duration = Duration::from_millis(250);
+/// Hosts of which it is remembered which address answered last: some 100 bytes each.
+pub const PATHS_MAX: usize = 256;
+/// Longest header of a proxy's answer to CONNECT.
+pub const PROXY_HEADER_BYTES_MAX: usize = 8 * 1024;
 /// Stack of a thread that looks up a name or probes (a TLS handshake in a debug build must fit).
 pub const SMALL_STACK_BYTES: usize = 512 * 1024;
 /// Buffer for one request to an upstream: the longest token and redirect address must fit.

@@ -21,7 +21,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("budget", &[]),
     ("clock", &["budget"]),
     ("sync", &["budget"]),
-    ("files", &[]),
+    ("files", &["budget", "sync"]),
     ("text", &[]),
     ("oci", &["budget"]),
     ("places", &["budget", "sync"]),

@@ -1,7 +1,7 @@
 //! From the file, the command line and the environment to a [`Config`].
 
 use super::raw;
-use super::secrets::{read_kit_secret, read_password, without_secrets};
+use super::secrets::{client_certificate, read_kit_secret, read_password, without_secrets};
 use super::{
     AlertSettings, AuthRule, AuthSettings, Config, DiskSettings, EndpointSettings, FetchSettings,
     KitSettings, MinFree, TagSettings, TlsSettings, UpstreamAccess, UpstreamSettings, WarmSettings,
@@ -337,8 +337,7 @@ fn upstreams(raw: BTreeMap<String, raw::RawUpstream>, check: &mut Check<'_>) -> 
         let name: RegistryName = name.parse().expect("a well-formed name");
         let url = url.map_or_else(|| format!("https://{name}"), str::to_owned);
         let realm = realm.map(str::to_owned);
-        let endpoint =
-            EndpointSettings { url, url_configured: false, ca_file: None, realm, credentials: None };
+        let endpoint = EndpointSettings { url_configured: false, realm, ..EndpointSettings::at(url) };
         upstreams.insert(
             name.clone(),
             UpstreamSettings { name, endpoints: vec![endpoint], access: UpstreamAccess::default() },
@@ -353,12 +352,15 @@ fn upstreams(raw: BTreeMap<String, raw::RawUpstream>, check: &mut Check<'_>) -> 
             }
         };
         let known = upstreams.get(&name).and_then(|known| known.endpoints.first());
-        if raw.access == Some(UpstreamAccess::Private) && raw.username.is_none() {
+        let by_certificate = raw.username.is_none() && raw.client_cert_file.is_some();
+        if raw.access == Some(UpstreamAccess::Private) && raw.username.is_none() && !by_certificate {
             check.wrong(format!(
                 "[upstream.\"{name}\"] has access = \"private\" and no username: without a login everybody may read what it gives"
             ));
         }
-        let access = raw.access.unwrap_or_default();
+        // A certificate alone tells the upstream whose board it is, and makes nothing private unless that is written.
+        let default = if by_certificate { UpstreamAccess::Public } else { UpstreamAccess::Private };
+        let access = raw.access.unwrap_or(default);
         let endpoints = vec![endpoint(&name, raw, known, check)];
         upstreams.insert(name.clone(), UpstreamSettings { name, endpoints, access });
     }
@@ -416,8 +418,10 @@ fn endpoint(
             quoted(&without_secrets(&url))
         ));
     }
+    let client_files = (raw.client_cert_file, raw.client_key_file);
+    let client_certificate = client_certificate(&section, &url, client_files, check);
     let realm = raw.realm.or_else(|| known.filter(|_| !url_configured).and_then(|known| known.realm.clone()));
-    EndpointSettings { url, url_configured, ca_file: raw.ca_file, realm, credentials }
+    EndpointSettings { url, url_configured, ca_file: raw.ca_file, client_certificate, realm, credentials }
 }
 
 fn is_loopback(url: &str) -> bool {

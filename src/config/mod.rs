@@ -188,10 +188,21 @@ pub struct EndpointSettings {
     pub url_configured: bool,
     /// Extra trust roots, PEM.
     pub ca_file: Option<PathBuf>,
+    /// The certificate that larder shows when it is asked for one.
+    pub client_certificate: Option<ClientCertSettings>,
     /// Where tokens come from, when it is not the upstream's own domain: `https://host[:port]`.
     pub realm: Option<String>,
     /// User name and the file that holds the password.
     pub credentials: Option<LoginSettings>,
+}
+
+/// A certificate and its key, PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertSettings {
+    /// The certificate, and those between it and its authority.
+    pub cert_file: PathBuf,
+    /// Its private key.
+    pub key_file: PathBuf,
 }
 
 /// How larder logs in at an endpoint.
@@ -276,9 +287,13 @@ pub struct AlertSettings {
 }
 
 impl UpstreamSettings {
-    /// Whether what it gives is not for everybody: it takes a login, and that does not only lift a rate limit.
+    /// Whether what it gives is not for everybody: it takes a login, and that does not only lift a rate limit, or a client
+    /// certificate that the owner has called private.
     pub fn is_private(&self) -> bool {
-        self.has_login() && self.access == UpstreamAccess::Private
+        let is_known = |endpoint: &EndpointSettings| {
+            endpoint.credentials.is_some() || endpoint.client_certificate.is_some()
+        };
+        self.access == UpstreamAccess::Private && self.endpoints.iter().any(is_known)
     }
 
     /// Whether credentials are configured that only lift a rate limit.
@@ -305,7 +320,14 @@ impl EndpointSettings {
     /// An endpoint at an address that the owner has chosen, without a login.
     pub fn at(url: impl Into<String>) -> EndpointSettings {
         let url = url.into();
-        EndpointSettings { url, url_configured: true, ca_file: None, realm: None, credentials: None }
+        EndpointSettings {
+            url,
+            url_configured: true,
+            ca_file: None,
+            client_certificate: None,
+            realm: None,
+            credentials: None,
+        }
     }
 
     /// Host and port, such as `registry-1.docker.io:443`.

@@ -129,6 +129,10 @@ impl Toml {
         let comment = if endpoint.url_configured { "" } else { "# built in: " };
         let _ = writeln!(self.0, "{comment}url = {}", text(&endpoint.url));
         self.maybe("ca_file", endpoint.ca_file.as_ref().map(|file| text(file.display())));
+        if let Some(client) = &endpoint.client_certificate {
+            self.key("client_cert_file", &text(client.cert_file.display()));
+            self.key("client_key_file", &text(client.key_file.display()));
+        }
         let realm = |realm: &String| if realm.contains('@') { without_secrets(realm) } else { realm.clone() };
         self.maybe("realm", endpoint.realm.as_ref().map(|of| text(realm(of))));
         if let Some(credentials) = &endpoint.credentials {

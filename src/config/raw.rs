@@ -93,6 +93,8 @@ impl From<RawRule> for TagRule {
 pub(super) struct RawUpstream {
     pub(super) url: Option<String>,
     pub(super) ca_file: Option<PathBuf>,
+    pub(super) client_cert_file: Option<PathBuf>,
+    pub(super) client_key_file: Option<PathBuf>,
     pub(super) realm: Option<String>,
     pub(super) access: Option<UpstreamAccess>,
     pub(super) username: Option<String>,

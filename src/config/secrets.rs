@@ -5,7 +5,7 @@
 //! refuses them, and a server warns and starts.
 
 use super::load::Check;
-use super::{Config, LoginSettings};
+use super::{ClientCertSettings, Config, LoginSettings};
 use crate::budget;
 use crate::files;
 use crate::text::Secret;
@@ -64,18 +64,54 @@ pub(super) fn read_password(
     check: &mut Check<'_>,
 ) -> Option<LoginSettings> {
     exposed(&format!("{section} password_file"), &file).into_iter().for_each(|problem| check.wrong(problem));
-    let shown = file.display();
-    match files::read_text(&file, budget::SECRET_FILE_BYTES_MAX) {
-        Ok(text) if text.trim_end_matches(['\r', '\n']).is_empty() => {
-            check.wrong(format!("{section} password_file {shown} is empty"));
+    match LoginSettings::read_password(&file) {
+        Ok(password) => Some(LoginSettings { username, password, password_file: file }),
+        Err(why) => {
+            check.wrong(format!("{section} password_file {} {why}", file.display()));
             None
         }
-        Ok(text) => {
-            let password = Secret::new(text.trim_end_matches(['\r', '\n']).to_owned());
-            Some(LoginSettings { username, password, password_file: file })
+    }
+}
+
+impl LoginSettings {
+    /// The password in a file: all of it but the line's end.
+    ///
+    /// # Errors
+    /// It is empty or cannot be read, to follow the file's name.
+    pub fn read_password(file: &Path) -> Result<Secret, String> {
+        let text = files::read_text(file, budget::SECRET_FILE_BYTES_MAX)
+            .map_err(|e| format!("cannot be read: {e}"))?;
+        match text.trim_end_matches(['\r', '\n']) {
+            "" => Err("is empty".to_owned()),
+            password => Ok(Secret::new(password.to_owned())),
         }
-        Err(e) => {
-            check.wrong(format!("{section} password_file {shown} cannot be read: {e}"));
+    }
+}
+
+/// The certificate that larder shows to an upstream. What is in the files is read where it is used.
+pub(super) fn client_certificate(
+    section: &str,
+    url: &str,
+    files: (Option<PathBuf>, Option<PathBuf>),
+    check: &mut Check<'_>,
+) -> Option<ClientCertSettings> {
+    match files {
+        (Some(_), Some(_)) if url.starts_with("http://") => {
+            check.wrong(format!("{section} has a client_cert_file, which is shown over https only"));
+            None
+        }
+        (Some(cert_file), Some(key_file)) => {
+            let what = format!("{section} client_key_file");
+            exposed(&what, &key_file).into_iter().for_each(|problem| check.wrong(problem));
+            Some(ClientCertSettings { cert_file, key_file })
+        }
+        (None, None) => None,
+        (Some(_), None) => {
+            check.wrong(format!("{section} has a client_cert_file and no client_key_file"));
+            None
+        }
+        (None, Some(_)) => {
+            check.wrong(format!("{section} has a client_key_file and no client_cert_file"));
             None
         }
     }

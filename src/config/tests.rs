@@ -94,7 +94,16 @@ fn the_canonical_file_shows_every_key() {
         );
     }
     let upstream = shown["upstream"].as_table().unwrap().values().next().unwrap();
-    for key in ["url", "ca_file", "realm", "username", "password_file"] {
+    for key in [
+        "url",
+        "ca_file",
+        "client_cert_file",
+        "client_key_file",
+        "realm",
+        "username",
+        "password_file",
+        "access",
+    ] {
         assert!(upstream.get(key).is_some(), "upstream {key} is not in the file");
     }
 }
@@ -128,6 +137,17 @@ fn what_is_printed_loads_to_the_same() {
     assert_eq!(lifted.upstreams.iter().filter(|upstream| upstream.lifts_limit()).count(), 1);
     let printed = lifted.to_toml();
     assert!(printed.contains("access = \"public\"") && parse(&printed).unwrap().to_toml() == printed);
+    // A certificate alone makes nothing private, unless that is written.
+    let certificate = format!("client_cert_file = {secret:?}\nclient_key_file = {secret:?}\n");
+    let of = |access: &str| parse(&format!("[upstream.\"ghcr.io\"]\n{certificate}{access}"));
+    let shown = of("").unwrap();
+    assert!(shown.upstreams.iter().all(|upstream| !upstream.is_private() && !upstream.lifts_limit()));
+    let printed = shown.to_toml();
+    assert!(printed.contains("client_key_file") && parse(&printed).unwrap().to_toml() == printed);
+    assert!(of("access = \"private\"\n").unwrap_err().contains("[auth] is missing"));
+    let private = of("access = \"private\"\n[auth]\npull_secrets = true\n").unwrap();
+    assert_eq!(private.upstreams.iter().filter(|upstream| upstream.is_private()).count(), 1);
+    assert_eq!(parse(&private.to_toml()).unwrap().to_toml(), private.to_toml());
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o644)).unwrap();
     assert!(parse(&text).unwrap_err().contains("can be read by everybody; chmod 640"));
     fs::write(&secret, "\n").unwrap();

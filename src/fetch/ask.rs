@@ -71,8 +71,15 @@ impl Endpoint {
             self.ask_realm(question, realm, credentials, attempt)
         };
         if address.origin == self.base.origin {
-            let (sent, no_token) = or_without(logins.own.ready(&question.scope, deadline, &ask_realm))?;
-            let reply = self.send(address, question, sent.as_ref(), attempt)?;
+            let login = logins.own.credentials();
+            let (mut sent, no_token) = or_without(logins.own.ready(&question.scope, deadline, &ask_realm))?;
+            let mut reply = self.send(address, question, sent.as_ref(), attempt)?;
+            // A password that is no longer accepted may have been replaced a moment ago.
+            if reply.status() == 403 && logins.own.newer_than(login.as_ref()).is_some() {
+                reply.drain();
+                sent = or_without(logins.own.ready(&question.scope, deadline, &ask_realm))?.0;
+                reply = self.send(address, question, sent.as_ref(), attempt)?;
+            }
             if let Some(failure) = no_token.filter(|_| reply.status() >= 400) {
                 reply.drain();
                 return Err(failure);

@@ -6,7 +6,8 @@
 //! - `shown`: what it shows to a client's own login
 //! - `holds`: whom a rate limit keeps from being asked
 //! - `wire`: one request: time-outs, warm connections, proxies (`proxy`)
-//! - `dial`: one connection: names, TLS (`trust`), and which addresses are refused (`policy`)
+//! - `dial`: one connection: `names`, which addresses are refused (`policy`) and which answers first (`race`), what is said
+//!   to a proxy (`tunnel`), TLS (`trust`), and what bytes travel over (`socket`)
 //! - `token`, `challenge`, `scope`, `realm`: logging in
 //! - `blob`, `pace`: a blob's bytes, under the bandwidth cap
 //! - [`breaker`](Breaker): whether requests wait for an endpoint
@@ -25,15 +26,19 @@ mod endpoint;
 mod failure;
 mod holds;
 mod lists;
+mod names;
 mod pace;
 mod policy;
 mod proxy;
+mod race;
 mod realm;
 mod reply;
 mod scope;
 mod shown;
+mod socket;
 mod token;
 mod trust;
+mod tunnel;
 mod upstream;
 mod wire;
 
@@ -49,20 +54,22 @@ pub use shown::{Shown, ShownObject};
 pub use upstream::Upstream;
 
 use crate::config::{Config, UpstreamSettings};
+use crate::files::Watched;
 use crate::oci::RegistryName;
 use address::Address;
 use ask::RedirectLogins;
-use dial::Names;
 use holds::Holds;
 use ipnet::IpNet;
+use names::Names;
 use pace::Pace;
 use policy::Policy;
 use proxy::Proxies;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::RootCertStore;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use token::EndpointLogin;
-use wire::{Times, Wire};
+use trust::{Trust, TrustFiles};
+use wire::{Agents, Times, Wire};
 
 /// What is called when the link to an endpoint changes. It may look at the breaker, and must not report to it. It runs
 /// on the thread that found out, perhaps the probe's, which has a small stack: hand long work on.
@@ -80,10 +87,14 @@ impl Upstreams {
     /// # Errors
     /// A sentence that says which upstream's setting, or which proxy setting, cannot be used and why.
     pub fn new(config: &Config) -> Result<Self, String> {
-        Upstreams::in_environment(config, |name| std::env::var(name).ok())
+        Upstreams::with(config, |name| std::env::var(name).ok(), Names::of_system())
     }
 
-    fn in_environment(config: &Config, environment: impl Fn(&str) -> Option<String>) -> Result<Self, String> {
+    fn with(
+        config: &Config,
+        environment: impl Fn(&str) -> Option<String>,
+        names: Names,
+    ) -> Result<Self, String> {
         let proxies = Arc::new(Proxies::new(
             config.fetch.proxy.as_ref().map(|proxy| proxy.reveal().as_str()),
             environment,
@@ -95,11 +106,11 @@ impl Upstreams {
                 header: config.fetch.header_timeout,
                 stall: config.fetch.stall_timeout,
             },
-            tls: trust::client_config(roots.clone())?,
-            roots,
+            trust: Trust::in_roots(roots.clone())?,
+            roots: Arc::new(roots),
             proxies,
             networks: config.fetch.allow_networks.clone(),
-            names: Arc::new(Names::default()),
+            names: Arc::new(names),
             pace: Arc::new(Pace::new(config.fetch.bandwidth)),
         };
         let mut by_name = BTreeMap::new();
@@ -154,8 +165,8 @@ impl Drop for Upstreams {
 /// What upstreams have in common.
 struct CommonParts {
     times: Times,
-    roots: RootCertStore,
-    tls: Arc<ClientConfig>,
+    roots: Arc<RootCertStore>,
+    trust: Trust,
     proxies: Arc<Proxies>,
     networks: Vec<IpNet>,
     names: Arc<Names>,
@@ -202,11 +213,16 @@ impl CommonParts {
         }
         let policy =
             Arc::new(Policy::new(&base.origin.host, settings.url_configured, trusted, self.networks.clone()));
-        let tls = match &settings.ca_file {
-            Some(path) => trust::client_config_with(&self.roots, path)?,
-            None => self.tls.clone(),
+        let files = TrustFiles {
+            ca_file: settings.ca_file.clone(),
+            client: settings.client_certificate.clone(),
+            own: (base.origin.host.clone(), base.origin.port),
         };
-        let wire = Wire::new(self.times, &tls, &self.names, &policy, self.proxies.clone());
+        let (roots, common, names) = (self.roots.clone(), self.trust.clone(), self.names.clone());
+        let agents = Watched::open(files.paths(), move || {
+            Ok(Agents::new(&files.read(&roots, &common)?, &names, &policy))
+        })?;
+        let wire = Wire::new(self.times, agents, self.proxies.clone());
         let registry = &upstream.name;
         Ok(Arc::new_cyclic(|endpoint: &Weak<Endpoint>| {
             let endpoint = endpoint.clone();

@@ -2,7 +2,9 @@
 //!
 //! The environment is read here and not by the HTTP client, which takes one proxy for both schemes, and of `NO_PROXY`
 //! neither lists with spaces, nor `example.com` for its subdomains, nor networks (`10.0.0.0/8`, as K3s writes them).
-//! Every connection through a proxy is a CONNECT tunnel, so that the proxy sees no token.
+//! Every connection through a proxy is a CONNECT tunnel or one by SOCKS5, so that the proxy sees no token. Names are looked
+//! up by the proxy, but for `socks5://`: there this board looks them up and the proxy is given addresses, which have been
+//! checked like all others.
 
 use super::address::HttpOrigin;
 use std::net::IpAddr;
@@ -73,8 +75,12 @@ impl Proxies {
 fn parse(text: &str) -> Result<Proxy, String> {
     let proxy = Proxy::new(text).map_err(|_| "is not an address such as http://host:port".to_owned())?;
     match proxy.protocol() {
-        ProxyProtocol::Http | ProxyProtocol::Https => Ok(proxy),
-        other => Err(format!("names a {other} proxy; only http:// and https:// proxies are supported")),
+        ProxyProtocol::Http | ProxyProtocol::Https | ProxyProtocol::Socks5 | ProxyProtocol::Socks5h => {
+            Ok(proxy)
+        }
+        other => Err(format!(
+            "names a {other} proxy; http://, https://, socks5:// and socks5h:// proxies are supported"
+        )),
     }
 }
 
@@ -159,8 +165,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_used_is_said_without_the_password() {
-        let error = proxies(&[("ALL_PROXY", "socks5://user:secret@p:1")], None).unwrap_err();
-        assert!(error.starts_with("ALL_PROXY names a SOCKS5 proxy") && !error.contains("secret"), "{error}");
+        let error = proxies(&[("ALL_PROXY", "socks4://user:secret@p:1")], None).unwrap_err();
+        assert!(error.starts_with("ALL_PROXY names a SOCKS4 proxy") && !error.contains("secret"), "{error}");
         let error = proxies(&[], Some("http://user:secret@")).unwrap_err();
         assert!(error.starts_with("fetch.proxy is not") && !error.contains("secret"), "{error}");
     }

@@ -8,6 +8,7 @@ use super::failure::Failure;
 use super::token::{AskRealm, EndpointLogin, RealmAnswer};
 use crate::budget::REDIRECTS_MAX;
 use crate::oci::quoted;
+use ureq::http::HeaderValue;
 
 impl EndpointLogin {
     /// The realm as an address, if a token may be asked for there.
@@ -37,8 +38,13 @@ impl EndpointLogin {
 
     /// Asks the token server, and whom it sends to: nobody but who may be a realm, and never from https to plain http. The
     /// credentials stay with the origin that the upstream named, or go to the one that the owner did.
-    pub(super) fn ask_realm(&self, first: &Address, ask: AskRealm) -> Result<Vec<u8>, Failure> {
-        let (mut address, mut credentials) = (first.clone(), self.basic.as_ref());
+    pub(super) fn ask_realm(
+        &self,
+        first: &Address,
+        mut credentials: Option<&HeaderValue>,
+        ask: AskRealm,
+    ) -> Result<Vec<u8>, Failure> {
+        let mut address = first.clone();
         for _ in 0..=REDIRECTS_MAX {
             let location = match ask(&address, credentials)? {
                 RealmAnswer::Token(body) => return Ok(body),
@@ -70,7 +76,6 @@ mod tests {
     use super::*;
     use crate::sync::Mutex;
     use std::time::Duration;
-    use ureq::http::HeaderValue;
 
     #[test]
     fn realms_are_pinned_to_the_upstreams_own_domain() {

@@ -1,6 +1,8 @@
 //! The room against a scripted upstream on a real socket.
 
 mod apart;
+mod changed;
+mod race;
 mod shown;
 
 use super::*;
@@ -203,7 +205,7 @@ fn credentials() -> Option<LoginSettings> {
 const BASIC: &str = "Basic dXNlcjpzZWNyZXQ=";
 
 fn open(config: &Config) -> Result<(Upstreams, Arc<Upstream>), String> {
-    let upstreams = Upstreams::in_environment(config, |_| None)?;
+    let upstreams = Upstreams::with(config, |_| None, Names::of_system())?;
     let only = upstreams.iter().next().unwrap().clone();
     Ok((upstreams, only))
 }

@@ -2,7 +2,9 @@
 //! Specification").
 //!
 //! LoginSettings go to the upstream's own origin and to the realm it names (`realm` says which may be one), and never over
-//! plain http unless the upstream itself is plain http. What an upstream asked for last is remembered, so that the next repository costs no 401. Tokens expire by the monotonic clock, a little early.
+//! plain http unless the upstream itself is plain http. What an upstream asked for last is remembered, so that the next
+//! repository costs no 401. Tokens expire by the monotonic clock, a little early. When the password changes, those that were
+//! obtained with the one before are dropped.
 
 use super::address::{Address, HttpOrigin};
 use super::challenge::Challenge;
@@ -13,12 +15,14 @@ use crate::budget::{
     CHALLENGE_TEXT_BYTES_MAX, TOKEN_AGE_MAX, TOKENS_BYTES_MAX, TOKENS_MAX, UPSTREAM_TEXT_BYTES_MAX,
 };
 use crate::config::LoginSettings;
+use crate::files::Watched;
 use crate::sync::{Condvar, Mutex};
 use crate::text::Secret;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use ureq::http::HeaderValue;
 
@@ -42,7 +46,7 @@ pub(super) enum RealmAnswer {
 pub(super) struct EndpointLogin {
     pub(super) own: HttpOrigin,
     /// `user:password`, ready to send.
-    pub(super) basic: Option<HeaderValue>,
+    pub(super) basic: Option<Watched<HeaderValue>>,
     /// The configured realm.
     pub(super) realm: Option<HttpOrigin>,
     state: Mutex<State>,
@@ -56,7 +60,12 @@ struct State {
     scopes: StatedScopes,
     tokens: HashMap<TokenRequest, Token>,
     asking: HashSet<TokenRequest>,
+    /// What the tokens were obtained with.
+    obtained_with: Option<SentLogin>,
 }
+
+/// `user:password` as it was at some time.
+pub(super) type SentLogin = Arc<HeaderValue>;
 
 #[derive(Clone)]
 enum Scheme {
@@ -83,8 +92,7 @@ impl EndpointLogin {
             .map(|text| Address::parse(text).map(|address| address.origin))
             .transpose()
             .map_err(|why| format!("its realm is not usable: {why}"))?;
-        let header = |login: &LoginSettings| basic_header(&login.username, &login.password);
-        let basic = credentials.map(header).transpose()?;
+        let basic = credentials.map(watched_login).transpose()?;
         Ok(EndpointLogin { own, basic, realm, state: Mutex::default(), asked: Condvar::new() })
     }
 
@@ -99,7 +107,7 @@ impl EndpointLogin {
     /// # Errors
     /// They cannot be sent.
     pub fn of_client(&self, username: &str, password: &Secret) -> Result<Self, String> {
-        let basic = Some(basic_header(username, password)?);
+        let basic = Some(Watched::fixed(basic_header(username, password)?));
         Ok(EndpointLogin { basic, realm: self.realm.clone(), ..EndpointLogin::anonymous(self.own.clone()) })
     }
 
@@ -111,6 +119,30 @@ impl EndpointLogin {
     /// Whether there is something to log in with.
     pub fn has_credentials(&self) -> bool {
         self.basic.is_some()
+    }
+
+    /// What is logged in with now. When that has changed, the tokens that were obtained before are dropped.
+    pub fn credentials(&self) -> Option<SentLogin> {
+        self.take_up(self.basic.as_ref()?.current())
+    }
+
+    /// The same if it is not what was `sent`, which was refused: the password file is looked at now.
+    pub fn newer_than(&self, sent: Option<&SentLogin>) -> Option<SentLogin> {
+        self.take_up(self.basic.as_ref()?.newer_than(sent?)?)
+    }
+
+    fn fresh_credentials(&self) -> Option<SentLogin> {
+        let known = self.credentials();
+        self.newer_than(known.as_ref()).or(known)
+    }
+
+    fn take_up(&self, login: SentLogin) -> Option<SentLogin> {
+        let mut state = self.state.lock();
+        if state.obtained_with.as_ref().is_some_and(|known| !Arc::ptr_eq(known, &login)) {
+            state.tokens.clear();
+        }
+        state.obtained_with = Some(Arc::clone(&login));
+        Some(login)
     }
 
     /// What a second 401 means.
@@ -132,10 +164,11 @@ impl EndpointLogin {
         deadline: Deadline,
         ask: AskRealm,
     ) -> Result<Option<HeaderValue>, Failure> {
+        let basic = self.credentials();
         let scheme = self.state.lock().scheme.clone();
         match scheme {
             None => Ok(None),
-            Some(Scheme::Basic) => Ok(self.basic.clone()),
+            Some(Scheme::Basic) => Ok(basic.as_deref().cloned()),
             Some(Scheme::Bearer { realm, service }) => {
                 let known = self.state.lock().scopes.find(scope);
                 let Some(scope) = known else { return Ok(None) };
@@ -175,10 +208,10 @@ impl EndpointLogin {
                 drop(state);
                 self.token(TokenRequest { realm, service, scope }, used, deadline, ask)
             }
-            Some(Challenge::Basic) => match &self.basic {
-                Some(basic) if used != Some(basic) => {
+            Some(Challenge::Basic) => match self.fresh_credentials() {
+                Some(basic) if used != Some(&*basic) => {
                     self.state.lock().scheme = Some(Scheme::Basic);
-                    Ok(basic.clone())
+                    Ok((*basic).clone())
                 }
                 Some(_) => Err(self.denied("the user name or password is not accepted")),
                 None => Err(self.denied("asks for a user name and password, but none are configured")),
@@ -220,11 +253,25 @@ impl EndpointLogin {
         drop(state);
         let _asking = Asking { login: self, key: &key };
         let begun = Instant::now();
-        let body = self.ask_realm(&key.address(), ask)?;
-        let (header, age) = read_token(&body).map_err(|why| Failure::wrong(host, why))?;
+        let address = key.address();
+        let mut basic = self.credentials();
+        let mut body = self.ask_realm(&address, basic.as_deref(), ask);
+        if matches!(body, Err(Failure::Denied { .. }))
+            && let Some(newer) = self.newer_than(basic.as_ref())
+        {
+            body = self.ask_realm(&address, Some(&newer), ask);
+            basic = Some(newer);
+        }
+        let (header, age) = read_token(&body?).map_err(|why| Failure::wrong(host, why))?;
         let mut state = self.state.lock();
-        make_room(&mut state.tokens, header.len() + key.bytes(), begun);
-        state.tokens.insert(key.clone(), Token { header: header.clone(), until: begun + age });
+        let is_of_now = match (&state.obtained_with, &basic) {
+            (Some(now), Some(then)) => Arc::ptr_eq(now, then),
+            (_, then) => then.is_none(),
+        };
+        if is_of_now {
+            make_room(&mut state.tokens, header.len() + key.bytes(), begun);
+            state.tokens.insert(key.clone(), Token { header: header.clone(), until: begun + age });
+        }
         Ok(header)
     }
 }
@@ -240,6 +287,17 @@ impl Drop for Asking<'_> {
         self.login.state.lock().asking.remove(self.key);
         self.login.asked.notify_all();
     }
+}
+
+/// The login with the password that its file holds, whenever that changes.
+fn watched_login(login: &LoginSettings) -> Result<Watched<HeaderValue>, String> {
+    let now = basic_header(&login.username, &login.password)?;
+    let (username, file) = (login.username.clone(), login.password_file.clone());
+    Ok(Watched::resume(now, vec![file.clone()], move || {
+        let in_file = |why: String| format!("password_file {}: {why}", file.display());
+        let password = LoginSettings::read_password(&file).map_err(in_file)?;
+        basic_header(&username, &password).map_err(in_file)
+    }))
 }
 
 fn basic_header(username: &str, password: &Secret) -> Result<HeaderValue, String> {

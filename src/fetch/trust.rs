@@ -1,13 +1,14 @@
 //! Whom TLS connections trust: the system's roots if there are any that parse, else the ones built in, and with them
-//! an upstream's own `ca_file`.
+//! an upstream's own `ca_file`; and the certificate that larder shows, to the endpoint it was configured for alone.
 
-use crate::budget::CA_BYTES_MAX;
+use crate::budget::{CA_BYTES_MAX, SECRET_FILE_BYTES_MAX};
+use crate::config::ClientCertSettings;
 use crate::files;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 use std::io;
@@ -47,37 +48,106 @@ pub(super) fn common_roots() -> RootCertStore {
     RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() }
 }
 
-/// The TLS settings for connections that trust `roots`.
-pub(super) fn client_config(roots: RootCertStore) -> Result<Arc<ClientConfig>, String> {
-    settings(roots, Vec::new())
+/// The TLS settings for the connections of one endpoint.
+#[derive(Clone)]
+pub(super) struct Trust {
+    settings: Arc<ClientConfig>,
+    /// The host and port that the client certificate is shown to, and the settings with it.
+    own: Option<(String, u16, Arc<ClientConfig>)>,
 }
 
-/// The TLS settings for connections that trust `roots` and what `ca_file` holds. `Err` says what is wrong with the file.
-pub(super) fn client_config_with(roots: &RootCertStore, ca_file: &Path) -> Result<Arc<ClientConfig>, String> {
-    let certificates =
-        read_certificates(ca_file).map_err(|error| format!("{}: {error}", ca_file.display()))?;
-    let mut roots = roots.clone();
-    let (taken, _) = roots.add_parsable_certificates(certificates.iter().cloned());
-    if taken == 0 {
-        return Err(format!("{} holds no certificate", ca_file.display()));
+/// The files that an endpoint names, and what they are used for.
+#[derive(Clone)]
+pub(super) struct TrustFiles {
+    pub ca_file: Option<PathBuf>,
+    pub client: Option<ClientCertSettings>,
+    /// The endpoint's own host and port. Others, to which it redirects or where tokens come from, are shown no certificate.
+    pub own: (String, u16),
+}
+
+impl Trust {
+    /// Trusts `roots` and shows nothing.
+    ///
+    /// # Errors
+    /// TLS cannot be set up.
+    pub fn in_roots(roots: RootCertStore) -> Result<Self, String> {
+        Ok(Trust { settings: Arc::new(settings(roots, Vec::new(), None)?), own: None })
     }
-    settings(roots, certificates)
+
+    pub fn settings_for(&self, host: &str, port: u16) -> Arc<ClientConfig> {
+        match &self.own {
+            Some((own, at, settings)) if own == host && *at == port => settings.clone(),
+            _ => self.settings.clone(),
+        }
+    }
 }
 
-fn settings(roots: RootCertStore, named: Vec<CertificateDer<'static>>) -> Result<Arc<ClientConfig>, String> {
+impl TrustFiles {
+    pub fn paths(&self) -> Vec<PathBuf> {
+        let client = self.client.iter().flat_map(|client| [&client.cert_file, &client.key_file]);
+        self.ca_file.iter().chain(client).cloned().collect()
+    }
+
+    /// What the files say, in addition to `roots`; `common` is what holds where there are none.
+    ///
+    /// # Errors
+    /// What is wrong with which of them.
+    pub fn read(&self, roots: &RootCertStore, common: &Trust) -> Result<Trust, String> {
+        let mut roots = roots.clone();
+        let mut named = Vec::new();
+        if let Some(ca_file) = &self.ca_file {
+            named = read_certificates(ca_file).map_err(|error| format!("{}: {error}", ca_file.display()))?;
+            let (taken, _) = roots.add_parsable_certificates(named.iter().cloned());
+            if taken == 0 {
+                return Err(format!("{} holds no certificate", ca_file.display()));
+            }
+        }
+        let own = match &self.client {
+            Some(client) => {
+                let settings = settings(roots.clone(), named.clone(), Some(client))?;
+                Some((self.own.0.clone(), self.own.1, Arc::new(settings)))
+            }
+            None => None,
+        };
+        let settings = match &self.ca_file {
+            Some(_) => Arc::new(settings(roots, named, None)?),
+            None => common.settings.clone(),
+        };
+        Ok(Trust { settings, own })
+    }
+}
+
+fn settings(
+    roots: RootCertStore,
+    named: Vec<CertificateDer<'static>>,
+    client: Option<&ClientCertSettings>,
+) -> Result<ClientConfig, String> {
     let failed = |error: &dyn std::fmt::Display| format!("tls cannot be set up: {error}");
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let chains = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
         .build()
         .map_err(|error| failed(&error))?;
-    let mut config = ClientConfig::builder_with_provider(Arc::clone(&provider))
+    let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(|error| failed(&error))?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Verifier { chains, named, provider }))
-        .with_no_client_auth();
+        .with_custom_certificate_verifier(Arc::new(Verifier { chains, named, provider }));
+    let mut config = match client {
+        None => config.with_no_client_auth(),
+        Some(ClientCertSettings { cert_file, key_file }) => {
+            let chain = read_certificates(cert_file).map_err(|e| format!("{}: {e}", cert_file.display()))?;
+            if chain.is_empty() {
+                return Err(format!("{} holds no certificate", cert_file.display()));
+            }
+            let in_key = |error: &dyn std::fmt::Display| format!("{}: {error}", key_file.display());
+            let pem = files::read(key_file, SECRET_FILE_BYTES_MAX).map_err(|e| in_key(&e))?;
+            let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|e| in_key(&e))?;
+            // Also that the key is that of the certificate.
+            config.with_client_auth_cert(chain, key).map_err(|e| in_key(&e))?
+        }
+    };
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
+    Ok(config)
 }
 
 /// Whether a server's certificate was refused because it is an authority's. Its dates were found to be right before.
@@ -160,7 +230,39 @@ mod tests {
     fn there_are_roots_even_without_a_system() {
         assert!(!common_roots().is_empty());
         assert!(webpki_roots::TLS_SERVER_ROOTS.len() > 50);
-        assert!(client_config(common_roots()).is_ok());
+        assert!(Trust::in_roots(common_roots()).is_ok());
+    }
+
+    #[test]
+    fn a_certificate_is_shown_to_its_own_endpoint_alone() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = rcgen::CertificateParams::new(vec!["board.lab".to_owned()]).unwrap();
+        let file = |end: &str, text: String| {
+            let path = std::env::temp_dir().join(format!("larder-client-{}.{end}", std::process::id()));
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let cert_file = file("pem", certificate.self_signed(&key).unwrap().pem());
+        let key_file = file("key", key.serialize_pem());
+        let files = TrustFiles {
+            ca_file: None,
+            client: Some(ClientCertSettings { cert_file, key_file }),
+            own: ("registry.lab".to_owned(), 443),
+        };
+        let common = Trust::in_roots(common_roots()).unwrap();
+        let trust = files.read(&common_roots(), &common).unwrap();
+        assert_eq!(files.paths().len(), 2);
+        for path in files.paths() {
+            std::fs::remove_file(path).unwrap();
+        }
+        let shows =
+            |host: &str, port: u16| trust.settings_for(host, port).client_auth_cert_resolver.has_certs();
+        assert!(shows("registry.lab", 443));
+        for (host, port) in
+            [("registry.lab", 8443), ("auth.registry.lab", 443), ("cdn.lab", 443), ("127.0.0.1", 443)]
+        {
+            assert!(!shows(host, port), "{host}:{port}");
+        }
     }
 
     #[test]

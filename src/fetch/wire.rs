@@ -1,19 +1,22 @@
 //! One request and its answer: time-outs, proxies, warm connections. Redirects and logins are above it.
 //!
 //! Manifests and blobs have agents of their own, so that the connections of layers never stand in a tag's way. A
-//! connection that was idle during an outage is not used again: it may be dead without either side knowing.
+//! connection that was idle during an outage is not used again: it may be dead without either side knowing. When a
+//! certificate changes there are other agents, and the connections of those before are closed as soon as nobody reads.
 
 use super::address::Address;
-use super::dial::{Dialer, Later, Names};
+use super::dial::{Dialer, Later};
 use super::failure::{Cause, Failure};
+use super::names::Names;
 use super::policy::Policy;
 use super::proxy::Proxies;
+use super::trust::Trust;
 use crate::budget::{
     FETCH_CHUNK_BYTES, IDLE_CONNECTION_AGE, IDLE_CONNECTIONS, UPSTREAM_HEADER_BYTES_MAX,
     UPSTREAM_REQUEST_BYTES_MAX,
 };
+use crate::files::Watched;
 use crate::sync::Mutex;
-use rustls::ClientConfig;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -71,22 +74,21 @@ pub(super) struct Times {
 }
 
 pub(super) struct Wire {
-    manifests: Agent,
-    blobs: Agent,
+    agents: Watched<Agents>,
     proxies: Arc<Proxies>,
     times: Times,
     /// Connections that were idle at this time are not trusted.
     last_outage: Mutex<Option<Instant>>,
 }
 
-impl Wire {
-    pub fn new(
-        times: Times,
-        tls: &Arc<ClientConfig>,
-        names: &Arc<Names>,
-        policy: &Arc<Policy>,
-        proxies: Arc<Proxies>,
-    ) -> Self {
+/// With the connections that each keeps.
+pub(super) struct Agents {
+    manifests: Agent,
+    blobs: Agent,
+}
+
+impl Agents {
+    pub fn new(trust: &Trust, names: &Arc<Names>, policy: &Arc<Policy>) -> Self {
         let agent = |input_bytes: usize| {
             let config = Agent::config_builder()
                 .http_status_as_error(false)
@@ -102,15 +104,15 @@ impl Wire {
                 .max_idle_connections_per_host(IDLE_CONNECTIONS)
                 .max_idle_age(IDLE_CONNECTION_AGE)
                 .build();
-            Agent::with_parts(config, Dialer::new(tls.clone(), names.clone(), policy.clone()), Later)
+            Agent::with_parts(config, Dialer::new(trust.clone(), names.clone(), policy.clone()), Later)
         };
-        Wire {
-            manifests: agent(UPSTREAM_HEADER_BYTES_MAX),
-            blobs: agent(FETCH_CHUNK_BYTES),
-            proxies,
-            times,
-            last_outage: Mutex::new(None),
-        }
+        Agents { manifests: agent(UPSTREAM_HEADER_BYTES_MAX), blobs: agent(FETCH_CHUNK_BYTES) }
+    }
+}
+
+impl Wire {
+    pub fn new(times: Times, agents: Watched<Agents>, proxies: Arc<Proxies>) -> Self {
+        Wire { agents, proxies, times, last_outage: Mutex::new(None) }
     }
 
     pub fn times(&self) -> Times {
@@ -118,26 +120,38 @@ impl Wire {
     }
 
     /// Sends a request. That the other side closed a kept connection just then is no outage: the request, which
-    /// changes nothing there, is retried on a new one.
+    /// changes nothing there, is retried on a new one; and so it is where a certificate may have been refused that has
+    /// changed since.
     ///
     /// # Errors
     /// Why there is no answer; the status of one is not looked at.
     pub fn send(&self, request: &WireRequest) -> Result<Response<Body>, Failure> {
-        let host = &request.address.origin.host;
-        let mut answer = self.send_once(request);
-        if answer.as_ref().is_err_and(was_cut) && !request.fresh && !request.deadline.left().is_zero() {
-            answer = self.send_once(&WireRequest { fresh: true, ..request.clone() });
+        let agents = self.agents.current();
+        let mut answer = self.send_by(&agents, request);
+        let may_be_refused = match &answer {
+            Ok(answer) => matches!(answer.status().as_u16(), 400 | 401 | 403),
+            Err(failure) => matches!(failure.cause(), Some(Cause::Tls | Cause::Cut | Cause::Connection)),
+        };
+        if may_be_refused && let Some(newer) = self.agents.newer_than(&agents) {
+            answer = self.send_by(&newer, request);
         }
-        answer.map_err(|error| {
-            let failure = Failure::from_client(host, error);
-            if !matches!(failure.cause(), None | Some(Cause::RateLimited | Cause::ServerError(_))) {
-                *self.last_outage.lock() = Some(Instant::now());
-            }
-            failure
-        })
+        if answer.as_ref().is_err_and(|failure| {
+            !matches!(failure.cause(), None | Some(Cause::RateLimited | Cause::ServerError(_)))
+        }) {
+            *self.last_outage.lock() = Some(Instant::now());
+        }
+        answer
     }
 
-    fn send_once(&self, request: &WireRequest) -> Result<Response<Body>, ureq::Error> {
+    fn send_by(&self, agents: &Agents, request: &WireRequest) -> Result<Response<Body>, Failure> {
+        let mut answer = self.send_once(agents, request);
+        if answer.as_ref().is_err_and(was_cut) && !request.fresh && !request.deadline.left().is_zero() {
+            answer = self.send_once(agents, &WireRequest { fresh: true, ..request.clone() });
+        }
+        answer.map_err(|error| Failure::from_client(&request.address.origin.host, error))
+    }
+
+    fn send_once(&self, agents: &Agents, request: &WireRequest) -> Result<Response<Body>, ureq::Error> {
         let left = request.deadline.left();
         if left.is_zero() {
             return Err(ureq::Error::Timeout(ureq::Timeout::Global));
@@ -154,8 +168,8 @@ impl Wire {
             builder = builder.header(header::AUTHORIZATION, authorization);
         }
         let agent = match request.lane {
-            Lane::Manifests => &self.manifests,
-            Lane::Blobs => &self.blobs,
+            Lane::Manifests => &agents.manifests,
+            Lane::Blobs => &agents.blobs,
         };
         let header_time = self.times.header.min(left);
         let mut settings = agent

@@ -10,10 +10,9 @@
 
 use super::answer::{self, Answer};
 use super::request::ClientRequest;
-use super::watched::Watched;
 use crate::auth::{BasicCredentials, Identity, LoginAttempt, LoginKey, Users, VerifiedLogins};
 use crate::budget;
-use crate::files;
+use crate::files::{self, Watched};
 use crate::mirror::{Mirror, SecretVerdict};
 use crate::oci::{ErrorCode, RegistryName, quoted};
 use crate::places::{self, Places};
@@ -85,9 +84,7 @@ impl Authenticator {
     ) -> Arc<Identity> {
         let Some(credentials) = credentials(request) else { return Arc::clone(&request.identity) };
         let login = Login { mirror, request, registry, credentials: Arc::new(credentials) };
-        let attempt = self.users.current().login(Arc::clone(&login.credentials));
-        let known = attempt.as_ref().is_some_and(|attempt| self.verified.lock().contains(&attempt.key()));
-        if known || self.is_user(&login, attempt).await.unwrap_or(false) {
+        if self.is_user(&login).await.unwrap_or(false) {
             return login.user();
         }
         login.note("no user here has it");
@@ -111,20 +108,18 @@ impl Authenticator {
         let login = Login { mirror, request, registry, credentials: Arc::new(credentials) };
         let (secrets, sealed) = (mirror.config().auth.pull_secrets, request.identity.sealed);
         let attempt = self.users.current().login(Arc::clone(&login.credentials));
-        if let Some(attempt) = &attempt
-            && self.verified.lock().contains(&attempt.key())
-        {
+        if self.is_verified(attempt.as_ref()) {
             return Ok(login.user());
         }
         // A secret is neither asked for nor believed where others can read it.
         let object = request.pull_object().filter(|_| secrets && sealed);
         let Some(object) = object else {
-            return if self.is_user(&login, attempt).await? { Ok(login.user()) } else { Err(login.wrong()) };
+            return if self.is_user(&login).await? { Ok(login.user()) } else { Err(login.wrong()) };
         };
         match mirror.knows_secret(mirror.login_key(&login.credentials, b""), &object).await {
             Some(true) => return Ok(Arc::clone(&request.identity)),
             Some(false) => return Err(login.refused("its registry refused it just now")),
-            None if self.is_user(&login, attempt).await? => return Ok(login.user()),
+            None if self.is_user(&login).await? => return Ok(login.user()),
             None => {}
         }
         let client = request.identity.address;
@@ -148,12 +143,31 @@ impl Authenticator {
         }
     }
 
-    /// Whether a login is that of one of the board's users.
+    fn is_verified(&self, attempt: Option<&LoginAttempt>) -> bool {
+        attempt.is_some_and(|attempt| self.verified.lock().contains(&attempt.key()))
+    }
+
+    /// Whether a login is that of one of the board's users, by the password file as it is now: one that is refused may be
+    /// that of a moment ago.
     ///
     /// # Errors
     /// The answer: it cannot be verified now, or never.
-    async fn is_user(&self, login: &Login<'_>, attempt: Option<LoginAttempt>) -> Result<bool, Answer> {
+    async fn is_user(&self, login: &Login<'_>) -> Result<bool, Answer> {
+        let users = self.users.current();
+        if self.matches(login, users.login(Arc::clone(&login.credentials))).await? {
+            return Ok(true);
+        }
+        match self.users.newer_than(&users) {
+            Some(newer) => self.matches(login, newer.login(Arc::clone(&login.credentials))).await,
+            None => Ok(false),
+        }
+    }
+
+    async fn matches(&self, login: &Login<'_>, attempt: Option<LoginAttempt>) -> Result<bool, Answer> {
         let Some(attempt) = attempt else { return Ok(false) };
+        if self.is_verified(Some(&attempt)) {
+            return Ok(true);
+        }
         let secrets = login.mirror.config().auth.pull_secrets;
         if attempt.is_too_long() {
             let most = budget::PASSWORD_BYTES_MAX;

@@ -30,7 +30,6 @@ mod pool;
 mod request;
 mod sendfile;
 mod tls;
-mod watched;
 
 pub use listen::{ByteStream, Listener, Server};
 

@@ -3,10 +3,9 @@
 //! The files are read again when they change; connections that are open keep what they began with. A client needs no
 //! certificate; one that shows one must show one of `tls.client_ca_file`, and is then the user that it names.
 
-use super::watched::Watched;
 use crate::budget;
 use crate::config::TlsSettings;
-use crate::files;
+use crate::files::{self, Watched};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;

@@ -10,7 +10,6 @@ import socket
 import ssl
 import time
 
-from lib import network
 from lib.oci import MANIFEST
 from lib.process import HANG_SECONDS, run
 
@@ -212,21 +211,3 @@ def latencies(server, path, count=None, until=None, pause=0.0):
 
 def quantile(values, part):
     return sorted(values)[min(len(values) - 1, int(len(values) * part))]
-
-
-class Namespace:
-    """A network namespace that new sockets of this process can be made in."""
-
-    def __init__(self, name):
-        self.name = name
-        run("ip", "netns", "add", name)
-        run("ip", "-n", name, "link", "set", "lo", "up")
-
-    def inside(self):
-        return network.inside(f"/run/netns/{self.name}")
-
-    def prefix(self):
-        return ["ip", "netns", "exec", self.name]
-
-    def remove(self):
-        run("ip", "netns", "del", self.name, check=False)

@@ -18,7 +18,7 @@ import time
 import load
 from servers import Larder, Nginx, Registry
 
-from lib import certificate, scratch
+from lib import certificate, namespace, scratch
 from lib.loop_disk import LoopDisk
 from lib.network import free_port
 from lib.process import run, wait_until
@@ -256,7 +256,7 @@ def one_uplink(lab):
     run("ip", "link", "set", "lardbr", "up")
     spaces = []
     for number in range(boards):
-        space = load.Namespace(f"lard-b{number}")
+        space = namespace.Namespace(f"lard-b{number}")
         lab.at_end(space.remove)
         outer = f"lardb{number}"
         run("ip", "link", "add", outer, "type", "veth", "peer", "name", "eth0", "netns", space.name)
@@ -482,7 +482,7 @@ class Link:
 
     def __init__(self, lab, rate):
         lab.end_link()
-        self.space = load.Namespace("lard-up")
+        self.space = namespace.Namespace("lard-up")
         lab.link_end = self.remove
         run("ip", "link", "add", "lardup", "type", "veth", "peer", "name", "eth0", "netns", "lard-up")
         run("ip", "addr", "add", f"{self.near}/24", "dev", "lardup")

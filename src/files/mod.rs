@@ -2,7 +2,11 @@
 //!
 //! A path in the data folder or in the configuration may be anything by the time it is opened: a pipe, at which a plain
 //! open would wait for ever, a device without an end, a folder. Whatever is no regular file is an error here, and so is one
-//! that is longer than its reader has use for.
+//! that is longer than its reader has use for. [`Watched`] reads files again when they change.
+
+mod watched;
+
+pub use watched::Watched;
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
