@@ -30,6 +30,7 @@ mod labels;
 mod limits;
 mod link;
 mod loglines;
+mod names;
 mod neighbours;
 mod private;
 mod profiles;
