@@ -3,6 +3,7 @@
 use super::load::Check;
 use crate::oci::{RegistryName, familiar_pattern, quoted};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 /// The registry of a request that names none.
 pub(super) fn default_registry(named: Option<String>, check: &mut Check<'_>) -> RegistryName {
@@ -30,10 +31,12 @@ pub(super) fn sections<T>(written: BTreeMap<String, T>, check: &mut Check<'_>) -
         }
     }
     for (registry, name, section) in others {
-        if sections.contains_key(&registry) {
-            log::warn!("[upstream.{}] has no effect: another section names {registry}, too", quoted(&name));
-        } else {
-            sections.insert(registry, section);
+        match sections.entry(registry) {
+            Entry::Vacant(place) => drop(place.insert(section)),
+            Entry::Occupied(first) => {
+                let (name, registry) = (quoted(&name), first.key());
+                log::warn!("[upstream.{name}] has no effect: another section names {registry}, too");
+            }
         }
     }
     sections
