@@ -5,6 +5,7 @@
 //! | [`closure`] | what a manifest needs, and how much of it is on the disk |
 //! | [`catalogue`] | everything on the disk, by image |
 //! | [`evict`] | which images are removed when room is needed; pure |
+//! | [`needed`] | what an index needs so that it would run, and what may stand in for a version |
 //! | [`walk`] | each repository and each tag, a step at a time; the version that is served with every link down |
 //!
 //! Every answer is read from the store each time, so it cannot be stale; what manifests name, which cannot change, and how
@@ -13,6 +14,7 @@
 mod catalogue;
 mod closure;
 mod evict;
+mod needed;
 mod walk;
 
 pub use catalogue::{Busy, Catalogue, Gone, Stocked};
