@@ -172,12 +172,12 @@ impl EndpointLogin {
     }
 
     fn denied(&self, message: &str) -> Failure {
-        Failure::Denied { status: 401, detail: format!("{}: {message}", self.own.host) }
+        Failure::Denied { status: 401, detail: format!("{}: {message}", self.own.authority()) }
     }
 
     /// The realm as an address, if a token may be asked for there.
     fn permitted(&self, realm: &str) -> Result<Address, Failure> {
-        let wrong = |message: String| Failure::wrong(&self.own.host, message);
+        let wrong = |message: String| Failure::wrong(&self.own.authority(), message);
         let realm = Address::parse(realm)
             .map_err(|why| wrong(format!("names {} as its token server: {why}", quoted(realm))))?;
         let chosen = self.realm.as_ref() == Some(&realm.origin);
@@ -219,7 +219,7 @@ impl EndpointLogin {
             }
             let left = deadline.left();
             if left.is_zero() {
-                let host = &realm.origin.host;
+                let host = &realm.origin.authority();
                 return Err(Failure::unreachable(host, Cause::Timeout, "no token in time"));
             }
             state = self.asked.wait_timeout(state, left).0;
@@ -229,7 +229,8 @@ impl EndpointLogin {
         let _asking = Asking { login: self, key: &key };
         let begun = Instant::now();
         let body = ask(&token_address(realm, &key), self.basic.as_ref())?;
-        let (header, age) = read_token(&body).map_err(|why| Failure::wrong(&realm.origin.host, why))?;
+        let (header, age) =
+            read_token(&body).map_err(|why| Failure::wrong(&realm.origin.authority(), why))?;
         let mut state = self.state.lock();
         make_room(&mut state.tokens, header.len(), begun);
         state.tokens.insert(key.clone(), Token { header: header.clone(), until: begun + age });

@@ -123,13 +123,12 @@ impl Wire {
     /// # Errors
     /// Why there is no answer; the status of one is not looked at.
     pub fn send(&self, request: &WireRequest) -> Result<Response<Body>, Failure> {
-        let host = &request.address.origin.host;
         let mut answer = self.send_once(request);
         if answer.as_ref().is_err_and(was_cut) && !request.fresh && !request.deadline.left().is_zero() {
             answer = self.send_once(&WireRequest { fresh: true, ..request.clone() });
         }
         answer.map_err(|error| {
-            let failure = Failure::from_client(host, error);
+            let failure = Failure::from_client(&request.address.origin.authority(), error);
             if !matches!(failure.cause(), None | Some(Cause::RateLimited | Cause::ServerError(_))) {
                 *self.last_outage.lock() = Some(Instant::now());
             }

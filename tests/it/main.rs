@@ -38,6 +38,7 @@ mod profiles;
 mod proof;
 mod pull_secrets;
 mod rate_limit_login;
+mod reasons;
 mod rights;
 mod room;
 mod secrets;

@@ -12,6 +12,7 @@ use super::super::proof::Proofs;
 use super::super::questions::{QUEUE_FULL, Questions, question_failed};
 use super::super::refusal::{CachedOnly, Missing, Refusal};
 use super::super::single_flight::SingleFlight;
+use super::cached::not_cached;
 use super::check::UpstreamDigest;
 use super::local::LocalTag;
 use super::settle::Settler;
@@ -145,7 +146,6 @@ impl Tags {
             Ok(choice) => choice,
             Err(refusal) => {
                 self.context.counters.count_resolve(Tier::None);
-                log::warn!("{repository}:{tag} not answered: {refusal}");
                 return Err(refusal);
             }
         };
@@ -253,13 +253,12 @@ impl Tags {
             (Verdict::WaitForIndex, ..) => {
                 Err(Refusal::Busy(format!("{cause}; the tag index is being rebuilt; retry")))
             }
-            (Verdict::Nothing, ..) if let Some(why) = cached_only => Err(why.refusal(repository)),
             (Verdict::Nothing | Verdict::PassOn, ..) => {
-                let missing = match &local.missing {
-                    Some(missing) => format!("the cached version lacks {missing}"),
-                    None => "nothing of it is cached".to_owned(),
-                };
-                Err(Refusal::Unavailable(format!("{}; {missing}", with_registry(&cause, repository))))
+                let cached = self.cached_text(view).await;
+                Err(match cached_only {
+                    Some(why) => why.refusal(repository, cached.as_deref()),
+                    None => not_cached(&cause, repository, tag, local.missing.as_deref(), cached.as_deref()),
+                })
             }
         }
     }
@@ -427,12 +426,6 @@ fn cause_with_stand_in(cause: String, tier: Tier, stand_in: Option<&(String, Dig
         Some((version, _)) if tier == Tier::OlderVersion => format!("{cause}; {version} stands in"),
         _ => cause,
     }
-}
-
-/// The cause of a refusal, with the name of the registry if it is not in it.
-fn with_registry(cause: &str, repository: &Repository) -> String {
-    let registry = repository.registry.as_str();
-    if cause.contains(registry) { cause.to_owned() } else { format!("{registry}: {cause}") }
 }
 
 impl Choice {
