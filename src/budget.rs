@@ -51,6 +51,12 @@ pub const HELD_BACK_BYTES: u64 = 4 * KIB;
 pub const INDEX_DEPTH_MAX: usize = 4;
 /// Most manifests looked at in one closure, so that a hostile index cannot keep the walk going.
 pub const CLOSURE_MANIFESTS_MAX: usize = 1_024;
+/// Tags that a refusal names as cached; more would not be read.
+pub const CACHED_NAMES_MAX: usize = 4;
+/// Tags that are looked at to find them: a refusal must come at once.
+pub const CACHED_TAGS_LOOKED_AT: usize = 64;
+/// How often content is looked for then, unless one tag needs more: 500 looks take a few milliseconds on a board.
+pub const CACHED_LOOKS_MAX: usize = 500;
 /// Images whose sums one walk over many tags remembers, at about 150 bytes each.
 pub const SUMMARIES_MAX: usize = 4_096;
 /// Manifests and their children that one walk over many images remembers, at about 300 bytes each.

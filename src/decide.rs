@@ -6,7 +6,7 @@
 //! cannot disagree. Nothing in here can fail.
 
 use crate::config::{OnMissing, TagPolicy};
-use crate::oci::Digest;
+use crate::oci::{Digest, Tag};
 use std::time::Duration;
 
 /// Which rule answered a tag.
@@ -236,9 +236,10 @@ fn fall_back<'a>(here: &Here<'a>, stand_in: Option<&'a Digest>) -> Verdict<'a> {
     }
 }
 
-/// Whether another version of the repository may stand in for a tag with this local state.
-pub fn may_stand_in(fallback_versions: bool, here: &Here<'_>) -> bool {
-    fallback_versions && here.complete.is_none() && !here.is_noted
+/// Whether another version of the repository may stand in for a tag with this local state. A tag that names a digest, such
+/// as that of a signature, is no version: nothing stands in for it, as it stands in for nothing.
+pub fn may_stand_in(fallback_versions: bool, tag: &Tag, here: &Here<'_>) -> bool {
+    fallback_versions && !tag.names_a_digest() && here.complete.is_none() && !here.is_noted
 }
 
 /// Whether peers are asked for a tag while its upstream cannot be. `now`: the time, if the clock is trusted.

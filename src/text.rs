@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use std::borrow::Cow;
 use std::fmt;
+use std::time::Duration;
 
 /// A value that nothing prints: a password, a token, an address that may hold one. It has no `Display`, its `Debug` shows
 /// nothing of it, and it cannot be serialized.
@@ -54,6 +55,18 @@ fn acts_on_a_terminal(c: char) -> bool {
         || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
+/// How long something has lasted, for people: `12 s`, `5 min`, `3 h 5 min`, `2 d 3 h`.
+pub fn lasted_text(lasted: Duration) -> String {
+    let seconds = lasted.as_secs();
+    let (minutes, hours, days) = (seconds / 60, seconds / 3_600, seconds / 86_400);
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3_600 => format!("{minutes} min"),
+        3_600..86_400 => format!("{hours} h {} min", minutes % 60),
+        _ => format!("{days} d {} h", hours % 24),
+    }
+}
+
 /// A number of bytes for people, in powers of ten.
 pub fn bytes_text(bytes: u64) -> String {
     let mut value = bytes as f64;
@@ -69,6 +82,20 @@ pub fn bytes_text(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn spans_for_people() {
+        for (seconds, text) in [
+            (0, "0 s"),
+            (59, "59 s"),
+            (60, "1 min"),
+            (3_599, "59 min"),
+            (11_100, "3 h 5 min"),
+            (183_600, "2 d 3 h"),
+        ] {
+            assert_eq!(lasted_text(Duration::from_secs(seconds)), text);
+        }
+    }
 
     #[test]
     fn text_from_outside_moves_no_cursor_and_begins_no_line() {

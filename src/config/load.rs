@@ -1,5 +1,6 @@
 //! From the file, the command line and the environment to a [`Config`].
 
+use super::names;
 use super::raw;
 use super::secrets::{client_certificate, read_kit_secret, read_password, without_secrets};
 use super::{
@@ -8,7 +9,7 @@ use super::{
 };
 use crate::budget;
 use crate::files;
-use crate::oci::{Platform, RegistryName, quoted};
+use crate::oci::{Platform, RegistryName, familiar_pattern, quoted};
 use crate::text::Secret;
 use ipnet::IpNet;
 use std::collections::BTreeMap;
@@ -159,7 +160,7 @@ fn build(
             private.name
         ));
     }
-    let default_registry = file.default_registry.unwrap_or_else(docker_hub);
+    let default_registry = names::default_registry(file.default_registry, check);
     if !upstreams.iter().any(|upstream| upstream.name == default_registry) {
         check.wrong(format!("default_registry {default_registry} is not one of the upstreams"));
     }
@@ -181,7 +182,7 @@ fn build(
         upstreams,
         tls,
         auth,
-        access_pull: file.access.and_then(|access| access.pull),
+        access_pull: file.access.and_then(|access| access.pull).map(names::patterns),
         warm: file
             .warm
             .map(|warm| WarmSettings { images: warm.images, every: warm.every.and_then(|span| span.0) }),
@@ -198,7 +199,10 @@ fn auth(raw: raw::RawAuth, check: &mut Check<'_>) -> AuthSettings {
             "an [[auth.rule]] has an empty user or match, expected such as user = \"kit\" and match = \"ghcr.io/owner/*\"",
         );
     }
-    let rules = raw.rule.into_iter().map(|rule| AuthRule { user: rule.user, pattern: rule.pattern });
+    let rules = raw.rule.into_iter().map(|rule| {
+        let pattern = familiar_pattern(&rule.pattern, false);
+        AuthRule { user: rule.user, pattern }
+    });
     AuthSettings {
         htpasswd_file: raw.htpasswd_file,
         pull_secrets: raw.pull_secrets,
@@ -228,10 +232,6 @@ fn kit(raw: raw::RawKit, check: &mut Check<'_>) -> Option<KitSettings> {
         peers: raw.peers,
         mdns: raw.mdns.unwrap_or(false),
     })
-}
-
-fn docker_hub() -> RegistryName {
-    "docker.io".parse().expect("a well-formed name")
 }
 
 /// Networks of `fetch.allow_networks`, none of which reaches the board itself or what is link-local.
@@ -343,14 +343,7 @@ fn upstreams(raw: BTreeMap<String, raw::RawUpstream>, check: &mut Check<'_>) -> 
             UpstreamSettings { name, endpoints: vec![endpoint], access: UpstreamAccess::default() },
         );
     }
-    for (name, raw) in raw {
-        let name: RegistryName = match name.parse() {
-            Ok(name) => name,
-            Err(e) => {
-                check.wrong(format!("[upstream.{}]: {e}", quoted(&name)));
-                continue;
-            }
-        };
+    for (name, raw) in names::sections(raw, check) {
         let known = upstreams.get(&name).and_then(|known| known.endpoints.first());
         let by_certificate = raw.username.is_none() && raw.client_cert_file.is_some();
         if raw.access == Some(UpstreamAccess::Private) && raw.username.is_none() && !by_certificate {

@@ -5,6 +5,7 @@
 
 mod live;
 mod load;
+mod names;
 mod print;
 mod raw;
 mod secrets;

@@ -4,7 +4,7 @@
 
 use super::units::{Bandwidth, Kept, Size, Span, SpanOrNever};
 use super::{OnMissing, TagRule, UpstreamAccess};
-use crate::oci::{Platform, Reference, RegistryName};
+use crate::oci::{Platform, Reference, familiar_pattern};
 use crate::text::Secret;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -16,7 +16,7 @@ use std::path::PathBuf;
 pub(super) struct RawFile {
     pub(super) listen: Option<Vec<SocketAddr>>,
     pub(super) data_dir: Option<PathBuf>,
-    pub(super) default_registry: Option<RegistryName>,
+    pub(super) default_registry: Option<String>,
     pub(super) platforms: Option<Vec<Platform>>,
     pub(super) disk: RawDisk,
     pub(super) memory: RawMemory,
@@ -80,7 +80,7 @@ pub(super) struct RawRule {
 impl From<RawRule> for TagRule {
     fn from(rule: RawRule) -> TagRule {
         TagRule {
-            pattern: rule.pattern,
+            pattern: familiar_pattern(&rule.pattern, true),
             revalidate: rule.revalidate.map(|span| span.0),
             on_missing: rule.on_missing,
             frozen: rule.frozen,

@@ -395,3 +395,26 @@ fn an_endpoint_has_a_name_and_its_outage_a_note() {
         ("down/a.example", "down/a.example/b.example:80")
     );
 }
+
+#[test]
+fn familiar_names_are_spelled_out() {
+    let text = "default_registry = \"index.docker.io\"\n[access]\npull = [\"alpine\", \"ghcr.io/owner/*\"]\n\
+        [warm]\nimages = [\"docker://alpine\"]\n[[auth.rule]]\nuser = \"kit\"\nmatch = \"docker.io/alpine\"\n\
+        [[tags.rule]]\nmatch = \"alpine:3.20\"\nfrozen = true\n\
+        [upstream.\"registry-1.docker.io\"]\nurl = \"https://mirror.lan\"\n";
+    let config = parse(text).unwrap();
+    assert_eq!(config.default_registry.as_str(), "docker.io");
+    let alpine: Repository = "docker.io/library/alpine".parse().unwrap();
+    let away = "10.0.0.7".parse().unwrap();
+    assert!(config.may_fetch(away, &alpine));
+    assert!(!config.may_fetch(away, &"docker.io/owner/app".parse().unwrap()));
+    assert_eq!(config.warm.unwrap().images[0].repository, alpine);
+    assert!(config.auth.may_read("kit", &alpine.to_string()));
+    assert!(config.tags.policy(&alpine, &"3.20".parse().unwrap()).frozen);
+    assert!(!config.tags.policy(&alpine, &"3.21".parse().unwrap()).frozen);
+    let url =
+        |config: &Config| config.upstream(&"docker.io".parse().unwrap()).unwrap().endpoints[0].url.clone();
+    assert_eq!(url(&parse(text).unwrap()), "https://mirror.lan");
+    let both = format!("{text}[upstream.\"docker.io\"]\nurl = \"https://hub.lan\"\n");
+    assert_eq!(url(&parse(&both).unwrap()), "https://hub.lan", "the plain name counts");
+}

@@ -193,9 +193,12 @@ fn another_version_stands_in_only_for_a_tag_that_was_never_seen() {
     assert_eq!(answer(unknown()), Verdict::Serve(Tier::OlderVersion, &OTHER), "nobody waits for the index");
     assert_eq!(answer(partial()), Verdict::Nothing);
     assert_eq!(answer(cached()), Verdict::Serve(Tier::LastComplete, &OLD));
+    let may_stand_in = |allowed, here: &Here<'_>| may_stand_in(allowed, &"2.0".parse().unwrap(), here);
     assert!(may_stand_in(true, &Here::NOTHING) && !may_stand_in(false, &Here::NOTHING));
     assert!(!may_stand_in(true, &partial()) && !may_stand_in(true, &cached()));
     assert!(!may_stand_in(true, &Here { is_noted: false, ..cached() }));
+    let signature = format!("sha256-{}.sig", "0".repeat(64)).parse().unwrap();
+    assert!(!super::may_stand_in(true, &signature, &Here::NOTHING), "a signature is no version");
 }
 
 #[test]

@@ -27,6 +27,14 @@ impl fmt::Display for HttpOrigin {
     }
 }
 
+impl HttpOrigin {
+    /// Host and port, as messages name them: `registry-1.docker.io:443`.
+    pub fn authority(&self) -> String {
+        let (open, close) = if self.host.contains(':') { ("[", "]") } else { ("", "") };
+        format!("{open}{}{close}:{}", self.host, self.port)
+    }
+}
+
 /// An `http` or `https` address.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(super) struct Address {

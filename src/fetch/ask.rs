@@ -29,7 +29,7 @@ impl Endpoint {
 
     /// The same with other logins.
     pub(super) fn ask_as(&self, logins: &Logins<'_>, question: &Question) -> Result<EndpointReply, Failure> {
-        self.holds.check_all(&self.base.origin.host)?;
+        self.holds.check_all(&self.base.origin.authority())?;
         self.holds.check(&self.base.origin, question)?;
         let attempt = self.breaker.begin();
         let mut address = self.address_of(question);
@@ -46,7 +46,7 @@ impl Endpoint {
             }
             reply.drain();
         }
-        Err(Failure::wrong(&address.origin.host, format!("more than {REDIRECTS_MAX} redirects")))
+        Err(Failure::wrong(&address.origin.authority(), format!("more than {REDIRECTS_MAX} redirects")))
     }
 
     /// Where the endpoint itself is asked a question.
@@ -97,7 +97,7 @@ impl Endpoint {
                 reply.drain();
                 return Err(Failure::Denied {
                     status: 401,
-                    detail: format!("{}: {message}", self.base.origin.host),
+                    detail: format!("{}: {message}", self.base.origin.authority()),
                 });
             }
             return Ok(reply);
@@ -149,7 +149,7 @@ impl Endpoint {
         response: Result<Response<Body>, Failure>,
         attempt: Attempt,
     ) -> Result<EndpointReply, Failure> {
-        let host = &address.origin.host;
+        let host = &address.origin.authority();
         // What happens at other hosts says nothing about the link to this one.
         let own = address.origin == self.base.origin;
         let reply = match response {
@@ -202,7 +202,7 @@ impl Endpoint {
         login: Option<&HeaderValue>,
         attempt: Attempt,
     ) -> Result<RealmAnswer, Failure> {
-        let host = &address.origin.host;
+        let host = &address.origin.authority();
         self.holds.check(&address.origin, question)?;
         let response = self.wire.send(&WireRequest {
             lane: Lane::Manifests,

@@ -149,7 +149,7 @@ impl Endpoint {
         if is_manifest || head.digest.is_some() {
             return Ok(());
         }
-        let host = &self.base.origin.host;
+        let host = &self.base.origin.authority();
         Err(Failure::wrong(host, "does not say whether it has a manifest without sending it"))
     }
 
@@ -313,7 +313,7 @@ impl Endpoint {
             deadline: Deadline::after(times.connect + times.header.min(PROBE_HEADER_TIME_MAX)),
             fresh: true,
         })?;
-        let reply = EndpointReply::new(address.origin.host.clone(), true, response);
+        let reply = EndpointReply::new(address.origin.authority(), true, response);
         match reply.status() {
             status @ 500.. => Err(server_error(&reply.host, status)),
             429 => {

@@ -189,7 +189,8 @@ impl Failure {
 
 fn phase_message(phase: ureq::Timeout) -> &'static str {
     match phase {
-        ureq::Timeout::Resolve | ureq::Timeout::Connect => "no connection in time",
+        ureq::Timeout::Resolve => "the name was not resolved in time",
+        ureq::Timeout::Connect => "no connection in time",
         ureq::Timeout::PerRead | ureq::Timeout::PerWrite => "the connection stalled",
         ureq::Timeout::SendRequest | ureq::Timeout::SendBody | ureq::Timeout::RecvResponse => {
             "no answer in time"

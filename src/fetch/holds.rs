@@ -52,7 +52,7 @@ impl Holds {
             let found = state.each.iter().find(|(held, _)| held.is(origin, question));
             found.map(|(_, until)| *until)
         };
-        over(&origin.host, until, Instant::now())
+        over(&origin.authority(), until, Instant::now())
     }
 
     /// `origin` answered this with a rate limit for `length`.

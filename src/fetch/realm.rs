@@ -14,7 +14,7 @@ impl EndpointLogin {
     /// The realm as an address, if a token may be asked for there.
     pub(super) fn permitted(&self, realm: &str) -> Result<Address, Failure> {
         let address = Address::parse(realm).map_err(|why| {
-            Failure::wrong(&self.own.host, format!("names {} as its token server: {why}", quoted(realm)))
+            Failure::wrong(&self.own.authority(), format!("names {} as its token server: {why}", quoted(realm)))
         })?;
         self.permit(&address.origin)?;
         Ok(address)
@@ -22,7 +22,7 @@ impl EndpointLogin {
 
     /// Whether a token may be asked for there.
     fn permit(&self, realm: &HttpOrigin) -> Result<(), Failure> {
-        let wrong = |message: String| Err(Failure::wrong(&self.own.host, message));
+        let wrong = |message: String| Err(Failure::wrong(&self.own.authority(), message));
         let chosen = self.realm.as_ref() == Some(realm);
         if !chosen && !same_owner(&self.own.host, &realm.host) {
             return wrong(format!(
@@ -50,7 +50,7 @@ impl EndpointLogin {
                 RealmAnswer::Token(body) => return Ok(body),
                 RealmAnswer::Moved(location) => location,
             };
-            let wrong = |message: String| Failure::wrong(&address.origin.host, message);
+            let wrong = |message: String| Failure::wrong(&address.origin.authority(), message);
             let to = address.join(&location).map_err(|why| {
                 wrong(format!("the token server's redirect cannot be followed: {}", quoted(&why)))
             })?;
@@ -64,7 +64,7 @@ impl EndpointLogin {
             address = to;
         }
         let message = format!("the token server sends more than {REDIRECTS_MAX} redirects");
-        Err(Failure::wrong(&first.origin.host, message))
+        Err(Failure::wrong(&first.origin.authority(), message))
     }
 }
 

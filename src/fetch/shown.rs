@@ -73,7 +73,7 @@ impl Endpoint {
         object: ShownObject<'_>,
         deadline: Deadline,
     ) -> Result<Shown, Failure> {
-        let host = &self.base.origin.host;
+        let host = &self.base.origin.authority();
         let login = self
             .login
             .of_client(user, password)

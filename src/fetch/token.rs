@@ -221,7 +221,7 @@ impl EndpointLogin {
     }
 
     fn denied(&self, message: &str) -> Failure {
-        Failure::Denied { status: 401, detail: format!("{}: {message}", self.own.host) }
+        Failure::Denied { status: 401, detail: format!("{}: {message}", self.own.authority()) }
     }
 
     /// The token for `key`, other than `stale`; of several who want the same one, one asks.
@@ -232,7 +232,7 @@ impl EndpointLogin {
         deadline: Deadline,
         ask: AskRealm,
     ) -> Result<HeaderValue, Failure> {
-        let host = &key.realm.origin.host;
+        let host = &key.realm.origin.authority();
         let mut state = self.state.lock();
         loop {
             let now = Instant::now();

@@ -148,7 +148,7 @@ impl Wire {
         if answer.as_ref().is_err_and(was_cut) && !request.fresh && !request.deadline.left().is_zero() {
             answer = self.send_once(agents, &WireRequest { fresh: true, ..request.clone() });
         }
-        answer.map_err(|error| Failure::from_client(&request.address.origin.host, error))
+        answer.map_err(|error| Failure::from_client(&request.address.origin.authority(), error))
     }
 
     fn send_once(&self, agents: &Agents, request: &WireRequest) -> Result<Response<Body>, ureq::Error> {

@@ -124,8 +124,18 @@ pub(super) fn label(
     mark(answer, request, status);
 }
 
+/// The answer that says why nothing is served of an image.
+pub(super) fn refuse_for(image: &str, refusal: &Refusal) -> Answer {
+    let why = refusal.to_string();
+    refuse_with(refusal, &if why.contains(image) { why } else { format!("{image}: {why}") })
+}
+
 /// The answer that says why nothing is served.
 pub(super) fn refuse(refusal: &Refusal) -> Answer {
+    refuse_with(refusal, &refusal.to_string())
+}
+
+fn refuse_with(refusal: &Refusal, message: &str) -> Answer {
     let (status, code) = match refusal {
         Refusal::UnknownRegistry(_) => (StatusCode::NOT_FOUND, ErrorCode::NameUnknown),
         Refusal::Missing { what: Missing::Manifest, .. } => {
@@ -142,7 +152,7 @@ pub(super) fn refuse(refusal: &Refusal) -> Answer {
         Refusal::NotStored(_) => (StatusCode::INSUFFICIENT_STORAGE, ErrorCode::Unavailable),
         Refusal::Failed(_) => (StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unavailable),
     };
-    let mut answer = error(status, code, &refusal.to_string());
+    let mut answer = error(status, code, message);
     if status == StatusCode::SERVICE_UNAVAILABLE {
         answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }

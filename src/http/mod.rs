@@ -137,15 +137,29 @@ async fn route(shared: &ServerShared, mut request: ClientRequest) -> Answer {
 /// Logs and counts a refusal, and answers with it.
 fn refuse(shared: &ServerShared, request: &ClientRequest, refusal: &Refusal) -> Answer {
     let count = |repository| shared.mirror.pulls().refused(request.identity.address, repository);
-    match &request.target {
-        // The mirror has logged it.
-        RequestTarget::Manifest(repository, ManifestRef::Tag(_)) => count(repository),
+    // The log limits lines by their place, so that one kind of request cannot silence another.
+    let image = match &request.target {
+        RequestTarget::Manifest(repository, ManifestRef::Tag(tag)) => {
+            let image = format!("{repository}:{tag}");
+            log::warn!("{image} not answered: {refusal}");
+            count(repository);
+            image
+        }
         RequestTarget::Manifest(repository, ManifestRef::Digest(digest))
         | RequestTarget::Blob(repository, digest) => {
-            log::warn!("{repository}@{digest} not answered: {refusal}");
+            let image = format!("{repository}@{digest}");
+            log::warn!("{image} not answered: {refusal}");
             count(repository);
+            image
         }
-        _ => log::warn!("{} not answered: {refusal}", request.uri.path()),
-    }
-    answer::refuse(refusal)
+        RequestTarget::Tags(repository) | RequestTarget::Referrers(repository, _) => {
+            log::warn!("{} not answered: {refusal}", request.uri.path());
+            repository.to_string()
+        }
+        _ => {
+            log::warn!("{} not answered: {refusal}", request.uri.path());
+            return answer::refuse(refusal);
+        }
+    };
+    answer::refuse_for(&image, refusal)
 }

@@ -5,7 +5,7 @@ use super::answer::{self, Answer};
 use crate::auth::{Identity, PullObject};
 use crate::config::Config;
 use crate::mirror::PageRequest;
-use crate::oci::{Digest, ErrorCode, Invalid, ManifestRef, RegistryName, Repository, RepositoryName, quoted};
+use crate::oci::{Digest, ErrorCode, Invalid, ManifestRef, RegistryName, Repository, quoted};
 use hyper::header::{self, HeaderMap};
 use hyper::{Method, StatusCode, Uri};
 use std::borrow::Cow;
@@ -193,8 +193,8 @@ impl Query {
     /// The registry named by `ns`: it must be one that is configured, or nothing goes out.
     fn namespace(&self, config: &Config) -> Parsed<Option<RegistryName>> {
         let Some(ns) = &self.ns else { return Ok(None) };
-        let registry: RegistryName =
-            ns.parse().map_err(|e: Invalid| invalid(ErrorCode::NameInvalid, &e.to_string()))?;
+        let registry =
+            RegistryName::familiar(ns).map_err(|e| invalid(ErrorCode::NameInvalid, &e.to_string()))?;
         if config.upstream(&registry).is_none() {
             return Err(Box::new(answer::unknown_registry(&registry)));
         }
@@ -236,20 +236,22 @@ fn parse_path(path: &str, namespace: Option<&RegistryName>, config: &Config) -> 
     }
 }
 
-/// The registry is `ns`; else the first component where that is a configured registry; else the default one.
+/// The registry is `ns`, which the path may repeat; else the first component where that is a configured registry; else the
+/// default one. The names may be familiar ones: who may read what is asked of what they stand for.
 fn parse_name(name: &str, namespace: Option<&RegistryName>, config: &Config) -> Parsed<Repository> {
     let in_path = || {
         let (first, rest) = name.split_once('/')?;
-        let upstream = config.upstreams.iter().find(|upstream| upstream.name.as_str() == first)?;
-        Some((upstream.name.clone(), rest))
+        let registry = RegistryName::familiar(first).ok().filter(|name| config.upstream(name).is_some())?;
+        Some((registry, rest))
     };
-    let (registry, name) = match namespace {
-        Some(registry) => (registry.clone(), name),
-        None => in_path().unwrap_or_else(|| (config.default_registry.clone(), name)),
+    let repository = match namespace {
+        Some(registry) => Repository::familiar_beside(registry.clone(), name),
+        None => {
+            let (registry, name) = in_path().unwrap_or_else(|| (config.default_registry.clone(), name));
+            Repository::familiar(registry, name)
+        }
     };
-    let name: RepositoryName =
-        name.parse().map_err(|e: Invalid| invalid(ErrorCode::NameInvalid, &e.to_string()))?;
-    Ok(Repository::new(registry, name))
+    repository.map_err(|e| invalid(ErrorCode::NameInvalid, &e.to_string()))
 }
 
 fn decode(text: &str) -> Option<Cow<'_, str>> {

@@ -5,6 +5,7 @@
 //! of others is absent. [`Closures`] remembers which content a manifest names, because that cannot change, but looks for
 //! each blob every time. Failure is the store's.
 
+use super::needed::needed;
 use crate::auth::{AccessClass, Clearance};
 use crate::budget;
 use crate::config::Config;
@@ -131,6 +132,7 @@ pub(super) struct Named {
     size: u64,
     /// `None`: it cannot be parsed.
     pub(super) kind: Option<Kind>,
+    pub(super) is_container_image: bool,
     pub(super) children: Vec<Descriptor>,
 }
 
@@ -138,7 +140,7 @@ pub(super) struct Named {
 pub struct Closures<'a> {
     pub(super) store: &'a Store,
     config: &'a Config,
-    platforms: &'a [Platform],
+    pub(super) platforms: &'a [Platform],
     /// Whose view it is: content that they may not see is absent.
     clearance: Clearance,
     /// What was read, and how many manifests and children that is.
@@ -237,9 +239,13 @@ impl<'a> Closures<'a> {
             return Ok(known.filter(|_| self.store.contains(digest)));
         }
         let parse = |bytes: &[u8]| {
-            let manifest = Manifest::parse(bytes, media_type).ok();
-            let (kind, children) = manifest.map(|manifest| (manifest.kind, manifest.children)).unzip();
-            Named { size: bytes.len() as u64, kind, children: children.unwrap_or_default() }
+            let size = bytes.len() as u64;
+            match Manifest::parse(bytes, media_type) {
+                Ok(Manifest { kind, children, is_container_image, .. }) => {
+                    Named { size, kind: Some(kind), is_container_image, children }
+                }
+                Err(_) => Named { size, kind: None, is_container_image: false, children: Vec::new() },
+            }
         };
         let Some(named) = self.store.with_document(digest, parse)? else { return Ok(None) };
         let named = Rc::new(named);
@@ -279,7 +285,7 @@ impl Walk<'_> {
         closure.present.insert(digest.clone(), named.size);
         match named.kind {
             Some(Kind::Index) => closure.add(self.index(&named, depth)?),
-            Some(Kind::Image) => self.image(&named, &mut closure)?,
+            Some(Kind::Image) => self.contents(&named.children, &mut closure)?,
             None => closure.unknown = true,
         }
         Ok(closure)
@@ -294,14 +300,31 @@ impl Walk<'_> {
         }
     }
 
-    fn image(&self, manifest: &Named, closure: &mut Closure) -> Result<(), StoreError> {
-        for child in manifest.children.iter().filter(|child| !child.optional) {
+    fn contents<'c>(
+        &self,
+        contents: impl IntoIterator<Item = &'c Descriptor>,
+        closure: &mut Closure,
+    ) -> Result<(), StoreError> {
+        for child in contents.into_iter().filter(|child| !child.optional) {
             match self.size(&child.digest)? {
                 Some(size) => closure.present.insert(child.digest.clone(), size),
                 None => closure.absent.insert(child.digest.clone(), child.size),
             };
         }
         Ok(())
+    }
+
+    /// The first of some contents that is absent.
+    fn first_absent<'c>(
+        &self,
+        contents: impl IntoIterator<Item = &'c Descriptor>,
+    ) -> Result<Option<&'c Digest>, StoreError> {
+        for child in contents.into_iter().filter(|child| !child.optional) {
+            if self.size(&child.digest)?.is_none() {
+                return Ok(Some(&child.digest));
+            }
+        }
+        Ok(None)
     }
 
     /// See [`Closures::lacks`].
@@ -321,63 +344,46 @@ impl Walk<'_> {
         };
         match named.kind {
             Some(Kind::Index) => {
-                let suitable = self.suitable(&named);
-                for child in &suitable {
+                let needed = needed(&named, self.closures.platforms);
+                if let Some(absent) = self.first_absent(needed.all)? {
+                    lacks.push(lack(absent));
+                    return Ok(false);
+                }
+                for child in &needed.any {
                     if self.lacks(&child.digest, depth + 1, lacks)? {
                         return Ok(true);
                     }
                 }
-                Ok(suitable.is_empty())
+                Ok(needed.any.is_empty())
             }
             Some(Kind::Image) => {
-                for child in named.children.iter().filter(|child| !child.optional) {
-                    if self.size(&child.digest)?.is_none() {
-                        lacks.push(lack(&child.digest));
-                        return Ok(false);
-                    }
-                }
-                Ok(true)
+                let absent = self.first_absent(&named.children)?;
+                lacks.extend(absent.map(lack));
+                Ok(absent.is_none())
             }
             None => Ok(false),
         }
     }
 
-    /// The nearest to complete of the children that run here; of all children where none states that it does.
+    /// All content that an index needs, and the nearest to complete of the manifests of which it needs one.
     fn index(&mut self, index: &Named, depth: usize) -> Result<Closure, StoreError> {
+        let needed = needed(index, self.closures.platforms);
+        let mut closure = Closure::default();
+        self.contents(needed.all, &mut closure)?;
         let mut best: Option<Closure> = None;
-        for child in self.suitable(index) {
+        for child in needed.any {
             let found = self.manifest(&child.digest, child.size, depth + 1)?;
-            if found.is_complete() {
-                return Ok(found);
-            }
+            let complete = found.is_complete();
             let nearer = |known: &Closure| found.present_bytes() > known.present_bytes();
-            if best.as_ref().is_none_or(nearer) {
+            if complete || best.as_ref().is_none_or(nearer) {
                 best = Some(found);
             }
-        }
-        Ok(best.unwrap_or_default())
-    }
-
-    /// The children of an index that run here, the best match first; all children where none states that it does.
-    fn suitable<'i>(&self, index: &'i Named) -> Vec<&'i Descriptor> {
-        let children: Vec<&Descriptor> = index.children.iter().filter(|child| child.is_manifest()).collect();
-        let mut suitable: Vec<(u8, &Descriptor)> =
-            children.iter().filter_map(|child| Some((self.suits(child)?, *child))).collect();
-        if suitable.is_empty() {
-            suitable = children.iter().map(|child| (0, *child)).collect();
-        }
-        // The best match first, so that of equally incomplete ones the right one is named as missing.
-        suitable.sort_by_key(|(preference, _)| std::cmp::Reverse(*preference));
-        suitable.into_iter().map(|(_, child)| child).collect()
-    }
-
-    fn suits(&self, child: &Descriptor) -> Option<u8> {
-        match &child.platform {
-            Some(offered) => {
-                self.closures.platforms.iter().filter_map(|wanted| wanted.preference(offered)).max()
+            if complete {
+                break;
             }
-            None => Some(0),
         }
+        closure.add(best.unwrap_or_default());
+        Ok(closure)
     }
 }
 

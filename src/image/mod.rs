@@ -6,6 +6,7 @@
 //! | [`catalogue`] | everything on the disk, by image |
 //! | [`evict`] | which images are removed when room is needed; pure |
 //! | [`ready`] | whether an image would start with every link down |
+//! | [`needed`] | what an index needs so that it would run, and what may stand in for a version |
 //! | [`walk`] | each repository and each tag, a step at a time; the version that is served with every link down |
 //!
 //! Every answer is read from the store each time, so it cannot be stale; what manifests name, which cannot change, and how
@@ -14,6 +15,7 @@
 mod catalogue;
 mod closure;
 mod evict;
+mod needed;
 mod ready;
 mod walk;
 

@@ -6,6 +6,7 @@ use super::counters::Counters;
 use super::pulls::Pulls;
 use super::refusal::Refusal;
 use crate::auth::AccessClass;
+use crate::clock;
 use crate::config::{Config, LiveConfig};
 use crate::decide::Reach;
 use crate::fetch::{Cause, Failure, LinkState, Upstream, Upstreams};
@@ -13,9 +14,11 @@ use crate::kit::Kit;
 use crate::oci::{Digest, RegistryName, Repository};
 use crate::store::{ContentLink, Store, StoreError};
 use crate::sync::{self, Mutex};
+use crate::text::lasted_text;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// The shared state.
 pub(super) struct Context {
@@ -104,7 +107,8 @@ pub(super) fn reach(link: &LinkState) -> Reach {
     }
 }
 
-/// How long an upstream has been down, and why: `docker.io is unreachable for 12 s: connection refused`.
+/// How long an upstream has been down, and why: `docker.io is unreachable for 5 min (since 12:03 UTC):
+/// registry-1.docker.io:443: connection refused`. The length is in running time; the other only while the clock is trusted.
 pub fn outage_text(upstream: &Upstream) -> String {
     let name = upstream.name();
     match upstream.link() {
@@ -112,14 +116,26 @@ pub fn outage_text(upstream: &Upstream) -> String {
             format!("{name} is unreachable since before larder started: {cause}")
         }
         LinkState::Down { since, cause, restored: false } => {
-            format!("{name} is unreachable for {} s: {cause}", since.elapsed().as_secs())
+            format!("{name} is unreachable for {}: {cause}", lasted(since))
         }
         LinkState::Failing { since, cause } => {
-            format!("{name} fails to answer for {} s: {cause}", since.elapsed().as_secs())
+            format!("{name} fails to answer for {}: {cause}", lasted(since))
         }
-        LinkState::Slow { since } => format!("{name} is slow for {} s", since.elapsed().as_secs()),
+        LinkState::Slow { since } => format!("{name} is slow for {}", lasted(since)),
         LinkState::Up => format!("{name} can be reached"),
         LinkState::NotAsked => format!("{name} has not been asked yet"),
+    }
+}
+
+fn lasted(since: Instant) -> String {
+    let (lasted, now) = (since.elapsed(), clock::trusted_unix());
+    let began = now.map(|now| clock::rfc3339(now.saturating_sub(lasted.as_secs())));
+    let began = began.as_deref().and_then(|began| began.split_once('T'));
+    let text = lasted_text(lasted);
+    match began.map(|(day, time)| (day, time.get(..5).unwrap_or(time))) {
+        None => text,
+        Some((_, time)) if lasted < Duration::from_secs(86_400) => format!("{text} (since {time} UTC)"),
+        Some((day, time)) => format!("{text} (since {day} {time} UTC)"),
     }
 }
 

@@ -163,7 +163,7 @@ impl Mirror {
         // Cached is what may be seen through this repository: what others have is no business of the client.
         let (name, wanted) = (view.clone(), digest.clone());
         let seen = self.parts.context.blocking(move |context| context.sees(&name, &wanted)).await?;
-        if seen { Ok(()) } else { Err(why.refusal(view)) }
+        if seen { Ok(()) } else { Err(why.refusal(view, None)) }
     }
 
     /// Answers a tag. `head`: the manifest's bytes are not wanted. A client that may not have it fetched gets what is

@@ -53,7 +53,11 @@ impl Questions {
         match tokio::time::timeout(budget::MISS_WAIT_MAX, answer).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(_)) => Err(question_failed()),
-            Err(_) => Err(Refusal::Unavailable("upstream did not answer in time".into())),
+            Err(_) => Err(Refusal::Unavailable(format!(
+                "{} did not answer within {} s",
+                upstream.name(),
+                budget::MISS_WAIT_MAX.as_secs()
+            ))),
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Refusals: the answers to a client when there is nothing to serve.
 //!
 //! Missing, denied and unreachable are three different answers, and none of them is a failure of larder. The text is for
-//! the person who reads a pod's events; the details are in the log.
+//! the person who reads a pod's events, and says what failed, why, and what to do. Which image was asked for is put before
+//! it where it is answered, if it does not say so itself; so is the log line, because the answer to a HEAD has no body.
 
 use crate::fetch::Failure;
 use crate::oci::{Digest, RegistryName, Repository};
@@ -69,17 +70,18 @@ impl CachedOnly {
         }
     }
 
-    /// Something is not cached.
-    pub(crate) fn refusal(self, repository: &Repository) -> Refusal {
+    /// Something is not cached. `cached`: what is, if anything is known to be.
+    pub(crate) fn refusal(self, repository: &Repository, cached: Option<&str>) -> Refusal {
+        let but = cached.map_or_else(String::new, |cached| format!("; {cached}"));
         match self {
             CachedOnly::AccessPull => {
                 let message = format!(
-                    "{repository} is not fetched for other machines: access.pull in larder.toml does not name it, and this is not cached"
+                    "{repository} is not fetched for other machines: access.pull in larder.toml does not name it, and this is not cached{but}"
                 );
                 Refusal::Denied { status: 403, message }
             }
             CachedOnly::KeptLogin => Refusal::Unavailable(format!(
-                "{} cannot be asked now whether it accepts this login, and this of {repository} is not cached",
+                "{} cannot be asked now whether it accepts this login, and this of {repository} is not cached{but}",
                 repository.registry
             )),
         }
@@ -94,7 +96,8 @@ impl Refusal {
             Failure::Denied { status, .. } => {
                 Refusal::Denied { status: *status, message: failure.to_string() }
             }
-            Failure::Unreachable { .. } | Failure::Wrong { .. } => Refusal::Unavailable(failure.to_string()),
+            Failure::Unreachable { .. } => Refusal::Unavailable(format!("{failure}; this is not cached")),
+            Failure::Wrong { .. } => Refusal::Unavailable(failure.to_string()),
         }
     }
 
@@ -125,12 +128,16 @@ impl Refusal {
 impl std::fmt::Display for Refusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Refusal::UnknownRegistry(name) => write!(f, "registry {name} is not configured in this mirror"),
+            Refusal::UnknownRegistry(name) => write!(
+                f,
+                "registry {name} is not configured in this mirror: its larder.toml needs [upstream.\"{name}\"]"
+            ),
+            Refusal::Busy(message) if !message.ends_with("; retry") => write!(f, "{message}; retry"),
+            Refusal::NotStored(message) => write!(f, "{message}; larder doctor on the mirror says more"),
             Refusal::Missing { message, .. }
             | Refusal::Denied { message, .. }
             | Refusal::Unavailable(message)
             | Refusal::Busy(message)
-            | Refusal::NotStored(message)
             | Refusal::Failed(message) => f.write_str(message),
         }
     }

@@ -5,6 +5,7 @@
 //! might read it differently. What is not needed is skipped and never in memory: what a document of any size becomes
 //! costs no more than [`budget::MANIFEST_DECODED_BYTES_MAX`]. How its fields are read is in `visit`.
 
+mod annotations;
 mod visit;
 
 use super::{Digest, Invalid, Platform, json, media, quoted};
@@ -26,6 +27,8 @@ pub struct Descriptor {
     pub size: u64,
     /// In an index: what the child runs on.
     pub platform: Option<Platform>,
+    /// In an index: it goes with an image and is none, such as an attestation, a signature or another artifact.
+    pub aside: bool,
     /// The content may be absent from registries (non-distributable layers); its addresses are never followed.
     pub optional: bool,
 }
@@ -67,6 +70,9 @@ pub struct Manifest {
     pub media_type: String,
     /// An index's manifests; an image's config and layers, in that order.
     pub children: Vec<Descriptor>,
+    /// A container can be made of it: config and layers are those of an image. What signs, describes or attests one often
+    /// has an image's config, and a chart has layers.
+    pub is_container_image: bool,
     /// The manifest this one refers to (a signature's image).
     pub subject: Option<Digest>,
     /// The artifact type: the field of that name, else the config's media type.
@@ -119,18 +125,24 @@ impl Manifest {
             )));
         }
         let (config, config_type) = raw.config.unzip();
+        let layers = raw.layers.unwrap_or_default();
+        let is_container_image = raw.artifact_type.is_none()
+            && raw.subject.is_none()
+            && config_type.as_deref().is_some_and(|of| media::IMAGE_CONFIGS.contains(&of))
+            && layers.iter().all(|layer| layer.is_layer);
         let artifact_type = raw.artifact_type.or(config_type).filter(|t| !t.is_empty());
         let mut children = raw.manifests.unwrap_or_default();
         children.extend(config);
-        children.extend(raw.layers.into_iter().flatten());
+        children.extend(layers);
         children.extend(raw.blobs.into_iter().flatten());
-        Ok(Manifest { kind, media_type, children, subject: raw.subject, artifact_type })
+        let subject = raw.subject;
+        Ok(Manifest { kind, media_type, children, is_container_image, subject, artifact_type })
     }
 }
 
 /// The annotations of a manifest that parses; none if they are longer than [`budget::ANNOTATIONS_BYTES_MAX`] together.
 pub fn annotations(bytes: &[u8]) -> BTreeMap<String, String> {
-    visit::annotations(bytes).unwrap_or_default()
+    annotations::annotations(bytes).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -167,9 +179,55 @@ mod tests {
             digest('c')
         );
         let manifest = Manifest::parse(text.as_bytes(), None).unwrap();
-        assert_eq!(manifest.kind, Kind::Index);
+        assert_eq!((manifest.kind, manifest.children[0].aside), (Kind::Index, false));
         assert_eq!(manifest.children[0].platform, Some("linux/arm64".parse().unwrap()));
         assert!(Manifest::parse(br#"{"schemaVersion":2,"manifests":[]}"#, None).unwrap().children.is_empty());
+    }
+
+    #[test]
+    fn what_goes_with_an_image_and_is_none_is_told_apart() {
+        let arm = r#""platform":{"os":"linux","architecture":"arm64"}"#;
+        for (more, aside) in [
+            (arm, false),
+            (r#""platform":{"os":"unknown","architecture":"unknown"}"#, true),
+            (r#""annotations":{"a":1,"vnd.docker.reference.type":"attestation-manifest"}"#, true),
+            (r#""annotations":{"a":{"vnd.docker.reference.type":"attestation-manifest"}}"#, false),
+            (r#""annotations":{"vnd.docker.reference.type":["attestation-manifest"]}"#, false),
+            (r#""annotations":"attestation-manifest""#, false),
+            (r#""annotations":null,"artifactType":null"#, false),
+            (r#""artifactType":"application/vnd.amazon.soci.index.v2+json""#, true),
+            (r#""artifactType":"application/vnd.oci.image.config.v1+json""#, false),
+        ] {
+            let (manifest, digest) = (media::OCI_MANIFEST, digest('c'));
+            let text = format!(
+                r#"{{"manifests":[{{"mediaType":"{manifest}","digest":"{digest}","size":7,{more}}}]}}"#
+            );
+            assert_eq!(Manifest::parse(text.as_bytes(), None).unwrap().children[0].aside, aside, "{more}");
+        }
+    }
+
+    #[test]
+    fn a_container_image_is_told_from_what_looks_like_one() {
+        let (oci, layer) = (media::IMAGE_CONFIGS[0], "application/vnd.oci.image.layer.v1.tar+gzip");
+        let subject = format!(r#","subject":{{"mediaType":"m","digest":"{}","size":1}}"#, digest('e'));
+        for (config, layer, more, is_image) in [
+            (oci, layer, "", true),
+            (media::IMAGE_CONFIGS[1], "application/vnd.docker.image.rootfs.diff.tar.gzip", "", true),
+            (oci, "application/vnd.dev.cosign.simplesigning.v1+json", "", false),
+            (oci, "application/vnd.in-toto+json", "", false),
+            (oci, layer, r#","artifactType":"application/x""#, false),
+            (oci, layer, &subject, false),
+            ("application/vnd.cncf.helm.config.v1+json", layer, "", false),
+        ] {
+            let text = format!(
+                r#"{{"config":{{"mediaType":"{config}","digest":"{}","size":3}},
+                   "layers":[{{"mediaType":"{layer}","digest":"{}","size":5}}]{more}}}"#,
+                digest('a'),
+                digest('b')
+            );
+            let manifest = Manifest::parse(text.as_bytes(), None).unwrap();
+            assert_eq!(manifest.is_container_image, is_image, "{config} {layer} {more}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 mod digest;
 mod error;
+mod familiar;
 pub mod json;
 mod manifest;
 pub mod media;
@@ -15,6 +16,7 @@ mod reference;
 
 pub use digest::{Algorithm, Digest, Hasher};
 pub use error::{ErrorCode, error_body};
+pub use familiar::familiar_pattern;
 pub use manifest::{Descriptor, Kind, Manifest, annotations};
 pub use name::{RegistryName, Repository, RepositoryName, Tag};
 pub use platform::Platform;

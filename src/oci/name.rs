@@ -170,6 +170,20 @@ impl Tag {
     }
 }
 
+impl Tag {
+    /// Whether it names what belongs to a digest and no version of its own: the list of referrers of registries without
+    /// such lists (distribution-spec, "Referrers Tag Schema"), and cosign's `.sig`, `.att` and `.sbom` of the same form.
+    pub fn names_a_digest(&self) -> bool {
+        const HEX_LEAST: usize = 64;
+        let plain = self.0.split_once('.').map_or(&*self.0, |(plain, _)| plain);
+        plain.split_once('-').is_some_and(|(algorithm, hex)| {
+            matches!(algorithm, "sha256" | "sha384" | "sha512" | "blake3")
+                && hex.len() >= HEX_LEAST
+                && hex.bytes().all(|c| c.is_ascii_hexdigit())
+        })
+    }
+}
+
 impl FromStr for Tag {
     type Err = Invalid;
 
@@ -233,6 +247,23 @@ mod tests {
             "a@b",
         ] {
             assert!(bad.parse::<RegistryName>().is_err(), "{bad} was taken");
+        }
+    }
+
+    #[test]
+    fn tags_that_name_a_digest() {
+        let hex = "0a".repeat(32);
+        for (tag, names) in [
+            (format!("sha256-{hex}"), true),
+            (format!("sha256-{hex}.sig"), true),
+            (format!("sha256-{hex}.att"), true),
+            (format!("sha512-{hex}"), true),
+            (format!("sha256-{}", &hex[..40]), false),
+            (format!("main-{hex}"), false),
+            ("1.25".to_owned(), false),
+            ("sha256-latest".to_owned(), false),
+        ] {
+            assert_eq!(tag.parse::<Tag>().unwrap().names_a_digest(), names, "{tag}");
         }
     }
 

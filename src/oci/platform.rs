@@ -41,27 +41,45 @@ impl Platform {
         }
     }
 
-    /// Whether a board of this platform can run an image of `offered`. ARM runs older variants of its own line.
+    /// Whether a board of this platform can run an image of `offered`.
     pub fn runs(&self, offered: &Platform) -> bool {
-        if self.os != offered.os || self.architecture != offered.architecture {
-            return false;
-        }
-        if self.variant == offered.variant || offered.variant.is_empty() {
-            return true;
-        }
-        &*self.architecture == "arm"
-            && matches!((rank(&self.variant), rank(&offered.variant)), (Some(a), Some(b)) if b <= a)
+        self.preference(offered).is_some()
     }
 
-    /// How well `offered` suits: greater is better, `None` when it does not run here.
+    /// How well `offered` suits: greater is better, `None` when it does not run here. As in containerd, a processor runs
+    /// older variants of its own line, one of arm64 also images for arm, and one of amd64 those for 386.
     pub fn preference(&self, offered: &Platform) -> Option<u8> {
-        self.runs(offered)
-            .then(|| if self == offered { u8::MAX } else { rank(&offered.variant).unwrap_or(0) })
+        const OWN_LINE: u8 = 100;
+        if self == offered {
+            return Some(u8::MAX);
+        }
+        if self.os != offered.os {
+            return None;
+        }
+        match (&*self.architecture, &*offered.architecture) {
+            (own, other) if own == other => match (self.level(), offered.level()) {
+                (Some(own), Some(other)) if other <= own => Some(OWN_LINE + other),
+                _ => offered.variant.is_empty().then_some(OWN_LINE),
+            },
+            ("arm64", "arm") => offered.level().filter(|level| *level <= 8),
+            ("amd64", "386") => Some(1),
+            _ => None,
+        }
     }
-}
 
-fn rank(variant: &str) -> Option<u8> {
-    variant.strip_prefix('v')?.parse().ok()
+    /// Whether it says that nothing runs it.
+    pub(super) fn is_unknown(&self) -> bool {
+        &*self.os == "unknown" && &*self.architecture == "unknown"
+    }
+
+    /// The number of the variant.
+    fn level(&self) -> Option<u8> {
+        match (&*self.architecture, &*self.variant) {
+            ("arm64", "") => Some(8),
+            ("amd64", "") => Some(1),
+            (_, variant) => variant.strip_prefix('v')?.parse().ok().filter(|level| *level < 100),
+        }
+    }
 }
 
 impl FromStr for Platform {
@@ -121,5 +139,35 @@ mod tests {
         assert!(v7.runs(&v6) && !v6.runs(&v7));
         assert!(v7.preference(&v7) > v7.preference(&v6));
         assert!(!v7.runs(&"linux/arm64".parse().unwrap()));
+    }
+
+    #[test]
+    fn what_containerd_would_take_runs_here_and_the_best_comes_first() {
+        let of = |text: &str| text.parse::<Platform>().unwrap();
+        for (board, best_first, never) in [
+            (
+                "linux/arm64",
+                &["linux/arm64", "linux/arm/v8", "linux/arm/v7", "linux/arm/v6"][..],
+                "linux/arm64/v9",
+            ),
+            ("linux/arm64/v9", &["linux/arm64/v9", "linux/arm64/v8", "linux/arm/v7"], "linux/amd64"),
+            ("linux/amd64", &["linux/amd64", "linux/386"], "linux/amd64/v3"),
+            (
+                "linux/amd64/v3",
+                &["linux/amd64/v3", "linux/amd64/v2", "linux/amd64", "linux/386"],
+                "linux/arm64",
+            ),
+            ("linux/arm/v6", &["linux/arm/v6", "linux/arm/v5"], "linux/arm/v7"),
+        ] {
+            let preferences: Vec<_> = best_first.iter().map(|text| of(board).preference(&of(text))).collect();
+            assert!(
+                preferences.is_sorted_by(|a, b| a > b) && preferences.iter().all(Option::is_some),
+                "{board}"
+            );
+            assert!(
+                !of(board).runs(&of(never)) && !of(board).runs(&of("windows/amd64")),
+                "{board} and {never}"
+            );
+        }
     }
 }

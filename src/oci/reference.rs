@@ -1,11 +1,8 @@
-//! References: how people and kubelets name images, with Docker's abbreviations spelled out.
+//! References: how people and kubelets name images. Their abbreviations are spelled out by `familiar`.
 
-use super::{Digest, Invalid, RegistryName, Repository, RepositoryName, Tag, quoted, textual};
+use super::{Digest, Invalid, Repository, Tag, familiar, quoted, textual};
 use std::fmt;
 use std::str::FromStr;
-
-/// The registry that an abbreviated reference means to every container runtime.
-const DOCKER_HUB: &str = "docker.io";
 
 /// An image reference: a repository with a tag, a digest, or both. A reference with neither means `:latest`.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -24,9 +21,10 @@ impl FromStr for Reference {
     /// Parses as container runtimes do: the part before the first slash is a registry if it holds a period or a
     /// colon or is `localhost`; else the registry is Docker Hub, where a single name is in `library/`.
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        let (rest, digest) = match text.split_once('@') {
+        let image = familiar::without_scheme(text)?;
+        let (rest, digest) = match image.split_once('@') {
             Some((rest, digest)) => (rest, Some(digest.parse::<Digest>()?)),
-            None => (text, None),
+            None => (image, None),
         };
         let name_from = rest.rfind('/').map_or(0, |at| at + 1);
         let (name, tag) = match rest[name_from..].find(':') {
@@ -36,16 +34,7 @@ impl FromStr for Reference {
         if name.is_empty() {
             return Err(Invalid::new(format!("image {} has no name", quoted(text))));
         }
-        let (registry, path) = match name.split_once('/') {
-            Some((first, path)) if first == "localhost" || first.contains(['.', ':']) => {
-                (first, path.to_owned())
-            }
-            _ => (DOCKER_HUB, name.to_owned()),
-        };
-        let registry = if registry == "index.docker.io" { DOCKER_HUB } else { registry };
-        let path =
-            if registry == DOCKER_HUB && !path.contains('/') { format!("library/{path}") } else { path };
-        let repository = Repository::new(registry.parse::<RegistryName>()?, path.parse::<RepositoryName>()?);
+        let repository = familiar::repository(name)?;
         let tag = if tag.is_none() && digest.is_none() { Some(Tag::latest()) } else { tag };
         Ok(Reference { repository, tag, digest })
     }
@@ -112,8 +101,21 @@ mod tests {
             ("localhost/app", "localhost/app:latest"),
             ("localhost:5000/app:x", "localhost:5000/app:x"),
             ("127.0.0.1:5000/a/b", "127.0.0.1:5000/a/b:latest"),
+            ("docker://alpine", "docker.io/library/alpine:latest"),
+            ("docker://ghcr.io/owner/app:v1", "ghcr.io/owner/app:v1"),
+            ("HTTPS://Docker.IO/library/alpine:3", "docker.io/library/alpine:3"),
+            ("http://registry.lan:5000/app", "registry.lan:5000/app:latest"),
+            ("oci://ghcr.io/owner/chart:1.2.3", "ghcr.io/owner/chart:1.2.3"),
+            ("registry-1.docker.io:443/alpine", "docker.io/library/alpine:latest"),
+            (" ghcr.io/owner/app/\n", "ghcr.io/owner/app:latest"),
+            ("alpine/", "docker.io/library/alpine:latest"),
+            ("localhost:443/app", "localhost/app:latest"),
+            ("cache:443/app", "cache:443/app:latest"),
+            ("registry.lan/registry.lan/app", "registry.lan/registry.lan/app:latest"),
         ] {
-            assert_eq!(text.parse::<Reference>().unwrap().to_string(), full);
+            let parsed = text.parse::<Reference>().unwrap();
+            assert_eq!(parsed.to_string(), full);
+            assert_eq!(full.parse::<Reference>().unwrap(), parsed, "commands pass {full} on");
         }
         let hex = "a".repeat(64);
         let pinned = format!("nginx@sha256:{hex}").parse::<Reference>().unwrap();
@@ -136,6 +138,12 @@ mod tests {
             "ghcr.io/",
             "x y",
             "docker.io/../etc",
+            "docker://",
+            "https://alpine",
+            "docker://ghcr.io/",
+            "http://cache/app",
+            "oci://",
+            "ftp://ghcr.io/owner/app",
         ] {
             assert!(bad.parse::<Reference>().is_err(), "{bad:?} was taken");
         }

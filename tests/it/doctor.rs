@@ -299,7 +299,8 @@ fn upstreams() {
     assert_eq!(board.upstream.count("GET", "/manifests/"), 0, "a pull was paid for");
     board.upstream.clear();
     board.upstream.on(None, "/v2/", Behaviour::Status(503, vec![]));
-    board.is("upstream", "ghcr.io: 127.0.0.1: answered 503", Severity::Warning, "wait");
+    let failing = format!("ghcr.io: {}: answered 503", board.upstream.addr());
+    board.is("upstream", &failing, Severity::Warning, "wait");
     board.upstream.clear();
     board.upstream.on(None, "/v2/", Behaviour::Status(429, vec![]));
     board.is("upstream", "gcr.io: 127.0.0.1", Severity::Warning, "password_file");
@@ -330,7 +331,7 @@ fn upstreams() {
     }
     // Not there; no such name; a name that is no registry's.
     board.config = config.replacen(&board.upstream.url(), "http://127.0.0.1:9", 1);
-    board.is("upstream", "docker.io: 127.0.0.1: connection refused", Severity::Warning, "ip route");
+    board.is("upstream", "docker.io: 127.0.0.1:9: connection refused", Severity::Warning, "ip route");
 }
 
 #[test]
@@ -359,7 +360,7 @@ fn an_upstream_whose_certificate_is_not_trusted() {
     board.config = config.replacen(&board.upstream.url(), &url, 1);
     board.is(
         "upstream",
-        "docker.io: 127.0.0.1: the certificate",
+        &format!("docker.io: {address}: the certificate"),
         Severity::Bad,
         "set ca_file in [upstream.\"docker.io\"]",
     );

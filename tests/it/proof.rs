@@ -325,7 +325,9 @@ pub fn seen(answer: Answer) -> String {
     let mut parts = text.split("unreachable for ");
     let first = parts.next().unwrap_or_default().to_owned();
     parts.fold(first, |text, part| {
-        text + "unreachable for N" + part.trim_start_matches(|c: char| c.is_ascii_digit())
+        // How long, and since when by the clock.
+        let part = part.split_once("):").or_else(|| part.split_once(':')).map_or(part, |(_, rest)| rest);
+        text + "unreachable for N:" + part
     })
 }
 

@@ -344,7 +344,7 @@ impl Manifests {
                 self.outcome(ByteSource::Fill, stored, (repository, digest), media_type, fetched.bytes, class)
             }
             Err(failure) if failure.is_outage() => {
-                self.take_from_peers(repository, digest, &|| failure.to_string())
+                self.take_from_peers(repository, digest, &|| format!("{failure}; {digest} is not cached"))
             }
             Err(failure) => Err(Refusal::from_failure(&failure, Missing::Manifest)),
         }

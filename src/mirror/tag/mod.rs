@@ -4,11 +4,13 @@
 //! |---|---|
 //! | `table` | everything that is kept in memory about tags |
 //! | `resolve` | asks and waits, then calls `decide` |
+//! | `cached` | what a refusal says: why, what is lacking, what is cached instead |
 //! | `check` | asks upstream for a tag and moves the pointers |
 //! | `waiting` | what versions wait for |
 //! | `settle` | listens for new content, and moves *complete* |
 //! | `claims` | claims of peers about tags |
 
+mod cached;
 mod check;
 mod claims;
 mod local;

@@ -12,6 +12,7 @@ use super::super::proof::Proofs;
 use super::super::questions::{QUEUE_FULL, Questions, question_failed};
 use super::super::refusal::{CachedOnly, Missing, Refusal};
 use super::super::single_flight::SingleFlight;
+use super::cached::not_cached;
 use super::check::UpstreamDigest;
 use super::local::LocalTag;
 use super::settle::Settler;
@@ -19,9 +20,9 @@ use super::table::TagTable;
 use crate::budget;
 use crate::decide::{self, Here, Opening, Tier, UpstreamOutcome, UpstreamWait, Verdict};
 use crate::fetch::{Failure, Upstream};
-use crate::image::{Closures, first_complete, served};
+use crate::image::{Closures, served};
 use crate::oci::{Digest, RegistryName, Repository, Tag};
-use crate::store::{Stamp, StoreError, TagVersion};
+use crate::store::{Stamp, StoreError};
 use crate::sync::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -145,7 +146,6 @@ impl Tags {
             Ok(choice) => choice,
             Err(refusal) => {
                 self.context.counters.count_resolve(Tier::None);
-                log::warn!("{repository}:{tag} not answered: {refusal}");
                 return Err(refusal);
             }
         };
@@ -182,7 +182,7 @@ impl Tags {
     ) -> Option<Choice> {
         let (local, ..) = self.local(view, tag).await.ok()?;
         let here = local.here(None);
-        let stand_in = self.stand_in(view, &here).await.ok()?;
+        let stand_in = self.stand_in(view, tag, &here).await.ok()?;
         let other = stand_in.as_ref().map(|(_, digest)| digest);
         match decide::instead_of(chosen.tier, &chosen.digest, &here, other) {
             Verdict::Serve(tier, digest) => {
@@ -226,7 +226,7 @@ impl Tags {
         let mut stand_in = None;
         let mut verdict = decide::after_asking(policy, asked, &here, claimed, None);
         if matches!(verdict, Verdict::Nothing | Verdict::WaitForIndex) {
-            stand_in = self.stand_in(view, &here).await?;
+            stand_in = self.stand_in(view, tag, &here).await?;
             let other = stand_in.as_ref().map(|(_, digest)| digest);
             verdict = decide::after_asking(policy, asked, &here, claimed, other);
         }
@@ -253,13 +253,12 @@ impl Tags {
             (Verdict::WaitForIndex, ..) => {
                 Err(Refusal::Busy(format!("{cause}; the tag index is being rebuilt; retry")))
             }
-            (Verdict::Nothing, ..) if let Some(why) = cached_only => Err(why.refusal(repository)),
             (Verdict::Nothing | Verdict::PassOn, ..) => {
-                let missing = match &local.missing {
-                    Some(missing) => format!("the cached version lacks {missing}"),
-                    None => "nothing of it is cached".to_owned(),
-                };
-                Err(Refusal::Unavailable(format!("{}; {missing}", with_registry(&cause, repository))))
+                let cached = self.cached_text(view).await;
+                Err(match cached_only {
+                    Some(why) => why.refusal(repository, cached.as_deref()),
+                    None => not_cached(&cause, repository, tag, local.missing.as_deref(), cached.as_deref()),
+                })
             }
         }
     }
@@ -383,35 +382,39 @@ impl Tags {
         Ok(LocalTag { record, complete, small, missing, rollback_is_here, lost_login, unknown: None })
     }
 
-    /// The newest complete version of the repository, by name and digest, if it may stand in for a tag with this local
-    /// state.
-    async fn stand_in(&self, view: &View, here: &Here<'_>) -> Result<Option<(String, Digest)>, Refusal> {
-        if !decide::may_stand_in(self.context.config.now().tags.fallback_versions, here) {
+    /// The newest complete image of the repository that runs here, by name and digest, if it may stand in for a tag with this
+    /// local state.
+    async fn stand_in(
+        &self,
+        view: &View,
+        tag: &Tag,
+        here: &Here<'_>,
+    ) -> Result<Option<(String, Digest)>, Refusal> {
+        if !decide::may_stand_in(self.context.config.now().tags.fallback_versions, tag, here) {
             return Ok(None);
         }
         let wanted = view.clone();
         let find = move |context: &Context| {
             let mut versions = Vec::new();
             for (tag, record) in context.store.tags(&wanted, None, budget::PENDING_TAGS_MAX)? {
-                let Some(record) = context.visible(&wanted, record)? else { continue };
+                let visible = if tag.names_a_digest() { None } else { context.visible(&wanted, record)? };
+                let Some(record) = visible else { continue };
                 let each = record.candidates().into_iter().cloned();
                 versions.extend(each.map(|version| (format!(":{tag}"), version)));
             }
             versions.sort_by_key(|(_, version)| std::cmp::Reverse(version.n));
             let config = context.config.now();
             let closures = Closures::new(&context.store, &config).seen_with(wanted.clearance);
-            // However many versions there are, the request has an answer in time.
-            let looked_at = |_: &&TagVersion| closures.looks() <= budget::SETTLE_LOOKS_MAX;
-            let newest = first_complete(
-                &closures,
-                &wanted,
-                versions.iter().map(|(_, version)| version).take_while(looked_at),
-            )?;
-            let named = |found: &TagVersion| {
-                let at = versions.iter().find(|(_, version)| std::ptr::eq(version, found))?;
-                Some((at.0.clone(), found.digest.clone()))
-            };
-            Ok(newest.and_then(|(version, _)| named(version)))
+            for (name, version) in versions {
+                // However many versions there are, the request has an answer in time.
+                if closures.looks() > budget::SETTLE_LOOKS_MAX {
+                    break;
+                }
+                if closures.runs_here(&wanted, &version.digest)? {
+                    return Ok(Some((name, version.digest)));
+                }
+            }
+            Ok(None)
         };
         self.context.blocking(find).await
     }
@@ -423,12 +426,6 @@ fn cause_with_stand_in(cause: String, tier: Tier, stand_in: Option<&(String, Dig
         Some((version, _)) if tier == Tier::OlderVersion => format!("{cause}; {version} stands in"),
         _ => cause,
     }
-}
-
-/// The cause of a refusal, with the name of the registry if it is not in it.
-fn with_registry(cause: &str, repository: &Repository) -> String {
-    let registry = repository.registry.as_str();
-    if cause.contains(registry) { cause.to_owned() } else { format!("{registry}: {cause}") }
 }
 
 impl Choice {

@@ -4,11 +4,11 @@
 //! `layers` and the last of two; others take the first. A value of a wrong type ends the reading with a message that does
 //! not repeat it, for it may be as long as the document.
 
+use super::annotations::IsAttestation;
 use super::{Descriptor, Invalid, Kind, budget, json, media};
 use crate::budget::{MANIFEST_TEXT_BYTES_MAX, PLATFORM_TEXT_BYTES_MAX};
 use crate::oci::{Digest, Platform};
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use std::collections::BTreeMap;
 use std::fmt;
 
 /// The fields of a manifest that larder needs.
@@ -35,7 +35,7 @@ impl RawManifest {
 }
 
 /// Reads all of a document.
-fn read<'de, S: DeserializeSeed<'de>>(bytes: &'de [u8], seed: S) -> Result<S::Value, Invalid> {
+pub(super) fn read<'de, S: DeserializeSeed<'de>>(bytes: &'de [u8], seed: S) -> Result<S::Value, Invalid> {
     let wrong = |why: &dyn fmt::Display| Invalid::new(format!("manifest is not valid JSON: {why}"));
     json::check_shape(bytes).map_err(|why| wrong(&why))?;
     let mut document = serde_json::Deserializer::from_slice(bytes);
@@ -45,7 +45,7 @@ fn read<'de, S: DeserializeSeed<'de>>(bytes: &'de [u8], seed: S) -> Result<S::Va
 }
 
 /// What takes the fields of an object, one by one.
-trait Fields<'de> {
+pub(super) trait Fields<'de> {
     const KEYS: &'static [&'static str];
     type Output;
 
@@ -56,7 +56,7 @@ trait Fields<'de> {
 }
 
 /// An object with these fields, or `null`.
-struct Map<F>(F);
+pub(super) struct Map<F>(pub(super) F);
 
 impl<'de, F: Fields<'de>> DeserializeSeed<'de> for Map<F> {
     type Value = Option<F::Output>;
@@ -192,10 +192,13 @@ struct DescriptorFields {
     size: Option<i64>,
     platform: Option<Platform>,
     has_urls: bool,
+    artifact_type: Option<String>,
+    is_attestation: bool,
 }
 
 impl<'de> Fields<'de> for DescriptorFields {
-    const KEYS: &'static [&'static str] = &["mediaType", "digest", "size", "platform", "urls"];
+    const KEYS: &'static [&'static str] =
+        &["mediaType", "digest", "size", "platform", "urls", "artifactType", "annotations"];
     /// With its media type.
     type Output = (Descriptor, String);
 
@@ -209,13 +212,19 @@ impl<'de> Fields<'de> for DescriptorFields {
             }
             2 => self.size = from.next_value_seed(Number)?,
             3 => self.platform = from.next_value_seed(Map(PlatformFields::default()))?.flatten(),
-            _ => self.has_urls = from.next_value_seed(IsFilled)?,
+            4 => self.has_urls = from.next_value_seed(IsFilled)?,
+            5 => self.artifact_type = from.next_value_seed(Text(MANIFEST_TEXT_BYTES_MAX))?,
+            _ => self.is_attestation = from.next_value_seed(IsAttestation)?,
         }
         Ok(())
     }
 
     fn finish<E: Error>(self) -> Result<Self::Output, E> {
         let media_type = self.media_type.unwrap_or_default();
+        let is_artifact = self
+            .artifact_type
+            .is_some_and(|kind| !kind.is_empty() && !media::IMAGE_CONFIGS.contains(&&*kind));
+        let runs_nowhere = self.platform.as_ref().is_some_and(Platform::is_unknown);
         let size = self.size.unwrap_or(0);
         let descriptor = Descriptor {
             manifest_type: Kind::type_of(&media_type),
@@ -223,6 +232,7 @@ impl<'de> Fields<'de> for DescriptorFields {
             digest: self.digest.ok_or_else(|| E::custom("a descriptor has no digest"))?,
             size: u64::try_from(size).map_err(|_| E::custom("a descriptor's size is negative"))?,
             platform: self.platform,
+            aside: self.is_attestation || is_artifact || runs_nowhere,
             optional: media_type.contains("nondistributable")
                 || media_type.contains(".foreign.")
                 || self.has_urls,
@@ -298,7 +308,7 @@ impl<'de> Visitor<'de> for Descriptors<'_> {
 }
 
 /// A text, or `null`. What is longer than this is cut: no such name means anything.
-struct Text(usize);
+pub(super) struct Text(pub(super) usize);
 
 impl<'de> DeserializeSeed<'de> for Text {
     type Value = Option<String>;
@@ -392,82 +402,5 @@ impl<'de> Visitor<'de> for IsFilled {
             any = true;
         }
         Ok(any)
-    }
-}
-
-struct AnnotationFields(Option<BTreeMap<String, String>>);
-
-impl<'de> Fields<'de> for AnnotationFields {
-    const KEYS: &'static [&'static str] = &["annotations"];
-    type Output = Option<BTreeMap<String, String>>;
-
-    fn take<A: MapAccess<'de>>(&mut self, _: usize, from: &mut A) -> Result<(), A::Error> {
-        self.0 = from.next_value_seed(Annotations)?;
-        Ok(())
-    }
-
-    fn finish<E: Error>(self) -> Result<Self::Output, E> {
-        Ok(self.0)
-    }
-}
-
-/// The annotations of a document, if they are not too long.
-pub(super) fn annotations(bytes: &[u8]) -> Option<BTreeMap<String, String>> {
-    read(bytes, Map(AnnotationFields(None))).ok()??
-}
-
-struct Annotations;
-
-impl<'de> DeserializeSeed<'de> for Annotations {
-    type Value = Option<BTreeMap<String, String>>;
-
-    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Self::Value, D::Error> {
-        from.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Annotations {
-    type Value = Option<BTreeMap<String, String>>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("texts by name")
-    }
-
-    fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
-        Ok(None)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut from: A) -> Result<Self::Value, A::Error> {
-        let (mut all, mut left) = (BTreeMap::new(), budget::ANNOTATIONS_BYTES_MAX);
-        while let Some(key) = from.next_key_seed(Text(budget::ANNOTATIONS_BYTES_MAX))? {
-            let (key, value) = (key.unwrap_or_default(), from.next_value_seed(Whole(left))?);
-            let cost = key.len() + value.len();
-            left = left.checked_sub(cost).ok_or_else(|| A::Error::custom("they are too long"))?;
-            all.insert(key, value);
-        }
-        Ok(Some(all))
-    }
-}
-
-/// A text that is no longer than this.
-struct Whole(usize);
-
-impl<'de> DeserializeSeed<'de> for Whole {
-    type Value = String;
-
-    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Self::Value, D::Error> {
-        from.deserialize_any(self)
-    }
-}
-
-impl Visitor<'_> for Whole {
-    type Value = String;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a text")
-    }
-
-    fn visit_str<E: Error>(self, text: &str) -> Result<String, E> {
-        if text.len() > self.0 { Err(E::custom("it is too long")) } else { Ok(text.to_owned()) }
     }
 }

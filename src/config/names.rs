@@ -1,0 +1,43 @@
+//! Names in the configuration, which may be familiar ones. What they stand for is `oci`'s to say.
+
+use super::load::Check;
+use crate::oci::{RegistryName, familiar_pattern, quoted};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
+/// The registry of a request that names none.
+pub(super) fn default_registry(named: Option<String>, check: &mut Check<'_>) -> RegistryName {
+    let named = RegistryName::familiar(named.as_deref().unwrap_or("docker.io"));
+    named.unwrap_or_else(|e| {
+        check.wrong(format!("default_registry: {e}"));
+        RegistryName::familiar("docker.io").expect("a well-formed name")
+    })
+}
+
+/// Patterns over `registry/repository`.
+pub(super) fn patterns(written: Vec<String>) -> Vec<String> {
+    written.iter().map(|pattern| familiar_pattern(pattern, false)).collect()
+}
+
+/// The sections `[upstream."NAME"]` by the registry that each names. Of several for one registry that with its plain name
+/// counts.
+pub(super) fn sections<T>(written: BTreeMap<String, T>, check: &mut Check<'_>) -> BTreeMap<RegistryName, T> {
+    let (mut sections, mut others) = (BTreeMap::new(), Vec::new());
+    for (name, section) in written {
+        match RegistryName::familiar(&name) {
+            Ok(registry) if registry.as_str() == name => drop(sections.insert(registry, section)),
+            Ok(registry) => others.push((registry, name, section)),
+            Err(e) => check.wrong(format!("[upstream.{}]: {e}", quoted(&name))),
+        }
+    }
+    for (registry, name, section) in others {
+        match sections.entry(registry) {
+            Entry::Vacant(place) => drop(place.insert(section)),
+            Entry::Occupied(first) => {
+                let (name, registry) = (quoted(&name), first.key());
+                log::warn!("[upstream.{name}] has no effect: another section names {registry}, too");
+            }
+        }
+    }
+    sections
+}
