@@ -1,6 +1,7 @@
 //! Answers: the one place where a refusal becomes a status and an OCI error (distribution-spec, "Error Codes").
 
 use super::body::Body;
+use super::conditions::Verdict;
 use super::request::ClientRequest;
 use crate::mirror::{Missing, Refusal};
 use crate::oci::{ErrorCode, RegistryName, Repository, error_body, quoted};
@@ -122,6 +123,25 @@ pub(super) fn label(
     headers.insert(CONTENT_DIGEST, shared(quoted.slice(1..quoted.len() - 1)));
     headers.insert(header::ETAG, shared(quoted));
     mark(answer, request, status);
+}
+
+/// The answer that the conditions of a request make of one with this content.
+pub(super) fn on_condition(verdict: Verdict, mut answer: Answer) -> Answer {
+    match verdict {
+        Verdict::Send => answer,
+        Verdict::NotModified => {
+            *answer.status_mut() = StatusCode::NOT_MODIFIED;
+            *answer.body_mut() = Body::full(Bytes::new());
+            for name in [header::CONTENT_TYPE, header::CONTENT_LENGTH, header::ACCEPT_RANGES] {
+                answer.headers_mut().remove(name);
+            }
+            answer
+        }
+        Verdict::Failed => {
+            let message = "the content has another digest than If-Match names";
+            error(StatusCode::PRECONDITION_FAILED, ErrorCode::Unsupported, message)
+        }
+    }
 }
 
 /// The answer that says why nothing is served.

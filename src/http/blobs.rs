@@ -2,7 +2,8 @@
 
 use super::answer::{self, Answer};
 use super::body::{Account, Body, Reader};
-use super::request::{ByteRange, ClientRequest};
+use super::conditions::{self, ByteRange, Verdict};
+use super::request::ClientRequest;
 use super::{Answered, ServerShared};
 use crate::mirror::{BlobSource, ByteSource};
 use crate::oci::{Digest, ErrorCode, Repository};
@@ -21,10 +22,13 @@ pub(super) async fn answer(
     let mirror = &shared.mirror;
     let view = mirror.view(&request.identity, repository);
     mirror.check_fetch(&request.identity, &view, digest).await?;
-    if request.head {
+    let etag = digest.quoted();
+    let verdict = conditions::judge(&request.headers, etag.as_bytes());
+    // Who has it already needs no download, only to know that it is still there.
+    if request.head || verdict != Verdict::Send {
         let (size, hit) = mirror.blob_size(&view, digest).await?;
         let status = if hit { "larder; hit" } else { "larder; fwd=uri-miss" };
-        return Ok(blob(request, digest, StatusCode::OK, size, status));
+        return Ok(answer::on_condition(verdict, blob(request, digest, StatusCode::OK, size, status)));
     }
     let source = mirror.blob(&view, digest).await?;
     let (total, status) = match &source {
@@ -35,7 +39,7 @@ pub(super) async fn answer(
         BlobSource::Fill { total, joined: true, .. } => (*total, "larder; fwd=uri-miss; collapsed"),
         BlobSource::Uncached { total, .. } => (*total, "larder; fwd=uri-miss; detail=not-stored"),
     };
-    let (code, first, length) = match request.range(total) {
+    let (code, first, length) = match conditions::ranges(&request.headers, etag.as_bytes()).of(total) {
         ByteRange::Whole => (StatusCode::OK, 0, total),
         ByteRange::Part(first, last) => (StatusCode::PARTIAL_CONTENT, first, last - first + 1),
         ByteRange::Unsatisfiable => return Ok(unsatisfiable(total)),

@@ -12,6 +12,7 @@ mod board;
 mod bombs;
 mod broken_disk;
 mod clients;
+mod conditions;
 mod crowd;
 mod damaged_index;
 mod destruction;

@@ -1,0 +1,143 @@
+//! Conditional requests and ranges (RFC 9110, 13 and 14): what a client has already is not sent again, a part is a part of
+//! what the client means, and neither says more to anybody than the content itself would.
+
+use crate::board::{Board, image, layer_of, pulled, upstream_with};
+use larder::demo::upstream::Behaviour;
+
+/// A digest that nothing has, as an ETag.
+const OTHER: &str = "\"sha256:0000000000000000000000000000000000000000000000000000000000000000\"";
+
+/// Status, ETag, and the body or nothing.
+fn asked(
+    board: &Board,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> (u16, Option<String>, Vec<u8>) {
+    let answer = board.request(method, path, headers);
+    let (status, etag) = (answer.status, answer.header("etag").map(str::to_owned));
+    (status, etag, answer.body().unwrap())
+}
+
+#[test]
+fn what_a_client_has_is_not_sent_again() {
+    let image = image(1);
+    let (_upstream, board) = pulled(&image, "");
+    let layer = layer_of(&image);
+    for (path, digest) in [
+        ("/v2/lab/app/manifests/latest?ns=docker.io".to_owned(), image.root.to_string()),
+        (format!("/v2/lab/app/manifests/{}?ns=docker.io", image.root), image.root.to_string()),
+        (format!("/v2/lab/app/blobs/{layer}?ns=docker.io"), layer.to_string()),
+    ] {
+        let etag = format!("\"{digest}\"");
+        assert_eq!(board.head(&path).header("etag"), Some(etag.as_str()), "{path}");
+        for method in ["GET", "HEAD"] {
+            let weak = format!("W/{etag}");
+            let list = format!("{OTHER}, {weak} ,\"x\"");
+            for value in [etag.as_str(), &weak, &list, "*"] {
+                let answer = board.request(method, &path, &[("if-none-match", value)]);
+                assert_eq!(answer.status, 304, "{method} {path} {value}");
+                assert_eq!(answer.header("etag"), Some(etag.as_str()));
+                assert_eq!(answer.header("docker-content-digest"), Some(digest.as_str()));
+                assert!(answer.header("cache-status").is_some_and(|status| status.contains("hit")));
+                assert_eq!(answer.header("content-length"), None, "{method} {path} {value}");
+            }
+            let old = [("if-modified-since", "Sat, 29 Oct 2050 19:43:31 GMT"), ("if-none-match", OTHER)];
+            assert_eq!(asked(&board, method, &path, &old).0, 200, "a date does not count beside an ETag");
+            assert_eq!(asked(&board, method, &path, &[("if-match", etag.as_str())]).0, 200);
+            assert_eq!(asked(&board, method, &path, &[("if-match", OTHER)]).0, 412);
+        }
+        let all = asked(&board, "GET", &path, &[("if-none-match", OTHER)]);
+        assert!(all.0 == 200 && !all.2.is_empty(), "what it does not have is sent");
+    }
+}
+
+#[test]
+fn a_tag_is_resolved_before_its_client_is_told_that_nothing_changed() {
+    let (old, new) = (image(1), image(2));
+    let (upstream, board) = pulled(&old, "");
+    let path = "/v2/lab/app/manifests/latest?ns=docker.io";
+    let has = format!("\"{}\"", old.root);
+    let asked_before = upstream.count("HEAD", "/manifests/latest");
+    assert_eq!(asked(&board, "GET", path, &[("if-none-match", &has)]).0, 304);
+    assert!(upstream.count("HEAD", "/manifests/latest") > asked_before, "upstream is asked as ever");
+    upstream.push("lab/app", "latest", &new);
+    for method in ["HEAD", "GET"] {
+        let (status, etag, _) = asked(&board, method, path, &[("if-none-match", &has)]);
+        assert_eq!((status, etag), (200, Some(format!("\"{}\"", new.root))), "{method}");
+    }
+    // Not complete here, the new one cannot be served with the uplink gone, and the answer says that it may be old.
+    upstream.hang_up();
+    let answer = board.request("GET", path, &[("if-none-match", &has)]);
+    assert_eq!(answer.status, 304);
+    assert!(answer.header("warning").is_some_and(|warning| warning.contains("299")));
+}
+
+#[test]
+fn an_absent_blob_is_confirmed_and_not_fetched_for_who_has_it() {
+    let image = image(1);
+    let upstream = upstream_with(&image);
+    let board = Board::new(&upstream, "");
+    let layer = layer_of(&image);
+    let path = format!("/v2/lab/app/blobs/{layer}?ns=docker.io");
+    let has = format!("\"{layer}\"");
+    let answer = board.request("GET", &path, &[("if-none-match", &has)]);
+    assert_eq!((answer.status, answer.header("cache-status")), (304, Some("larder; fwd=uri-miss")));
+    assert_eq!(upstream.count("GET", "/blobs/"), 0, "its bytes are not needed");
+    // What is not there, or not for this client, is not said to be there.
+    let missing = format!("/v2/lab/other/blobs/{layer}?ns=docker.io");
+    assert_eq!(asked(&board, "GET", &missing, &[("if-none-match", "*")]).0, 404);
+    upstream.on(None, "/blobs/", Behaviour::Status(403, Vec::new()));
+    assert_eq!(asked(&board, "GET", &path, &[("if-none-match", &has)]).0, 403);
+    upstream.hang_up();
+    assert_eq!(asked(&board, "GET", &path, &[("if-none-match", &has)]).0, 502);
+}
+
+#[test]
+fn a_part_is_sent_only_of_what_the_client_means() {
+    let image = image(1);
+    let (_upstream, board) = pulled(&image, "");
+    let layer = layer_of(&image);
+    let bytes = &image.blobs[&layer];
+    let path = format!("/v2/lab/app/blobs/{layer}?ns=docker.io");
+    let etag = format!("\"{layer}\"");
+    let get = |range: &str, condition: &str| {
+        let answer = board.request("GET", &path, &[("range", range), ("if-range", condition)]);
+        (answer.status, answer.header("content-range").map(str::to_owned), answer.body().unwrap())
+    };
+    let total = bytes.len();
+    let part = (206, Some(format!("bytes 10-19/{total}")), bytes[10..20].to_vec());
+    assert_eq!(get("bytes=10-19", &etag), part);
+    let all = (200, None, bytes.to_vec());
+    for condition in [&format!("W/{etag}"), OTHER, "Sat, 29 Oct 1994 19:43:31 GMT", "*"] {
+        assert_eq!(get("bytes=10-19", condition), all, "{condition}");
+        assert_eq!(get(&format!("bytes={total}-"), condition), all, "{condition}");
+    }
+    assert_eq!(get(&format!("bytes={total}-"), &etag).0, 416);
+    // A part of what the client has is nothing new (13.2.2).
+    let both = [("range", "bytes=10-19"), ("if-none-match", etag.as_str())];
+    assert_eq!(asked(&board, "GET", &path, &both).0, 304);
+}
+
+#[test]
+fn several_ranges_are_one_part_or_all_of_it() {
+    let image = image(1);
+    let (_upstream, board) = pulled(&image, "");
+    let layer = layer_of(&image);
+    let bytes = &image.blobs[&layer];
+    let path = format!("/v2/lab/app/blobs/{layer}?ns=docker.io");
+    let total = bytes.len();
+    for (range, status, expected) in [
+        ("bytes=0-9,10-19".to_owned(), 206, &bytes[..20]),
+        ("bytes=5-, -10".to_owned(), 206, &bytes[5..]),
+        (format!("bytes=0-4,{total}-"), 206, &bytes[..5]),
+        ("bytes=0-0,-1".to_owned(), 200, &bytes[..]),
+    ] {
+        let (got, _, body) = asked(&board, "GET", &path, &[("range", &range)]);
+        assert!(got == status && body == expected, "{range}: {got}, {} bytes", body.len());
+    }
+    let (status, _, _) = asked(&board, "GET", &path, &[("range", &format!("bytes={total}-,-0"))]);
+    assert_eq!(status, 416);
+    let head = board.request("HEAD", &path, &[("range", "bytes=0-9")]);
+    assert_eq!(head.status, 200, "a range is for GET alone");
+}
