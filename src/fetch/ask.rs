@@ -18,7 +18,7 @@ use crate::sync::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use ureq::Body;
-use ureq::http::{HeaderValue, Method, Response, header};
+use ureq::http::{HeaderValue, Method, Response};
 
 impl Endpoint {
     /// Asks a question, logging in where that is asked for and following redirects to who answers it. An answer of
@@ -119,6 +119,7 @@ impl Endpoint {
             address,
             accept: question.accept,
             from: question.from,
+            end: question.end,
             authorization,
             deadline: question.deadline,
             fresh: false,
@@ -165,11 +166,9 @@ impl Endpoint {
     }
 
     fn redirected(&self, from: &Address, reply: &EndpointReply) -> Result<Address, Failure> {
-        let location = reply
-            .header(header::LOCATION.as_str())
-            .ok_or_else(|| reply.wrong("a redirect has no Location"))?;
+        let location = reply.location().ok_or_else(|| reply.wrong("a redirect has no Location"))?;
         let to = from
-            .join(location)
+            .join(&location)
             .map_err(|why| reply.wrong(format!("a redirect cannot be followed: {}", quoted(&why))))?;
         if self.base.origin.https && !to.origin.https {
             return Err(reply.wrong(format!(
@@ -195,6 +194,7 @@ impl Endpoint {
             address,
             accept: None,
             from: 0,
+            end: None,
             authorization: login,
             deadline: question.deadline,
             fresh: false,
@@ -276,6 +276,7 @@ impl Class {
 }
 
 /// A question to an endpoint.
+#[derive(Clone)]
 pub(super) struct Question {
     pub class: Class,
     /// Whose content it is about, if one repository's.
@@ -288,6 +289,8 @@ pub(super) struct Question {
     pub accept: Option<&'static str>,
     /// First byte wanted.
     pub from: u64,
+    /// The byte before which the wanted part ends, if not the last one.
+    pub end: Option<u64>,
     pub deadline: Deadline,
 }
 
@@ -302,6 +305,7 @@ impl Question {
             by_digest: false,
             accept: None,
             from: 0,
+            end: None,
             deadline,
         }
     }

@@ -56,6 +56,8 @@ pub(super) struct WireRequest<'a> {
     pub accept: Option<&'a str>,
     /// First byte wanted.
     pub from: u64,
+    /// The byte before which the wanted part ends.
+    pub end: Option<u64>,
     pub authorization: Option<&'a HeaderValue>,
     pub deadline: Deadline,
     /// On a new connection.
@@ -147,8 +149,12 @@ impl Wire {
         if let Some(accept) = request.accept {
             builder = builder.header(header::ACCEPT, accept);
         }
-        if request.from > 0 {
-            builder = builder.header(header::RANGE, format!("bytes={}-", request.from));
+        match (request.from, request.end) {
+            (0, None) => {}
+            (from, None) => builder = builder.header(header::RANGE, format!("bytes={from}-")),
+            (from, Some(end)) => {
+                builder = builder.header(header::RANGE, format!("bytes={from}-{}", end.saturating_sub(1)));
+            }
         }
         if let Some(authorization) = request.authorization {
             builder = builder.header(header::AUTHORIZATION, authorization);

@@ -2,7 +2,9 @@
 //! what the client means, and neither says more to anybody than the content itself would.
 
 use crate::board::{Board, image, layer_of, pulled, upstream_with};
+use larder::demo::image::SampleImage as Image;
 use larder::demo::upstream::Behaviour;
+use std::io::Read;
 
 /// A digest that nothing has, as an ETag.
 const OTHER: &str = "\"sha256:0000000000000000000000000000000000000000000000000000000000000000\"";
@@ -140,4 +142,75 @@ fn several_ranges_are_one_part_or_all_of_it() {
     assert_eq!(status, 416);
     let head = board.request("HEAD", &path, &[("range", "bytes=0-9")]);
     assert_eq!(head.status, 200, "a range is for GET alone");
+}
+
+#[test]
+fn an_upstream_that_gives_another_part_or_none_is_asked_for_all_of_it() {
+    let image = Image::multi_arch(1, &[1_000_000]);
+    let layer = layer_of(&image);
+    let bytes = &image.blobs[&layer];
+    let path = format!("/v2/lab/app/blobs/{layer}?ns=docker.io");
+    let resumptions = [
+        Behaviour::RefuseRange(None),
+        Behaviour::RefuseRange(Some("bytes */7".into())),
+        Behaviour::RefuseRange(Some(format!("bytes */{}", bytes.len()))),
+        Behaviour::PartFrom(5),
+        Behaviour::PartFrom(bytes.len() - 5),
+    ];
+    let check = |resumption: Behaviour| {
+        let upstream = upstream_with(&image);
+        let board = Board::new(&upstream, "");
+        board.manifests("docker.io", "lab/app", "latest", &[]);
+        // It comes to nothing after a while, and then the next byte is asked for.
+        upstream.on(Some("GET"), "/blobs/", Behaviour::StallBodyAfter(400_000));
+        let mut answer = board.get(&path);
+        let mut got = vec![0; 300_000];
+        answer.read_exact(&mut got).unwrap();
+        upstream.clear();
+        upstream.on(Some("GET"), "/blobs/", resumption.clone());
+        got.extend(answer.body().unwrap_or_else(|cut| panic!("{resumption:?}: {cut}")));
+        assert!(got == bytes[..], "{resumption:?}: the client got other bytes");
+        let ranges: Vec<_> = upstream.requests().into_iter().filter_map(|seen| seen.range).collect();
+        assert_eq!(ranges, ["bytes=400000-"], "{resumption:?}");
+        board.wait_until("the blob", || board.has_blob(&layer));
+    };
+    std::thread::scope(|scope| {
+        let checks: Vec<_> =
+            resumptions.into_iter().map(|resumption| scope.spawn(|| check(resumption))).collect();
+        checks.into_iter().for_each(|check| check.join().unwrap());
+    });
+}
+
+#[test]
+fn what_upstream_calls_all_of_it_is_hashed() {
+    let image = image(1);
+    let layer = layer_of(&image);
+    let bytes = &image.blobs[&layer];
+    let path = format!("/v2/lab/app/blobs/{layer}?ns=docker.io");
+    // All bytes have come and the end has not; nothing says how many there should be.
+    let upstream = upstream_with(&image);
+    let board = Board::new(&upstream, "");
+    upstream.on(Some("GET"), "/blobs/", Behaviour::CutChunkedAfter(bytes.len()));
+    assert!(board.get(&path).body().unwrap() == bytes[..]);
+    let ranges: Vec<_> = upstream.requests().into_iter().filter_map(|seen| seen.range).collect();
+    assert_eq!(ranges, [format!("bytes={}-", bytes.len())]);
+    board.wait_until("the blob", || board.has_blob(&layer));
+
+    // A part of them is not all of it, whatever upstream says: it begins again, and nothing wrong gets out.
+    let upstream = upstream_with(&image);
+    let board = Board::new(&upstream, "");
+    upstream.on(Some("GET"), "/blobs/", Behaviour::CutChunkedAfter(bytes.len() / 2));
+    std::thread::scope(|scope| {
+        let client = scope.spawn(|| board.get(&path));
+        board.wait_for_log("begins again: it hashes to");
+        upstream.clear();
+        let answer = client.join().unwrap();
+        // Whether it waited for the second download is a question of time; what it gets is not.
+        assert!(answer.status == 502 || answer.body().is_ok_and(|body| body == bytes[..]));
+    });
+    board.wait_until("the blob", || {
+        let answer = board.get(&path);
+        answer.status == 200 && answer.body().is_ok_and(|body| body == bytes[..])
+    });
+    board.check_blobs();
 }

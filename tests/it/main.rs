@@ -18,6 +18,7 @@ mod damaged_index;
 mod destruction;
 mod doctor;
 mod domains;
+mod early_ranges;
 mod exhaustion;
 mod facts;
 mod fairness;
