@@ -56,6 +56,7 @@ pub(super) fn answer(
         Behaviour::SlowBody { bytes, pause } => manner.piece = Some((bytes, pause)),
         Behaviour::NoContentLength => manner.chunked = true,
         Behaviour::EndlessBody => (manner.chunked, manner.endless) = (true, true),
+        Behaviour::ChunkExtensions(text) => (manner.chunked, manner.extension) = (true, text),
         Behaviour::IgnoreRange => manner.whole = true,
         Behaviour::RefuseRange(range) => manner.refusal = Some(range),
         Behaviour::PartFrom(byte) => manner.part_from = Some(byte),
@@ -78,6 +79,8 @@ struct Manner {
     cut_after: Option<usize>,
     piece: Option<(usize, Duration)>,
     chunked: bool,
+    /// What follows the size of each chunk.
+    extension: String,
     endless: bool,
     whole: bool,
     /// The `Content-Range` of a refused part.
@@ -161,7 +164,7 @@ fn send_body(
         let piece = manner.piece.map_or(65_536, |(bytes, _)| bytes).min(stop - sent);
         let bytes = &body[sent..sent + piece];
         if manner.chunked {
-            stream.write_all(format!("{piece:x}\r\n").as_bytes())?;
+            stream.write_all(format!("{piece:x}{}\r\n", manner.extension).as_bytes())?;
             stream.write_all(bytes)?;
             stream.write_all(b"\r\n")?;
         } else {
@@ -179,7 +182,7 @@ fn send_body(
         }
     }
     if manner.chunked && manner.cut_after.is_none() {
-        stream.write_all(b"0\r\n\r\n")?;
+        stream.write_all(format!("0{}\r\n\r\n", manner.extension).as_bytes())?;
     }
     Ok(!(manner.chunked && manner.cut_after.is_some())
         && end == body.len()

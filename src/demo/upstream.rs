@@ -60,6 +60,8 @@ pub enum Behaviour {
     },
     /// Sends the body chunked, without its length.
     NoContentLength,
+    /// Sends the body chunked, with this behind the size of each chunk.
+    ChunkExtensions(String),
     /// Answers a request for a part with everything.
     IgnoreRange,
     /// Answers a request for a part with 416 and this `Content-Range`.

@@ -4,7 +4,7 @@
 //! - [`Endpoint`]: the questions, and the checks on their answers (`reply`); `ask`: logins, redirects, pauses
 //! - `shown`: what it shows to a client's own login
 //! - `holds`: whom a rate limit keeps from being asked
-//! - `wire`: one request: time-outs, warm connections, proxies (`proxy`)
+//! - `wire`: one request: time-outs, warm connections, proxies (`proxy`); `chunks`: chunk extensions, left out
 //! - `dial`: one connection: names, TLS (`trust`), and which addresses are refused (`policy`)
 //! - `token`, `challenge`: logging in
 //! - `blob`, `pace`: a blob's bytes, under the bandwidth cap
@@ -19,6 +19,7 @@ mod ask;
 mod blob;
 mod breaker;
 mod challenge;
+mod chunks;
 mod dial;
 mod endpoint;
 mod failure;

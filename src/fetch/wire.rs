@@ -4,6 +4,7 @@
 //! connection that was idle during an outage is not used again: it may be dead without either side knowing.
 
 use super::address::Address;
+use super::chunks::PlainChunks;
 use super::dial::{Dialer, Later, Names};
 use super::failure::{Cause, Failure};
 use super::policy::Policy;
@@ -18,6 +19,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use ureq::http::{self, HeaderValue, Method, Response, header};
+use ureq::unversioned::transport::Connector as _;
 use ureq::{Agent, Body};
 
 /// When a question must be answered.
@@ -104,7 +106,8 @@ impl Wire {
                 .max_idle_connections_per_host(IDLE_CONNECTIONS)
                 .max_idle_age(IDLE_CONNECTION_AGE)
                 .build();
-            Agent::with_parts(config, Dialer::new(tls.clone(), names.clone(), policy.clone()), Later)
+            let dialer = Dialer::new(tls.clone(), names.clone(), policy.clone());
+            Agent::with_parts(config, dialer.chain(PlainChunks), Later)
         };
         Wire {
             manifests: agent(UPSTREAM_HEADER_BYTES_MAX),

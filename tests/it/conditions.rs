@@ -214,3 +214,53 @@ fn what_upstream_calls_all_of_it_is_hashed() {
     });
     board.check_blobs();
 }
+
+#[test]
+fn a_redirect_may_have_names_as_they_are() {
+    let image = image(1);
+    let layer = layer_of(&image);
+    let (upstream, elsewhere) = (upstream_with(&image), upstream_with(&image));
+    upstream.push("lab/cdn", "latest", &image);
+    let board = Board::new(&upstream, "");
+    board.manifests("docker.io", "lab/app", "latest", &[]);
+    let at = |host: &str| format!("{host}/v2/lab/cdn/blobs/{layer}");
+    elsewhere.push("lab/cdn", "latest", &image);
+    for (location, query) in [
+        (format!("{}?datei=größe", at(&elsewhere.url())), "datei=gr%C3%B6%C3%9Fe"),
+        (format!("{}?name=a b&n=日本", at("")), "name=a%20b&n=%E6%97%A5%E6%9C%AC"),
+        (format!("ü/../../../cdn/blobs/{layer}?sig=%2F é"), "sig=%2F%20%C3%A9"),
+    ] {
+        upstream.clear();
+        upstream.on(Some("GET"), "/v2/lab/app/blobs/", Behaviour::RedirectTo(location.clone()));
+        // By this repository of its own each time, so that nothing is here.
+        let fresh = Board::new(&upstream, "");
+        let answer = fresh.get(&format!("/v2/lab/app/blobs/{layer}?ns=docker.io"));
+        assert_eq!(answer.status, 200, "{location}");
+        assert!(answer.body().unwrap() == image.blobs[&layer][..], "{location}");
+        let asked = upstream.requests().into_iter().chain(elsewhere.requests());
+        assert!(asked.into_iter().any(|seen| seen.query == query), "{location}");
+    }
+    // A host is not guessed, and nothing panics.
+    for location in ["https://bücher.example/x", "http://[ü]/", "//ü:80/"] {
+        upstream.clear();
+        upstream.on(Some("GET"), "/v2/lab/app/blobs/", Behaviour::RedirectTo(location.into()));
+        let answer = board.get(&format!("/v2/lab/app/blobs/{layer}?ns=docker.io"));
+        assert_eq!(answer.status, 502, "{location}");
+        let text = String::from_utf8(answer.body().unwrap()).unwrap();
+        assert!(text.contains("a redirect cannot be followed"), "{text}");
+    }
+}
+
+#[test]
+fn chunks_may_be_written_as_the_standard_lets_them_be() {
+    let image = image(1);
+    for extension in
+        [";a=b", ";signature=0123456789abcdef0123456789abcdef", " ; name = \"a;b\"", &";x".repeat(3_000)]
+    {
+        let upstream = upstream_with(&image);
+        upstream.on(None, "/v2/", Behaviour::ChunkExtensions(extension.into()));
+        let board = Board::new(&upstream, "");
+        board.pull("lab/app", "latest").unwrap_or_else(|problem| panic!("{extension}: {problem:?}"));
+        board.check_blobs();
+    }
+}

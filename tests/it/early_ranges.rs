@@ -131,6 +131,28 @@ fn a_part_that_is_cut_goes_on_with_the_download() {
 }
 
 #[test]
+fn parts_have_only_so_many_places() {
+    // One, and one more that is kept for another registry.
+    let Stalled { upstream, board, image, layer, answer } =
+        stalled(&format!("{}streams = 1\n", EARLY.replace("\"3s\"", "\"20s\"")));
+    let bytes = &image.blobs[&layer];
+    upstream.clear();
+    upstream.on(Some("GET"), &layer.to_string(), Behaviour::HangBeforeHeader);
+    let ask = |range: &str| board.request("GET", &path("lab/app", &layer), &[("range", range)]);
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| ask("bytes=-51").body().unwrap());
+        assert!(upstream.wait_for(2, "GET", &layer.to_string(), board::PATIENCE));
+        let second = ask("bytes=4000000-4000009");
+        assert_eq!(second.header("cache-status"), Some("larder; fwd=uri-miss; collapsed"), "it waits");
+        assert_eq!(ranges(&upstream).len(), 1);
+        upstream.release();
+        assert!(second.body().unwrap() == bytes[4_000_000..4_000_010]);
+        assert!(first.join().unwrap() == bytes[bytes.len() - 51..]);
+    });
+    drop(answer);
+}
+
+#[test]
 fn private_content_has_the_same_rights_as_ever() {
     let image = Image::multi_arch(1, &[8_000_000]);
     let upstream = upstream_with(&image);

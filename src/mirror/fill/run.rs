@@ -162,6 +162,8 @@ impl<'a> Run<'a> {
                     self.gives_parts = stream.gives_parts.or(self.gives_parts);
                     self.called_whole = stream.is_whole;
                     self.check_total(total, staged.len())?;
+                    // No client is told a size that only stands for what is here.
+                    let total = total.filter(|_| !stream.is_whole);
                     self.resumed |= !staged.is_empty();
                     self.publish(staged, total);
                     let read = |chunk: &mut [u8]| stream.read(chunk).map_err(|failure| failure.to_string());
