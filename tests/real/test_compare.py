@@ -163,7 +163,8 @@ class Misbehaving:
         path, _, query = request.path.partition("?")
         if path == "/token":
             asked = urllib.parse.parse_qs(query)
-            scope = f"repository:{REPOSITORY}:pull" if asked.get("scope") == [STATED_SCOPE] else ""
+            known = STATED_SCOPE in " ".join(asked.get("scope", [])).split()
+            scope = f"repository:{REPOSITORY}:pull" if known else ""
             real = urllib.parse.urlparse(self.registry.realm)
             query = urllib.parse.urlencode({"service": asked.get("service", [""])[0], "scope": scope})
             _, _, body = http_client.request("127.0.0.1", real.port, "GET", f"{real.path}?{query}")
@@ -240,11 +241,11 @@ class Compared(lab.Case):
                 try:
                     status, stored = client(upstream)
                     through_status, through = client(larder)
-                    print(trick, status, through_status, len(stored or ()), stored == through, flush=True)
                     told = larder.log()[-2_000:]
                 finally:
                     larder.stop()
                     upstream.stop()
+                self.assertTrue(status == 0 or trick != "nothing", "an upstream that behaves serves everybody")
                 if status == 0:
                     self.assertTrue(stored, "straight, something must be stored")
                     self.assertEqual((through_status, through), (status, stored), told)
@@ -330,8 +331,8 @@ class Compared(lab.Case):
         self.compare(("nothing", "head_finds_nothing", "falsely_encoded", "blobs_are_elsewhere"), self.podman)
 
     def test_containerd_pulls(self):
-        for client in (self.containerd_1_6, self.containerd_2):
-            self.compare(("nothing", "head_is_refused", "blobs_are_elsewhere", "bodies_are_chunked"), client)
+        self.compare(("nothing", "head_is_refused"), self.containerd_1_6)
+        self.compare(("nothing", "head_finds_nothing", "blobs_are_elsewhere", "bodies_are_chunked"), self.containerd_2)
         self.compare(("tokens_moved", "scope_is_stated"), self.containerd_2, self.guarded())
 
 
