@@ -424,6 +424,15 @@ pub const STREAM_WAIT_MAX: Duration = Duration::from_secs(10);
 pub const STREAM_LOOK_PAUSE_MIN: Duration = Duration::from_millis(1);
 /// Longest such pause; it doubles: a client that takes a piece in less waits for nothing.
 pub const STREAM_LOOK_PAUSE_MAX: Duration = Duration::from_millis(16);
+/// How far beyond what has come of a download a client's range begins that should not wait for it: what an uplink of 10
+/// Mbit/s brings in the time of a request of its own over a satellite (two round trips, 1.2 s), which is not worth less.
+pub const FAR_AHEAD_BYTES: u64 = 3 * MIB / 2;
+/// Largest range that is asked for beside the download (`fetch.early_ranges`): lazy-pulling clients want a table of
+/// contents or a file, and what is larger costs the uplink more than it saves.
+pub const EARLY_RANGE_BYTES_MAX: u64 = 4 * MIB;
+/// Longest such a range waits for its place and its first byte before it waits for the download after all, so that time
+/// is left for that of the 30 s after which clients give up.
+pub const EARLY_RANGE_WAIT_MAX: Duration = Duration::from_secs(4);
 /// Pieces of an uncached stream that may wait for its client.
 pub const STREAM_PIECES: usize = 1;
 

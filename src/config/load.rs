@@ -293,6 +293,7 @@ fn fetch(raw: raw::RawFetch, check: &mut Check<'_>) -> FetchSettings {
         header_timeout,
         stall_timeout,
         bandwidth: raw.bandwidth.and_then(|bandwidth| bandwidth.0),
+        early_ranges: raw.early_ranges.unwrap_or(false),
         allow_networks: networks(raw.allow_networks.unwrap_or_default(), check),
         proxy: raw.proxy,
     };

@@ -103,6 +103,8 @@ pub struct FetchSettings {
     pub stall_timeout: Duration,
     /// Bits per second of all downloads together; `None`: unlimited.
     pub bandwidth: Option<u64>,
+    /// Parts of a blob far beyond what has come of it are asked for at once, and streamed without a hash.
+    pub early_ranges: bool,
     /// Networks whose addresses are as good as public ones.
     pub allow_networks: Vec<IpNet>,
     /// Proxy for upstream connections (`http://host:port`, may hold credentials); `None`: the environment's.

@@ -27,6 +27,7 @@ impl Config {
         out.key("header_timeout", &text(span_text(self.fetch.header_timeout)));
         out.key("stall_timeout", &text(span_text(self.fetch.stall_timeout)));
         out.key("bandwidth", &text(bandwidth_text(self.fetch.bandwidth)));
+        out.key("early_ranges", &self.fetch.early_ranges.to_string());
         out.key("allow_networks", &list(&self.fetch.allow_networks));
         out.maybe("proxy", self.fetch.proxy.as_ref().map(|proxy| text(without_secrets(proxy.reveal()))));
         out.section("tags");

@@ -53,6 +53,7 @@ pub(super) struct RawFetch {
     pub(super) header_timeout: Option<Span>,
     pub(super) stall_timeout: Option<Span>,
     pub(super) bandwidth: Option<Bandwidth>,
+    pub(super) early_ranges: Option<bool>,
     pub(super) allow_networks: Option<Vec<String>>,
     pub(super) proxy: Option<Secret>,
 }

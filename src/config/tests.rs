@@ -66,6 +66,7 @@ fn the_canonical_file_shows_every_key() {
                 "header_timeout",
                 "stall_timeout",
                 "bandwidth",
+                "early_ranges",
                 "allow_networks",
                 "proxy",
             ],

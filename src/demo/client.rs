@@ -86,7 +86,8 @@ pub fn request(
     let status =
         start.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
     let length = header(&headers, "content-length").and_then(|length| length.parse().ok());
-    let left = if method == "HEAD" { 0 } else { length.ok_or(io::ErrorKind::InvalidData)? };
+    let bodiless = method == "HEAD" || status == 304;
+    let left = if bodiless { 0 } else { length.ok_or(io::ErrorKind::InvalidData)? };
     Ok(ClientAnswer { status, headers, reader, left })
 }
 

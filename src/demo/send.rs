@@ -56,7 +56,11 @@ pub(super) fn answer(
         Behaviour::SlowBody { bytes, pause } => manner.piece = Some((bytes, pause)),
         Behaviour::NoContentLength => manner.chunked = true,
         Behaviour::EndlessBody => (manner.chunked, manner.endless) = (true, true),
+        Behaviour::ChunkExtensions(text) => (manner.chunked, manner.extension) = (true, text),
         Behaviour::IgnoreRange => manner.whole = true,
+        Behaviour::RefuseRange(range) => manner.refusal = Some(range),
+        Behaviour::PartFrom(byte) => manner.part_from = Some(byte),
+        Behaviour::CutChunkedAfter(bytes) => (manner.chunked, manner.cut_after) = (true, Some(bytes)),
         Behaviour::Garbage => {
             (&*stream).write_all(b"\x00\x01 this is no HTTP \xff\r\n\r\n")?;
             return Ok(false);
@@ -75,8 +79,20 @@ struct Manner {
     cut_after: Option<usize>,
     piece: Option<(usize, Duration)>,
     chunked: bool,
+    /// What follows the size of each chunk.
+    extension: String,
     endless: bool,
     whole: bool,
+    /// The `Content-Range` of a refused part.
+    refusal: Option<Option<String>>,
+    part_from: Option<usize>,
+}
+
+/// The part that is asked for, from its first byte to before its end, and maybe none of `total` bytes.
+fn part_of(range: &str, total: usize) -> Option<(usize, usize)> {
+    let (from, last) = range.strip_prefix("bytes=")?.split_once('-')?;
+    let end = last.parse().map_or(total, |last: usize| total.min(last.saturating_add(1)));
+    Some((from.parse().ok()?, end))
 }
 
 fn send(
@@ -87,19 +103,28 @@ fn send(
     manner: &Manner,
 ) -> io::Result<bool> {
     let total = content.body.len();
-    let from = match header(asked.headers, "range")
-        .and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-'))
+    let asked_part = header(asked.headers, "range")
+        .filter(|_| content.is_blob && content.status == 200 && !manner.whole)
+        .and_then(|range| part_of(range, total));
+    let has = manner.cut_after.filter(|_| manner.chunked).map_or(total, |cut| cut.min(total));
+    if let Some((from, _)) = asked_part
+        && (manner.refusal.is_some() || from >= has)
     {
-        Some(from) if content.is_blob && content.status == 200 && !manner.whole => {
-            from.parse::<usize>().unwrap_or(0).min(total)
-        }
-        _ => 0,
+        let range = manner.refusal.clone().unwrap_or_else(|| Some(format!("bytes */{has}")));
+        let refused = RegistryAnswer::error(416, "RANGE_INVALID");
+        let refused = range.into_iter().fold(refused, |answer, range| answer.with("Content-Range", range));
+        return send(shared, stream, asked, refused, &Manner::default());
+    }
+    let (from, end) = match asked_part {
+        Some((_, end)) if manner.part_from.is_some() => (manner.part_from.unwrap_or(0), end),
+        Some(part) => part,
+        None => (0, total),
     };
-    let body = &content.body[from..];
-    let mut head = if from > 0 {
+    let body = &content.body[from..end];
+    let mut head = if asked_part.is_some() {
         format!(
             "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {from}-{}/{total}\r\n",
-            total.saturating_sub(1)
+            end.saturating_sub(1)
         )
     } else {
         format!("HTTP/1.1 {} Answer\r\n", content.status)
@@ -139,7 +164,7 @@ fn send_body(
         let piece = manner.piece.map_or(65_536, |(bytes, _)| bytes).min(stop - sent);
         let bytes = &body[sent..sent + piece];
         if manner.chunked {
-            stream.write_all(format!("{piece:x}\r\n").as_bytes())?;
+            stream.write_all(format!("{piece:x}{}\r\n", manner.extension).as_bytes())?;
             stream.write_all(bytes)?;
             stream.write_all(b"\r\n")?;
         } else {
@@ -156,10 +181,12 @@ fn send_body(
             std::thread::sleep(pause);
         }
     }
-    if manner.chunked {
-        stream.write_all(b"0\r\n\r\n")?;
+    if manner.chunked && manner.cut_after.is_none() {
+        stream.write_all(format!("0{}\r\n\r\n", manner.extension).as_bytes())?;
     }
-    Ok(end == body.len() && manner.claimed.is_none_or(|claimed| claimed == body.len() as u64))
+    Ok(!(manner.chunked && manner.cut_after.is_some())
+        && end == body.len()
+        && manner.claimed.is_none_or(|claimed| claimed == body.len() as u64))
 }
 
 fn send_endless(mut stream: &TcpStream, count: Option<&AtomicU64>) -> io::Result<()> {

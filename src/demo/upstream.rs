@@ -60,8 +60,16 @@ pub enum Behaviour {
     },
     /// Sends the body chunked, without its length.
     NoContentLength,
+    /// Sends the body chunked, with this behind the size of each chunk.
+    ChunkExtensions(String),
     /// Answers a request for a part with everything.
     IgnoreRange,
+    /// Answers a request for a part with 416 and this `Content-Range`.
+    RefuseRange(Option<String>),
+    /// Answers a request for a part with another one, which begins at this byte.
+    PartFrom(usize),
+    /// Sends the body chunked, so many bytes of it, and closes without an end. A part from there on it refuses.
+    CutChunkedAfter(usize),
     /// Answers with something that is not HTTP.
     Garbage,
     /// Closes the connection instead of an answer.

@@ -147,6 +147,26 @@ fn without_dots(target: &str) -> String {
     query.map_or(path.clone(), |query| format!("{path}?{query}"))
 }
 
+/// An address with what no address can hold percent-encoded, as browsers do it (WHATWG URL, "path state" and "query
+/// state"): bytes beyond ASCII, controls, spaces, and the marks that end an address in text. What is escaped already stays.
+pub(super) fn escaped(location: &[u8]) -> String {
+    let mut out = String::with_capacity(location.len());
+    let mut in_query = false;
+    for &byte in location.trim_ascii() {
+        let kept: &[u8] = if in_query { b"`{}^" } else { b"'" };
+        in_query |= byte == b'?';
+        match byte {
+            // Browsers leave them out.
+            b'\t' | b'\n' | b'\r' => {}
+            0x21..=0x7e if kept.contains(&byte) || !b"\"'<>`{}^".contains(&byte) => {
+                out.push(char::from(byte))
+            }
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
 /// Percent-encodes text for a query value: everything but letters, digits and `-._~/:` .
 pub(super) fn query_value(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -226,6 +246,25 @@ mod tests {
         }
         let v6 = Address::parse("http://[::1]:5000/v2/").unwrap();
         assert_eq!((v6.origin.host.as_str(), v6.to_string().as_str()), ("::1", "http://[::1]:5000/v2/"));
+    }
+
+    #[test]
+    fn what_no_address_can_hold_is_escaped() {
+        let base = Address::parse("https://reg.example/v2/a/blobs/x").unwrap();
+        for (location, whole) in [
+            ("/größe/b?n=é".as_bytes(), "https://reg.example/gr%C3%B6%C3%9Fe/b?n=%C3%A9"),
+            ("y z/ä".as_bytes(), "https://reg.example/v2/a/blobs/y%20z/%C3%A4"),
+            ("https://cdn.example/ü%20?a=1%2F".as_bytes(), "https://cdn.example/%C3%BC%20?a=1%2F"),
+            (b" /a\xff\tb ".as_slice(), "https://reg.example/a%FFb"),
+            (b"/{a}|'\"b\"?{'\"}", "https://reg.example/%7Ba%7D|'%22b%22?{%27%22}"),
+            ("/日本?x#é".as_bytes(), "https://reg.example/%E6%97%A5%E6%9C%AC?x"),
+        ] {
+            assert_eq!(base.join(&escaped(location)).unwrap().to_string(), whole);
+        }
+        // A host beyond ASCII would need a table of names that look alike; nothing is guessed.
+        for bad in ["https://bücher.example/", "//ü/", "https://a b/"] {
+            assert!(base.join(&escaped(bad.as_bytes())).is_err(), "{bad} was taken");
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::sync::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use ureq::Body;
-use ureq::http::{HeaderValue, Method, Response, header};
+use ureq::http::{HeaderValue, Method, Response};
 
 impl Endpoint {
     /// Asks a question, logging in where that is asked for and following redirects to who answers it. An answer of
@@ -134,6 +134,7 @@ impl Endpoint {
             address,
             accept: question.accept,
             from: question.from,
+            end: question.end,
             authorization,
             deadline: question.deadline,
             fresh: false,
@@ -180,11 +181,9 @@ impl Endpoint {
     }
 
     fn redirected(&self, from: &Address, reply: &EndpointReply) -> Result<Address, Failure> {
-        let location = reply
-            .header(header::LOCATION.as_str())
-            .ok_or_else(|| reply.wrong("a redirect has no Location"))?;
+        let location = reply.location().ok_or_else(|| reply.wrong("a redirect has no Location"))?;
         let to = from
-            .join(location)
+            .join(&location)
             .map_err(|why| reply.wrong(format!("a redirect cannot be followed: {}", quoted(&why))))?;
         if self.base.origin.https && !to.origin.https {
             return Err(reply.wrong(format!(
@@ -210,6 +209,7 @@ impl Endpoint {
             address,
             accept: None,
             from: 0,
+            end: None,
             authorization: login,
             deadline: question.deadline,
             fresh: false,
@@ -218,7 +218,7 @@ impl Endpoint {
         match reply.status() {
             200..=299 => reply.read_body(TOKEN_BYTES_MAX, &AtomicU64::new(0)).map(RealmAnswer::Token),
             301 | 302 | 303 | 307 | 308 => {
-                let location = reply.header(header::LOCATION.as_str()).map(str::to_owned);
+                let location = reply.location();
                 let location =
                     location.ok_or_else(|| reply.wrong("the token server's redirect has no Location"))?;
                 reply.drain();
@@ -298,6 +298,7 @@ impl Class {
 }
 
 /// A question to an endpoint.
+#[derive(Clone)]
 pub(super) struct Question {
     pub class: Class,
     /// Whose content it is about, if one repository's.
@@ -312,6 +313,8 @@ pub(super) struct Question {
     pub accept: Option<&'static str>,
     /// First byte wanted.
     pub from: u64,
+    /// The byte before which the wanted part ends, if not the last one.
+    pub end: Option<u64>,
     pub deadline: Deadline,
 }
 
@@ -327,6 +330,7 @@ impl Question {
             by_digest: false,
             accept: None,
             from: 0,
+            end: None,
             deadline,
         }
     }

@@ -123,21 +123,40 @@ pub(super) fn next_page(value: &str) -> Option<&str> {
     }
 }
 
-/// Start and total length of `Content-Range: bytes START-END/LENGTH` (RFC 9110, 14.4).
-pub(super) fn content_range(value: &str) -> Option<(u64, Option<u64>)> {
+/// What `Content-Range` says (RFC 9110, 14.4).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum ContentRange {
+    /// `bytes FIRST-LAST/LENGTH`.
+    Part {
+        /// The first byte.
+        first: u64,
+        /// The last one.
+        last: u64,
+        /// Bytes of the whole, if stated.
+        length: Option<u64>,
+    },
+    /// `bytes */LENGTH`: nothing of so many bytes is in the range that was asked for.
+    None(u64),
+}
+
+/// Reads a `Content-Range`.
+pub(super) fn content_range(value: &str) -> Option<ContentRange> {
     let value = value.trim();
     let (unit, range) = value.split_at_checked(6)?;
     if !unit.eq_ignore_ascii_case("bytes ") {
         return None;
     }
     let (span, length) = range.trim().split_once('/')?;
-    let (start, end) = span.split_once('-')?;
-    let (start, end): (u64, u64) = (start.parse().ok()?, end.parse().ok()?);
+    if span == "*" {
+        return length.parse().ok().map(ContentRange::None);
+    }
+    let (first, last) = span.split_once('-')?;
+    let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
     let length: Option<u64> = if length == "*" { None } else { Some(length.parse().ok()?) };
-    if end < start || length.is_some_and(|length| end >= length) {
+    if last < first || length.is_some_and(|length| last >= length) {
         return None;
     }
-    Some((start, length))
+    Some(ContentRange::Part { first, last, length })
 }
 
 #[cfg(test)]
@@ -200,9 +219,11 @@ mod tests {
         for other in [r#"</v2/a>; rel="prev""#, "next", "</v2/a>", "<rel=next", ""] {
             assert_eq!(next_page(other), None, "{other}");
         }
-        assert_eq!(content_range("bytes 5-9/10"), Some((5, Some(10))));
-        assert_eq!(content_range("Bytes 5-9/*"), Some((5, None)));
-        for bad in ["bytes */10", "bytes 9-5/10", "bytes 5-10/10", "5-9/10", "bytes", "items 5-9/10", "é"] {
+        let part = |length| Some(ContentRange::Part { first: 5, last: 9, length });
+        assert_eq!(content_range("bytes 5-9/10"), part(Some(10)));
+        assert_eq!(content_range("Bytes 5-9/*"), part(None));
+        assert_eq!(content_range("bytes */10"), Some(ContentRange::None(10)));
+        for bad in ["bytes */x", "bytes 9-5/10", "bytes 5-10/10", "5-9/10", "bytes", "items 5-9/10", "é"] {
             assert_eq!(content_range(bad), None, "{bad}");
         }
     }

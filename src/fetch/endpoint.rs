@@ -5,16 +5,14 @@
 
 use super::address::Address;
 use super::ask::{Class, Question, RedirectLogins, server_error};
-use super::blob::BlobStream;
 use super::breaker::Breaker;
-use super::challenge;
 use super::failure::Failure;
 use super::holds::Holds;
 use super::pace::Pace;
 use super::reply::{EndpointReply, LargeBody};
 use super::token::EndpointLogin;
 use super::wire::{Deadline, Lane, Wire, WireRequest};
-use crate::budget::{BLOB_BYTES_MAX, MANIFEST_BYTES_MAX, PROBE_HEADER_TIME_MAX, QUESTION_TIME_MAX};
+use crate::budget::{MANIFEST_BYTES_MAX, PROBE_HEADER_TIME_MAX, QUESTION_TIME_MAX};
 use crate::documents::LargeAnswer;
 use crate::oci::{Digest, Kind, ManifestRef, RegistryName, RepositoryName, media};
 use std::sync::Arc;
@@ -193,56 +191,6 @@ impl Endpoint {
         }
     }
 
-    /// Opens a blob at byte `from`. An upstream that ignores the range sends the bytes before it again.
-    pub(super) fn open_blob(
-        &self,
-        repository: &RepositoryName,
-        digest: &Digest,
-        from: u64,
-        deadline: Deadline,
-    ) -> Result<BlobStream, Failure> {
-        let question = Question::blob(repository, digest, deadline);
-        let question = Question { class: Class::Blob, from, ..question };
-        let reply = self.ask(&question)?.found(&question)?;
-        reply.verbatim()?;
-        let (position, total) = if reply.status() == 206 {
-            let range = reply.header(header::CONTENT_RANGE.as_str()).and_then(challenge::content_range);
-            match range {
-                Some((start, length)) if start == from => {
-                    (from, length.or_else(|| reply.content_length().and_then(|left| from.checked_add(left))))
-                }
-                Some((start, _)) => {
-                    return Err(reply.wrong(format!("was asked for byte {from} and begins at {start}")));
-                }
-                None => return Err(reply.wrong("a partial answer has no usable Content-Range")),
-            }
-        } else {
-            (0, reply.content_length())
-        };
-        if let Some(total) = total.filter(|&total| total > BLOB_BYTES_MAX || total < from) {
-            return Err(reply.wrong(format!("announces {total} bytes, which the blob cannot have")));
-        }
-        let gives_parts = match (reply.status(), reply.header(header::ACCEPT_RANGES.as_str())) {
-            (206, _) => Some(true),
-            _ if from > 0 => Some(false),
-            (_, Some(unit)) => Some(!unit.trim().eq_ignore_ascii_case("none")),
-            (_, None) => None,
-        };
-        Ok(BlobStream {
-            total,
-            gives_parts,
-            host: reply.host,
-            body: reply.body,
-            position,
-            from,
-            failed: None,
-            bytes: self.bytes.clone(),
-            pace: self.pace.clone(),
-            breaker: self.breaker.clone(),
-            own: reply.own,
-        })
-    }
-
     /// Asks whether a blob is there; its size in bytes, if the upstream says.
     pub(super) fn head_blob(
         &self,
@@ -309,6 +257,7 @@ impl Endpoint {
             address: &address,
             accept: None,
             from: 0,
+            end: None,
             authorization: None,
             deadline: Deadline::after(times.connect + times.header.min(PROBE_HEADER_TIME_MAX)),
             fresh: true,

@@ -5,7 +5,7 @@
 //! - `lists`: tags, repositories and referrers
 //! - `shown`: what it shows to a client's own login
 //! - `holds`: whom a rate limit keeps from being asked
-//! - `wire`: one request: time-outs, warm connections, proxies (`proxy`)
+//! - `wire`: one request: time-outs, warm connections, proxies (`proxy`); `chunks`: chunk extensions, left out
 //! - `dial`: one connection: `names`, which addresses are refused (`policy`) and which answers first (`race`), what is said
 //!   to a proxy (`tunnel`), TLS (`trust`), and what bytes travel over (`socket`)
 //! - `token`, `challenge`, `scope`, `realm`: logging in
@@ -21,6 +21,7 @@ mod ask;
 mod blob;
 mod breaker;
 mod challenge;
+mod chunks;
 mod dial;
 mod endpoint;
 mod failure;

@@ -14,7 +14,10 @@ impl EndpointLogin {
     /// The realm as an address, if a token may be asked for there.
     pub(super) fn permitted(&self, realm: &str) -> Result<Address, Failure> {
         let address = Address::parse(realm).map_err(|why| {
-            Failure::wrong(&self.own.authority(), format!("names {} as its token server: {why}", quoted(realm)))
+            Failure::wrong(
+                &self.own.authority(),
+                format!("names {} as its token server: {why}", quoted(realm)),
+            )
         })?;
         self.permit(&address.origin)?;
         Ok(address)

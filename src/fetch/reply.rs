@@ -1,7 +1,8 @@
 //! An answer of an endpoint: its header as typed values, and its body within limits.
 
+use super::address::escaped;
 use super::ask::Question;
-use super::challenge::{self, Challenge};
+use super::challenge::{self, Challenge, ContentRange};
 use super::endpoint::RateLimit;
 use super::failure::{Cause, Failure};
 use crate::budget::{
@@ -65,6 +66,15 @@ impl EndpointReply {
             return None;
         }
         self.header(header::CONTENT_LENGTH.as_str())?.trim().parse().ok()
+    }
+
+    pub fn content_range(&self) -> Option<ContentRange> {
+        challenge::content_range(self.header(header::CONTENT_RANGE.as_str())?)
+    }
+
+    /// Where a redirect leads, as an address can have it: registries send names as they are, in UTF-8 and with spaces.
+    pub fn location(&self) -> Option<String> {
+        self.parts.headers.get(header::LOCATION).map(|value| escaped(value.as_bytes()))
     }
 
     pub fn digest(&self) -> Option<Digest> {

@@ -160,6 +160,7 @@ fn config(url: &str) -> Config {
             header_timeout: Duration::from_secs(30),
             stall_timeout: Duration::from_secs(30),
             bandwidth: None,
+            early_ranges: false,
             allow_networks: Vec::new(),
             proxy: None,
         },
@@ -547,19 +548,36 @@ fn blobs_resume() {
                 answer(seen, out, 206, &[("Content-Range", "bytes 0-299999/300000")], &whole)
             }
             Some(_) if seen.target.contains("/past/") => answer(seen, out, 416, &[], b""),
+            Some(_) if seen.target.contains("/later/") => {
+                answer(seen, out, 206, &[("Content-Range", "bytes 200000-299999/300000")], &whole[200_000..])
+            }
+            Some(_) if seen.target.contains("/whole/") => {
+                answer(seen, out, 416, &[("Content-Range", "bytes */123456")], b"{}")
+            }
+            Some(_) if seen.target.contains("/other/") => {
+                answer(seen, out, 416, &[("Content-Range", "bytes */99")], b"{}")
+            }
+            _ if seen.target.contains("/short/") => {
+                answer(seen, out, if from.is_some() { 416 } else { 200 }, &[], &whole[..99])
+            }
+            _ if seen.target.contains("/rangeless/") => answer(seen, out, 206, &[], &whole),
             _ => answer(seen, out, 200, &[], &whole),
         }
     });
     let (_all, upstream) = open(&config(&server.url())).unwrap();
     let digest = sha256(&whole);
     let from = 123_456;
-    for name in ["a/honest/x", "a/ignorant/x"] {
+    // Who does not give the part that was asked for is asked for all of it.
+    for name in ["a/honest/x", "a/ignorant/x", "a/liar/x", "a/later/x", "a/past/x", "a/other/x"] {
         let mut stream = upstream.open_blob(&name.parse().unwrap(), &digest, from).unwrap();
         assert_eq!(stream.total, Some(300_000));
         assert_eq!(read_all(&mut stream).unwrap(), whole[from as usize..], "{name}");
         assert_eq!(stream.read(&mut [0; 10]), Ok(0));
     }
-    for name in ["a/liar/x", "a/past/x"] {
+    let mut whole_already = upstream.open_blob(&"a/whole/x".parse().unwrap(), &digest, from).unwrap();
+    assert!(whole_already.is_whole && whole_already.total == Some(from));
+    assert_eq!(whole_already.read(&mut [0; 10]), Ok(0), "the text of the refusal is not the blob's");
+    for name in ["a/short/x", "a/rangeless/x"] {
         let failure = upstream.open_blob(&name.parse().unwrap(), &digest, from).unwrap_err();
         assert!(matches!(failure, Failure::Wrong { .. }), "{failure:?}");
     }

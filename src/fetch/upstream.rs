@@ -115,6 +115,20 @@ impl Upstream {
         self.ask(|endpoint, deadline| endpoint.open_blob(repository, digest, from, deadline))
     }
 
+    /// Opens the part of a blob of `total` bytes from its byte `first` to before `end`. `None`: the upstream does not give
+    /// parts.
+    ///
+    /// # Errors
+    /// See [`Upstream::head_manifest`].
+    pub fn open_part(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        (first, end, total): (u64, u64, u64),
+    ) -> Result<Option<BlobStream>, Failure> {
+        self.ask(|endpoint, deadline| endpoint.open_part(repository, digest, (first, end, total), deadline))
+    }
+
     /// Asks whether a blob is there; its size in bytes, if the upstream says.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 //! certificate changes there are other agents, and the connections of those before are closed as soon as nobody reads.
 
 use super::address::Address;
+use super::chunks::PlainChunks;
 use super::dial::{Dialer, Later};
 use super::failure::{Cause, Failure};
 use super::names::Names;
@@ -21,6 +22,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use ureq::http::{self, HeaderValue, Method, Response, header};
+use ureq::unversioned::transport::Connector as _;
 use ureq::{Agent, Body};
 
 /// When a question must be answered.
@@ -59,6 +61,8 @@ pub(super) struct WireRequest<'a> {
     pub accept: Option<&'a str>,
     /// First byte wanted.
     pub from: u64,
+    /// The byte before which the wanted part ends.
+    pub end: Option<u64>,
     pub authorization: Option<&'a HeaderValue>,
     pub deadline: Deadline,
     /// On a new connection.
@@ -104,7 +108,8 @@ impl Agents {
                 .max_idle_connections_per_host(IDLE_CONNECTIONS)
                 .max_idle_age(IDLE_CONNECTION_AGE)
                 .build();
-            Agent::with_parts(config, Dialer::new(trust.clone(), names.clone(), policy.clone()), Later)
+            let dialer = Dialer::new(trust.clone(), names.clone(), policy.clone());
+            Agent::with_parts(config, dialer.chain(PlainChunks), Later)
         };
         Agents { manifests: agent(UPSTREAM_HEADER_BYTES_MAX), blobs: agent(FETCH_CHUNK_BYTES) }
     }
@@ -161,8 +166,12 @@ impl Wire {
         if let Some(accept) = request.accept {
             builder = builder.header(header::ACCEPT, accept);
         }
-        if request.from > 0 {
-            builder = builder.header(header::RANGE, format!("bytes={}-", request.from));
+        match (request.from, request.end) {
+            (0, None) => {}
+            (from, None) => builder = builder.header(header::RANGE, format!("bytes={from}-")),
+            (from, Some(end)) => {
+                builder = builder.header(header::RANGE, format!("bytes={from}-{}", end.saturating_sub(1)));
+            }
         }
         if let Some(authorization) = request.authorization {
             builder = builder.header(header::AUTHORIZATION, authorization);

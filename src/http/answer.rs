@@ -1,6 +1,7 @@
 //! Answers: the one place where a refusal becomes a status and an OCI error (distribution-spec, "Error Codes").
 
 use super::body::Body;
+use super::conditions::Verdict;
 use super::request::ClientRequest;
 use crate::mirror::{Missing, Refusal};
 use crate::oci::{ErrorCode, RegistryName, Repository, error_body, quoted};
@@ -128,6 +129,25 @@ pub(super) fn label(
 pub(super) fn refuse_for(image: &str, refusal: &Refusal) -> Answer {
     let why = refusal.to_string();
     refuse_with(refusal, &if why.contains(image) { why } else { format!("{image}: {why}") })
+}
+
+/// The answer that the conditions of a request make of one with this content.
+pub(super) fn on_condition(verdict: Verdict, mut answer: Answer) -> Answer {
+    match verdict {
+        Verdict::Send => answer,
+        Verdict::NotModified => {
+            *answer.status_mut() = StatusCode::NOT_MODIFIED;
+            *answer.body_mut() = Body::full(Bytes::new());
+            for name in [header::CONTENT_TYPE, header::CONTENT_LENGTH, header::ACCEPT_RANGES] {
+                answer.headers_mut().remove(name);
+            }
+            answer
+        }
+        Verdict::Failed => {
+            let message = "the content has another digest than If-Match names";
+            error(StatusCode::PRECONDITION_FAILED, ErrorCode::Unsupported, message)
+        }
+    }
 }
 
 /// The answer that says why nothing is served.

@@ -2,7 +2,8 @@
 
 use super::answer::{self, Answer};
 use super::body::{Account, Body, Reader};
-use super::request::{ByteRange, ClientRequest};
+use super::conditions::{self, ByteRange, Verdict};
+use super::request::ClientRequest;
 use super::{Answered, ServerShared};
 use crate::mirror::{BlobSource, ByteSource};
 use crate::oci::{Digest, ErrorCode, Repository};
@@ -21,12 +22,20 @@ pub(super) async fn answer(
     let mirror = &shared.mirror;
     let view = mirror.view(&request.identity, repository);
     mirror.check_fetch(&request.identity, &view, digest).await?;
-    if request.head {
+    let etag = digest.quoted();
+    let verdict = conditions::judge(&request.headers, etag.as_bytes());
+    // Who has it already needs no download, only to know that it is still there.
+    if request.head || verdict != Verdict::Send {
         let (size, hit) = mirror.blob_size(&view, digest).await?;
         let status = if hit { "larder; hit" } else { "larder; fwd=uri-miss" };
-        return Ok(blob(request, digest, StatusCode::OK, size, status));
+        return Ok(answer::on_condition(verdict, blob(request, digest, StatusCode::OK, size, status)));
     }
-    let source = mirror.blob(&view, digest).await?;
+    let ranges = conditions::ranges(&request.headers, etag.as_bytes());
+    let part = |total| match ranges.of(total) {
+        ByteRange::Part(first, last) => Some((first, last)),
+        ByteRange::Whole | ByteRange::Unsatisfiable => None,
+    };
+    let source = mirror.blob(&view, digest, &part).await?;
     let (total, status) = match &source {
         BlobSource::Hit(blob) => (blob.size, "larder; hit"),
         BlobSource::Confirmed(blob) => (blob.size, "larder; fwd=uri-miss"),
@@ -34,8 +43,9 @@ pub(super) async fn answer(
         BlobSource::Fill { total, joined: false, .. } => (*total, "larder; fwd=uri-miss"),
         BlobSource::Fill { total, joined: true, .. } => (*total, "larder; fwd=uri-miss; collapsed"),
         BlobSource::Uncached { total, .. } => (*total, "larder; fwd=uri-miss; detail=not-stored"),
+        BlobSource::Early { total, .. } => (*total, "larder; fwd=uri-miss; detail=early-range"),
     };
-    let (code, first, length) = match request.range(total) {
+    let (code, first, length) = match ranges.of(total) {
         ByteRange::Whole => (StatusCode::OK, 0, total),
         ByteRange::Part(first, last) => (StatusCode::PARTIAL_CONTENT, first, last - first + 1),
         ByteRange::Unsatisfiable => return Ok(unsatisfiable(total)),
@@ -47,7 +57,7 @@ pub(super) async fn answer(
     }
     let served_from = match &source {
         BlobSource::Hit(_) | BlobSource::Confirmed(_) => ByteSource::Cache,
-        BlobSource::Fill { .. } | BlobSource::Uncached { .. } => ByteSource::Fill,
+        BlobSource::Fill { .. } | BlobSource::Uncached { .. } | BlobSource::Early { .. } => ByteSource::Fill,
     };
     let account = Account::open(shared, request.identity.address, repository, served_from).await?;
     let reader = match source {
@@ -56,6 +66,9 @@ pub(super) async fn answer(
         }
         BlobSource::Uncached { pieces, .. } => {
             Reader::uncached(pieces, first, mirror.stall_timeout(), account)
+        }
+        BlobSource::Early { fill, pieces, .. } => {
+            Reader::early(pieces, fill, first, mirror.stall_timeout(), account)
         }
         BlobSource::Fill { fill, .. } => Reader::growing(fill, first, mirror.stall_timeout(), account),
     };

@@ -144,6 +144,8 @@ enum ReaderSource {
     Complete(Arc<File>),
     Growing(Growing),
     Uncached(UncachedStream),
+    /// Bytes from the first one on that the client wants, and the download that has what they do not bring.
+    Early(UncachedStream, Growing),
 }
 
 /// A download for this client alone, which is not stored.
@@ -182,11 +184,23 @@ impl Reader {
         Reader::new(ReaderSource::Uncached(stream), offset, account)
     }
 
+    /// Passes on a part that is asked for beside a fill, and goes on with that where the part ends early.
+    pub(super) fn early(
+        pieces: Pieces,
+        fill: Arc<Fill>,
+        offset: u64,
+        stall: Duration,
+        account: Account,
+    ) -> Reader {
+        let stream = UncachedStream { pieces, received: 0, skip: 0, sent: None, stall };
+        Reader::new(ReaderSource::Early(stream, Growing::new(fill, stall)), offset, account)
+    }
+
     /// The next bytes, if they can be read without waiting.
     fn read_now(&mut self, left: u64) -> Option<Bytes> {
         let (file, available) = match &mut self.from {
             ReaderSource::Complete(file) => (Arc::clone(file), left),
-            ReaderSource::Uncached(_) => return None,
+            ReaderSource::Uncached(_) | ReaderSource::Early(..) => return None,
             ReaderSource::Growing(growing) => {
                 let available = growing.available_now()?.checked_sub(self.offset)?;
                 self.account.source = growing.fill.source();
@@ -250,6 +264,10 @@ impl Reader {
             let waited = match &mut self.from {
                 ReaderSource::Complete(file) => break (Arc::clone(file), left),
                 ReaderSource::Uncached(stream) => return stream.next(left).await,
+                ReaderSource::Early(stream, _) => match stream.next(left).await {
+                    Ok(bytes) => return Ok(bytes),
+                    Err(problem) => Err(problem),
+                },
                 ReaderSource::Growing(growing) => {
                     let waited = growing.available(self.offset, &self.account).await;
                     waited.map(|available| (growing.fill.file(), available, growing.fill.source()))
@@ -290,6 +308,15 @@ impl Reader {
     /// Goes on after a fill has failed with `problem`: without the disk, if only the disk was to blame, or with a download of
     /// its own repository, if it was another's.
     async fn go_on_elsewhere(&mut self, problem: io::Error) -> io::Result<()> {
+        if let ReaderSource::Early(_, growing) = &self.from {
+            // Of another repository's download this one has not been shown to hold it.
+            if !growing.fill.is_of(&self.account.repository) {
+                return Err(problem);
+            }
+            let growing = Growing::new(Arc::clone(&growing.fill), growing.stall());
+            self.from = ReaderSource::Growing(growing);
+            return Ok(());
+        }
         let ReaderSource::Growing(growing) = &self.from else { return Err(problem) };
         let Account { mirror, repository, client, .. } = &self.account;
         let Some(total) = growing.total() else { return Err(problem) };

@@ -5,6 +5,7 @@
 
 use super::answer::{self};
 use super::body::{Account, Body, Reader};
+use super::conditions::{Verdict, judge};
 use super::request::ClientRequest;
 use super::{Answered, ServerShared};
 use crate::mirror::{ByteSource, ManifestAnswer, ManifestContent, TagContent, Tier};
@@ -51,7 +52,8 @@ async fn by_tag(
             let mut answer = answer::with_length(StatusCode::OK, answer::text(&media_type), size);
             let status = "larder; fwd=uri-miss; detail=upstream";
             answer::label(&mut answer, request, found.digest.quoted(), status);
-            answer
+            let verdict = judge(&request.headers, found.digest.quoted().as_bytes());
+            answer::on_condition(verdict, answer)
         }
         TagContent::Manifest(manifest) => {
             let status = cache_status(found.tier, manifest.source);
@@ -100,10 +102,11 @@ async fn content(
             (answer::text(media_type), bytes.len() as u64, digest.quoted().into())
         }
     };
+    let verdict = judge(&request.headers, &quoted);
     let mut answer = answer::with_length(StatusCode::OK, media_type, size);
     answer::label(&mut answer, request, quoted, status);
-    if request.head {
-        return Ok(answer);
+    if request.head || verdict != Verdict::Send {
+        return Ok(answer::on_condition(verdict, answer));
     }
     *answer.body_mut() = match found.content {
         // It needs no permit for a body, because all clients share the bytes.

@@ -18,6 +18,7 @@ mod auth;
 mod base;
 mod blobs;
 mod body;
+mod conditions;
 mod growing;
 mod health;
 mod io;

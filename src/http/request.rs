@@ -6,7 +6,7 @@ use crate::auth::{Identity, PullObject};
 use crate::config::Config;
 use crate::mirror::PageRequest;
 use crate::oci::{Digest, ErrorCode, Invalid, ManifestRef, RegistryName, Repository, quoted};
-use hyper::header::{self, HeaderMap};
+use hyper::header::HeaderMap;
 use hyper::{Method, StatusCode, Uri};
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -115,47 +115,6 @@ impl ClientRequest {
             _ => None,
         }
     }
-
-    /// The range that the client wants of a body of `total` bytes.
-    pub(super) fn range(&self, total: u64) -> ByteRange {
-        let value = self.headers.get(header::RANGE).and_then(|value| value.to_str().ok());
-        value.map_or(ByteRange::Whole, |value| parse_range(value, total))
-    }
-}
-
-/// What a Range header means (RFC 9110, section 14).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ByteRange {
-    /// No range, or one that may be ignored.
-    Whole,
-    /// From the first to the last byte, both included.
-    Part(u64, u64),
-    /// Nothing of the body is in the range.
-    Unsatisfiable,
-}
-
-fn parse_range(value: &str, total: u64) -> ByteRange {
-    let Some(spec) = value.trim().strip_prefix("bytes=") else { return ByteRange::Whole };
-    // Several ranges may be answered with the complete body (RFC 9110, section 14.2).
-    if spec.contains(',') {
-        return ByteRange::Whole;
-    }
-    let Some((first, last)) = spec.split_once('-') else { return ByteRange::Unsatisfiable };
-    let number = |text: &str| -> Option<u64> {
-        let text = text.trim();
-        (!text.is_empty() && text.bytes().all(|c| c.is_ascii_digit()))
-            .then(|| text.parse().unwrap_or(u64::MAX))
-    };
-    match (number(first), last.trim().is_empty(), number(last)) {
-        (Some(first), true, _) if first < total => ByteRange::Part(first, total - 1),
-        (Some(first), false, Some(last)) if first <= last && first < total => {
-            ByteRange::Part(first, last.min(total - 1))
-        }
-        (None, false, Some(suffix)) if first.trim().is_empty() && suffix > 0 && total > 0 => {
-            ByteRange::Part(total.saturating_sub(suffix), total - 1)
-        }
-        _ => ByteRange::Unsatisfiable,
-    }
 }
 
 #[derive(Default)]
@@ -263,33 +222,4 @@ fn decode(text: &str) -> Option<Cow<'_, str>> {
 
 fn invalid(code: ErrorCode, message: &str) -> Box<Answer> {
     Box::new(answer::error(StatusCode::BAD_REQUEST, code, message))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranges() {
-        for (value, total, expected) in [
-            ("bytes=500-1499", 2000, ByteRange::Part(500, 1499)),
-            ("bytes=500-", 2000, ByteRange::Part(500, 1999)),
-            ("bytes=-500", 2000, ByteRange::Part(1500, 1999)),
-            ("bytes=-5000", 2000, ByteRange::Part(0, 1999)),
-            ("bytes=1000-5000", 2000, ByteRange::Part(1000, 1999)),
-            ("bytes=0-0", 2000, ByteRange::Part(0, 0)),
-            ("bytes=0-99999999999999999999999", 2000, ByteRange::Part(0, 1999)),
-            ("bytes=500-0", 2000, ByteRange::Unsatisfiable),
-            ("bytes=5000-10000", 2000, ByteRange::Unsatisfiable),
-            ("bytes=2000-", 2000, ByteRange::Unsatisfiable),
-            ("bytes=-0", 2000, ByteRange::Unsatisfiable),
-            ("bytes=-", 2000, ByteRange::Unsatisfiable),
-            ("bytes=x-y", 2000, ByteRange::Unsatisfiable),
-            ("bytes=0-", 0, ByteRange::Unsatisfiable),
-            ("bytes=0-1,3-4", 2000, ByteRange::Whole),
-            ("lines=0-1", 2000, ByteRange::Whole),
-        ] {
-            assert_eq!(parse_range(value, total), expected, "{value} of {total}");
-        }
-    }
 }

@@ -46,7 +46,7 @@ mod verify;
 pub use crate::decide::Tier;
 pub use crate::kit::PeerState;
 pub use access::{Access, View, Viewer};
-pub use content::{BlobSource, ManifestAnswer, ManifestContent, Pieces, SmallManifest};
+pub use content::{BlobSource, ManifestAnswer, ManifestContent, Pieces, SmallManifest, WantedPart};
 pub use context::outage_text;
 pub use counters::{ByteSource, Counters};
 pub use lists::{Page, PageRequest, ReferrerIndex};
@@ -190,12 +190,17 @@ impl Mirror {
         self.parts.manifests.manifest(view, digest).await
     }
 
-    /// A blob by its digest. If it is not cached, this begins a fill or joins one.
+    /// A blob by its digest, of which the client wants a part or all. If it is not cached, this begins a fill or joins one.
     ///
     /// # Errors
     /// As [`Mirror::manifest`]; [`Refusal::Busy`] if the queue for download slots is full.
-    pub async fn blob(&self, view: &View, digest: &Digest) -> Result<BlobSource, Refusal> {
-        self.parts.blobs.blob(view, digest).await
+    pub async fn blob(
+        &self,
+        view: &View,
+        digest: &Digest,
+        wanted: WantedPart<'_>,
+    ) -> Result<BlobSource, Refusal> {
+        self.parts.blobs.blob(view, digest, wanted).await
     }
 
     /// The size of a blob in bytes, without fetching it, and whether it is here.

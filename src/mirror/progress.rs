@@ -37,6 +37,10 @@ pub struct Fill {
     holders: Mutex<Option<Vec<Repository>>>,
     /// Some of it came from a peer.
     pub(super) from_peer: AtomicBool,
+    /// A client wants a part of it that is far ahead.
+    hurried: AtomicBool,
+    /// Its upstream was asked for a part and did not give it.
+    no_parts: AtomicBool,
     kind: FillKind,
     pub(super) progress: watch::Sender<Progress>,
 }
@@ -134,6 +138,8 @@ impl Fill {
             pace: Mutex::default(),
             holders: Mutex::new(Some(Vec::new())),
             from_peer: AtomicBool::new(false),
+            hurried: AtomicBool::new(false),
+            no_parts: AtomicBool::new(false),
             kind: FillKind::Download,
             progress: watch::Sender::new(Progress { total: None, available: 0, phase: Phase::Queued }),
         }
@@ -258,6 +264,24 @@ impl Fill {
             self.demanded.lock().at = Some(Instant::now());
             self.asking.join(asker());
         }
+    }
+
+    /// A client wants a part of it that is far ahead: it goes before its equals.
+    pub(super) fn hurry(&self) {
+        self.hurried.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_hurried(&self) -> bool {
+        self.hurried.load(Ordering::Relaxed)
+    }
+
+    /// Its upstream does not give parts.
+    pub(super) fn note_no_parts(&self) {
+        self.no_parts.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn gives_no_parts(&self) -> bool {
+        self.no_parts.load(Ordering::Relaxed)
     }
 
     /// Whether a client waits for it or reads it, or is about to.

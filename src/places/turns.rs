@@ -3,7 +3,7 @@
 //! Invariants. No more places are taken than there are, and each that is taken is given back once. Of every pool an eighth,
 //! at least one place, is kept for registries that hold none, and of the rest an eighth for repositories that hold none; of a
 //! table, which nothing can be called back from, somewhat more for clients that hold none. The next turn is theirs
-//! who hold the fewest: the registry, then the client; then theirs who had none yet, then the repository's, then who came first. What runs gives way at
+//! who hold the fewest: the registry, then the client; then what is hurried; then theirs who had none yet, then the repository's, then who came first. What runs gives way at
 //! once if nobody waits for it, when its share is larger than that of one that waits, and when it is too slow and it is the
 //! turn of another. While nobody waits nothing gives way.
 
@@ -224,15 +224,20 @@ pub trait Waits {
     /// Whether a client waits for it.
     fn is_awaited(&self) -> bool;
 
+    /// Whether it goes before what is asked for by the same client or by who holds as much.
+    fn is_hurried(&self) -> bool {
+        false
+    }
+
     /// Whether it had a turn, which came to nothing.
     fn had_turn(&self) -> bool {
         false
     }
 }
 
-/// Whose turn comes first has the lowest: what is waited for; then by what the registry holds and the client; what had no
-/// turn yet; then by what the repository holds.
-type Rank = (bool, (usize, usize), bool, usize);
+/// Whose turn comes first has the lowest: what is waited for; then by what the registry holds and the client; what is
+/// hurried, and what had no turn yet; then by what the repository holds.
+type Rank = (bool, (usize, usize), (bool, bool), usize);
 
 /// Places, and what waits for them.
 #[derive(Debug)]
@@ -244,7 +249,7 @@ pub struct Turns<T> {
 }
 
 fn rank(item: &impl Waits, (registry, client, repository): HeldPlaces) -> Rank {
-    (!item.is_awaited(), (registry, client), item.had_turn(), repository)
+    (!item.is_awaited(), (registry, client), (!item.is_hurried(), item.had_turn()), repository)
 }
 
 impl<T: Waits> Turns<T> {

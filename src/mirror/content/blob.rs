@@ -5,14 +5,16 @@
 
 use super::super::access::View;
 use super::super::context::{Context, unavailable};
-use super::super::fill::{FillPool, download_failed};
+use super::super::fill::FillPool;
 use super::super::progress::{Demand, Fill, Phase};
 use super::super::proof::Proofs;
 use super::super::questions::Questions;
 use super::super::refusal::{Missing, Refusal};
 use super::super::verify::Verifier;
+use super::early::{WantedPart, part_ahead};
 use super::named::NamedBlobs;
-use super::stream::{Pieces, Streams};
+use super::source::{BlobSource, size_of};
+use super::stream::Streams;
 use super::{Lookup, judge, look_up};
 use crate::auth::AccessClass;
 use crate::budget;
@@ -21,31 +23,6 @@ use crate::oci::{Digest, Repository};
 use crate::store::{Blob, ContentLink};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-/// A blob that can be served.
-#[derive(Debug)]
-pub enum BlobSource {
-    /// It is complete.
-    Hit(Blob),
-    /// It is complete, and upstream has just confirmed that this repository holds it.
-    Confirmed(Blob),
-    /// It is growing.
-    Fill {
-        /// The download.
-        fill: Arc<Fill>,
-        /// Bytes that it will have.
-        total: u64,
-        /// Another request began it.
-        joined: bool,
-    },
-    /// It is streamed to this client only and not stored.
-    Uncached {
-        /// Bytes that it has.
-        total: u64,
-        /// The pieces, from the first byte on.
-        pieces: Pieces,
-    },
-}
 
 /// The result of a lookup on the disk and in the index.
 enum Found {
@@ -81,8 +58,13 @@ impl Blobs {
     /// # Errors
     /// Upstream's own 404 and 401/403, and [`Refusal::Unavailable`] where it cannot be asked; [`Refusal::Busy`] if
     /// the queue for download slots is full.
-    pub(in crate::mirror) async fn blob(&self, view: &View, digest: &Digest) -> Result<BlobSource, Refusal> {
-        match self.found(view, digest).await? {
+    pub(in crate::mirror) async fn blob(
+        &self,
+        view: &View,
+        digest: &Digest,
+        wanted: WantedPart<'_>,
+    ) -> Result<BlobSource, Refusal> {
+        match self.found(view, digest, wanted).await? {
             // Of nothing no last piece can be held back until the hash is right.
             BlobSource::Fill { total: 0, .. } | BlobSource::Uncached { total: 0, .. }
                 if *digest != Digest::of(digest.algorithm(), b"") =>
@@ -96,7 +78,12 @@ impl Blobs {
         }
     }
 
-    async fn found(&self, view: &View, digest: &Digest) -> Result<BlobSource, Refusal> {
+    async fn found(
+        &self,
+        view: &View,
+        digest: &Digest,
+        wanted: WantedPart<'_>,
+    ) -> Result<BlobSource, Refusal> {
         let repository = &view.repository;
         let upstream = self.context.upstream(&repository.registry)?;
         let found = match self.look(view, digest).await? {
@@ -108,14 +95,14 @@ impl Blobs {
                     found => found,
                 }
             }
-            Found::Absent(stated) => return self.fetch(&upstream, view, digest, stated).await,
+            Found::Absent(stated) => return self.fetch(&upstream, view, digest, stated, wanted).await,
         };
         match found {
             Some(source) => Ok(source),
             // It was corrupt, and is not here any more.
             None => {
                 let stated = self.link(repository, digest).await?.and_then(|link| link.size);
-                self.fetch(&upstream, view, digest, stated).await
+                self.fetch(&upstream, view, digest, stated, wanted).await
             }
         }
     }
@@ -127,6 +114,7 @@ impl Blobs {
         view: &View,
         digest: &Digest,
         stated: Option<u64>,
+        wanted: WantedPart<'_>,
     ) -> Result<BlobSource, Refusal> {
         let repository = &view.repository;
         if upstream.link().is_known_down() && self.context.live_kit(&repository.registry).is_none() {
@@ -157,9 +145,17 @@ impl Blobs {
             }
         }
         let (fill, joined) = self.fills.begin(repository, (digest, class), stated, Demand::Client)?;
+        if part_ahead(&fill, stated, wanted).is_some() {
+            self.fills.hurry(&fill);
+        }
+        if let Some(pieces) = self.streams.early(upstream, repository, &fill, stated, wanted).await
+            && let Some(total) = stated
+        {
+            return Ok(BlobSource::Early { fill, total, pieces });
+        }
         let trusted = fill.repository == *repository && (stated.is_none() || stated == fill.stated());
         if trusted {
-            return self.follow(fill, joined, repository, stated, budget::MISS_WAIT_MAX).await;
+            return self.follow_again(fill, joined, repository, stated, budget::MISS_WAIT_MAX).await;
         }
         match self.join(upstream, fill, repository, digest, stated).await? {
             Some(source) => Ok(source),
@@ -202,6 +198,27 @@ impl Blobs {
             Ok(source) => Ok(Some(source)),
             // The failure concerns the other repository; this one may still succeed.
             Err(_) => Ok(None),
+        }
+    }
+
+    /// The same for a fill of the repository itself. One that had to begin again is followed from there.
+    async fn follow_again(
+        &self,
+        fill: Arc<Fill>,
+        joined: bool,
+        repository: &Repository,
+        stated: Option<u64>,
+        wait: Duration,
+    ) -> Result<BlobSource, Refusal> {
+        let began = Arc::clone(&fill);
+        match self.follow(fill, joined, repository, stated, wait).await {
+            Err(refusal) => match self.fills.find(repository, began.digest(), began.key.class) {
+                Some(next) if !Arc::ptr_eq(&next, &began) && next.repository == *repository => {
+                    self.follow(next, joined, repository, stated, wait).await
+                }
+                _ => Err(refusal),
+            },
+            found => found,
         }
     }
 
@@ -458,30 +475,5 @@ impl Blobs {
         let answer =
             self.questions.ask(upstream, &of, move |upstream| upstream.head_blob(&name, &wanted)).await?;
         answer.map_err(|failure| Refusal::from_failure(&failure, Missing::Blob))
-    }
-}
-
-/// Waits until a fill knows its size. `None`: it is done. While the fill is queued behind others for long, the size that
-/// the manifest states is used: then the client waits for bytes and not for a header.
-async fn size_of(fill: &Fill, repository: &Repository, wait: Duration) -> Result<Option<u64>, Refusal> {
-    let digest = fill.digest();
-    let mut follow = fill.follow();
-    let known = follow.wait_for(|progress| {
-        progress.total.is_some() && progress.phase == Phase::Running
-            || !matches!(progress.phase, Phase::Queued | Phase::Running)
-    });
-    let Ok(known) = tokio::time::timeout(wait, known).await else {
-        return match (fill.stated(), &fill.follow().borrow().phase) {
-            (Some(stated), Phase::Queued) => Ok(Some(stated)),
-            (_, Phase::Queued) => Err(Streams::busy()),
-            _ => Err(Refusal::Unavailable(format!("{} is slow to offer {digest}", repository.registry))),
-        };
-    };
-    let progress = known.map_err(|_| download_failed())?.clone();
-    match progress.phase {
-        Phase::Done => Ok(None),
-        Phase::Queued | Phase::Running => Ok(progress.total),
-        Phase::Parked(cause) => Err(Refusal::Unavailable(format!("{cause}; {digest} is not cached"))),
-        Phase::Failed(refusal) => Err(refusal),
     }
 }

@@ -4,6 +4,8 @@
 //! |---|---|
 //! | `manifest` | manifests, and the small ones kept in memory |
 //! | `blob` | blobs: a hit, a fill, or an uncached stream |
+//! | `early` | a client's range far ahead of its download |
+//! | `source` | what a blob is served from |
 //! | `stream` | streams to one client that are not stored |
 //! | `named` | sizes of what manifests name and the index does not |
 //! | `repair` | refetching corrupt blobs |
@@ -14,15 +16,18 @@
 //! [`Arrivals`]: super::context::Arrivals
 
 mod blob;
+mod early;
 mod manifest;
 mod named;
 mod repair;
 mod small;
+mod source;
 mod stream;
 
-pub use blob::BlobSource;
+pub use early::WantedPart;
 pub use manifest::{ManifestAnswer, ManifestContent};
 pub use small::SmallManifest;
+pub use source::BlobSource;
 pub use stream::Pieces;
 
 pub(super) use blob::Blobs;

@@ -26,8 +26,8 @@ pub type Pieces = mpsc::Receiver<io::Result<Bytes>>;
 
 /// Uncached streams.
 pub(in crate::mirror) struct Streams {
-    context: Arc<Context>,
-    slots: TurnPool,
+    pub(super) context: Arc<Context>,
+    pub(super) slots: TurnPool,
 }
 
 /// The right to serve content from memory.
@@ -251,7 +251,7 @@ fn pass_on(
 const GAVE_WAY: &str = "it was slow, and others wait for its place";
 
 /// Sends a piece as soon as the client has taken the one before; `false`: the client has left.
-fn hand_over(
+pub(super) fn hand_over(
     piece: Bytes,
     must_end: &impl Fn(bool) -> bool,
     pieces: &mpsc::Sender<io::Result<Bytes>>,

@@ -240,6 +240,12 @@ impl FillPool {
         self.queue.has_slot_for(&asking_of(repository, asker()))
     }
 
+    /// A client wants a part of a fill that is far ahead of what has come: it goes before its equals in the queue.
+    pub(in crate::mirror) fn hurry(&self, fill: &Fill) {
+        fill.hurry();
+        self.queue.changed();
+    }
+
     /// A client of another repository was served badly by this fill.
     pub(in crate::mirror) fn served_badly(&self, fill: &Fill) {
         self.table.served_badly(fill);
@@ -357,6 +363,10 @@ impl Waits for Arc<Fill> {
 
     fn is_awaited(&self) -> bool {
         Fill::is_awaited(self)
+    }
+
+    fn is_hurried(&self) -> bool {
+        Fill::is_hurried(self)
     }
 }
 

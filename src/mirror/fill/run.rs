@@ -63,12 +63,15 @@ pub(super) struct Run<'a> {
     reservation: Reservation<'a>,
     /// The content comes from several answers; if the hash is wrong, they may not fit together.
     resumed: bool,
+    /// That nothing is missing is only what the upstream says, and not what came.
+    called_whole: bool,
 }
 
 impl<'a> Run<'a> {
     pub(super) fn of(pool: &'a FillPool, fill: &'a Arc<Fill>) -> Run<'a> {
         let (turn, reservation) = (Turn::begin(Instant::now()), pool.reserve.open(fill));
-        Run { pool, fill, turn, gives_parts: None, fruitless: 0, brought: 0, reservation, resumed: false }
+        let (gives_parts, resumed, called_whole) = (None, false, false);
+        Run { pool, fill, turn, gives_parts, fruitless: 0, brought: 0, reservation, resumed, called_whole }
     }
 
     pub(super) fn run(&mut self) -> Result<(), Ending> {
@@ -157,7 +160,10 @@ impl<'a> Run<'a> {
                     let total = stream.total;
                     self.check_repeat(stream.repeats(), staged)?;
                     self.gives_parts = stream.gives_parts.or(self.gives_parts);
+                    self.called_whole = stream.is_whole;
                     self.check_total(total, staged.len())?;
+                    // No client is told a size that only stands for what is here.
+                    let total = total.filter(|_| !stream.is_whole);
                     self.resumed |= !staged.is_empty();
                     self.publish(staged, total);
                     let read = |chunk: &mut [u8]| stream.read(chunk).map_err(|failure| failure.to_string());
@@ -170,8 +176,14 @@ impl<'a> Run<'a> {
                 Err(failure) => {
                     // If upstream has lost it or sends wrong bytes, it cannot be finished. If upstream denies it, that may
                     // change.
-                    if staged.is_empty() || !matches!(failure, Failure::Denied { .. }) {
+                    let resumes = !staged.is_empty();
+                    if !resumes || !matches!(failure, Failure::Denied { .. }) {
                         self.throw_away(staged);
+                    }
+                    // What is here may be what is wrong.
+                    if resumes && matches!(failure, Failure::Wrong { .. }) {
+                        log::info!("{} of {} begins again: {failure}", fill.digest(), fill.repository);
+                        return Err(Ending::Restarted);
                     }
                     return Err(Ending::Failed(Refusal::from_failure(&failure, Missing::Blob)));
                 }
@@ -333,6 +345,14 @@ impl<'a> Run<'a> {
                     fill.progress.borrow().total.unwrap_or(0),
                     Instant::now(),
                 );
+                if self.called_whole {
+                    log::info!(
+                        "{} of {} begins again: it hashes to {actual}",
+                        fill.digest(),
+                        fill.repository
+                    );
+                    return Err(Ending::Restarted);
+                }
                 let seam = if self.resumed { " (it was assembled from several answers)" } else { "" };
                 return Err(self.wrong(format!("sent content that hashes to {actual}{seam}")));
             }
