@@ -2,6 +2,8 @@
 //!
 //! - [`Upstream`]: a registry, and which of its endpoints is asked
 //! - [`Endpoint`]: the questions, and the checks on their answers (`reply`); `ask`: logins, redirects, pauses
+//! - `heads`: what content is without fetching it, `shortcuts`: where an endpoint cannot say that
+//! - `encoding`: documents that came compressed
 //! - `shown`: what it shows to a client's own login
 //! - `holds`: whom a rate limit keeps from being asked
 //! - `wire`: one request: time-outs, warm connections, proxies (`proxy`)
@@ -20,13 +22,16 @@ mod blob;
 mod breaker;
 mod challenge;
 mod dial;
+mod encoding;
 mod endpoint;
 mod failure;
+mod heads;
 mod holds;
 mod pace;
 mod policy;
 mod proxy;
 mod reply;
+mod shortcuts;
 mod shown;
 mod token;
 mod trust;
@@ -38,8 +43,9 @@ mod tests;
 
 pub use blob::BlobStream;
 pub use breaker::{Attempt, Breaker, LinkState};
-pub use endpoint::{Endpoint, Examined, FetchedManifest, ManifestHead, NamePage, RateLimit, ReferrerList};
+pub use endpoint::{Endpoint, Examined, NamePage, RateLimit, ReferrerList};
 pub use failure::{Cause, Failure};
+pub use heads::{FetchedManifest, HeadTrust, NamedManifest};
 pub use shown::{Shown, ShownObject};
 pub use upstream::Upstream;
 
@@ -54,6 +60,7 @@ use pace::Pace;
 use policy::Policy;
 use proxy::Proxies;
 use rustls::{ClientConfig, RootCertStore};
+use shortcuts::Shortcuts;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use token::EndpointLogin;
@@ -221,6 +228,7 @@ impl CommonParts {
                 bytes: twin.map_or_else(Arc::default, |twin| twin.bytes.clone()),
                 pace: self.pace.clone(),
                 holds: Holds::default(),
+                shortcuts: Shortcuts::default(),
             }
         }))
     }
