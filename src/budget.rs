@@ -162,6 +162,14 @@ pub const PROBE_PAUSE_MAX: Duration = Duration::from_secs(10);
 pub const SUSPECT_PAUSE: Duration = Duration::from_secs(1);
 /// Rate limits remembered for each endpoint, each of one origin, kind of question and repository.
 pub const HOLDS_MAX: usize = 256;
+/// What is remembered of one endpoint, of each kind, of what it cannot do: some 300 bytes each. What is forgotten costs one
+/// request more.
+pub const SHORTCUTS_MAX: usize = 64;
+/// For so long manifests or blobs of a repository are asked for by GET at once where HEAD has failed and GET has not; then
+/// HEAD, which registries do not meter, has another try.
+pub const NO_HEAD_TIME: Duration = Duration::from_secs(600);
+/// For so long a refusal by HEAD counts that a GET has confirmed: a kubelet asks every five minutes for what does not exist.
+pub const CONFIRMED_TIME: Duration = Duration::from_secs(310);
 /// Idle connections kept to one upstream, for manifests and for blobs each.
 pub const IDLE_CONNECTIONS: usize = 4;
 /// How long an idle upstream connection is kept warm.

@@ -149,6 +149,7 @@ const KEPT_TO: &[(&str, &[&str])] = &[
     ("humantime", &["config"]),
     ("parse_size", &["config"]),
     ("httpdate", &["fetch"]),
+    ("miniz_oxide", &["fetch"]),
 ];
 
 const FUNCTION_LINES_MAX: usize = 70;

@@ -66,6 +66,14 @@ pub(super) fn answer(
             return Ok(false);
         }
         Behaviour::CutBeforeHeader => return Ok(false),
+        Behaviour::Header(name, value) => {
+            content.headers.retain(|(own, _)| !own.eq_ignore_ascii_case(name));
+            content = content.with(name, value);
+        }
+        Behaviour::Exactly(status, headers, body) => {
+            let headers = headers.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+            content = RegistryAnswer { status, headers, body: body.into(), is_blob: false };
+        }
         Behaviour::LongHeader(bytes) => content.headers.push(("X-Long".into(), "x".repeat(bytes))),
     }
     send(shared, stream, asked, content, &manner)
@@ -132,7 +140,9 @@ fn send(
     for (name, value) in &content.headers {
         head += &format!("{name}: {value}\r\n");
     }
+    let has_length = header(&content.headers, "content-length").is_some();
     head += &match (manner.chunked, manner.claimed) {
+        _ if has_length => "\r\n".to_owned(),
         (true, _) => "Transfer-Encoding: chunked\r\n\r\n".to_owned(),
         (false, Some(claimed)) => format!("Content-Length: {claimed}\r\n\r\n"),
         (false, None) => format!("Content-Length: {}\r\n\r\n", body.len()),

@@ -76,6 +76,10 @@ pub enum Behaviour {
     CutBeforeHeader,
     /// Answers well, with a header of so many bytes more.
     LongHeader(usize),
+    /// Answers well, with this header instead of its own of that name.
+    Header(&'static str, String),
+    /// Answers exactly this, with a length of its own only if the headers have none.
+    Exactly(u16, Vec<(&'static str, String)>, Vec<u8>),
 }
 
 /// How clients must log in.

@@ -339,6 +339,13 @@ pub(super) fn upstream(name: &str, has_login: bool, outcome: &Result<Examined, F
                 Finding::warning(UPSTREAM, what, "wait: the registry itself has a fault")
             }
             Cause::RateLimited => Finding::warning(UPSTREAM, what, login_lines(name, has_login)),
+            Cause::NotARegistry => Finding::warning(
+                UPSTREAM,
+                what,
+                format!(
+                    "check url in [upstream.\"{name}\"], and whether a portal or a proxy answers in between"
+                ),
+            ),
         },
         Failure::Denied { .. } => {
             Finding::bad(UPSTREAM, what, format!("check username and password_file in [upstream.\"{name}\"]"))

@@ -18,13 +18,17 @@ use crate::sync::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use ureq::Body;
-use ureq::http::{HeaderValue, Method, Response};
+use ureq::http::{HeaderValue, Method, Response, header};
 
 impl Endpoint {
     /// Asks a question, logging in where that is asked for and following redirects to who answers it. An answer of
     /// any status but an outage's, 429 or a redirect's is `Ok`.
     pub(super) fn ask(&self, question: &Question) -> Result<EndpointReply, Failure> {
-        self.ask_as(&Logins { own: &self.login, elsewhere: &self.redirect_logins }, question)
+        self.ask_as(&self.logins(), question)
+    }
+
+    pub(super) fn logins(&self) -> Logins<'_> {
+        Logins { own: &self.login, elsewhere: &self.redirect_logins }
     }
 
     /// The same with other logins.
@@ -42,7 +46,8 @@ impl Endpoint {
             // A list says what a registry has, and is shown to clients as it comes: nobody else may say it.
             if question.class == Class::List && address.origin != self.base.origin {
                 let origin = address.origin.to_string();
-                return Err(reply.wrong(format!("has {} answer for a list of its own", quoted(&origin))));
+                let message = format!("has {} answer for a list of its own", quoted(&origin));
+                return Err(Failure::unreachable(&reply.host, Cause::NotARegistry, message));
             }
             reply.drain();
         }
@@ -88,6 +93,9 @@ impl Endpoint {
                 return Ok(reply);
             }
             let challenge = reply.challenge();
+            if reply.header(header::WWW_AUTHENTICATE.as_str()).is_none() && question.shows_who_answers() {
+                return Ok(reply);
+            }
             reply.drain();
             let better =
                 logins.own.answer(challenge, &question.scope, sent.as_ref(), deadline, &ask_realm)?;
@@ -276,7 +284,9 @@ pub(super) enum Class {
     List,
     /// Whether a manifest or blob is shown to a client's login. Its rate limit is not larder's own.
     ShownManifest,
+    ShownManifestGet,
     ShownBlob,
+    ShownBlobGet,
     /// Whether it answers and takes the login.
     Ping,
 }
@@ -285,13 +295,14 @@ impl Class {
     fn method(self) -> Method {
         match self {
             Class::ManifestHead | Class::BlobHead | Class::ShownManifest | Class::ShownBlob => Method::HEAD,
-            Class::ManifestGet | Class::Blob | Class::List | Class::Ping => Method::GET,
+            Class::ManifestGet | Class::ShownManifestGet | Class::Blob | Class::ShownBlobGet => Method::GET,
+            Class::List | Class::Ping => Method::GET,
         }
     }
 
     fn lane(self) -> Lane {
         match self {
-            Class::Blob => Lane::Blobs,
+            Class::Blob | Class::ShownBlobGet => Lane::Blobs,
             _ => Lane::Manifests,
         }
     }
@@ -346,6 +357,12 @@ impl Question {
     pub fn blob(repository: &RepositoryName, digest: &Digest, deadline: Deadline) -> Self {
         let question = Question::repository(repository, &format!("blobs/{digest}"), deadline);
         Question { by_digest: true, ..question }
+    }
+
+    /// Whether a refusal shows if it comes from a registry: it has a body, and every registry knows the question, which
+    /// that for referrers is not.
+    pub fn shows_who_answers(&self) -> bool {
+        self.class.method() == Method::GET && !self.target.contains("/referrers/")
     }
 
     /// A listing unless the class is set otherwise.

@@ -66,7 +66,9 @@ impl Endpoint {
             reply = self.ask(&Question { from: 0, ..question.clone() })?;
         }
         let reply = reply.found(&question)?;
-        reply.verbatim()?;
+        if reply.is_page() {
+            return Err(reply.no_registry());
+        }
         let (position, total) = if reply.status() == 206 {
             match reply.content_range() {
                 Some(ContentRange::Part { first, length, .. }) if first <= from => (
@@ -114,7 +116,9 @@ impl Endpoint {
                 reply.found(&question).map(|_| None)
             };
         }
-        reply.verbatim()?;
+        if reply.is_page() {
+            return Err(reply.no_registry());
+        }
         let part = self.stream(reply, first, Some(total));
         Ok(Some(BlobStream { until: Some(end), ..part }))
     }

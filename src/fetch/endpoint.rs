@@ -4,20 +4,21 @@
 //! is returned: hashes, lengths, types, ranges. How a question travels is in `ask`.
 
 use super::address::Address;
-use super::ask::{Class, Question, RedirectLogins, server_error};
+use super::ask::{Class, Logins, Question, RedirectLogins, server_error};
 use super::breaker::Breaker;
 use super::failure::Failure;
 use super::holds::Holds;
 use super::pace::Pace;
 use super::reply::{EndpointReply, LargeBody};
+use super::shortcuts::Shortcuts;
 use super::token::EndpointLogin;
 use super::wire::{Deadline, Lane, Wire, WireRequest};
-use crate::budget::{MANIFEST_BYTES_MAX, PROBE_HEADER_TIME_MAX, QUESTION_TIME_MAX};
+use crate::budget::{PROBE_HEADER_TIME_MAX, QUESTION_TIME_MAX};
 use crate::documents::LargeAnswer;
-use crate::oci::{Digest, Kind, ManifestRef, RegistryName, RepositoryName, media};
+use crate::oci::{RegistryName, media};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use ureq::http::{Method, header};
+use ureq::http::Method;
 
 /// One address of a registry, with its login, its certificates and what is known of the way to it.
 pub struct Endpoint {
@@ -34,38 +35,7 @@ pub struct Endpoint {
     pub(super) bytes: Arc<AtomicU64>,
     pub(super) pace: Arc<Pace>,
     pub(super) holds: Holds,
-}
-
-/// The answer to a HEAD of a manifest.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ManifestHead {
-    /// The manifest's digest, if the upstream gives a valid one.
-    pub digest: Option<Digest>,
-    /// Its media type, without parameters.
-    pub media_type: Option<String>,
-    /// Its size in bytes.
-    pub size: Option<u64>,
-    /// When the registry answered, by its own clock, as Unix seconds.
-    pub date: Option<u64>,
-    /// The host and port that answered.
-    pub endpoint: String,
-}
-
-/// A manifest whose bytes hash to its digest.
-#[derive(Debug)]
-pub struct FetchedManifest {
-    /// The digest that was asked for; for a tag the one the upstream gave, or the sha256.
-    pub digest: Digest,
-    /// The media type to serve it with.
-    pub media_type: String,
-    /// Its bytes, as they came.
-    pub bytes: Vec<u8>,
-    /// When the registry answered, by its own clock, as Unix seconds.
-    pub date: Option<u64>,
-    /// The host and port that answered.
-    pub endpoint: String,
-    /// For as long as the bytes are in memory.
-    _place: Option<LargeAnswer>,
+    pub(super) shortcuts: Shortcuts,
 }
 
 /// What [`Endpoint::examine`] found of an upstream that answers.
@@ -105,102 +75,48 @@ impl Endpoint {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Asks what a manifest is, which registries do not meter.
-    ///
-    /// An upstream that knows no HEAD (405, 501) or sends no digest gives a head without digest: then
-    /// [`Endpoint::fetch_manifest`] tells.
-    pub(super) fn head_manifest(
-        &self,
-        repository: &RepositoryName,
-        reference: &ManifestRef,
-        deadline: Deadline,
-    ) -> Result<ManifestHead, Failure> {
-        let question = Question::manifest(repository, reference, deadline);
-        let question = Question { class: Class::ManifestHead, ..question };
-        let reply = self.ask(&question)?;
-        let (date, endpoint) = (reply.date(), self.name.clone());
-        if matches!(reply.status(), 405 | 501) {
-            return Ok(ManifestHead { digest: None, media_type: None, size: None, date, endpoint });
-        }
-        let reply = reply.found(&question)?;
-        let digest = reply.digest();
-        if let (ManifestRef::Digest(wanted), Some(told)) = (reference, &digest)
-            && wanted.algorithm() == told.algorithm()
-            && wanted != told
-        {
-            return Err(reply.wrong(format!("was asked for {wanted} and answered {told}")));
-        }
-        let media_type = reply.header(header::CONTENT_TYPE.as_str()).map(media::essence);
-        Ok(ManifestHead { digest, media_type, size: reply.content_length(), date, endpoint })
-    }
-
-    /// See [`Upstream::shows`](super::Upstream::shows). What the registry says of its own content is accepted, but not an
-    /// answer to another question, nor one that speaks of no manifest, such as that of a portal.
-    pub(super) fn shows(
-        &self,
-        repository: &RepositoryName,
-        digest: &Digest,
-        deadline: Deadline,
-    ) -> Result<(), Failure> {
-        let head = self.head_manifest(repository, &ManifestRef::Digest(digest.clone()), deadline)?;
-        let is_manifest = head.media_type.as_deref().and_then(Kind::of_media_type).is_some();
-        if is_manifest || head.digest.is_some() {
-            return Ok(());
-        }
-        let host = &self.base.origin.authority();
-        Err(Failure::wrong(host, "does not say whether it has a manifest without sending it"))
-    }
-
-    /// Fetches a manifest. Its bytes hash to the digest returned, and its media type is that of its body.
-    pub(super) fn fetch_manifest(
-        &self,
-        repository: &RepositoryName,
-        reference: &ManifestRef,
-        deadline: Deadline,
-    ) -> Result<FetchedManifest, Failure> {
-        let question = Question::manifest(repository, reference, deadline);
-        let question = Question { class: Class::ManifestGet, ..question };
-        let (reply, LargeBody { bytes, place }) = self.document(&question, MANIFEST_BYTES_MAX)?;
-        let digest = match (reference, reply.digest()) {
-            (ManifestRef::Digest(wanted), _) => wanted.clone(),
-            (ManifestRef::Tag(_), Some(told)) => told,
-            (ManifestRef::Tag(_), None) => Digest::of(crate::oci::Algorithm::Sha256, &bytes),
-        };
-        let actual = Digest::of(digest.algorithm(), &bytes);
-        if actual != digest {
-            return Err(reply.wrong(format!("the manifest should be {digest} and hashes to {actual}")));
-        }
-        let media_type = reply.manifest_of(&bytes)?.media_type;
-        let (date, endpoint) = (reply.date(), self.name.clone());
-        Ok(FetchedManifest { digest, media_type, bytes, date, endpoint, _place: place })
-    }
-
     /// Asks for a document of at most so many bytes. A large one that finds no place in memory is asked for again once it
     /// has one.
-    fn document(&self, question: &Question, most: u64) -> Result<(EndpointReply, LargeBody), Failure> {
+    pub(super) fn document(
+        &self,
+        question: &Question,
+        most: u64,
+    ) -> Result<(EndpointReply, LargeBody), Failure> {
+        self.document_as(&self.logins(), question, most)
+    }
+
+    /// The same with other logins.
+    pub(super) fn document_as(
+        &self,
+        logins: &Logins<'_>,
+        question: &Question,
+        most: u64,
+    ) -> Result<(EndpointReply, LargeBody), Failure> {
+        self.document_if(logins, question, most, EndpointReply::found)
+    }
+
+    /// The same where `judge` tells which answers have one.
+    pub(super) fn document_if(
+        &self,
+        logins: &Logins<'_>,
+        question: &Question,
+        most: u64,
+        judge: impl Fn(EndpointReply, &Question) -> Result<EndpointReply, Failure>,
+    ) -> Result<(EndpointReply, LargeBody), Failure> {
         let mut place = None;
         loop {
-            let mut reply = self.ask(question)?.found(question)?;
-            reply.verbatim()?;
+            let mut reply = judge(self.ask_as(logins, question)?, question)?;
+            if reply.is_page() {
+                return Err(reply.no_registry());
+            }
             if let Some(body) = reply.read_document(most, &self.bytes, &self.registry, place.take())? {
+                let body = reply.decoded(body, most, &self.registry, question.deadline)?;
                 return Ok((reply, body));
             }
             let busy = reply.wrong("sends a large answer while others are being read; retry");
             drop(reply);
             place = Some(LargeAnswer::wait(self.registry.as_str(), question.deadline.at()).ok_or(busy)?);
         }
-    }
-
-    /// Asks whether a blob is there; its size in bytes, if the upstream says.
-    pub(super) fn head_blob(
-        &self,
-        repository: &RepositoryName,
-        digest: &Digest,
-        deadline: Deadline,
-    ) -> Result<Option<u64>, Failure> {
-        let question = Question::blob(repository, digest, deadline);
-        let question = Question { class: Class::BlobHead, ..question };
-        Ok(self.ask(&question)?.found(&question)?.content_length())
     }
 
     /// Probes, and reports the outcome to the breaker.

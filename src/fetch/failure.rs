@@ -60,6 +60,8 @@ pub enum Cause {
     ServerError(u16),
     /// Status 429, or a `Retry-After` that has not passed.
     RateLimited,
+    /// What answered is no registry: an ingress without its pod, a portal, a proxy.
+    NotARegistry,
 }
 
 impl Cause {
@@ -68,7 +70,7 @@ impl Cause {
     pub(super) fn is_of_the_link(self) -> bool {
         match self {
             Cause::Refused | Cause::Timeout | Cause::Dns | Cause::Tls | Cause::Connection => true,
-            Cause::Cut | Cause::ServerError(_) | Cause::RateLimited => false,
+            Cause::Cut | Cause::ServerError(_) | Cause::RateLimited | Cause::NotARegistry => false,
         }
     }
 }
@@ -77,6 +79,11 @@ impl Failure {
     /// Whether the upstream could not be asked, so that something older may answer in its place.
     pub fn is_outage(&self) -> bool {
         matches!(self, Failure::Unreachable { .. })
+    }
+
+    /// Whether the upstream says no.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self, Failure::Missing { .. } | Failure::Denied { .. })
     }
 
     /// The kind of outage, if it is one.
@@ -89,6 +96,13 @@ impl Failure {
 
     pub(super) fn unreachable(host: &str, cause: Cause, message: impl fmt::Display) -> Self {
         Failure::Unreachable { cause, detail: format!("{host}: {message}") }
+    }
+
+    /// Something else than a registry answered with `status`, and `content_type`.
+    pub(super) fn no_registry(host: &str, status: u16, content_type: Option<&str>) -> Self {
+        let shown = content_type.map_or_else(String::new, |shown| format!(" ({})", quoted(shown)));
+        let message = format!("answered {status} but not as a registry does{shown}");
+        Failure::unreachable(host, Cause::NotARegistry, message)
     }
 
     pub(super) fn wrong(host: &str, message: impl fmt::Display) -> Self {

@@ -114,7 +114,7 @@ impl Upstream {
     /// A page of the tags of a repository.
     ///
     /// # Errors
-    /// See [`Upstream::head_manifest`]; `Wrong` if the list cannot be parsed, or it gives no such list.
+    /// See [`Upstream::name_tag`]; `Wrong` if the list cannot be parsed, or it gives no such list.
     pub fn list_tags(&self, repository: &RepositoryName, wanted: &ListPage) -> Result<NamePage, Failure> {
         self.ask_for_names(wanted, |endpoint, deadline| endpoint.list_tags(repository, wanted, deadline))
     }
@@ -301,24 +301,13 @@ impl Endpoint {
         Ok(ReferrerList { bytes: body.bytes, filtered, rest, place: body.place })
     }
 
-    /// Asks for a list. A large one that finds no place in memory is asked for again once it has one.
+    /// Asks for a list.
     fn list(
         &self,
         question: &Question,
         judge: impl Fn(EndpointReply, &Question) -> Result<EndpointReply, Failure>,
     ) -> Result<(EndpointReply, LargeBody), Failure> {
-        let mut place = None;
-        loop {
-            let mut reply = judge(self.ask(question)?, question)?;
-            reply.verbatim()?;
-            let body = reply.read_document(LIST_BYTES_MAX, &self.bytes, &self.registry, place.take())?;
-            if let Some(body) = body {
-                return Ok((reply, body));
-            }
-            let busy = reply.wrong("sends a large answer while others are being read; retry");
-            drop(reply);
-            place = Some(LargeAnswer::wait(self.registry.as_str(), question.deadline.at()).ok_or(busy)?);
-        }
+        self.document_if(&self.logins(), question, LIST_BYTES_MAX, judge)
     }
 }
 

@@ -3,6 +3,8 @@
 //! - [`Upstream`]: a registry, and which of its endpoints is asked
 //! - [`Endpoint`]: the questions, and the checks on their answers (`reply`); `ask`: logins, redirects, pauses
 //! - `lists`: tags, repositories and referrers
+//! - `heads`: what content is without fetching it, `shortcuts`: where an endpoint cannot say that
+//! - `encoding`: documents that came compressed
 //! - `shown`: what it shows to a client's own login
 //! - `holds`: whom a rate limit keeps from being asked
 //! - `wire`: one request: time-outs, warm connections, proxies (`proxy`); `chunks`: chunk extensions, left out
@@ -23,8 +25,10 @@ mod breaker;
 mod challenge;
 mod chunks;
 mod dial;
+mod encoding;
 mod endpoint;
 mod failure;
+mod heads;
 mod holds;
 mod lists;
 mod names;
@@ -35,6 +39,7 @@ mod race;
 mod realm;
 mod reply;
 mod scope;
+mod shortcuts;
 mod shown;
 mod socket;
 mod token;
@@ -48,8 +53,9 @@ mod tests;
 
 pub use blob::BlobStream;
 pub use breaker::{Attempt, Breaker, LinkState};
-pub use endpoint::{Endpoint, Examined, FetchedManifest, ManifestHead, RateLimit};
+pub use endpoint::{Endpoint, Examined, RateLimit};
 pub use failure::{Cause, Failure};
+pub use heads::{FetchedManifest, HeadTrust, NamedManifest};
 pub use lists::{ListPage, NamePage, PageAddress, ReferrerList, Rest};
 pub use shown::{Shown, ShownObject};
 pub use upstream::Upstream;
@@ -66,6 +72,7 @@ use pace::Pace;
 use policy::Policy;
 use proxy::Proxies;
 use rustls::RootCertStore;
+use shortcuts::Shortcuts;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use token::EndpointLogin;
@@ -243,6 +250,7 @@ impl CommonParts {
                 bytes: twin.map_or_else(Arc::default, |twin| twin.bytes.clone()),
                 pace: self.pace.clone(),
                 holds: Holds::default(),
+                shortcuts: Shortcuts::default(),
             }
         }))
     }

@@ -3,13 +3,15 @@
 use super::address::escaped;
 use super::ask::Question;
 use super::challenge::{self, Challenge, ContentRange};
+use super::encoding;
 use super::endpoint::RateLimit;
 use super::failure::{Cause, Failure};
+use super::wire::Deadline;
 use crate::budget::{
     ERROR_BODY_BYTES_MAX, LARGE_ANSWER_STEP_BYTES, LARGE_DOCUMENT_BYTES, UPSTREAM_NAMES_MAX,
 };
 use crate::documents::{DocumentTurn, LargeAnswer};
-use crate::oci::{Digest, Manifest, RegistryName, quoted};
+use crate::oci::{Digest, Manifest, RegistryName, media, quoted};
 use crate::sync::turn;
 use serde::Deserialize;
 use std::borrow::Cow;
@@ -116,7 +118,8 @@ impl EndpointReply {
 
     /// The reply if it is one that has what was asked for. The endpoint's own words are for the log where content was
     /// asked for by its digest: there they would tell whether it is here, because what is here is confirmed by a HEAD, whose
-    /// answer has none.
+    /// answer has none. A refusal without any sign of a registry is an outage, but for one by HEAD, which has no body: that
+    /// is for a GET to confirm.
     ///
     /// # Errors
     /// By its status: `Missing`, `Denied`, `Unreachable` or `Wrong`.
@@ -125,7 +128,19 @@ impl EndpointReply {
         if matches!(status, 200 | 206) {
             return Ok(self);
         }
-        let message = self.error_message();
+        let error = self.error_entry();
+        let signed = self.is_signed() || error.as_ref().is_some_and(|error| error.code.is_some());
+        // What any server may say on behalf of a registry, such as who stores its blobs.
+        let of_http = match status {
+            401 => self.parts.headers.contains_key(header::WWW_AUTHENTICATE),
+            408 | 416 => true,
+            _ => false,
+        };
+        if !signed && !of_http && question.shows_who_answers() {
+            return Err(self.no_registry());
+        }
+        let message = error.and_then(|error| error.message).filter(|message| !message.is_empty());
+        let message = message.map_or_else(String::new, |message| format!(": {}", quoted(&message)));
         let detail = if question.by_digest {
             log::debug!("{}: answered {status}{message} to {}", self.host, question.target);
             format!("{}: answered {status}", self.host)
@@ -140,17 +155,46 @@ impl EndpointReply {
         })
     }
 
-    /// Refuses a body that is not the content itself: it was not asked to be compressed.
+    /// Whether its header is one that registries send.
+    pub fn is_signed(&self) -> bool {
+        self.header("docker-distribution-api-version").is_some()
+    }
+
+    /// Whether it is a page for people, such as that of a portal.
+    pub fn is_page(&self) -> bool {
+        self.content_type().is_some_and(|shown| shown == "text/html") && self.digest().is_none()
+    }
+
+    /// Its media type, without parameters.
+    pub fn content_type(&self) -> Option<String> {
+        self.header(header::CONTENT_TYPE.as_str()).map(media::essence)
+    }
+
+    /// What answered is no registry.
+    pub fn no_registry(&self) -> Failure {
+        Failure::no_registry(&self.host, self.status(), self.content_type().as_deref())
+    }
+
+    /// The document in a body, which may be compressed although that was not asked for; see [`encoding`]. However short
+    /// that is, the document may be large.
     ///
     /// # Errors
-    /// `Wrong`, if it is encoded.
-    pub fn verbatim(&self) -> Result<(), Failure> {
-        match self.header(header::CONTENT_ENCODING.as_str()) {
-            Some(coding) if !coding.trim().eq_ignore_ascii_case("identity") => {
-                Err(self.wrong(format!("the answer is encoded as {}", quoted(coding))))
-            }
-            _ => Ok(()),
+    /// `Wrong` if it is larger than `most`, cannot be decoded, or finds no place in memory until then.
+    pub fn decoded(
+        &self,
+        body: LargeBody,
+        most: u64,
+        owner: &RegistryName,
+        deadline: Deadline,
+    ) -> Result<LargeBody, Failure> {
+        let coding = self.header(header::CONTENT_ENCODING.as_str());
+        if !encoding::is_gzip(coding, &body.bytes) {
+            return Ok(body);
         }
+        let place = body.place.or_else(|| LargeAnswer::wait(owner.as_str(), deadline.at()));
+        let place = place.ok_or_else(|| self.wrong("sends a compressed answer while large ones are read"))?;
+        let bytes = encoding::gunzip(&body.bytes, most).map_err(|why| self.wrong(why))?;
+        Ok(LargeBody { bytes, place: Some(place) })
     }
 
     /// The complete body, if it is no longer than `most`.
@@ -232,13 +276,16 @@ impl EndpointReply {
 
     /// `: "message"` from an error body (distribution-spec, "Error Codes"), or nothing.
     pub fn error_message(&mut self) -> String {
+        let message = self.error_entry().and_then(|error| error.message).filter(|m| !m.is_empty());
+        message.map_or_else(String::new, |message| format!(": {}", quoted(&message)))
+    }
+
+    /// The first error of an error body.
+    fn error_entry(&mut self) -> Option<ErrorEntry> {
         let mut bytes = Vec::new();
-        if self.body.by_ref().take(ERROR_BODY_BYTES_MAX).read_to_end(&mut bytes).is_err() {
-            return String::new();
-        }
-        let errors: Option<ErrorBody> = serde_json::from_slice(&bytes).ok();
-        let message = errors.and_then(|body| body.errors.into_iter().next()).and_then(|error| error.message);
-        message.filter(|m| !m.is_empty()).map_or(String::new(), |message| format!(": {}", quoted(&message)))
+        self.body.by_ref().take(ERROR_BODY_BYTES_MAX).read_to_end(&mut bytes).ok()?;
+        let body: ErrorBody = serde_json::from_slice(&bytes).ok()?;
+        body.errors.into_iter().next()
     }
 }
 
@@ -249,6 +296,8 @@ struct ErrorBody {
 
 #[derive(Deserialize)]
 struct ErrorEntry {
+    #[serde(default)]
+    code: Option<String>,
     #[serde(default)]
     message: Option<String>,
 }

@@ -5,11 +5,13 @@
 
 use super::blob::BlobStream;
 use super::breaker::LinkState;
-use super::endpoint::{Endpoint, FetchedManifest, ManifestHead};
+use super::endpoint::Endpoint;
 use super::failure::{Cause, Failure};
+use super::heads::{FetchedManifest, HeadTrust, NamedManifest};
+use super::shortcuts::Content;
 use super::wire::Deadline;
 use crate::budget::QUESTION_TIME_MAX;
-use crate::oci::{Digest, ManifestRef, RegistryName, RepositoryName};
+use crate::oci::{Digest, ManifestRef, RegistryName, RepositoryName, Tag};
 use std::sync::Arc;
 
 /// An upstream registry.
@@ -46,8 +48,8 @@ impl Upstream {
         self.anonymous.as_ref()
     }
 
-    /// Asks whether the registry shows a manifest to who asks, without fetching it: by HEAD and by digest, which registries
-    /// do not meter.
+    /// Asks whether the registry shows a manifest to who asks, by its digest: by HEAD, which registries do not meter, or by
+    /// GET where HEAD is no answer.
     ///
     /// # Errors
     /// `Missing` and `Denied`: it does not. `Wrong`: its answer does not say.
@@ -78,22 +80,38 @@ impl Upstream {
         self.endpoints.iter().for_each(|endpoint| endpoint.breaker().start_probe());
     }
 
-    /// See [`Endpoint::head_manifest`].
+    /// Asks which manifest a tag is: by HEAD, which registries do not meter, or by GET where HEAD is no answer.
     ///
     /// # Errors
     /// As for all questions: `Unreachable` if every endpoint is, else what the first that can be reached says.
-    pub fn head_manifest(
+    pub fn name_tag(
+        &self,
+        repository: &RepositoryName,
+        tag: &Tag,
+        trust: HeadTrust,
+    ) -> Result<NamedManifest, Failure> {
+        self.ask(|endpoint, deadline| endpoint.name_tag(repository, tag, trust, deadline))
+    }
+
+    /// Whether a tag of the repository can only be asked about by GET, as far as is known.
+    pub fn lacks_head(&self, repository: &RepositoryName) -> bool {
+        self.in_turn().any(|endpoint| endpoint.shortcuts.lacks_head(repository, Content::Manifests))
+    }
+
+    /// What an endpoint answers to HEAD.
+    #[cfg(test)]
+    pub(super) fn head_manifest(
         &self,
         repository: &RepositoryName,
         reference: &ManifestRef,
-    ) -> Result<ManifestHead, Failure> {
-        self.ask(|endpoint, deadline| endpoint.head_manifest(repository, reference, deadline))
+    ) -> Result<super::heads::ManifestHead, Failure> {
+        self.ask(|endpoint, deadline| endpoint.head_manifest(repository, reference, deadline).0)
     }
 
     /// Fetches a manifest. Its bytes hash to the digest returned, and its media type is that of its body.
     ///
     /// # Errors
-    /// See [`Upstream::head_manifest`]; `Wrong` if the bytes do not hash to the digest, or are no manifest.
+    /// See [`Upstream::name_tag`]; `Wrong` if the bytes do not hash to the digest, or are no manifest.
     pub fn fetch_manifest(
         &self,
         repository: &RepositoryName,
@@ -105,7 +123,7 @@ impl Upstream {
     /// Opens a blob at byte `from`.
     ///
     /// # Errors
-    /// See [`Upstream::head_manifest`]; `Wrong` if the answer is not the part that was asked for.
+    /// See [`Upstream::name_tag`]; `Wrong` if the answer is not the part that was asked for.
     pub fn open_blob(
         &self,
         repository: &RepositoryName,
@@ -132,7 +150,7 @@ impl Upstream {
     /// Asks whether a blob is there; its size in bytes, if the upstream says.
     ///
     /// # Errors
-    /// See [`Upstream::head_manifest`].
+    /// See [`Upstream::name_tag`].
     pub fn head_blob(&self, repository: &RepositoryName, digest: &Digest) -> Result<Option<u64>, Failure> {
         self.ask(|endpoint, deadline| endpoint.head_blob(repository, digest, deadline))
     }

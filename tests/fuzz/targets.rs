@@ -18,7 +18,7 @@ use larder::auth::Identity;
 use larder::config::{Config, Options};
 use larder::demo::image::SampleImage;
 use larder::demo::upstream::FaultyRegistry;
-use larder::fetch::{ListPage, Upstreams};
+use larder::fetch::{HeadTrust, ListPage, Upstreams};
 use larder::http::Server;
 use larder::mirror::Mirror;
 use larder::oci::{
@@ -204,7 +204,7 @@ pub fn upstream(data: &[u8]) {
     let content = b"content";
     let digest = Digest::of(Algorithm::Sha256, content);
     match question % 7 {
-        0 => drop(upstream.head_manifest(&name, &ManifestRef::Tag(Tag::latest()))),
+        0 => drop(upstream.name_tag(&name, &Tag::latest(), HeadTrust::None)),
         1 => {
             if let Ok(fetched) = upstream.fetch_manifest(&name, &ManifestRef::Tag(Tag::latest())) {
                 assert_eq!(Digest::of(fetched.digest.algorithm(), &fetched.bytes), fetched.digest);

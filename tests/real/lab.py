@@ -52,6 +52,51 @@ class Proxy(Process):
         return self.log().count(f"CONNECT 127.0.0.1:{port} ")
 
 
+class Ingress(Process):
+    """nginx as the ingress in front of a pod: who is asked while the pod is down answers for everybody else, with 404."""
+
+    def __init__(self, folder, pod):
+        self.port = free_port()
+        self.ports = (self.port,)
+        kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        config = folder / "nginx.conf"
+        config.write_text(
+            f"""daemon off;
+pid {folder}/nginx.pid;
+error_log stderr;
+events {{}}
+http {{
+  access_log {folder}/access.log;
+  {"".join(f"{kind}_temp_path {folder}/{kind};" for kind in kinds)}
+  server {{
+    listen 127.0.0.1:{self.port};
+    client_max_body_size 0;
+    location / {{
+      proxy_pass http://127.0.0.1:{pod.port};
+      proxy_set_header Host $http_host;
+      error_page 502 504 =404 @nobody;
+    }}
+    location @nobody {{
+      default_type text/plain;
+      return 404 "default backend - 404";
+    }}
+  }}
+}}
+"""
+        )
+        super().__init__("ingress", ["/usr/sbin/nginx", "-c", config], folder)
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    def asked(self, part):
+        """Method and status of every request so far whose path has a part in it."""
+        lines = (self.folder / "access.log").read_text().splitlines()
+        rows = [line.split('"') for line in lines if part in line]
+        return [(row[1].split()[0], int(row[2].split()[0])) for row in rows]
+
+
 class Tokens:
     """A token server as registries use it: signed tokens, for everybody or for who knows the password."""
 

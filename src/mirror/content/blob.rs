@@ -305,23 +305,26 @@ impl Blobs {
     pub(in crate::mirror) async fn size(&self, view: &View, digest: &Digest) -> Result<(u64, bool), Refusal> {
         let repository = &view.repository;
         let upstream = self.context.upstream(&repository.registry)?;
-        match self.look(view, digest).await? {
+        let stated = match self.look(view, digest).await? {
             Found::Here(blob) => return Ok((blob.size, true)),
             // Upstream was asked for it, as for what is not here.
             Found::Unconfirmed => {
                 return Ok((self.confirm(&upstream, repository, digest).await?.size, false));
             }
-            Found::Absent(_) => {}
-        }
+            Found::Absent(stated) => stated,
+        };
         if upstream.link().is_known_down() {
             return Err(unavailable(&upstream, digest));
         }
-        let Source { upstream, class, .. } = self.source(&upstream, view, digest).await?;
+        let Source { upstream, class, named } = self.source(&upstream, view, digest).await?;
         let fill = self.fills.find(repository, digest, class).filter(|fill| fill.repository == *repository);
         if let Some(total) = fill.and_then(|fill| fill.follow().borrow().total) {
             return Ok((total, false));
         }
-        match self.ask_size(&upstream, repository, digest).await? {
+        let answered = self.ask_size(&upstream, repository, digest).await?;
+        // What a verified manifest says is more than what a HEAD does.
+        let stated = stated.or_else(|| self.named.size(repository, digest)).filter(|_| named);
+        match stated.or(answered) {
             Some(size) => Ok((size, false)),
             None => Err(Refusal::Unavailable(format!("{} states no size for {digest}", repository.registry))),
         }

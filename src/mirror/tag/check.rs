@@ -4,8 +4,8 @@ use super::super::access::View;
 use super::resolve::Tags;
 use crate::auth::AccessClass;
 use crate::budget;
-use crate::fetch::{Failure, Upstream};
-use crate::oci::{Algorithm, Digest, Kind, ManifestRef, Repository, Tag};
+use crate::fetch::{Failure, HeadTrust, NamedManifest, Upstream};
+use crate::oci::{Algorithm, Digest, Repository, Tag};
 use crate::store::{Observation, VersionSource};
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,6 +19,8 @@ pub(super) struct UpstreamDigest {
     pub(super) digest: Digest,
     /// The manifest's media type and its size in bytes, as upstream states them.
     pub(super) stated: Option<(String, u64)>,
+    /// No bytes have proved it.
+    pub(super) by_head: bool,
 }
 
 /// Such an answer, when the registry gave it, and the endpoint that did.
@@ -60,11 +62,14 @@ impl Tags {
     /// Asks upstream for a tag and moves the pointers.
     fn check(&self, upstream: &Upstream, view: &View, tag: &Tag) -> Result<UpstreamDigest, Failure> {
         let repository = &view.repository;
+        if let Some(answer) = self.lately(upstream, view, tag) {
+            return Ok(answer);
+        }
         let (answer, date, endpoint) = match upstream.anonymous() {
             Some(anonymous) if !view.clearance.private => {
                 self.ask_if_shown(upstream, anonymous, repository, tag)?
             }
-            _ => self.ask_upstream(upstream, view, tag)?,
+            _ => self.ask_upstream(upstream, view, tag, HeadTrust::None)?,
         };
         // Before the name of a tag is known that only credentials have shown.
         let store = &self.context.store;
@@ -86,6 +91,21 @@ impl Tags {
         Ok(answer)
     }
 
+    /// Upstream's answer of less than `revalidate` ago, where another one costs a GET, which registries meter. Where it does
+    /// not, a version that is not complete is asked for again.
+    fn lately(&self, upstream: &Upstream, view: &View, tag: &Tag) -> Option<UpstreamDigest> {
+        let repository = &view.repository;
+        if upstream.anonymous().is_some() || !upstream.lacks_head(&repository.name) {
+            return None;
+        }
+        let revalidate = self.context.config.now().tags.policy(repository, tag).revalidate;
+        let (_, verified) = self.table.find(&(repository.clone(), tag.clone()), view.clearance, None);
+        verified.filter(|at| at.elapsed() < revalidate)?;
+        let digest = self.context.store.tag(repository, tag).ok()??.seen?.digest;
+        self.manifests.read(view, &digest, None).ok()??;
+        Some(UpstreamDigest { digest, stated: None, by_head: false })
+    }
+
     /// Upstream's answer for a tag, if it shows everybody what that names. All else is one and the same answer, after the
     /// same questions: whether there is such a tag is not told.
     fn ask_if_shown(
@@ -95,7 +115,8 @@ impl Tags {
         repository: &Repository,
         tag: &Tag,
     ) -> Result<Named, Failure> {
-        let named = match self.ask_upstream(upstream, &View::of_everybody(repository), tag) {
+        let everybody = View::of_everybody(repository);
+        let named = match self.ask_upstream(upstream, &everybody, tag, HeadTrust::Signed) {
             Err(failure @ (Failure::Unreachable { .. } | Failure::Wrong { .. })) => return Err(failure),
             named => named.ok(),
         };
@@ -113,24 +134,25 @@ impl Tags {
     }
 
     /// Upstream's answer for a tag, when it was given, and by whom.
-    fn ask_upstream(&self, upstream: &Upstream, view: &View, tag: &Tag) -> Result<Named, Failure> {
-        let (repository, reference) = (&view.repository, ManifestRef::Tag(tag.clone()));
-        let head = upstream.head_manifest(&repository.name, &reference)?;
-        Ok(match head.digest {
-            Some(digest) => {
-                // What is no manifest's type says that it must be fetched and looked at.
-                let media_type = head.media_type.filter(|stated| Kind::of_media_type(stated).is_some());
-                let stated = media_type.zip(head.size);
-                (UpstreamDigest { digest, stated }, head.date, head.endpoint)
+    fn ask_upstream(
+        &self,
+        upstream: &Upstream,
+        view: &View,
+        tag: &Tag,
+        trust: HeadTrust,
+    ) -> Result<Named, Failure> {
+        let repository = &view.repository;
+        Ok(match upstream.name_tag(&repository.name, tag, trust)? {
+            NamedManifest::Head { digest, stated, date, endpoint } => {
+                (UpstreamDigest { digest, stated, by_head: true }, date, endpoint)
             }
-            // Not every registry sends a digest on HEAD; then the manifest must be fetched.
-            None => {
-                let fetched = upstream.fetch_manifest(&repository.name, &reference)?;
+            NamedManifest::Fetched(fetched) => {
                 if let Ok(class) = self.proofs.manifest_class(upstream, view, &fetched.digest) {
                     self.manifests.keep(repository, &fetched, class);
                 }
                 let stated = Some((fetched.media_type, fetched.bytes.len() as u64));
-                (UpstreamDigest { digest: fetched.digest, stated }, fetched.date, fetched.endpoint)
+                let answer = UpstreamDigest { digest: fetched.digest, stated, by_head: false };
+                (answer, fetched.date, fetched.endpoint)
             }
         })
     }

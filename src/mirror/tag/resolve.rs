@@ -69,6 +69,8 @@ struct Choice {
     tier: Tier,
     cause: Option<String>,
     stated: Option<(String, u64)>,
+    /// Upstream has named it, and no bytes have proved it.
+    by_head: bool,
     /// Its manifest, if that is here, public and small.
     small: Option<SmallManifest>,
 }
@@ -166,10 +168,31 @@ impl Tags {
             Err(refusal @ (Refusal::Unavailable(_) | Refusal::Missing { .. })) => refusal,
             Err(refusal) => return Err(refusal),
         };
-        let Some(other) = self.instead(view, tag, &choice, &refusal).await else { return Err(refusal) };
+        let named = self.named_by_bytes(view, tag, &choice, cached_only).await;
+        let other = match named {
+            Some(other) => Some(other),
+            None => self.instead(view, tag, &choice, &refusal).await,
+        };
+        let Some(other) = other else { return Err(refusal) };
         self.report(repository, tag, &other);
         let answer = self.manifests.manifest(view, &other.digest).await?;
         Ok(other.with(answer))
+    }
+
+    /// What upstream's GET of the tag is, if its HEAD has named something that is nowhere.
+    async fn named_by_bytes(
+        self: &Arc<Self>,
+        view: &View,
+        tag: &Tag,
+        chosen: &Choice,
+        cached_only: Option<CachedOnly>,
+    ) -> Option<Choice> {
+        let upstream = self.context.upstream(&view.registry).ok()?;
+        if !chosen.by_head || !upstream.lacks_head(&view.name) {
+            return None;
+        }
+        let again = self.choose(view, tag, cached_only).await.ok()?;
+        (!again.by_head && again.tier == Tier::Upstream && again.digest != chosen.digest).then_some(again)
     }
 
     /// Another version, if the chosen one cannot be fetched.
@@ -237,7 +260,7 @@ impl Tags {
                 let choice = Choice::of(tier, digest, None, &local);
                 // While upstream was asked it may have been removed.
                 let small = choice.small.filter(|_| stamp == self.context.store.stamp());
-                Ok(Choice { stated, small, ..choice })
+                Ok(Choice { stated, small, by_head: named.by_head, ..choice })
             }
             (Verdict::Serve(Tier::Peer, digest), _, Some(claim)) => {
                 let cause = format!("{cause}; peer {} has this version", claim.peer);
@@ -432,7 +455,7 @@ impl Choice {
     fn of(tier: Tier, digest: &Digest, cause: Option<String>, local: &LocalTag) -> Choice {
         let complete = local.complete.as_ref().is_some_and(|version| version.digest == *digest);
         let small = local.small.clone().filter(|_| complete);
-        Choice { digest: digest.clone(), tier, cause, stated: None, small }
+        Choice { digest: digest.clone(), tier, cause, stated: None, by_head: false, small }
     }
 
     fn with(self, manifest: ManifestAnswer) -> TagAnswer {
