@@ -331,6 +331,7 @@ fn a_client_certificate_is_shown_and_taken_up_when_it_changes() {
         ["cert", "key"].iter().for_each(|own| fs::create_dir(folder.0.join(own)).unwrap());
         let bare = Board::with_url(&front.url(), &format!("ca_file = {ca:?}\n"));
         assert_eq!(ask(&bare, TAG).0, 502, "without a certificate");
+        bare.wait_for_log("asks for a client certificate (client_cert_file can name it)");
         let files = (
             private_file(&folder, "cert/client.pem", &certificate),
             private_file(&folder, "key/client.key", &key),
