@@ -31,7 +31,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("decide", &["oci", "config"]),
     ("store", &["oci", "budget", "files", "clock", "sync", "documents", "auth"]),
     ("fetch", &["oci", "budget", "files", "clock", "sync", "text", "documents", "config"]),
-    ("kit", &["oci", "budget", "sync", "text", "documents", "places", "config"]),
+    ("kit", &["oci", "budget", "files", "sync", "text", "documents", "places", "config"]),
     ("image", &["oci", "budget", "text", "auth", "config", "decide", "store"]),
     ("report", &["oci", "budget", "clock", "sync", "config", "store", "fetch", "image"]),
     (

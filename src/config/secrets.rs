@@ -5,9 +5,9 @@
 //! refuses them, and a server warns and starts.
 
 use super::load::Check;
-use super::{ClientCertSettings, Config, LoginSettings};
+use super::{ClientCertSettings, Config, KitSettings, LoginSettings};
 use crate::budget;
-use crate::files;
+use crate::files::{self, Watched};
 use crate::text::Secret;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -36,24 +36,30 @@ impl Config {
 
 pub(super) fn read_kit_secret(file: &Path, check: &mut Check<'_>) -> Option<Secret<Vec<u8>>> {
     exposed("kit.secret_file", file).into_iter().for_each(|problem| check.wrong(problem));
+    kit_secret(file).map_err(|problem| check.wrong(problem)).ok()
+}
+
+fn kit_secret(file: &Path) -> Result<Secret<Vec<u8>>, String> {
     let shown = file.display();
-    match files::read(file, budget::SECRET_FILE_BYTES_MAX) {
-        Ok(text) if text.trim_ascii().len() >= budget::KIT_SECRET_BYTES_MIN => {
-            Some(Secret::new(text.trim_ascii().to_vec()))
-        }
-        Ok(text) => {
-            check.wrong(format!(
-                "kit.secret_file {shown} holds {} bytes, expected at least {}; \
-                 `openssl rand -hex 32` makes a good secret, the same for every board of the kit",
-                text.trim_ascii().len(),
-                budget::KIT_SECRET_BYTES_MIN
-            ));
-            None
-        }
-        Err(e) => {
-            check.wrong(format!("kit.secret_file {shown} cannot be read: {e}"));
-            None
-        }
+    let text = files::read(file, budget::SECRET_FILE_BYTES_MAX)
+        .map_err(|e| format!("kit.secret_file {shown} cannot be read: {e}"))?;
+    let secret = text.trim_ascii();
+    if secret.len() >= budget::KIT_SECRET_BYTES_MIN {
+        return Ok(Secret::new(secret.to_vec()));
+    }
+    Err(format!(
+        "kit.secret_file {shown} holds {} bytes, expected at least {}; \
+         `openssl rand -hex 32` makes a good secret, the same for every board of the kit",
+        secret.len(),
+        budget::KIT_SECRET_BYTES_MIN
+    ))
+}
+
+impl KitSettings {
+    /// The secret, whenever its file changes.
+    pub fn watched_secret(&self) -> Watched<Secret<Vec<u8>>> {
+        let file = self.secret_file.clone();
+        Watched::resume(self.secret.clone(), vec![file.clone()], move || kit_secret(&file))
     }
 }
 

@@ -328,6 +328,10 @@ pub(super) fn upstream(name: &str, has_login: bool, outcome: &Result<Examined, F
                 what,
                 "is the uplink there? ip route; cached images are served meanwhile",
             ),
+            Cause::Tls if what.contains("client certificate") => {
+                let mend = format!("set client_cert_file and client_key_file in [upstream.\"{name}\"]");
+                Finding::bad(UPSTREAM, what, mend)
+            }
             Cause::Tls => Finding::bad(
                 UPSTREAM,
                 what,

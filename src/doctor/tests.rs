@@ -84,6 +84,9 @@ fn what_an_upstream_says() {
         assert_eq!(finding.severity, expected, "{cause:?}");
         assert!(finding.mend.unwrap().contains(mend), "{cause:?}");
     }
+    let asks = "h: the other side asks for a client certificate (client_cert_file can name it)";
+    let asks = Err(Failure::Unreachable { cause: Cause::Tls, detail: asks.into() });
+    assert!(upstream("docker.io", false, &asks).mend.unwrap().contains("client_key_file"));
     // The uplink itself: one finding for all.
     let fail = |cause| down(cause).err().unwrap();
     let both = [fail(Cause::Dns), fail(Cause::Timeout)];

@@ -7,7 +7,7 @@
 use super::trust;
 use crate::clock;
 use crate::oci::quoted;
-use rustls::CertificateError;
+use rustls::{AlertDescription, CertificateError};
 use std::fmt;
 use std::io;
 use std::time::SystemTime;
@@ -195,6 +195,17 @@ impl Failure {
             rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             ) => "the certificate is for another name".to_owned(),
+            rustls::Error::AlertReceived(AlertDescription::CertificateRequired) => {
+                "the other side asks for a client certificate (client_cert_file can name it)".to_owned()
+            }
+            rustls::Error::AlertReceived(
+                AlertDescription::BadCertificate
+                | AlertDescription::CertificateExpired
+                | AlertDescription::CertificateRevoked
+                | AlertDescription::CertificateUnknown
+                | AlertDescription::UnknownCA
+                | AlertDescription::AccessDenied,
+            ) => "the other side does not accept the client certificate (client_cert_file)".to_owned(),
             other => format!("tls failed: {}", quoted(&other.to_string())),
         };
         Failure::unreachable(host, Cause::Tls, message)

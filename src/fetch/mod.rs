@@ -71,12 +71,11 @@ use names::Names;
 use pace::Pace;
 use policy::Policy;
 use proxy::Proxies;
-use rustls::RootCertStore;
 use shortcuts::Shortcuts;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use token::EndpointLogin;
-use trust::{Trust, TrustFiles};
+use trust::{CommonTrust, TrustFiles};
 use wire::{Agents, Times, Wire};
 
 /// What is called when the link to an endpoint changes. It may look at the breaker, and must not report to it. It runs
@@ -107,15 +106,13 @@ impl Upstreams {
             config.fetch.proxy.as_ref().map(|proxy| proxy.reveal().as_str()),
             environment,
         )?);
-        let roots = trust::common_roots();
         let common = CommonParts {
             times: Times {
                 connect: config.fetch.connect_timeout,
                 header: config.fetch.header_timeout,
                 stall: config.fetch.stall_timeout,
             },
-            trust: Trust::in_roots(roots.clone())?,
-            roots: Arc::new(roots),
+            trust: Arc::new(CommonTrust::watched()?),
             proxies,
             networks: config.fetch.allow_networks.clone(),
             names: Arc::new(names),
@@ -173,8 +170,7 @@ impl Drop for Upstreams {
 /// What upstreams have in common.
 struct CommonParts {
     times: Times,
-    roots: Arc<RootCertStore>,
-    trust: Trust,
+    trust: Arc<Watched<CommonTrust>>,
     proxies: Arc<Proxies>,
     networks: Vec<IpNet>,
     names: Arc<Names>,
@@ -226,9 +222,9 @@ impl CommonParts {
             client: settings.client_certificate.clone(),
             own: (base.origin.host.clone(), base.origin.port),
         };
-        let (roots, common, names) = (self.roots.clone(), self.trust.clone(), self.names.clone());
+        let (common, names) = (self.trust.clone(), self.names.clone());
         let agents = Watched::open(files.paths(), move || {
-            Ok(Agents::new(&files.read(&roots, &common)?, &names, &policy))
+            Ok(Agents::new(&files.read(&common.now())?, &names, &policy))
         })?;
         let wire = Wire::new(self.times, agents, self.proxies.clone());
         let registry = &upstream.name;

@@ -3,7 +3,7 @@
 
 use crate::budget::{CA_BYTES_MAX, SECRET_FILE_BYTES_MAX};
 use crate::config::ClientCertSettings;
-use crate::files;
+use crate::files::{self, Watched};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::CryptoProvider;
@@ -28,24 +28,49 @@ const BUNDLES: [&str; 6] = [
 /// Most sections looked at in one file, broken ones too; real bundles have some 150.
 const SECTIONS_MAX: usize = 10_000;
 
-/// The roots that every upstream shares.
-pub(super) fn common_roots() -> RootCertStore {
+/// Where the system's roots may be: the first that holds any counts.
+fn bundles() -> Vec<PathBuf> {
     let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
-    let usual = BUNDLES.iter().map(PathBuf::from);
-    for path in named.into_iter().chain(usual) {
+    named.into_iter().chain(BUNDLES.iter().map(PathBuf::from)).collect()
+}
+
+/// What every upstream trusts.
+pub(super) struct CommonTrust {
+    roots: RootCertStore,
+    trust: Trust,
+}
+
+impl CommonTrust {
+    /// # Errors
+    /// TLS cannot be set up.
+    pub fn watched() -> Result<Watched<CommonTrust>, String> {
+        let (_, any_of_system) = common_roots();
+        Watched::open(bundles(), move || {
+            let (roots, is_of_system) = common_roots();
+            if any_of_system && !is_of_system {
+                return Err("no file with the system's authorities can be used".to_owned());
+            }
+            Ok(CommonTrust { trust: Trust::in_roots(roots.clone())?, roots })
+        })
+    }
+}
+
+/// The system's roots or those built in, and whether they are the system's.
+fn common_roots() -> (RootCertStore, bool) {
+    for path in bundles() {
         let mut roots = RootCertStore::empty();
         match read_certificates(&path) {
             Ok(certificates) => {
                 let (taken, _) = roots.add_parsable_certificates(certificates);
                 if taken > 0 {
-                    return roots;
+                    return (roots, true);
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => log::warn!("trust roots in {} cannot be read: {error}", path.display()),
         }
     }
-    RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() }
+    (RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() }, false)
 }
 
 /// The TLS settings for the connections of one endpoint.
@@ -67,10 +92,7 @@ pub(super) struct TrustFiles {
 
 impl Trust {
     /// Trusts `roots` and shows nothing.
-    ///
-    /// # Errors
-    /// TLS cannot be set up.
-    pub fn in_roots(roots: RootCertStore) -> Result<Self, String> {
+    fn in_roots(roots: RootCertStore) -> Result<Self, String> {
         Ok(Trust { settings: Arc::new(settings(roots, Vec::new(), None)?), own: None })
     }
 
@@ -83,17 +105,18 @@ impl Trust {
 }
 
 impl TrustFiles {
+    /// The files, and those of the system's roots.
     pub fn paths(&self) -> Vec<PathBuf> {
         let client = self.client.iter().flat_map(|client| [&client.cert_file, &client.key_file]);
-        self.ca_file.iter().chain(client).cloned().collect()
+        self.ca_file.iter().chain(client).cloned().chain(bundles()).collect()
     }
 
-    /// What the files say, in addition to `roots`; `common` is what holds where there are none.
+    /// What the files say, in addition to what is common to all.
     ///
     /// # Errors
     /// What is wrong with which of them.
-    pub fn read(&self, roots: &RootCertStore, common: &Trust) -> Result<Trust, String> {
-        let mut roots = roots.clone();
+    pub fn read(&self, common: &CommonTrust) -> Result<Trust, String> {
+        let mut roots = common.roots.clone();
         let mut named = Vec::new();
         if let Some(ca_file) = &self.ca_file {
             named = read_certificates(ca_file).map_err(|error| format!("{}: {error}", ca_file.display()))?;
@@ -111,7 +134,7 @@ impl TrustFiles {
         };
         let settings = match &self.ca_file {
             Some(_) => Arc::new(settings(roots, named, None)?),
-            None => common.settings.clone(),
+            None => common.trust.settings.clone(),
         };
         Ok(Trust { settings, own })
     }
@@ -228,9 +251,9 @@ mod tests {
 
     #[test]
     fn there_are_roots_even_without_a_system() {
-        assert!(!common_roots().is_empty());
+        assert!(!common_roots().0.is_empty());
         assert!(webpki_roots::TLS_SERVER_ROOTS.len() > 50);
-        assert!(Trust::in_roots(common_roots()).is_ok());
+        assert!(CommonTrust::watched().is_ok());
     }
 
     #[test]
@@ -249,10 +272,8 @@ mod tests {
             client: Some(ClientCertSettings { cert_file, key_file }),
             own: ("registry.lab".to_owned(), 443),
         };
-        let common = Trust::in_roots(common_roots()).unwrap();
-        let trust = files.read(&common_roots(), &common).unwrap();
-        assert_eq!(files.paths().len(), 2);
-        for path in files.paths() {
+        let trust = files.read(&CommonTrust::watched().unwrap().now()).unwrap();
+        for path in files.paths().iter().take(2) {
             std::fs::remove_file(path).unwrap();
         }
         let shows =

@@ -9,6 +9,7 @@
 
 use crate::budget;
 use crate::sync::Mutex;
+use std::fmt;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,6 +23,12 @@ pub struct Watched<T> {
     files: Vec<PathBuf>,
     read: Box<dyn Fn() -> Result<T, String> + Send + Sync>,
     state: Mutex<Latest<T>>,
+}
+
+impl<T> fmt::Debug for Watched<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watched").field("files", &self.files).finish_non_exhaustive()
+    }
 }
 
 struct Latest<T> {
@@ -81,6 +88,14 @@ impl<T> Watched<T> {
         Arc::clone(&latest.value)
     }
 
+    /// What the files say, which are looked at now.
+    pub fn now(&self) -> Arc<T> {
+        let mut latest = self.state.lock();
+        latest.looked = Instant::now();
+        self.refresh(&mut latest);
+        Arc::clone(&latest.value)
+    }
+
     /// What the files say if that is not what was `used`, which was refused: they are looked at now.
     pub fn newer_than(&self, used: &Arc<T>) -> Option<Arc<T>> {
         let mut latest = self.state.lock();
@@ -96,8 +111,10 @@ impl<T> Watched<T> {
         if seen == latest.files {
             return;
         }
+        let changed =
+            self.files.iter().zip(seen.iter().zip(&latest.files)).filter(|(_, (now, then))| now != then);
+        let names: Vec<_> = changed.map(|(file, _)| file.display().to_string()).collect();
         latest.files = seen;
-        let names: Vec<_> = self.files.iter().map(|file| file.display().to_string()).collect();
         match (self.read)() {
             Ok(value) => {
                 log::info!("{} changed and is in use", names.join(", "));

@@ -5,6 +5,7 @@ use super::{Answer, Question};
 use crate::budget;
 use crate::config;
 use crate::documents::{self, LargeAnswer};
+use crate::files::Watched;
 use crate::oci::{Digest, Platform, Repository, Tag};
 use crate::sync::Mutex;
 use crate::text::Secret;
@@ -60,7 +61,7 @@ pub struct PeerState {
 #[derive(Debug)]
 struct Peer {
     address: SocketAddr,
-    secret: Secret<Vec<u8>>,
+    secret: Arc<Watched<Secret<Vec<u8>>>>,
     state: Mutex<State>,
     tags: Arc<Semaphore>,
 }
@@ -88,10 +89,11 @@ impl State {
 impl Kit {
     /// Gets ready to ask, without asking anybody.
     pub fn new(settings: &config::KitSettings) -> Kit {
+        let secret = Arc::new(settings.watched_secret());
         let peer = |address: &SocketAddr| {
             Arc::new(Peer {
                 address: *address,
-                secret: settings.secret.clone(),
+                secret: Arc::clone(&secret),
                 state: Mutex::default(),
                 tags: Arc::new(Semaphore::new(budget::PEER_TAGS_MAX)),
             })
@@ -238,7 +240,7 @@ impl Peer {
     fn ask(&self, question: &Question, until: Instant) -> Result<(PeerSession, Answer), Broken> {
         let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         let socket = TcpStream::connect_timeout(&self.address, left)?;
-        let mut session = PeerSession::shake(socket, self.secret.reveal(), Role::Asker, until)?;
+        let mut session = PeerSession::shake(socket, self.secret.current().reveal(), Role::Asker, until)?;
         session.send(question, until)?;
         let answer = session.receive(until)?;
         let answer = answer.ok_or_else(|| Broken::Io(std::io::ErrorKind::UnexpectedEof.into()))?;

@@ -3,6 +3,7 @@
 use super::wire::{Broken, PeerSession, Role};
 use super::{Answer, PeerContent, Question};
 use crate::budget;
+use crate::files::Watched;
 use crate::places::{self, Places};
 use crate::text::Secret;
 use std::fs::File;
@@ -46,7 +47,7 @@ impl Drop for Listening {
 /// A sentence that says what is wrong with the address and what can be done.
 pub fn listen(
     address: SocketAddr,
-    secret: &Secret<Vec<u8>>,
+    secret: Watched<Secret<Vec<u8>>>,
     content: Arc<dyn PeerContent>,
 ) -> Result<Listening, String> {
     let failed = |e: io::Error| {
@@ -61,7 +62,7 @@ pub fn listen(
     let address = listener.local_addr().map_err(failed)?;
     let closed = Arc::new(AtomicBool::new(false));
     let server = Arc::new(PeerServer {
-        secret: secret.clone(),
+        secret,
         content,
         closed: Arc::clone(&closed),
         places: Places::with_most_each(budget::KIT_CONNECTIONS_MAX, budget::KIT_CONNECTIONS_EACH),
@@ -76,7 +77,7 @@ pub fn listen(
 }
 
 struct PeerServer {
-    secret: Secret<Vec<u8>>,
+    secret: Watched<Secret<Vec<u8>>>,
     content: Arc<dyn PeerContent>,
     closed: Arc<AtomicBool>,
     /// For connections, handshakes included.
@@ -118,7 +119,7 @@ impl PeerServer {
 
     fn talk(&self, socket: TcpStream, caller: SocketAddr) {
         let until = Instant::now() + budget::KIT_HANDSHAKE_TIME;
-        let ended = PeerSession::shake(socket, self.secret.reveal(), Role::Answerer, until)
+        let ended = PeerSession::shake(socket, self.secret.current().reveal(), Role::Answerer, until)
             .and_then(|session| self.answer_all(session));
         match ended {
             Ok(()) => {}

@@ -4,6 +4,7 @@ use super::wire::{Broken, GREETING, NONCE_BYTES, PeerSession, Role};
 use super::{Answer, Claim, Kit, Listening, PeerContent, Question, listen};
 use crate::budget;
 use crate::config;
+use crate::files::Watched;
 use crate::oci::{Algorithm, Digest, Platform, Repository, Tag};
 use crate::text::Secret;
 use std::fs::File;
@@ -220,7 +221,7 @@ fn stock(manifest: &[u8]) -> Arc<Stock> {
 
 fn open(content: &Arc<Stock>) -> Listening {
     let content: Arc<dyn PeerContent> = Arc::clone(content) as Arc<dyn PeerContent>;
-    listen(([127, 0, 0, 1], 0).into(), &secret(SECRET), content).unwrap()
+    listen(([127, 0, 0, 1], 0).into(), Watched::fixed(secret(SECRET)), content).unwrap()
 }
 
 fn kit(peers: &[SocketAddr], text: &str) -> Kit {
@@ -337,7 +338,7 @@ async fn the_pause_of_a_dead_peer_grows_and_ends_with_an_answer() {
     ask(&kit, "latest").await;
     left_out("2");
     tokio::time::sleep(2 * budget::PEER_PAUSE_MIN + Duration::from_millis(50)).await;
-    let Ok(_open) = listen(address, &secret(SECRET), stock(b"content")) else {
+    let Ok(_open) = listen(address, Watched::fixed(secret(SECRET)), stock(b"content")) else {
         return; // Another test was given the port.
     };
     assert_eq!(ask(&kit, "latest").await.0.len(), 1);

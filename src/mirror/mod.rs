@@ -343,7 +343,7 @@ impl Mirror {
         let Some(settings) = &config.kit else { return Ok(None) };
         let parts = &self.parts;
         let content = peers::PublicContent::new(&parts.context, &parts.manifests, &parts.table);
-        kit::listen(settings.listen, &settings.secret, Arc::new(content)).map(Some)
+        kit::listen(settings.listen, settings.watched_secret(), Arc::new(content)).map(Some)
     }
 
     /// The state of each peer.

@@ -294,7 +294,11 @@ pub fn peer_of(image: &Image) -> (kit::Listening, Arc<AtomicUsize>) {
     let asked = Arc::default();
     let peer = HonestPeer { image: image.clone(), folder: Folder::new(), asked: Arc::clone(&asked) };
     let secret = Secret::new(SECRET.as_bytes().to_vec());
-    (kit::listen(([127, 0, 0, 1], 0).into(), &secret, Arc::new(peer)).unwrap(), asked)
+    (
+        kit::listen(([127, 0, 0, 1], 0).into(), larder::files::Watched::fixed(secret), Arc::new(peer))
+            .unwrap(),
+        asked,
+    )
 }
 
 /// An image of somebody else that names the layer, with a size and with other bytes.

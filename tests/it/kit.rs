@@ -7,6 +7,7 @@ use larder::budget;
 use larder::config;
 use larder::demo::image::SampleImage as Image;
 use larder::demo::upstream::{Behaviour, FaultyRegistry as Upstream, LoginDemand as Login};
+use larder::files::Watched;
 use larder::kit::{self, Kit, Listening, PeerContent};
 use larder::oci::{Digest, Platform, Repository, Tag};
 use larder::text::Secret;
@@ -193,7 +194,7 @@ struct Liar {
 impl Liar {
     fn open(image: &Image, lies_about_manifests: bool) -> Listening {
         let liar = Liar { image: image.clone(), folder: Folder::new(), lies_about_manifests };
-        kit::listen(any_port(), &Secret::new(SECRET.into()), Arc::new(liar)).unwrap()
+        kit::listen(any_port(), Watched::fixed(Secret::new(SECRET.into())), Arc::new(liar)).unwrap()
     }
 
     fn file(&self, digest: &Digest, bytes: &[u8]) -> (File, u64) {

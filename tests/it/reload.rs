@@ -3,7 +3,10 @@
 use crate::board::{
     self, BOARD, Board, Folder, image, layer_of, private_file, secrets, tls_settings, upstream_with,
 };
+use larder::config::KitSettings;
 use larder::demo::upstream::{FaultyRegistry as Upstream, LoginDemand as Login};
+use larder::kit::Kit;
+use larder::text::Secret;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::fs;
@@ -244,6 +247,55 @@ fn an_authority_is_taken_up_where_the_old_one_fails() {
     }
 }
 
+#[test]
+fn an_authority_of_the_system_is_taken_up_too() {
+    let (upstream, folder) = (upstream_with(&image(1)), Folder::new());
+    let (settings, pem, _) = tls_settings();
+    let front = Front::new(&upstream, settings);
+    let bundle = private_file(&folder, "bundle.pem", &tls_settings().1);
+    let environment = vec![("SSL_CERT_FILE", bundle.display().to_string())];
+    let board = Board::in_folder(Folder::new(), &Board::config(&front.url(), ""), environment)
+        .unwrap_or_else(|(log, _)| panic!("{log}"));
+    assert_eq!(ask(&board, TAG).0, 502, "another authority");
+    by_rename(&bundle, &pem);
+    board.wait_until_up("lab/app", "latest");
+    // What holds no authority is no reason to trust nobody.
+    by_rename(&bundle, "nonsense");
+    for _ in 0..3 {
+        assert_from_upstream(&board, TAG, "with what was read before");
+    }
+}
+
+#[test]
+fn the_secret_of_a_kit_is_taken_up() {
+    const SECRETS: [&str; 2] = ["the first secret of the kit", "the second secret of the kit"];
+    let (upstream, folder) = (upstream_with(&image(1)), Folder::new());
+    let file = private_file(&folder, "kit.secret", SECRETS[0]);
+    let kit = format!("[kit]\nsecret_file = {file:?}\nlisten = \"127.0.0.1:0\"\n");
+    let board = Board::new(&upstream, &kit);
+    board.pull("lab/app", "latest").unwrap();
+    let runtime = Runtime::new().unwrap();
+    let claims = |secret: &str| {
+        let kit = Kit::new(&KitSettings {
+            secret_file: "/none".into(),
+            secret: Secret::new(secret.into()),
+            listen: ([127, 0, 0, 1], 0).into(),
+            peers: vec![board.kit_addr()],
+            mdns: false,
+        });
+        let repository = "docker.io/lab/app".parse().unwrap();
+        let platforms = [board::PLATFORM.parse().unwrap()];
+        runtime.block_on(kit.ask_tag(&repository, &"latest".parse().unwrap(), &platforms)).len()
+    };
+    board.wait_until("the answer", || claims(SECRETS[0]) == 1);
+    assert_eq!(claims(SECRETS[1]), 0);
+    by_rename(&file, "short");
+    board.wait_until("the warning", || claims(SECRETS[0]) == 1 && board.log().contains("stays in use"));
+    by_rename(&file, SECRETS[1]);
+    board.wait_until("the new secret", || claims(SECRETS[1]) == 1);
+    assert_eq!(claims(SECRETS[0]), 0);
+}
+
 /// A certificate for a client, and its key, both PEM.
 fn client_certificate() -> (String, String) {
     let (_, certificate, key) = tls_settings();
@@ -279,6 +331,7 @@ fn a_client_certificate_is_shown_and_taken_up_when_it_changes() {
         ["cert", "key"].iter().for_each(|own| fs::create_dir(folder.0.join(own)).unwrap());
         let bare = Board::with_url(&front.url(), &format!("ca_file = {ca:?}\n"));
         assert_eq!(ask(&bare, TAG).0, 502, "without a certificate");
+        bare.wait_for_log("asks for a client certificate (client_cert_file can name it)");
         let files = (
             private_file(&folder, "cert/client.pem", &certificate),
             private_file(&folder, "key/client.key", &key),

@@ -2,6 +2,7 @@
 
 use super::{HANG, NEXT_ANSWER};
 use larder::config::KitSettings;
+use larder::files::Watched;
 use larder::kit::{Kit, Listening, PeerContent, listen};
 use larder::oci::{Algorithm, Digest, Platform, Repository, Tag};
 use larder::text::Secret;
@@ -41,8 +42,12 @@ enum How {
 /// A board asks Larder: whatever it says, the connection ends, and what it is told are frames with a seal.
 fn asks(data: &[u8], how: How) {
     static BOARD: LazyLock<Listening> = LazyLock::new(|| {
-        listen(([127, 0, 0, 1], 0).into(), &Secret::new(SECRET.to_vec()), Arc::new(Shelf::new()))
-            .expect("a listener")
+        listen(
+            ([127, 0, 0, 1], 0).into(),
+            Watched::fixed(Secret::new(SECRET.to_vec())),
+            Arc::new(Shelf::new()),
+        )
+        .expect("a listener")
     });
     let socket = TcpStream::connect(BOARD.address()).expect("a connection");
     socket.set_read_timeout(Some(HANG)).expect("a time-out");
