@@ -1,6 +1,7 @@
 //! The room against a scripted upstream on a real socket.
 
 mod apart;
+mod heads;
 mod shown;
 
 use super::endpoint::page_of;
