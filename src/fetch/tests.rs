@@ -2,6 +2,7 @@
 
 mod apart;
 mod changed;
+mod heads;
 mod race;
 mod shown;
 

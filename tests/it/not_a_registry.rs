@@ -41,7 +41,10 @@ fn what_is_no_registry_is_an_outage_and_is_named() {
         let what = format!("{impostor:?}");
         let (first, other) = (image(1), image(2));
         let (upstream, neighbour) = (upstream_with(&first), upstream_with(&other));
-        let quay = format!("[upstream.\"quay.io\"]\nurl = \"{}\"\n", neighbour.url());
+        let quay = format!(
+            "[tags]\nresolve_deadline = \"20s\"\n[upstream.\"quay.io\"]\nurl = \"{}\"\n",
+            neighbour.url()
+        );
         let board = Board::new(&upstream, &quay);
         board.pull("lab/app", "latest").unwrap();
         upstream.on(None, "/", impostor);
@@ -83,7 +86,7 @@ fn a_refusal_that_a_registry_signs_is_an_answer() {
     ] {
         let what = format!("{behaviour:?}");
         let upstream = upstream_with(&image(1));
-        let board = Board::new(&upstream, "");
+        let board = Board::new(&upstream, "[tags]\nresolve_deadline = \"20s\"\n");
         board.pull("lab/app", "latest").unwrap();
         upstream.on(None, "/lab/app/", behaviour);
         assert_eq!(board.ask("lab/app", "latest").0, status, "{what}");

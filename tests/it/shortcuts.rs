@@ -15,6 +15,11 @@ fn blob(digest: &larder::oci::Digest) -> String {
     format!("/v2/lab/app/blobs/{digest}?ns=docker.io")
 }
 
+/// A board that waits for its upstream, however busy the machine is.
+fn board_of(upstream: &Upstream) -> Board {
+    Board::new(upstream, "[tags]\nresolve_deadline = \"20s\"\n")
+}
+
 /// An honest repository of the same registry, which is asked as ever: one HEAD for each answer.
 fn neighbour_is_well(upstream: &Upstream, board: &Board) {
     let neighbour = image(99);
@@ -61,7 +66,7 @@ fn where_head_is_refused_get_is_the_answer_and_is_remembered() {
         let (first, second) = (image(1), image(2));
         let upstream = upstream_with(&first);
         upstream.on(Some("HEAD"), "/lab/app/", refusal.clone());
-        let board = Board::new(&upstream, "");
+        let board = board_of(&upstream);
         let what = format!("{refusal:?}");
         is_manifest_of(board.get(&manifest("latest")), &first, &what);
         assert_eq!(board.pull("lab/app", "latest").expect(&what).digest, first.root, "{what}");
@@ -79,7 +84,7 @@ fn where_head_is_refused_get_is_the_answer_and_is_remembered() {
 fn a_tag_whose_upstream_refuses_head_costs_one_get_in_each_revalidate() {
     let upstream = upstream_with(&image(1));
     upstream.on(Some("HEAD"), "/lab/app/", Behaviour::Status(405, Vec::new()));
-    let board = Board::new(&upstream, "[tags]\nrevalidate = \"1h\"\n");
+    let board = Board::new(&upstream, "[tags]\nrevalidate = \"1h\"\nresolve_deadline = \"20s\"\n");
     // Nothing of it is complete.
     for _ in 0..5 {
         is_manifest_of(board.get(&manifest("latest")), &image(1), "incomplete");
@@ -92,13 +97,13 @@ fn a_tag_whose_upstream_refuses_head_costs_one_get_in_each_revalidate() {
     }
     assert_eq!(gets(&upstream), 1);
     assert_eq!(upstream.count("HEAD", "/lab/app/manifests/"), 1);
-    neighbour_is_well(&upstream, &Board::new(&upstream, ""));
+    neighbour_is_well(&upstream, &board_of(&upstream));
 }
 
 #[test]
 fn a_tag_that_does_not_exist_costs_one_get() {
     let upstream = upstream_with(&image(1));
-    let board = Board::new(&upstream, "");
+    let board = board_of(&upstream);
     for _ in 0..5 {
         assert_eq!(board.get(&manifest("never")).status, 404);
     }
@@ -133,7 +138,7 @@ fn what_a_head_states_is_relayed_only_if_it_can_be_right() {
         let what = format!("{behaviour:?}");
         let upstream = upstream_with(&image(1));
         upstream.on(Some("HEAD"), "/lab/app/manifests/", behaviour);
-        let board = Board::new(&upstream, "");
+        let board = board_of(&upstream);
         let is_right = |answer: &Answer, media_type: &str, length: usize, digest: &str| {
             assert_eq!(
                 (answer.status, answer.header("docker-content-digest")),
@@ -165,7 +170,7 @@ fn a_head_that_names_another_manifest_is_found_out() {
         let upstream = upstream_with(&image);
         upstream.on(Some("HEAD"), "/lab/app/manifests/latest", Behaviour::WrongDigestHeader);
         upstream.on(Some("GET"), "/lab/app/manifests/sha256:", on_digest);
-        let board = Board::new(&upstream, "");
+        let board = board_of(&upstream);
         is_manifest_of(board.get(&manifest("latest")), &image, "by GET, as skopeo asks");
         upstream.clear();
         upstream.on(Some("HEAD"), "/lab/app/manifests/latest", Behaviour::WrongDigestHeader);
@@ -181,7 +186,7 @@ fn a_manifest_that_is_known_by_its_tag_alone_is_fetched_by_it() {
         let upstream = upstream_with(&image);
         let by_digest = format!("/lab/app/manifests/{}", image.root);
         upstream.on(None, &by_digest, Behaviour::Status(status, Vec::new()));
-        let board = Board::new(&upstream, "");
+        let board = board_of(&upstream);
         assert_eq!(board.get(&manifest(&image.root.to_string())).status, other, "nobody has named it yet");
         assert_eq!(gets(&upstream), 0);
         assert_eq!(board.pull("lab/app", "latest").unwrap().digest, image.root, "{status}");
@@ -210,7 +215,7 @@ fn labels_of_an_encoding_are_believed_if_the_bytes_bear_them_out() {
         let image = image(1);
         let upstream = upstream_with(&image);
         upstream.on(None, "/lab/app/", label(coding));
-        let board = Board::new(&upstream, "");
+        let board = board_of(&upstream);
         is_manifest_of(board.get(&manifest("latest")), &image, coding);
         assert_eq!(board.pull("lab/app", "latest").expect(coding).digest, image.root);
         for digest in needed(&image) {
@@ -231,7 +236,7 @@ fn labels_of_an_encoding_are_believed_if_the_bytes_bear_them_out() {
             upstream.on(None, "/lab/app/manifests/latest", compressed);
         }
     }
-    let board = Board::new(&upstream, "");
+    let board = board_of(&upstream);
     is_manifest_of(board.get(&manifest("latest")), &image, "compressed");
     assert_eq!(board.pull("lab/app", "latest").unwrap().digest, image.root);
     neighbour_is_well(&upstream, &board);
@@ -247,7 +252,7 @@ fn a_bomb_and_a_compressed_blob_are_refused() {
     upstream.on(Some("HEAD"), "/lab/app/manifests/latest", Behaviour::Status(405, Vec::new()));
     let layer = layer_of(&image);
     upstream.on(Some("GET"), &format!("/lab/app/blobs/{layer}"), compressed(&image.blobs[&layer]));
-    let board = Board::new(&upstream, "");
+    let board = board_of(&upstream);
     let refused = board.get(&manifest("latest"));
     assert_eq!(refused.status, 502);
     let text = String::from_utf8(refused.body().unwrap()).unwrap();
@@ -277,7 +282,7 @@ fn where_head_of_a_blob_is_no_answer_get_is() {
         let image = image(1);
         let upstream = upstream_with(&image);
         upstream.on(Some("HEAD"), "/lab/app/blobs/", behaviour);
-        let board = Board::new(&upstream, "");
+        let board = board_of(&upstream);
         for digest in needed(&image) {
             let answer = board.head(&blob(&digest));
             let size = image.blobs[&digest].len().to_string();
@@ -292,7 +297,7 @@ fn where_head_of_a_blob_is_no_answer_get_is() {
     let image = image(1);
     let upstream = upstream_with(&image);
     upstream.on(Some("HEAD"), "/lab/app/blobs/", Behaviour::ContentLength(7));
-    let board = Board::new(&upstream, "");
+    let board = board_of(&upstream);
     board.manifests("docker.io", "lab/app", "latest", &[]);
     let layer = layer_of(&image);
     let size = image.blobs[&layer].len().to_string();

@@ -198,7 +198,7 @@ fn a_list_comes_from_its_own_origin_or_not_at_all() {
         _ => answer(seen, out, 307, &[("Location", &format!("{to}{}", seen.target))], b""),
     });
     let (_all, upstream) = open(&config(&server.url())).unwrap();
-    let wrong = |failure: Failure| assert!(matches!(failure, Failure::Wrong { .. }), "{failure:?}");
+    let wrong = |failure: Failure| assert_eq!(failure.cause(), Some(Cause::NotARegistry), "{failure:?}");
     let all = ListPage::default();
     wrong(upstream.list_tags(&repository(), &all).unwrap_err());
     wrong(upstream.catalog(&all).unwrap_err());
