@@ -133,6 +133,23 @@ fn the_first_failure_says_its_cause() {
 }
 
 #[test]
+fn a_stale_answer_says_who_did_not_answer() {
+    let (upstream, board) = busybox();
+    let endpoint = upstream.addr().to_string();
+    upstream.on(Some("HEAD"), "/busybox/manifests/", Behaviour::HangBeforeHeader);
+    let answer = board.head("/v2/library/busybox/manifests/1.0?ns=docker.io");
+    assert_eq!(answer.status, 200);
+    let warning = answer.header("warning").unwrap().to_owned();
+    assert_says(&warning, &[&format!("docker.io ({endpoint}) did not answer within 500ms")]);
+    upstream.hang_up();
+    board.wait_until("an outage", || {
+        let answer = board.head("/v2/lab/app/manifests/latest?ns=docker.io");
+        let warning = answer.header("warning").unwrap_or_default().to_owned();
+        answer.status == 200 && warning.contains(&format!("{endpoint}: connection refused"))
+    });
+}
+
+#[test]
 fn who_may_not_see_a_repository_is_not_told_its_tags() {
     let (upstream, folder) = (upstream_with(&image(1)), Folder::new());
     upstream.push("lab/secret", "inner", &image(2));
