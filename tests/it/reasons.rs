@@ -97,6 +97,10 @@ fn a_digest_is_told_with_its_image_and_the_endpoint() {
         assert_eq!(board.head(&path).status, 502);
         board.wait_for_log(&format!("{image} not answered: "));
     }
+    // Of a repository that is here it is said which versions are.
+    let path = format!("/v2/library/busybox/manifests/{}?ns=docker.io", other.root);
+    let of_busybox = "of docker.io/library/busybox 1.0 and latest are cached";
+    assert_says(&refused(&board, &path, &[]).1, &[&endpoint, of_busybox]);
     let list = "/v2/lab/other/tags/list?ns=docker.io";
     let (status, text) = refused(&board, list, &[]);
     assert_eq!(status, 502);
