@@ -54,9 +54,9 @@ pub const CLOSURE_MANIFESTS_MAX: usize = 1_024;
 /// Tags that a refusal names as cached; more would not be read.
 pub const CACHED_NAMES_MAX: usize = 4;
 /// Tags that are looked at to find them: a refusal must come at once.
-pub const CACHED_TAGS_LOOKED_AT: usize = 64;
-/// How often content is looked for then, unless one tag needs more: 500 looks take a few milliseconds on a board.
-pub const CACHED_LOOKS_MAX: usize = 500;
+pub const CACHED_TAGS_LOOKED_AT: usize = 32;
+/// How often content is looked for then, unless one tag needs more: 200 looks take a few milliseconds on a board.
+pub const CACHED_LOOKS_MAX: usize = 200;
 /// Images whose sums one walk over many tags remembers, at about 150 bytes each.
 pub const SUMMARIES_MAX: usize = 4_096;
 /// Manifests and their children that one walk over many images remembers, at about 300 bytes each.

@@ -37,6 +37,12 @@ impl Upstream {
         &self.endpoints
     }
 
+    /// Its name and where it is asked, for messages: `docker.io (registry-1.docker.io:443)`.
+    pub fn label(&self) -> String {
+        let endpoints: Vec<&str> = self.endpoints.iter().map(|endpoint| &*endpoint.name).collect();
+        format!("{} ({})", self.name, endpoints.join(", "))
+    }
+
     /// Whether what it gives is not for everybody: it takes a login, and that does not only lift a rate limit.
     pub fn is_private(&self) -> bool {
         self.private

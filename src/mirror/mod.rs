@@ -185,9 +185,16 @@ impl Mirror {
     /// A manifest by its digest.
     ///
     /// # Errors
-    /// Upstream's own 404 and 401/403, and [`Refusal::Unavailable`] where it cannot be asked.
+    /// Upstream's own 404 and 401/403, and [`Refusal::Unavailable`] where it cannot be asked, with the tags that are cached.
     pub async fn manifest(&self, view: &View, digest: &Digest) -> Result<ManifestAnswer, Refusal> {
-        self.parts.manifests.manifest(view, digest).await
+        let why = match self.parts.manifests.manifest(view, digest).await {
+            Err(Refusal::Unavailable(why)) => why,
+            answered => return answered,
+        };
+        let cached = self.parts.tags.cached_text(view).await;
+        let cached =
+            cached.map_or_else(String::new, |cached| format!("; of {} {cached} cached", view.repository));
+        Err(Refusal::Unavailable(why + &cached))
     }
 
     /// A blob by its digest, of which the client wants a part or all. If it is not cached, this begins a fill or joins one.

@@ -55,7 +55,7 @@ impl Questions {
             Ok(Err(_)) => Err(question_failed()),
             Err(_) => Err(Refusal::Unavailable(format!(
                 "{} did not answer within {} s",
-                upstream.name(),
+                upstream.label(),
                 budget::MISS_WAIT_MAX.as_secs()
             ))),
         }

@@ -126,7 +126,7 @@ impl Manifest {
         }
         let (config, config_type) = raw.config.unzip();
         let layers = raw.layers.unwrap_or_default();
-        let is_container_image = raw.artifact_type.is_none()
+        let is_container_image = raw.artifact_type.as_deref().is_none_or(str::is_empty)
             && raw.subject.is_none()
             && config_type.as_deref().is_some_and(|of| media::IMAGE_CONFIGS.contains(&of))
             && layers.iter().all(|layer| layer.is_layer);

@@ -97,6 +97,10 @@ fn a_digest_is_told_with_its_image_and_the_endpoint() {
         assert_eq!(board.head(&path).status, 502);
         board.wait_for_log(&format!("{image} not answered: "));
     }
+    // Of a repository that is here it is said which versions are.
+    let path = format!("/v2/library/busybox/manifests/{}?ns=docker.io", other.root);
+    let of_busybox = "of docker.io/library/busybox 1.0 and latest are cached";
+    assert_says(&refused(&board, &path, &[]).1, &[&endpoint, of_busybox]);
     let list = "/v2/lab/other/tags/list?ns=docker.io";
     let (status, text) = refused(&board, list, &[]);
     assert_eq!(status, 502);
@@ -130,6 +134,23 @@ fn the_first_failure_says_its_cause() {
     let (status, text) = refused(&board, PATH, &[]);
     assert_eq!(status, 502);
     assert_says(&text, &["docker.io/lab/app:latest", "no-such-registry.invalid:443", "resolve", "cached"]);
+}
+
+#[test]
+fn a_stale_answer_says_who_did_not_answer() {
+    let (upstream, board) = busybox();
+    let endpoint = upstream.addr().to_string();
+    upstream.on(Some("HEAD"), "/busybox/manifests/", Behaviour::HangBeforeHeader);
+    let answer = board.head("/v2/library/busybox/manifests/1.0?ns=docker.io");
+    assert_eq!(answer.status, 200);
+    let warning = answer.header("warning").unwrap().to_owned();
+    assert_says(&warning, &[&format!("docker.io ({endpoint}) did not answer within 500ms")]);
+    upstream.hang_up();
+    board.wait_until("an outage", || {
+        let answer = board.head("/v2/lab/app/manifests/latest?ns=docker.io");
+        let warning = answer.header("warning").unwrap_or_default().to_owned();
+        answer.status == 200 && warning.contains(&format!("{endpoint}: connection refused"))
+    });
 }
 
 #[test]

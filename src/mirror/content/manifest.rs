@@ -300,8 +300,9 @@ impl Manifests {
             Ok(Some(outcome)) => outcome?,
             Ok(None) => return Err(question_failed()),
             Err(_) => {
-                let (registry, waited) = (&view.registry, budget::MISS_WAIT_MAX.as_secs());
-                let text = format!("{registry} did not answer within {waited} s");
+                let (upstream, waited) =
+                    (self.context.upstream(&view.registry)?, budget::MISS_WAIT_MAX.as_secs());
+                let text = format!("{} did not answer within {waited} s", upstream.label());
                 return Err(Refusal::Unavailable(text));
             }
         };

@@ -14,7 +14,7 @@ use crate::store::StoreError;
 
 impl Tags {
     /// Which tags of a repository are complete here: `1.0 and latest are`.
-    pub(super) async fn cached_text(&self, view: &View) -> Option<String> {
+    pub(in crate::mirror) async fn cached_text(&self, view: &View) -> Option<String> {
         let wanted = view.clone();
         let names = self.context.try_blocking(move |context| cached_names(context, &wanted)).await;
         let (names, more) = names.unwrap_or_default();

@@ -307,8 +307,8 @@ impl Tags {
             Ok(None) => Err(question_failed()),
             Err(_) => {
                 upstream.overdue();
-                let registry = &view.registry;
-                Ok(Outcome::Unreachable(format!("{registry} did not answer within {bound:?}")))
+                let upstream = upstream.label();
+                Ok(Outcome::Unreachable(format!("{upstream} did not answer within {bound:?}")))
             }
         }
     }
