@@ -71,16 +71,19 @@ impl Endpoint {
             self.ask_realm(question, realm, credentials, attempt)
         };
         if address.origin == self.base.origin {
-            let (sent, no_token) = or_without(logins.own.ready(&question.scope, deadline, &ask_realm))?;
+            let (sent, no_token) = or_without(logins.own.ready(&question.scope, deadline, &ask_realm));
             let reply = self.send(address, question, sent.as_ref(), attempt)?;
-            if let Some(failure) = no_token.filter(|_| reply.status() >= 400) {
+            let challenge = reply.challenge();
+            let asks_else =
+                challenge.as_ref().is_some_and(|stated| logins.own.differs(stated, &question.scope));
+            let stands = |failure: &Failure| !(asks_else && matches!(failure, Failure::Denied { .. }));
+            if let Some(failure) = no_token.filter(|failure| reply.status() >= 400 && stands(failure)) {
                 reply.drain();
                 return Err(failure);
             }
             if reply.status() != 401 {
                 return Ok(reply);
             }
-            let challenge = reply.challenge();
             reply.drain();
             let better =
                 logins.own.answer(challenge, &question.scope, sent.as_ref(), deadline, &ask_realm)?;
@@ -230,16 +233,11 @@ impl Endpoint {
 }
 
 /// What to send where a token could not be had: nothing, and the failure that it comes to unless that is enough. Not every
-/// repository of a registry needs the token that another one needed.
-fn or_without(
-    ready: Result<Option<HeaderValue>, Failure>,
-) -> Result<(Option<HeaderValue>, Option<Failure>), Failure> {
+/// repository of a registry needs the token that another one needed, nor one for a scope of ours.
+fn or_without(ready: Result<Option<HeaderValue>, Failure>) -> (Option<HeaderValue>, Option<Failure>) {
     match ready {
-        Ok(sent) => Ok((sent, None)),
-        Err(failure) if matches!(failure, Failure::Unreachable { .. } | Failure::Wrong { .. }) => {
-            Ok((None, Some(failure)))
-        }
-        Err(failure) => Err(failure),
+        Ok(sent) => (sent, None),
+        Err(failure) => (None, Some(failure)),
     }
 }
 

@@ -149,6 +149,19 @@ impl EndpointLogin {
         }
     }
 
+    /// Whether a challenge asks for another token than the one that [`EndpointLogin::ready`] asks for.
+    pub fn differs(&self, challenge: &Challenge, own_scope: &str) -> bool {
+        let Challenge::Bearer { realm, service, scope } = challenge else { return false };
+        let state = self.state.lock();
+        let Some(Scheme::Bearer { realm: known, service: known_service }) = &state.scheme else {
+            return true;
+        };
+        let scope = scope.as_deref().unwrap_or(own_scope);
+        let same_server =
+            Address::parse(realm).is_ok_and(|realm| realm == *known) && service == known_service;
+        !same_server || state.scopes.find(own_scope).as_deref() != Some(scope)
+    }
+
     /// What to send after a 401 with `challenge` to a request that carried `used`.
     ///
     /// # Errors

@@ -211,6 +211,34 @@ fn the_scope_that_is_stated_is_the_one_that_is_asked_for() {
 }
 
 #[test]
+fn a_scope_of_ours_that_is_refused_gives_way_to_the_one_that_is_stated() {
+    let image = board::image(1);
+    let app = image.clone();
+    // Its own repositories have the scope that everybody would guess, and those of its upstreams another one.
+    let server = Scripted::new(move |heard| {
+        let repository = heard.path.trim_start_matches("/v2/").rsplitn(3, '/').nth(2).unwrap_or("");
+        let front = if repository.contains("cached") { "proxy/" } else { "" };
+        let scope = format!("repository:{front}{repository}:pull");
+        if heard.path == "/token" {
+            let asked = heard.one("scope").unwrap();
+            return match asked.contains("cached") && !asked.contains("proxy/") {
+                true => says(403, &[], &json!({})),
+                false => says(200, &[], &json!({ "token": hex(&[asked]) })),
+            };
+        }
+        if heard.authorization() == Some(&format!("Bearer {}", hex(std::slice::from_ref(&scope)))) {
+            return image_says(&app, heard);
+        }
+        let realm = format!(r#"Bearer realm="http://{}/token",scope="{scope}""#, heard.headers["host"]);
+        says(401, &[("WWW-Authenticate", &realm)], &json!({}))
+    });
+    let board = Board::with_url(&server.url(), "");
+    for repository in ["lab/own", "cached/app", "lab/other", "cached/other"] {
+        assert_eq!(board.pull(repository, "latest").unwrap().digest, image.root, "{repository}");
+    }
+}
+
+#[test]
 fn a_token_for_a_wide_scope_goes_to_nobody_else() {
     let (image, folder) = (board::image(1), board::Folder::new());
     let stranger = Scripted::new(|heard| {
@@ -395,6 +423,25 @@ fn large_pages_are_asked_for_only_if_a_client_does_and_not_again_if_they_are_ref
             assert_eq!((names.len(), pages), (250, 5));
         }
     }
+}
+
+#[test]
+fn a_whole_list_that_is_too_long_is_asked_for_in_pages() {
+    let server = Scripted::new(|heard| {
+        let n: usize = heard.one("n").map_or(usize::MAX, |n| n.parse().unwrap());
+        let from: usize = heard.one("last").map_or(0, |last| last[1..6].parse::<usize>().unwrap() + 1);
+        let to = 50_000.min(from.saturating_add(n));
+        let names: Vec<String> = (from..to).map(|n| format!("t{n:05}{}", "x".repeat(100))).collect();
+        let link =
+            format!("<{}?n={n}&last={}>; rel=next", heard.path, names.last().map_or("", String::as_str));
+        let headers: &[(&str, &str)] = if to < 50_000 { &[("Link", &link)] } else { &[] };
+        says(200, headers, &json!({ "name": "lab/app", "tags": names }))
+    });
+    let board = Board::with_url(&server.url(), "");
+    let (names, pages) = walk(&board, "/v2/lab/app/tags/list?ns=docker.io", "tags");
+    assert_eq!((names.len(), pages), (50_000, 50));
+    let without: Vec<Heard> = server.heard().into_iter().filter(|heard| heard.one("n").is_none()).collect();
+    assert_eq!(without.len(), 1, "it is known after the first: {without:?}");
 }
 
 #[test]
