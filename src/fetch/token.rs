@@ -350,6 +350,20 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn what_is_too_long_to_be_sent_is_refused() {
+        let login = login("https://reg.example", true, None);
+        let ask = |_: &Address, _: Option<&HeaderValue>| panic!("nobody is asked");
+        let long = || Some("x".repeat(CHALLENGE_TEXT_BYTES_MAX + 1));
+        for (service, scope) in [(long(), None), (None, long())] {
+            let challenge = Challenge::Bearer { realm: "https://reg.example/t".into(), service, scope };
+            let deadline = Deadline::after(Duration::from_secs(60));
+            let answer = login.answer(Some(challenge), "own", None, deadline, &ask);
+            assert!(matches!(answer, Err(Failure::Wrong { .. })), "{answer:?}");
+        }
+        assert!(!login.was_asked_for());
+    }
+
+    #[test]
     fn tokens_are_bounded_and_asked_for_once() {
         let login = login("https://reg.example", false, None);
         let asked = std::sync::atomic::AtomicUsize::new(0);
