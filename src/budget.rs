@@ -448,7 +448,8 @@ pub const STREAM_PIECES: usize = 1;
 pub const PAGE_NAMES_MAX: usize = 1_000;
 /// Pages of one list that a client is led through: a list without an end does end here.
 pub const LIST_PAGES_MAX: u32 = 16_384;
-/// Pages without any name that are passed over in a row for one answer.
+/// Pages without any name that are passed over in a row for one answer, which takes no more than `MISS_WAIT_MAX` to begin
+/// with the last of them.
 pub const EMPTY_PAGES_MAX: usize = 16;
 /// Longest address of a next page that an upstream may state, in bytes; it travels to the client and back.
 pub const NEXT_PAGE_BYTES_MAX: usize = 2 * 1024;

@@ -77,22 +77,26 @@ impl Endpoint {
         };
         if address.origin == self.base.origin {
             let login = logins.own.credentials();
-            let (mut sent, no_token) = or_without(logins.own.ready(&question.scope, deadline, &ask_realm))?;
+            let ready = || or_without(logins.own.ready(&question.scope, deadline, &ask_realm));
+            let (mut sent, mut no_token) = ready();
             let mut reply = self.send(address, question, sent.as_ref(), attempt)?;
             // A password that is no longer accepted may have been replaced a moment ago.
             if reply.status() == 403 && logins.own.newer_than(login.as_ref()).is_some() {
                 reply.drain();
-                sent = or_without(logins.own.ready(&question.scope, deadline, &ask_realm))?.0;
+                (sent, no_token) = ready();
                 reply = self.send(address, question, sent.as_ref(), attempt)?;
             }
-            if let Some(failure) = no_token.filter(|_| reply.status() >= 400) {
+            let challenge = reply.challenge();
+            let asks_else =
+                challenge.as_ref().is_some_and(|stated| logins.own.differs(stated, &question.scope));
+            let stands = |failure: &Failure| !(asks_else && matches!(failure, Failure::Denied { .. }));
+            if let Some(failure) = no_token.filter(|failure| reply.status() >= 400 && stands(failure)) {
                 reply.drain();
                 return Err(failure);
             }
             if reply.status() != 401 {
                 return Ok(reply);
             }
-            let challenge = reply.challenge();
             if reply.header(header::WWW_AUTHENTICATE.as_str()).is_none() && question.shows_who_answers() {
                 return Ok(reply);
             }
@@ -245,16 +249,11 @@ impl Endpoint {
 }
 
 /// What to send where a token could not be had: nothing, and the failure that it comes to unless that is enough. Not every
-/// repository of a registry needs the token that another one needed.
-fn or_without(
-    ready: Result<Option<HeaderValue>, Failure>,
-) -> Result<(Option<HeaderValue>, Option<Failure>), Failure> {
+/// repository of a registry needs the token that another one needed, nor one for a scope of ours.
+fn or_without(ready: Result<Option<HeaderValue>, Failure>) -> (Option<HeaderValue>, Option<Failure>) {
     match ready {
-        Ok(sent) => Ok((sent, None)),
-        Err(failure) if matches!(failure, Failure::Unreachable { .. } | Failure::Wrong { .. }) => {
-            Ok((None, Some(failure)))
-        }
-        Err(failure) => Err(failure),
+        Ok(sent) => (sent, None),
+        Err(failure) => (None, Some(failure)),
     }
 }
 

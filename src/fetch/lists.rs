@@ -202,9 +202,9 @@ impl Endpoint {
     ) -> Result<NamePage, Failure> {
         let last = wanted.last.as_deref();
         let stated = wanted.stated.as_ref().map(|at| at.target.clone());
+        let (n_refused, too_long) = (Cell::new(false), Cell::new(false));
         let n = wanted.n.filter(|_| stated.is_none()).map(|_| wanted.most());
         let mut question = Question { stated, ..ask(&page_query(n, last)) };
-        let n_refused = Cell::new(false);
         let judge = |mut reply: EndpointReply, question: &Question| match reply.status() {
             status @ (405 | 501) => {
                 let message = reply.error_message();
@@ -215,10 +215,12 @@ impl Endpoint {
                 reply.found(question)
             }
         };
-        let mut answer = self.list(&question, judge);
-        if n_refused.get() {
-            question = ask(&page_query(None, last));
-            answer = self.list(&question, EndpointReply::found);
+        let mut answer = self.list(&question, judge, &too_long);
+        let own = too_long.get() && n.is_none() && question.stated.is_none();
+        if n_refused.get() || own {
+            // Its own size where ours is refused, and ours where its own is too large for us.
+            question = ask(&page_query(own.then_some(PAGE_NAMES_MAX), last));
+            answer = self.list(&question, EndpointReply::found, &too_long);
         }
         let (reply, body) = answer?;
         let rest = self.rest(&reply, &question);
@@ -266,17 +268,21 @@ impl Endpoint {
         };
         // A registry before 1.1 knows no such path, and some call that a bad request.
         let judge = |reply: EndpointReply, question: &Question| match reply.status() {
-            400 | 406 => Err(Failure::Missing { detail: String::new() }),
+            status @ (400 | 406) => {
+                let detail = format!("{}: answered {status} to a question for referrers", reply.host);
+                Err(Failure::Missing { detail })
+            }
             _ => reply.found(question),
         };
-        match self.list(&question, judge) {
+        let too_long = Cell::new(false);
+        match self.list(&question, judge, &too_long) {
             Err(Failure::Missing { .. }) if stated.is_none() => {
                 let tag = referrers_tag(digest);
                 let question = Question {
                     accept: Some(media::ACCEPT_MANIFESTS),
                     ..Question::repository(repository, &format!("manifests/{tag}"), deadline)
                 };
-                match self.list(&question, EndpointReply::found) {
+                match self.list(&question, EndpointReply::found, &too_long) {
                     Err(Failure::Missing { .. }) => Ok(None),
                     answer => self.referrer_list(answer?, &question).map(Some),
                 }
@@ -301,13 +307,22 @@ impl Endpoint {
         Ok(ReferrerList { bytes: body.bytes, filtered, rest, place: body.place })
     }
 
-    /// Asks for a list.
+    /// Asks for a list, and says whether it came and was too long to be read.
     fn list(
         &self,
         question: &Question,
         judge: impl Fn(EndpointReply, &Question) -> Result<EndpointReply, Failure>,
+        too_long: &Cell<bool>,
     ) -> Result<(EndpointReply, LargeBody), Failure> {
-        self.document_if(&self.logins(), question, LIST_BYTES_MAX, judge)
+        let came = Cell::new(false);
+        let judged = |reply: EndpointReply, question: &Question| {
+            let judged = judge(reply, question);
+            came.set(judged.is_ok());
+            judged
+        };
+        let answer = self.document_if(&self.logins(), question, LIST_BYTES_MAX, judged);
+        too_long.set(came.get() && matches!(answer, Err(Failure::Wrong { .. })));
+        answer
     }
 }
 

@@ -182,6 +182,19 @@ impl EndpointLogin {
         }
     }
 
+    /// Whether a challenge asks for another token than the one that [`EndpointLogin::ready`] asks for.
+    pub fn differs(&self, challenge: &Challenge, own_scope: &str) -> bool {
+        let Challenge::Bearer { realm, service, scope } = challenge else { return false };
+        let state = self.state.lock();
+        let Some(Scheme::Bearer { realm: known, service: known_service }) = &state.scheme else {
+            return true;
+        };
+        let scope = scope.as_deref().unwrap_or(own_scope);
+        let same_server =
+            Address::parse(realm).is_ok_and(|realm| realm == *known) && service == known_service;
+        !same_server || state.scopes.find(own_scope).as_deref() != Some(scope)
+    }
+
     /// What to send after a 401 with `challenge` to a request that carried `used`.
     ///
     /// # Errors
@@ -392,6 +405,20 @@ pub(super) mod tests {
         for bad in ["", "{}", r#"{"token":"a\nb"}"#, "[]", r#"{"token":7}"#] {
             assert!(read_token(bad.as_bytes()).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_is_too_long_to_be_sent_is_refused() {
+        let login = login("https://reg.example", true, None);
+        let ask = |_: &Address, _: Option<&HeaderValue>| panic!("nobody is asked");
+        let long = || Some("x".repeat(CHALLENGE_TEXT_BYTES_MAX + 1));
+        for (service, scope) in [(long(), None), (None, long())] {
+            let challenge = Challenge::Bearer { realm: "https://reg.example/t".into(), service, scope };
+            let deadline = Deadline::after(Duration::from_secs(60));
+            let answer = login.answer(Some(challenge), "own", None, deadline, &ask);
+            assert!(matches!(answer, Err(Failure::Wrong { .. })), "{answer:?}");
+        }
+        assert!(!login.was_asked_for());
     }
 
     #[test]

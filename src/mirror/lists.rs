@@ -18,6 +18,7 @@ use crate::store::StoreError;
 use serde_json::json;
 use std::hash::Hash;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Which part of a list is wanted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -201,7 +202,8 @@ impl Lists {
         question: impl Fn(&Upstream, &ListPage) -> Result<NamePage, Failure> + Clone + Send + 'static,
     ) -> Result<Result<Page, Failure>, Refusal> {
         let mut cursor = page.next.as_deref().and_then(|next| self.cursors.read(of, next));
-        for _ in 0..budget::EMPTY_PAGES_MAX {
+        let (mut empty, until) = (0, Instant::now() + budget::MISS_WAIT_MAX);
+        while empty < budget::EMPTY_PAGES_MAX && Instant::now() < until {
             let stated = cursor.as_ref().map(|cursor| cursor.at.clone());
             let wanted = ListPage { n: page.n, last: page.last.clone(), stated };
             let question = question.clone();
@@ -212,6 +214,7 @@ impl Lists {
             };
             if let (Rest::Stated(at), true) = (&rest, names.is_empty()) {
                 cursor = Some(Cursor::past_empty(cursor.as_ref(), at.clone()));
+                empty += 1;
                 continue;
             }
             let more = rest == Rest::AfterLast;
@@ -220,7 +223,7 @@ impl Lists {
                 Err(why) => Page { names, cut: Some(why), ..Page::default() },
             }));
         }
-        let why = format!("upstream's list has {} pages in a row without a name", budget::EMPTY_PAGES_MAX);
+        let why = format!("upstream's list goes on after {empty} pages in a row without a name");
         Ok(Ok(Page { cut: Some(why), ..Page::default() }))
     }
 

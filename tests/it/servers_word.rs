@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// A request as the scripted registry got it.
@@ -57,6 +58,7 @@ pub fn unknown() -> Said {
 pub struct Scripted {
     pub port: u16,
     heard: Arc<Mutex<Vec<Heard>>>,
+    connections: Arc<AtomicUsize>,
 }
 
 impl Scripted {
@@ -64,13 +66,16 @@ impl Scripted {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (port, heard) = (listener.local_addr().unwrap().port(), Arc::<Mutex<Vec<Heard>>>::default());
         let (script, shared) = (Arc::new(script), Arc::clone(&heard));
+        let connections = Arc::<AtomicUsize>::default();
+        let count = Arc::clone(&connections);
         std::thread::spawn(move || {
             for stream in listener.incoming() {
+                count.fetch_add(1, Ordering::SeqCst);
                 let (script, heard) = (Arc::clone(&script), Arc::clone(&shared));
                 std::thread::spawn(move || converse(&stream.unwrap(), &heard, &*script));
             }
         });
-        Scripted { port, heard }
+        Scripted { port, heard, connections }
     }
 
     pub fn url(&self) -> String {
@@ -79,6 +84,11 @@ impl Scripted {
 
     pub fn heard(&self) -> Vec<Heard> {
         self.heard.lock().unwrap().clone()
+    }
+
+    /// Connections so far.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
     }
 
     /// Requests whose path holds the text.
@@ -203,10 +213,39 @@ fn the_scope_that_is_stated_is_the_one_that_is_asked_for() {
         }
         assert!(honest.heard().iter().all(|heard| heard.authorization().is_none()));
         // The usual check of a tag is one HEAD, also with a scope of the server's.
-        let before = server.heard().len();
+        let (before, connections) = (server.heard().len(), server.connections());
         assert_eq!(board.ask("lab/app", "latest").0, 200);
         let after = &server.heard()[before..];
         assert_eq!((after.len(), after[0].method.as_str()), (1, "HEAD"), "{after:?}");
+        assert_eq!(server.connections(), connections, "on a warm connection");
+    }
+}
+
+#[test]
+fn a_scope_of_ours_that_is_refused_gives_way_to_the_one_that_is_stated() {
+    let image = board::image(1);
+    let app = image.clone();
+    // Its own repositories have the scope that everybody would guess, and those of its upstreams another one.
+    let server = Scripted::new(move |heard| {
+        let repository = heard.path.trim_start_matches("/v2/").rsplitn(3, '/').nth(2).unwrap_or("");
+        let front = if repository.contains("cached") { "proxy/" } else { "" };
+        let scope = format!("repository:{front}{repository}:pull");
+        if heard.path == "/token" {
+            let asked = heard.one("scope").unwrap();
+            return match asked.contains("cached") && !asked.contains("proxy/") {
+                true => says(403, &[], &json!({})),
+                false => says(200, &[], &json!({ "token": hex(&[asked]) })),
+            };
+        }
+        if heard.authorization() == Some(&format!("Bearer {}", hex(std::slice::from_ref(&scope)))) {
+            return image_says(&app, heard);
+        }
+        let realm = format!(r#"Bearer realm="http://{}/token",scope="{scope}""#, heard.headers["host"]);
+        says(401, &[("WWW-Authenticate", &realm)], &json!({}))
+    });
+    let board = Board::with_url(&server.url(), "");
+    for repository in ["lab/own", "cached/app", "lab/other", "cached/other"] {
+        assert_eq!(board.pull(repository, "latest").unwrap().digest, image.root, "{repository}");
     }
 }
 
@@ -398,6 +437,25 @@ fn large_pages_are_asked_for_only_if_a_client_does_and_not_again_if_they_are_ref
 }
 
 #[test]
+fn a_whole_list_that_is_too_long_is_asked_for_in_pages() {
+    let server = Scripted::new(|heard| {
+        let n: usize = heard.one("n").map_or(usize::MAX, |n| n.parse().unwrap());
+        let from: usize = heard.one("last").map_or(0, |last| last[1..6].parse::<usize>().unwrap() + 1);
+        let to = 50_000.min(from.saturating_add(n));
+        let names: Vec<String> = (from..to).map(|n| format!("t{n:05}{}", "x".repeat(100))).collect();
+        let link =
+            format!("<{}?n={n}&last={}>; rel=next", heard.path, names.last().map_or("", String::as_str));
+        let headers: &[(&str, &str)] = if to < 50_000 { &[("Link", &link)] } else { &[] };
+        says(200, headers, &json!({ "name": "lab/app", "tags": names }))
+    });
+    let board = Board::with_url(&server.url(), "");
+    let (names, pages) = walk(&board, "/v2/lab/app/tags/list?ns=docker.io", "tags");
+    assert_eq!((names.len(), pages), (50_000, 50));
+    let without: Vec<Heard> = server.heard().into_iter().filter(|heard| heard.one("n").is_none()).collect();
+    assert_eq!(without.len(), 1, "it is known after the first: {without:?}");
+}
+
+#[test]
 fn a_list_that_brings_nothing_new_ends() {
     type Form = fn(&Heard, usize) -> (Vec<String>, String);
     let forms: [(Form, usize); 6] = [
@@ -440,6 +498,56 @@ fn a_list_that_brings_nothing_new_ends() {
             assert_eq!(names.len(), distinct, "{number}: {names:?}");
             assert!(asked <= 16, "{number}: asked {asked} times");
         }
+    }
+}
+
+#[test]
+fn a_larder_in_front_of_another_follows_its_links() {
+    let server = opaque(|heard, at| format!("<{}?next_page=t%3D%2F{at}>; rel=next", heard.path));
+    let inner = Board::with_url(&server.url(), "");
+    let outer = Board::with_url(&format!("http://{}", inner.addr), "");
+    let all = ["latest", "zeta", "v2", "v10", "a", "m", "b"].map(str::to_owned);
+    assert_eq!(walk(&outer, "/v2/lab/app/tags/list?ns=docker.io", "tags"), (all.clone().into(), 3));
+    assert_eq!(walk(&outer, "/v2/lab/app/tags/list?ns=docker.io&n=2", "tags").0, all);
+}
+
+#[test]
+fn a_catalogue_that_rules_filter_is_walked_through_and_names_nothing_else() {
+    const NAMES: [&str; 8] =
+        ["lab/a", "lab/b", "secret/c", "secret/d", "secret/e", "tool/f", "tool/lab", "zoo/lab"];
+    let folder = board::Folder::new();
+    // By a token of its own, whatever `last` says; and by `last`.
+    for opaque in [true, false] {
+        let server = Scripted::new(move |heard| {
+            if heard.authorization().is_none() {
+                return says(401, &[("WWW-Authenticate", "Basic realm=x")], &json!({}));
+            }
+            let after = |last: String| NAMES.iter().filter(|name| **name <= last.as_str()).count();
+            let token = heard.one("token").map(|token| token.split('-').next().unwrap().parse().unwrap());
+            let from: usize = token.or(heard.one("last").filter(|_| !opaque).map(after)).unwrap_or(0);
+            let to = NAMES.len().min(from + 2);
+            let link = match opaque {
+                true => format!("</v2/_catalog?token={to}-secret>; rel=next"),
+                false => format!("</v2/_catalog?last={}>; rel=next", NAMES[to - 1]),
+            };
+            let headers: &[(&str, &str)] = if to < NAMES.len() { &[("Link", &link)] } else { &[] };
+            says(200, headers, &json!({ "repositories": NAMES[from..to] }))
+        });
+        let (login, users) = board::secrets(&folder);
+        let rule = |of: &str| format!("[[auth.rule]]\nuser = \"board\"\nmatch = \"docker.io/{of}/*\"\n");
+        let rules = rule("lab") + &rule("zoo");
+        let board = Board::with_url(&server.url(), &format!("{login}{users}{rules}"));
+        let (mut names, mut next, mut pages) = (Vec::new(), Some("/v2/_catalog?ns=docker.io".to_owned()), 0);
+        while let Some(path) = next {
+            pages += 1;
+            assert!(pages < 10 && !path.contains("secret") && !path.contains("tool"), "{path}");
+            let answer = board.request("GET", &path, &[board::BOARD]);
+            next = answer.header("link").map(|link| link[1..].split('>').next().unwrap().to_owned());
+            let body: Value = serde_json::from_slice(&answer.body().unwrap()).unwrap();
+            let found = body["repositories"].as_array().unwrap().clone();
+            names.extend(found.iter().map(|name| name.as_str().unwrap().to_owned()));
+        }
+        assert_eq!(names, ["lab/a", "lab/b", "zoo/lab"], "{opaque}");
     }
 }
 
