@@ -1,7 +1,7 @@
 //! Answers: the one place where a refusal becomes a status and an OCI error (distribution-spec, "Error Codes").
 
 use super::body::Body;
-use super::conditions::Verdict;
+use super::conditions::Precondition;
 use super::request::ClientRequest;
 use crate::mirror::{Missing, Refusal};
 use crate::oci::{ErrorCode, RegistryName, Repository, error_body, quoted};
@@ -132,10 +132,10 @@ pub(super) fn refuse_for(image: &str, refusal: &Refusal) -> Answer {
 }
 
 /// The answer that the conditions of a request make of one with this content.
-pub(super) fn on_condition(verdict: Verdict, mut answer: Answer) -> Answer {
+pub(super) fn on_condition(verdict: Precondition, mut answer: Answer) -> Answer {
     match verdict {
-        Verdict::Send => answer,
-        Verdict::NotModified => {
+        Precondition::Send => answer,
+        Precondition::NotModified => {
             *answer.status_mut() = StatusCode::NOT_MODIFIED;
             *answer.body_mut() = Body::full(Bytes::new());
             for name in [header::CONTENT_TYPE, header::CONTENT_LENGTH, header::ACCEPT_RANGES] {
@@ -143,7 +143,7 @@ pub(super) fn on_condition(verdict: Verdict, mut answer: Answer) -> Answer {
             }
             answer
         }
-        Verdict::Failed => {
+        Precondition::Failed => {
             let message = "the content has another digest than If-Match names";
             error(StatusCode::PRECONDITION_FAILED, ErrorCode::Unsupported, message)
         }

@@ -2,7 +2,7 @@
 
 use super::answer::{self, Answer};
 use super::body::{Account, Body, Reader};
-use super::conditions::{self, ByteRange, Verdict};
+use super::conditions::{self, ByteRange, Precondition};
 use super::request::ClientRequest;
 use super::{Answered, ServerShared};
 use crate::mirror::{BlobSource, ByteSource};
@@ -25,7 +25,7 @@ pub(super) async fn answer(
     let etag = digest.quoted();
     let verdict = conditions::judge(&request.headers, etag.as_bytes());
     // Who has it already needs no download, only to know that it is still there.
-    if request.head || verdict != Verdict::Send {
+    if request.head || verdict != Precondition::Send {
         let (size, hit) = mirror.blob_size(&view, digest).await?;
         let status = if hit { "larder; hit" } else { "larder; fwd=uri-miss" };
         return Ok(answer::on_condition(verdict, blob(request, digest, StatusCode::OK, size, status)));

@@ -9,7 +9,7 @@ use hyper::header::{self, HeaderMap, HeaderName};
 
 /// What the conditions of a request come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum Precondition {
     /// The answer is as without them.
     Send,
     /// The client has it: 304.
@@ -19,11 +19,15 @@ pub(super) enum Verdict {
 }
 
 /// Judges the conditions of a GET or HEAD of content with this ETag, in the order of RFC 9110, 13.2.2.
-pub(super) fn judge(headers: &HeaderMap, etag: &[u8]) -> Verdict {
+pub(super) fn judge(headers: &HeaderMap, etag: &[u8]) -> Precondition {
     if headers.contains_key(header::IF_MATCH) && !names(headers, &header::IF_MATCH, etag, false) {
-        return Verdict::Failed;
+        return Precondition::Failed;
     }
-    if names(headers, &header::IF_NONE_MATCH, etag, true) { Verdict::NotModified } else { Verdict::Send }
+    if names(headers, &header::IF_NONE_MATCH, etag, true) {
+        Precondition::NotModified
+    } else {
+        Precondition::Send
+    }
 }
 
 /// Whether a list of ETags, which may have several lines, names this one or is `*`. `weakly`: one that is marked as
@@ -178,43 +182,43 @@ mod tests {
     #[test]
     fn what_the_client_has_is_not_sent_again() {
         for (value, verdict) in [
-            ("\"sha256:abc\"", Verdict::NotModified),
-            ("W/\"sha256:abc\"", Verdict::NotModified),
-            ("*", Verdict::NotModified),
-            (" * ", Verdict::NotModified),
-            ("\"x\", W/\"y,\\\" ,\"sha256:abc\"", Verdict::NotModified),
-            (",, \"sha256:abc\",", Verdict::NotModified),
-            ("\"sha256:abd\"", Verdict::Send),
-            ("\"x\"", Verdict::Send),
-            ("sha256:abc", Verdict::Send),
-            ("\"sha256:abc", Verdict::Send),
-            ("w/\"sha256:abc\"", Verdict::Send),
-            ("\"a,\"sha256:abc\",b\"", Verdict::Send),
-            ("", Verdict::Send),
+            ("\"sha256:abc\"", Precondition::NotModified),
+            ("W/\"sha256:abc\"", Precondition::NotModified),
+            ("*", Precondition::NotModified),
+            (" * ", Precondition::NotModified),
+            ("\"x\", W/\"y,\\\" ,\"sha256:abc\"", Precondition::NotModified),
+            (",, \"sha256:abc\",", Precondition::NotModified),
+            ("\"sha256:abd\"", Precondition::Send),
+            ("\"x\"", Precondition::Send),
+            ("sha256:abc", Precondition::Send),
+            ("\"sha256:abc", Precondition::Send),
+            ("w/\"sha256:abc\"", Precondition::Send),
+            ("\"a,\"sha256:abc\",b\"", Precondition::Send),
+            ("", Precondition::Send),
         ] {
             assert_eq!(judge(&headers(&[(header::IF_NONE_MATCH, value)]), ETAG), verdict, "{value}");
         }
         let lines = [(header::IF_NONE_MATCH, "\"x\""), (header::IF_NONE_MATCH, "\"sha256:abc\"")];
-        assert_eq!(judge(&headers(&lines), ETAG), Verdict::NotModified);
+        assert_eq!(judge(&headers(&lines), ETAG), Precondition::NotModified);
         // Dates are not looked at.
         let date = (header::IF_MODIFIED_SINCE, "Sat, 29 Oct 2050 19:43:31 GMT");
-        assert_eq!(judge(&headers(&[date.clone()]), ETAG), Verdict::Send);
-        assert_eq!(judge(&headers(&[date, (header::IF_NONE_MATCH, "\"x\"")]), ETAG), Verdict::Send);
+        assert_eq!(judge(&headers(std::slice::from_ref(&date)), ETAG), Precondition::Send);
+        assert_eq!(judge(&headers(&[date, (header::IF_NONE_MATCH, "\"x\"")]), ETAG), Precondition::Send);
     }
 
     #[test]
     fn what_the_client_means_is_what_it_gets() {
         for (value, verdict) in [
-            ("\"sha256:abc\"", Verdict::Send),
-            ("*", Verdict::Send),
-            ("\"x\", \"sha256:abc\"", Verdict::Send),
-            ("W/\"sha256:abc\"", Verdict::Failed),
-            ("\"x\"", Verdict::Failed),
+            ("\"sha256:abc\"", Precondition::Send),
+            ("*", Precondition::Send),
+            ("\"x\", \"sha256:abc\"", Precondition::Send),
+            ("W/\"sha256:abc\"", Precondition::Failed),
+            ("\"x\"", Precondition::Failed),
         ] {
             assert_eq!(judge(&headers(&[(header::IF_MATCH, value)]), ETAG), verdict, "{value}");
         }
         let both = [(header::IF_NONE_MATCH, "*"), (header::IF_MATCH, "\"x\"")];
-        assert_eq!(judge(&headers(&both), ETAG), Verdict::Failed);
+        assert_eq!(judge(&headers(&both), ETAG), Precondition::Failed);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use super::answer::{self};
 use super::body::{Account, Body, Reader};
-use super::conditions::{Verdict, judge};
+use super::conditions::{Precondition, judge};
 use super::request::ClientRequest;
 use super::{Answered, ServerShared};
 use crate::mirror::{ByteSource, ManifestAnswer, ManifestContent, TagContent, Tier};
@@ -105,7 +105,7 @@ async fn content(
     let verdict = judge(&request.headers, &quoted);
     let mut answer = answer::with_length(StatusCode::OK, media_type, size);
     answer::label(&mut answer, request, quoted, status);
-    if request.head || verdict != Verdict::Send {
+    if request.head || verdict != Precondition::Send {
         return Ok(answer::on_condition(verdict, answer));
     }
     *answer.body_mut() = match found.content {

@@ -336,15 +336,16 @@ impl<'a> Run<'a> {
         // Public content stays public.
         let class =
             if known.is_some_and(|blob| blob.is_public()) { AccessClass::Public } else { fill.key.class };
-        fill.progress.send_modify(|progress| progress.total = Some(staged.len()));
+        let size = staged.len();
+        let tell = || fill.progress.send_modify(|progress| progress.total = Some(size));
+        // A size that only the upstream's word stands for is told when the hash is right.
+        if !self.called_whole {
+            tell();
+        }
         match staged.publish(store, class) {
-            Ok(()) => {}
+            Ok(()) => tell(),
             Err(StoreError::Mismatch { actual, .. }) => {
-                self.pool.repeats().note(
-                    &fill.key,
-                    fill.progress.borrow().total.unwrap_or(0),
-                    Instant::now(),
-                );
+                self.pool.repeats().note(&fill.key, size, Instant::now());
                 if self.called_whole {
                     log::info!(
                         "{} of {} begins again: it hashes to {actual}",
