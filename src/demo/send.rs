@@ -62,6 +62,7 @@ pub(super) fn answer(
             return Ok(false);
         }
         Behaviour::CutBeforeHeader => return Ok(false),
+        Behaviour::WithHeaders(headers) => content.headers.extend(headers),
         Behaviour::LongHeader(bytes) => content.headers.push(("X-Long".into(), "x".repeat(bytes))),
     }
     send(shared, stream, asked, content, &manner)

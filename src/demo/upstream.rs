@@ -68,6 +68,8 @@ pub enum Behaviour {
     CutBeforeHeader,
     /// Answers well, with a header of so many bytes more.
     LongHeader(usize),
+    /// Answers well, with these headers more.
+    WithHeaders(Vec<(String, String)>),
 }
 
 /// How clients must log in.
@@ -99,6 +101,8 @@ pub struct Seen {
     pub logged_in: bool,
     /// What it said.
     pub authorization: Option<String>,
+    /// The Via header.
+    pub via: Option<String>,
     /// When it came.
     pub at: Instant,
 }
@@ -411,6 +415,7 @@ fn converse(shared: &RegistryShared, stream: &TcpStream) -> io::Result<()> {
                 authorized: header(&headers, "authorization").is_some(),
                 logged_in,
                 authorization: header(&headers, "authorization").map(str::to_owned),
+                via: header(&headers, "via").map(str::to_owned),
                 at: Instant::now(),
             });
             shared.changed.notify_all();

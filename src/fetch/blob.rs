@@ -16,6 +16,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct BlobStream {
     /// The blob's size in bytes, if the upstream says.
     pub total: Option<u64>,
+    /// Which endpoint of its upstream sends it, in their order.
+    pub place: usize,
     /// Whether it can be had from a byte on, as far as the answer tells (RFC 9110, 14.3).
     pub gives_parts: Option<bool>,
     pub(super) host: String,

@@ -7,6 +7,7 @@ use super::address::{Address, query_value};
 use super::ask::{Class, Question, RedirectLogins, server_error};
 use super::blob::BlobStream;
 use super::breaker::Breaker;
+use super::chain::{self, Naming, StaleAnswer};
 use super::challenge;
 use super::failure::Failure;
 use super::holds::Holds;
@@ -31,6 +32,7 @@ pub struct Endpoint {
     pub(super) note: String,
     /// The origin and, as target, the path prefix before `/v2/`.
     pub(super) base: Address,
+    pub(super) naming: Naming,
     pub(super) login: EndpointLogin,
     pub(super) redirect_logins: RedirectLogins,
     pub(super) wire: Wire,
@@ -53,6 +55,10 @@ pub struct ManifestHead {
     pub date: Option<u64>,
     /// The host and port that answered.
     pub endpoint: String,
+    /// Why the digest may be older than the registry's, if it may be.
+    pub stale: Option<StaleAnswer>,
+    /// Which endpoint of its upstream that is, in their order.
+    pub place: usize,
 }
 
 /// A manifest whose bytes hash to its digest.
@@ -68,8 +74,12 @@ pub struct FetchedManifest {
     pub date: Option<u64>,
     /// The host and port that answered.
     pub endpoint: String,
+    /// Why the digest of a tag may be older than the registry's, if it may be.
+    pub stale: Option<StaleAnswer>,
+    /// Which endpoint of its upstream that is, in their order.
+    pub place: usize,
     /// For as long as the bytes are in memory.
-    _place: Option<LargeAnswer>,
+    _memory: Option<LargeAnswer>,
 }
 
 /// What [`Endpoint::examine`] found of an upstream that answers.
@@ -137,6 +147,11 @@ impl Endpoint {
         &self.note
     }
 
+    /// Host and port.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Whether credentials are configured.
     pub fn has_login(&self) -> bool {
         self.login.has_credentials()
@@ -167,7 +182,8 @@ impl Endpoint {
         let reply = self.ask(&question)?;
         let (date, endpoint) = (reply.date(), self.name.clone());
         if matches!(reply.status(), 405 | 501) {
-            return Ok(ManifestHead { digest: None, media_type: None, size: None, date, endpoint });
+            let (digest, media_type, size, stale) = (None, None, None, None);
+            return Ok(ManifestHead { digest, media_type, size, date, endpoint, stale, place: 0 });
         }
         let reply = reply.found(&question)?;
         let digest = reply.digest();
@@ -178,7 +194,8 @@ impl Endpoint {
             return Err(reply.wrong(format!("was asked for {wanted} and answered {told}")));
         }
         let media_type = reply.header(header::CONTENT_TYPE.as_str()).map(media::essence);
-        Ok(ManifestHead { digest, media_type, size: reply.content_length(), date, endpoint })
+        let (size, stale) = (reply.content_length(), chain::staleness(&reply));
+        Ok(ManifestHead { digest, media_type, size, date, endpoint, stale, place: 0 })
     }
 
     /// See [`Upstream::shows`](super::Upstream::shows). What the registry says of its own content is accepted, but not an
@@ -218,8 +235,8 @@ impl Endpoint {
             return Err(reply.wrong(format!("the manifest should be {digest} and hashes to {actual}")));
         }
         let media_type = reply.manifest_of(&bytes)?.media_type;
-        let (date, endpoint) = (reply.date(), self.name.clone());
-        Ok(FetchedManifest { digest, media_type, bytes, date, endpoint, _place: place })
+        let (date, endpoint, stale) = (reply.date(), self.name.clone(), chain::staleness(&reply));
+        Ok(FetchedManifest { digest, media_type, bytes, date, endpoint, stale, place: 0, _memory: place })
     }
 
     /// Asks for a document of at most so many bytes. A large one that finds no place in memory is asked for again once it
@@ -275,6 +292,7 @@ impl Endpoint {
         };
         Ok(BlobStream {
             total,
+            place: 0,
             gives_parts,
             host: reply.host,
             body: reply.body,

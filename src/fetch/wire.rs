@@ -3,7 +3,7 @@
 //! Manifests and blobs have agents of their own, so that the connections of layers never stand in a tag's way. A
 //! connection that was idle during an outage is not used again: it may be dead without either side knowing.
 
-use super::address::Address;
+use super::address::{Address, HttpOrigin};
 use super::dial::{Dialer, Later, Names};
 use super::failure::{Cause, Failure};
 use super::policy::Policy;
@@ -13,6 +13,7 @@ use crate::budget::{
     UPSTREAM_REQUEST_BYTES_MAX,
 };
 use crate::sync::Mutex;
+use crate::via::{self, BoardName};
 use rustls::ClientConfig;
 use std::io;
 use std::sync::Arc;
@@ -70,11 +71,21 @@ pub(super) struct Times {
     pub stall: Duration,
 }
 
+/// How this board names itself to an endpoint, so that a chain of them knows itself.
+struct Hop {
+    board: BoardName,
+    to: HttpOrigin,
+    /// The endpoint is told how long it is waited for.
+    says_wait: bool,
+}
+
 pub(super) struct Wire {
     manifests: Agent,
     blobs: Agent,
     proxies: Arc<Proxies>,
     times: Times,
+    /// How this board names itself, and to whom.
+    hop: Option<Hop>,
     /// Connections that were idle at this time are not trusted.
     last_outage: Mutex<Option<Instant>>,
 }
@@ -109,8 +120,15 @@ impl Wire {
             blobs: agent(FETCH_CHUNK_BYTES),
             proxies,
             times,
+            hop: None,
             last_outage: Mutex::new(None),
         }
+    }
+
+    /// The same, naming this board to an origin with each request.
+    pub fn named(mut self, board: &BoardName, to: &HttpOrigin, says_wait: bool) -> Self {
+        self.hop = Some(Hop { board: board.clone(), to: to.clone(), says_wait });
+        self
     }
 
     pub fn times(&self) -> Times {
@@ -152,6 +170,13 @@ impl Wire {
         }
         if let Some(authorization) = request.authorization {
             builder = builder.header(header::AUTHORIZATION, authorization);
+        }
+        if let Some(hop) = self.hop.as_ref().filter(|hop| hop.to == request.address.origin) {
+            let way = via::way();
+            builder = builder.header(header::VIA, way.onward(&hop.board));
+            if hop.says_wait {
+                builder = builder.header("prefer", format!("wait={}", way.onward_wait(self.times.header)));
+            }
         }
         let agent = match request.lane {
             Lane::Manifests => &self.manifests,

@@ -93,6 +93,6 @@ fn mark(answer: &mut Answer, request: &ClientRequest, stale: Option<&str>) {
     let status = if stale.is_some() { "larder; hit; detail=cached" } else { "larder; fwd=uri-miss" };
     answer::mark(answer, request, status);
     if let Some(cause) = stale {
-        answer::warn(answer, cause);
+        answer::warn(answer, cause, None);
     }
 }

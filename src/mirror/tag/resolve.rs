@@ -6,23 +6,26 @@
 
 use super::super::access::View;
 use super::super::content::{ManifestAnswer, ManifestContent, Manifests, SmallManifest};
-use super::super::context::{Context, outage_text, reach};
+use super::super::context::{Context, miss_wait, outage_text, reach};
 use super::super::counters::ByteSource;
 use super::super::proof::Proofs;
 use super::super::questions::{QUEUE_FULL, Questions, question_failed};
 use super::super::refusal::{CachedOnly, Missing, Refusal};
 use super::super::single_flight::SingleFlight;
-use super::check::UpstreamDigest;
+use super::check::{StaleClaim, UpstreamDigest};
 use super::local::LocalTag;
 use super::settle::Settler;
 use super::table::TagTable;
 use crate::budget;
+use crate::clock;
 use crate::decide::{self, Here, Opening, Tier, UpstreamOutcome, UpstreamWait, Verdict};
 use crate::fetch::{Failure, Upstream};
 use crate::image::{Closures, first_complete, served};
+use crate::kit::Claim;
 use crate::oci::{Digest, RegistryName, Repository, Tag};
 use crate::store::{Stamp, StoreError, TagVersion};
 use crate::sync::Mutex;
+use crate::via;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -36,6 +39,8 @@ pub struct TagAnswer {
     pub tier: Tier,
     /// Why the answer may be stale, if it may be.
     pub cause: Option<String>,
+    /// For how many seconds upstream has not named it, if it may be stale and that is known.
+    pub age: Option<u64>,
     /// Its manifest, or what is known of it.
     pub content: TagContent,
 }
@@ -67,6 +72,7 @@ struct Choice {
     digest: Digest,
     tier: Tier,
     cause: Option<String>,
+    age: Option<u64>,
     stated: Option<(String, u64)>,
     /// Its manifest, if that is here, public and small.
     small: Option<SmallManifest>,
@@ -75,6 +81,8 @@ struct Choice {
 /// How asking upstream ended, and why.
 enum Outcome {
     Named(UpstreamDigest),
+    /// What answered cannot reach upstream either, or is behind: a claim, and why it is no more.
+    Claimed(StaleClaim),
     Failed(Failure),
     Unreachable(String),
     NotAsked(String),
@@ -87,7 +95,7 @@ impl Outcome {
             Outcome::Failed(Failure::Missing { .. } | Failure::Denied { .. }) => UpstreamOutcome::Refused,
             Outcome::Failed(failure) if failure.is_outage() => UpstreamOutcome::Unreachable,
             Outcome::Failed(_) => UpstreamOutcome::Unusable,
-            Outcome::Unreachable(_) => UpstreamOutcome::Unreachable,
+            Outcome::Claimed(_) | Outcome::Unreachable(_) => UpstreamOutcome::Unreachable,
             Outcome::NotAsked(_) => UpstreamOutcome::NotAsked,
         }
     }
@@ -106,10 +114,15 @@ impl Outcome {
         }
     }
 
+    fn claim(&self) -> Option<Claim> {
+        if let Outcome::Claimed(stale) = self { Some(stale.claim.clone()) } else { None }
+    }
+
     fn cause(&self) -> String {
         match self {
             Outcome::Named(_) => String::new(),
             Outcome::Failed(failure) => failure.to_string(),
+            Outcome::Claimed(stale) => stale.why.clone(),
             Outcome::Unreachable(cause) | Outcome::NotAsked(cause) => cause.clone(),
         }
     }
@@ -219,7 +232,9 @@ impl Tags {
         let outcome = outcome.without_login(&local);
         let asked = outcome.asked();
         let claim = match asked {
-            UpstreamOutcome::Unreachable => self.claim(&upstream, repository, tag, &local).await,
+            UpstreamOutcome::Unreachable => {
+                self.claim(&upstream, repository, tag, &local, outcome.claim()).await
+            }
             _ => None,
         };
         let claimed = claim.as_ref().map(|claim| &claim.digest);
@@ -241,11 +256,12 @@ impl Tags {
             }
             (Verdict::Serve(Tier::Peer, digest), _, Some(claim)) => {
                 let cause = format!("{cause}; peer {} has this version", claim.peer);
-                Ok(Choice::of(Tier::Peer, digest, Some(cause), &local))
+                Ok(Choice::of(Tier::Peer, digest, Some(cause), &local).named_at(claim.unix))
             }
             (Verdict::Serve(tier, digest), ..) => {
                 let cause = cause_with_stand_in(cause, tier, stand_in.as_ref());
-                Ok(Choice::of(tier, digest, Some(cause), &local))
+                let named_at = self.named_at(repository, tag, &local).filter(|_| tier == Tier::LastComplete);
+                Ok(Choice::of(tier, digest, Some(cause), &local).named_at(named_at))
             }
             (Verdict::PassOn, Outcome::Failed(failure), _) => {
                 Err(Refusal::from_failure(failure, Missing::Manifest))
@@ -254,13 +270,7 @@ impl Tags {
                 Err(Refusal::Busy(format!("{cause}; the tag index is being rebuilt; retry")))
             }
             (Verdict::Nothing, ..) if let Some(why) = cached_only => Err(why.refusal(repository)),
-            (Verdict::Nothing | Verdict::PassOn, ..) => {
-                let missing = match &local.missing {
-                    Some(missing) => format!("the cached version lacks {missing}"),
-                    None => "nothing of it is cached".to_owned(),
-                };
-                Err(Refusal::Unavailable(format!("{}; {missing}", with_registry(&cause, repository))))
-            }
+            (Verdict::Nothing | Verdict::PassOn, ..) => Err(nothing_here(&cause, repository, &local)),
         }
     }
 
@@ -273,13 +283,14 @@ impl Tags {
         wait: UpstreamWait,
     ) -> Result<Outcome, Refusal> {
         let bound = match wait {
-            UpstreamWait::Deadline => self.context.config.now().tags.resolve_deadline,
-            UpstreamWait::Long => budget::MISS_WAIT_MAX,
+            UpstreamWait::Deadline => via::way().short(self.context.config.now().tags.resolve_deadline),
+            UpstreamWait::Long => miss_wait(),
         };
         let Ok(question) = self.begin_check(upstream, view, tag) else {
             return Ok(Outcome::NotAsked(QUEUE_FULL.into()));
         };
         match tokio::time::timeout(bound, question.answer()).await {
+            Ok(Some(Ok(UpstreamDigest { stale: Some(stale), .. }))) => Ok(Outcome::Claimed(stale)),
             Ok(Some(Ok(answer))) => Ok(Outcome::Named(answer)),
             Ok(Some(Err(failure))) => Ok(Outcome::Failed(failure)),
             Ok(None) => Err(question_failed()),
@@ -425,6 +436,15 @@ fn cause_with_stand_in(cause: String, tier: Tier, stand_in: Option<&(String, Dig
     }
 }
 
+/// Why a tag is not answered of which nothing complete is here.
+fn nothing_here(cause: &str, repository: &Repository, local: &LocalTag) -> Refusal {
+    let missing = match &local.missing {
+        Some(missing) => format!("the cached version lacks {missing}"),
+        None => "nothing of it is cached".to_owned(),
+    };
+    Refusal::Unavailable(format!("{}; {missing}", with_registry(cause, repository)))
+}
+
 /// The cause of a refusal, with the name of the registry if it is not in it.
 fn with_registry(cause: &str, repository: &Repository) -> String {
     let registry = repository.registry.as_str();
@@ -435,7 +455,13 @@ impl Choice {
     fn of(tier: Tier, digest: &Digest, cause: Option<String>, local: &LocalTag) -> Choice {
         let complete = local.complete.as_ref().is_some_and(|version| version.digest == *digest);
         let small = local.small.clone().filter(|_| complete);
-        Choice { digest: digest.clone(), tier, cause, stated: None, small }
+        Choice { digest: digest.clone(), tier, cause, age: None, stated: None, small }
+    }
+
+    /// Upstream named it last at that time, in seconds since 1970.
+    fn named_at(self, unix: Option<u64>) -> Choice {
+        let age = unix.zip(clock::trusted_unix()).map(|(at, now)| now.saturating_sub(at));
+        Choice { age, ..self }
     }
 
     fn with(self, manifest: ManifestAnswer) -> TagAnswer {
@@ -443,6 +469,6 @@ impl Choice {
     }
 
     fn into_answer(self, content: TagContent) -> TagAnswer {
-        TagAnswer { digest: self.digest, tier: self.tier, cause: self.cause, content }
+        TagAnswer { digest: self.digest, tier: self.tier, cause: self.cause, age: self.age, content }
     }
 }

@@ -1,0 +1,149 @@
+//! An endpoint that is a mirror itself: how the names of a registry are said to it, and what its answers tell of how they
+//! were made.
+//!
+//! A prefix stands between `/v2/` and every name, in the scope of a token too; `ns` says which registry is meant. An answer
+//! that another Larder gave for another registry is no answer, and what it gave without having asked its own upstream is
+//! stale: its digest may be served, and proves nothing.
+
+use super::ask::Question;
+use super::endpoint::{Endpoint, NamePage};
+use super::failure::Failure;
+use super::reply::EndpointReply;
+use super::wire::Deadline;
+use crate::budget::CATALOGUE_PAGES_MAX;
+use crate::config::EndpointSettings;
+use crate::oci::{RegistryName, RepositoryName, quoted};
+use crate::via;
+use std::borrow::Cow;
+use ureq::http::header;
+
+/// What Larder calls the tiers of an answer that may be older than what upstream has.
+const STALE_TIERS: [&str; 3] = ["peer", "last-complete", "older-version"];
+
+/// How an endpoint is told what is meant.
+pub(super) struct Naming {
+    prefix: Option<RepositoryName>,
+    send_ns: bool,
+}
+
+impl Naming {
+    pub fn of(settings: &EndpointSettings) -> Naming {
+        Naming { prefix: settings.prefix.clone(), send_ns: settings.send_ns }
+    }
+
+    /// A question in the names of the endpoint.
+    pub fn apply<'q>(&self, registry: &RegistryName, question: &'q Question) -> Cow<'q, Question> {
+        let mut question = Cow::Borrowed(question);
+        if let (Some(prefix), Some(name)) = (&self.prefix, &question.repository) {
+            let name = name.to_string();
+            let own = |text: &str, before: &str| {
+                let rest = text.strip_prefix(before)?.strip_prefix(&name)?;
+                rest.starts_with(['/', ':']).then(|| format!("{before}{prefix}/{name}{rest}"))
+            };
+            // What a link of the endpoint itself named has its own names already.
+            if let Some(target) = own(&question.target, "") {
+                question.to_mut().target = target;
+            }
+            if let Some(scope) = own(&question.scope, "repository:") {
+                question.to_mut().scope = scope;
+            }
+        }
+        if self.send_ns {
+            let (path, query) = question.target.split_once('?').unwrap_or((&question.target, ""));
+            if !query.split('&').any(|pair| pair.starts_with("ns=")) {
+                let and = if query.is_empty() { "" } else { "&" };
+                let target = format!("{path}?{query}{and}ns={registry}");
+                question.to_mut().target = target;
+            }
+        }
+        question
+    }
+
+    /// The reply, if it is about the registry that was meant, as far as it says.
+    ///
+    /// # Errors
+    /// `Wrong`: another Larder has answered for another registry.
+    pub fn check(&self, registry: &RegistryName, reply: EndpointReply) -> Result<EndpointReply, Failure> {
+        let stated = reply.header("oci-namespace").map(str::trim);
+        let other = match stated {
+            Some(stated) if stated == registry.as_str() => None,
+            Some(stated) if self.send_ns || is_larders(&reply) => Some(quoted(stated)),
+            // An older Larder does not say. Docker Hub is what it takes for meant where nothing else is configured.
+            None if !self.send_ns && is_larders(&reply) && registry.as_str() != "docker.io" => {
+                Some("its default registry".to_owned())
+            }
+            _ => None,
+        };
+        let Some(other) = other.filter(|_| reply.own) else { return Ok(reply) };
+        Err(reply.wrong(if self.send_ns {
+            format!("answered for {other} and not for {registry}")
+        } else {
+            format!(
+                "is a Larder and answered for {other} and not for {registry}; set send_ns = true in [upstream.\"{registry}\"]"
+            )
+        }))
+    }
+}
+
+/// Whether another Larder has given or passed on an answer.
+fn is_larders(reply: &EndpointReply) -> bool {
+    let named = reply.values(header::VIA.as_str()).any(via::names_board);
+    named || reply.values("cache-status").flat_map(|value| value.split(',')).any(|one| tier(one).is_some())
+}
+
+/// The tier in a member of `Cache-Status`, if it is a Larder's; perhaps an empty one.
+fn tier(member: &str) -> Option<&str> {
+    let mut parts = member.split(';').map(str::trim);
+    (parts.next()? == "larder").then(|| parts.find_map(|part| part.strip_prefix("detail=")).unwrap_or(""))
+}
+
+/// What another Larder says of a tag while it cannot reach the registry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StaleAnswer {
+    /// What it is, host first.
+    pub why: String,
+    /// For how many seconds the registry has not named the digest to it, if it says.
+    pub age: Option<u64>,
+}
+
+/// Whether an answer may be older than what the registry has.
+pub(super) fn staleness(reply: &EndpointReply) -> Option<StaleAnswer> {
+    let mut tiers = reply.values("cache-status").flat_map(|value| value.split(',')).filter_map(tier);
+    let stale = tiers.find(|tier| STALE_TIERS.contains(tier))?;
+    let why = format!("{}: is a Larder that cannot reach it either and answers from {stale}", reply.host);
+    let age = reply.header(header::AGE.as_str()).and_then(|age| age.trim().parse().ok());
+    Some(StaleAnswer { why, age })
+}
+
+impl Endpoint {
+    /// A page of at most `n` repositories after `last`, of those that are under the prefix, without it.
+    pub(super) fn catalog_here(
+        &self,
+        n: Option<usize>,
+        last: Option<&str>,
+        deadline: Deadline,
+    ) -> Result<NamePage, Failure> {
+        let Some(prefix) = &self.naming.prefix else { return self.catalog(n, last, deadline) };
+        let inside = format!("{prefix}/");
+        let mut last = last.map_or_else(|| prefix.to_string(), |last| format!("{inside}{last}"));
+        for _ in 0..CATALOGUE_PAGES_MAX {
+            let page = self.catalog(n, Some(&last), deadline)?;
+            let here = page.names.iter().filter_map(|name| name.strip_prefix(&inside));
+            let names: Vec<String> = here.map(str::to_owned).collect();
+            let Some(end) = page.names.last().filter(|end| **end != last) else {
+                return Ok(NamePage { names, more: false });
+            };
+            let is_past = page.names.is_sorted() && *end > inside && !end.starts_with(&inside);
+            let more = page.more && !is_past;
+            if !names.is_empty() || !more {
+                return Ok(NamePage { names, more });
+            }
+            last.clone_from(end);
+        }
+        let host = &self.base.origin.host;
+        Err(Failure::wrong(
+            host,
+            format!("lists more repositories outside of {prefix} than are looked through"),
+        ))
+    }
+}
