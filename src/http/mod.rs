@@ -88,7 +88,16 @@ async fn answer(
 }
 
 /// Answers a valid request. Another Larder is told for which registry: one that says none may have meant another.
-async fn answer_request(shared: &ServerShared, client: IpAddr, way: Way, request: ClientRequest) -> Answer {
+async fn answer_request(
+    shared: &ServerShared,
+    client: IpAddr,
+    way: Way,
+    mut request: ClientRequest,
+) -> Answer {
+    if way.is_from_board() && request.target == RequestTarget::Catalog(None) {
+        // It wants the names of one registry; all of them with that before each are for people.
+        request.target = RequestTarget::Catalog(request.registry().cloned());
+    }
     let registry = request.namespace.as_ref().or(request.registry()).filter(|_| way.is_from_board()).cloned();
     let mut answer = via::coming(way, for_client(client, route(shared, request))).await;
     if let Some(registry) = registry {

@@ -70,6 +70,13 @@ fn each_registry_is_itself_through_two_boards_or_not_answered() {
         assert!(body.contains("set send_ns = true in [upstream.\\\"ghcr.io\\\"]"), "{body}");
     }
     assert_eq!(silent.pull("lab/app", "latest").unwrap().digest, hubs.root, "what is meant is answered");
+    let catalog = |board: &Board| String::from_utf8(board.get("/v2/_catalog?ns=docker.io").body().unwrap());
+    assert_eq!(
+        catalog(&silent).unwrap(),
+        r#"{"repositories":["lab/app"]}"#,
+        "names are without their registry"
+    );
+    assert_eq!(catalog(&outer).unwrap(), r#"{"repositories":["lab/app"]}"#);
     // An older board says nothing of the registry.
     let old = upstream_with(&hubs);
     let told = vec![("Cache-Status".to_owned(), "larder; hit; detail=upstream".to_owned())];

@@ -242,6 +242,19 @@ fn an_endpoint_has_names_of_its_own() {
 }
 
 #[test]
+fn doctor_examines_each_endpoint() {
+    let (first, second) = (upstream_with(&image(1)), upstream_with(&image(1)));
+    let board = Board::with_config(&config(&[(&first, ""), (&second, "prefix = \"hub\"")], ""));
+    second.on(None, "/v2/", Behaviour::Status(503, vec![]));
+    let found = String::from_utf8(board.command(&["doctor"]).stdout).unwrap();
+    let line =
+        |place: String| found.lines().find(|line| line.contains(&place)).unwrap_or_default().to_owned();
+    assert!(line(format!("docker.io at {} answers", first.addr())).contains("docker.io"), "{found}");
+    assert!(line(format!("docker.io at {}/v2/hub", second.addr())).contains("503"), "{found}");
+    board.said(&["config", "check"]);
+}
+
+#[test]
 fn a_private_login_at_one_endpoint_makes_the_registry_private() {
     let app = image(1);
     let folder = Folder::new();
