@@ -7,7 +7,7 @@
 
 use super::ask::Question;
 use super::endpoint::{Endpoint, NamePage};
-use super::failure::Failure;
+use super::failure::{Cause, Failure};
 use super::reply::EndpointReply;
 use super::wire::Deadline;
 use crate::budget::CATALOGUE_PAGES_MAX;
@@ -19,6 +19,9 @@ use ureq::http::header;
 
 /// What Larder calls the tiers of an answer that may be older than what upstream has.
 const STALE_TIERS: [&str; 3] = ["peer", "last-complete", "older-version"];
+
+/// What it calls a list of what it has, where it could not ask for one.
+const CACHED_LIST: &str = "cached";
 
 /// How an endpoint is told what is meant.
 pub(super) struct Naming {
@@ -62,7 +65,7 @@ impl Naming {
     /// The reply, if it is about the registry that was meant, as far as it says.
     ///
     /// # Errors
-    /// `Wrong`: another Larder has answered for another registry.
+    /// `Wrong`: another Larder has answered for another registry. `Unreachable`: it lists what it has, and cannot ask.
     pub fn check(&self, registry: &RegistryName, reply: EndpointReply) -> Result<EndpointReply, Failure> {
         let stated = reply.header("oci-namespace").map(str::trim);
         let other = match stated {
@@ -74,7 +77,13 @@ impl Naming {
             }
             _ => None,
         };
-        let Some(other) = other.filter(|_| reply.own) else { return Ok(reply) };
+        let Some(other) = other.filter(|_| reply.own) else {
+            if reply.own && tiers(&reply).any(|tier| tier == CACHED_LIST) {
+                let text = "is a Larder that cannot reach it either and lists what is cached there";
+                return Err(Failure::unreachable(&reply.host, Cause::Connection, text));
+            }
+            return Ok(reply);
+        };
         Err(reply.wrong(if self.send_ns {
             format!("answered for {other} and not for {registry}")
         } else {
@@ -87,8 +96,12 @@ impl Naming {
 
 /// Whether another Larder has given or passed on an answer.
 fn is_larders(reply: &EndpointReply) -> bool {
-    let named = reply.values(header::VIA.as_str()).any(via::names_board);
-    named || reply.values("cache-status").flat_map(|value| value.split(',')).any(|one| tier(one).is_some())
+    reply.values(header::VIA.as_str()).any(via::names_board) || tiers(reply).next().is_some()
+}
+
+/// What a Larder's `Cache-Status` says in detail; perhaps nothing.
+fn tiers(reply: &EndpointReply) -> impl Iterator<Item = &str> {
+    reply.values("cache-status").flat_map(|value| value.split(',')).filter_map(tier)
 }
 
 /// The tier in a member of `Cache-Status`, if it is a Larder's; perhaps an empty one.
@@ -108,8 +121,7 @@ pub struct StaleAnswer {
 
 /// Whether an answer may be older than what the registry has.
 pub(super) fn staleness(reply: &EndpointReply) -> Option<StaleAnswer> {
-    let mut tiers = reply.values("cache-status").flat_map(|value| value.split(',')).filter_map(tier);
-    let stale = tiers.find(|tier| STALE_TIERS.contains(tier))?;
+    let stale = tiers(reply).find(|tier| STALE_TIERS.contains(tier))?;
     let why = format!("{}: is a Larder that cannot reach it either and answers from {stale}", reply.host);
     let age = reply.header(header::AGE.as_str()).and_then(|age| age.trim().parse().ok());
     Some(StaleAnswer { why, age })

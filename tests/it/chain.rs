@@ -103,6 +103,10 @@ fn what_a_board_answers_without_its_upstream_is_not_seen() {
     let warning = answer.header("warning").unwrap_or_default().to_owned();
     assert!(warning.contains("is a Larder that cannot reach it either"), "{warning}");
     assert!(answer.header("age").is_some_and(|age| age.parse::<u64>().is_ok()));
+    // A list of what the inner board has is none of the registry.
+    let list = outer.get("/v2/lab/app/tags/list?ns=docker.io");
+    assert!(list.header("warning").unwrap_or_default().contains("lists what is cached there"));
+    assert_eq!(list.body().unwrap(), br#"{"name":"lab/app","tags":["latest"]}"#);
     // What only the inner board has is served, as a peer's version, and kept.
     let pulled = outer.pull("lab/new", "latest").unwrap();
     assert_eq!((pulled.digest, pulled.tag_status.contains("detail=peer")), (second.root.clone(), true));
