@@ -161,6 +161,33 @@ fn a_board_that_knows_a_newer_version_is_believed_and_another_endpoint_more() {
     assert_eq!((answer.status, answer.header("cache-status").unwrap().contains("upstream")), (200, false));
 }
 
+#[test]
+fn three_boards_in_a_row_are_one_chain() {
+    let (first, second) = (image(1), image(2));
+    let hub = upstream_with(&first);
+    hub.push("lab/two", "latest", &second);
+    let (mut inner, middle) = two(&hub);
+    let outer = Board::with_config(&config(&upstream("docker.io", &url(&middle), "send_ns = true")));
+    assert_eq!(outer.pull("lab/app", "latest").unwrap().tag_status, "larder; fwd=uri-miss; detail=upstream");
+    let ways: Vec<_> = hub.requests().into_iter().filter_map(|seen| seen.via).collect();
+    assert!(ways.iter().any(|way| way.matches("1.1 larder-").count() == 3), "{ways:?}");
+    inner.pull("lab/two", "latest").unwrap();
+    hub.hang_up();
+    inner.wait_until("the outage", || status(&inner, TAG).contains("last-complete"));
+    for board in [&middle, &outer] {
+        assert_eq!(status(board, TAG), "larder; hit; detail=last-complete");
+        let new = board.head("/v2/lab/two/manifests/latest?ns=docker.io");
+        let tier = new.header("cache-status").unwrap();
+        assert_eq!((new.status, tier.contains("detail=peer")), (200, true), "{tier}");
+    }
+    assert_eq!(outer.pull("lab/two", "latest").unwrap().digest, second.root);
+    outer.wait_for_log(&format!("lab/two:latest is complete at {}", second.root));
+    inner.kill();
+    drop(middle);
+    assert_eq!(outer.pull("lab/app", "latest").unwrap().digest, first.root);
+    assert_eq!(outer.pull("lab/two", "latest").unwrap().digest, second.root);
+}
+
 /// An address whose board is known only after another one was told of it.
 struct Relay(SocketAddr, Arc<OnceLock<SocketAddr>>);
 
