@@ -102,7 +102,8 @@ fn what_a_board_answers_without_its_upstream_is_not_seen() {
     assert_eq!(answer.header("docker-content-digest"), Some(first.root.to_string().as_str()));
     let warning = answer.header("warning").unwrap_or_default().to_owned();
     assert!(warning.contains("is a Larder that cannot reach it either"), "{warning}");
-    assert!(answer.header("age").is_some_and(|age| age.parse::<u64>().is_ok()));
+    let asked = outer.request("HEAD", TAG, &[("Via", "1.1 larder-00")]);
+    assert!(asked.header("age").is_some_and(|age| age.parse::<u64>().is_ok()), "another board is told");
     // A list of what the inner board has is none of the registry.
     let list = outer.get("/v2/lab/app/tags/list?ns=docker.io");
     assert!(list.header("warning").unwrap_or_default().contains("lists what is cached there"));

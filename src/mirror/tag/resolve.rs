@@ -458,9 +458,12 @@ impl Choice {
         Choice { digest: digest.clone(), tier, cause, age: None, stated: None, small }
     }
 
-    /// Upstream named it last at that time, in seconds since 1970.
+    /// Upstream named it last at that time, in seconds since 1970. Another board is told.
     fn named_at(self, unix: Option<u64>) -> Choice {
-        let age = unix.zip(clock::trusted_unix()).map(|(at, now)| now.saturating_sub(at));
+        let age = unix
+            .filter(|_| via::way().is_from_board())
+            .zip(clock::trusted_unix())
+            .map(|(at, now)| now.saturating_sub(at));
         Choice { age, ..self }
     }
 
