@@ -64,8 +64,19 @@ pub const NAMED_CHILDREN_MAX: usize = 2_048;
 
 // -- Upstreams -------------------------------------------------------------------------------------------------
 
+/// Wrong blobs whose source an upstream with several endpoints remembers, at about 100 bytes each.
+pub const WRONG_SOURCES_MAX: usize = 256;
+/// Larders that a request may have come through: more are a loop that nobody has seen the end of.
+pub const VIA_BOARDS_MAX: usize = 8;
+/// Shortest time that a Larder waits for its upstream where another one asks it: less would be no question.
+pub const CHAIN_WAIT_MIN: Duration = Duration::from_secs(1);
+/// How much sooner a Larder is to answer than the one that asks it stops waiting.
+pub const CHAIN_WAIT_MARGIN: Duration = Duration::from_secs(1);
 /// Most upstreams a configuration may name: each can cost a probe thread and a pool of connections.
 pub const UPSTREAMS_MAX: usize = 64;
+/// Most endpoints of one upstream: each can cost a probe thread and a pool of connections, and a question that none of them
+/// answers well is asked at each.
+pub const ENDPOINTS_MAX: usize = 8;
 /// Threads for each upstream that ask for tags, manifests and lists, so that layers never delay a tag.
 pub const MANIFEST_LANES: usize = 4;
 /// Questions that may wait for the lanes of one upstream; one more is answered 503.

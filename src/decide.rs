@@ -211,6 +211,13 @@ pub fn offline<'a>(policy: TagPolicy, here: &Here<'a>, stand_in: Option<&'a Dige
     }
 }
 
+/// Whether the answer of an endpoint for a tag is older than upstream's last one: it is lower in the order, and its answer has
+/// an earlier date. Both are a date by the registry's clock, and the place of the endpoint.
+pub fn is_older(told: (Option<u64>, usize), last: Option<(u64, usize)>) -> bool {
+    let (Some(date), Some((last_date, last_place))) = (told.0, last) else { return false };
+    told.1 > last_place && date < last_date
+}
+
 /// What is served if `chosen`, which `tier` named, cannot be fetched: an older complete version is better than an error,
 /// if the chosen one came from upstream or a peer.
 pub fn instead_of<'a>(

@@ -26,8 +26,8 @@
 //!
 //! Underneath lie [`oci`], the vocabulary of registries; [`config`], what a configuration means once it is read;
 //! [`clock`], what may be believed of time; [`budget`], every limit in one table; [`documents`], how many large documents are
-//! in memory at a time; [`places`], pools that nobody takes all of; [`sync`], locks and threads; and [`text`], sizes for
-//! people, secrets and what is escaped. ARCHITECTURE.md has the map, the rules of the data and the decisions; a test keeps
+//! in memory at a time; [`places`], pools that nobody takes all of; [`sync`], locks and threads; [`text`], sizes for
+//! people, secrets and what is escaped; and [`via`], the way of a request from one Larder to the next. ARCHITECTURE.md has the map, the rules of the data and the decisions; a test keeps
 //! the arrows between the rooms.
 
 pub mod auth;
@@ -53,4 +53,5 @@ pub mod report;
 pub mod store;
 pub mod sync;
 pub mod text;
+pub mod via;
 pub mod watch;

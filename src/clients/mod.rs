@@ -26,7 +26,7 @@ mod yaml_text;
 #[cfg(test)]
 mod tests;
 
-use crate::config::Config;
+use crate::config::{Config, EndpointSettings};
 use crate::oci::{RegistryName, quoted};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -156,11 +156,9 @@ impl MirrorAddress {
             }
         }
         let certificate = config.tls.as_ref().map(|tls| tls.cert_file.clone());
-        let origin = |upstream: &crate::config::UpstreamSettings| Origin {
-            name: upstream.name.clone(),
-            url: upstream.endpoints[0].url.clone(),
-            url_configured: upstream.endpoints[0].url_configured,
-            ca_file: upstream.endpoints[0].ca_file.clone(),
+        let origin = |upstream: &crate::config::UpstreamSettings| {
+            let EndpointSettings { url, url_configured, ca_file, .. } = upstream.origin();
+            Origin { name: upstream.name.clone(), url, url_configured, ca_file }
         };
         Ok(MirrorAddress {
             certificate: certificate.filter(|_| url.starts_with("https://")),

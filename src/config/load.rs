@@ -2,17 +2,17 @@
 
 use super::names;
 use super::raw;
-use super::secrets::{client_certificate, read_kit_secret, read_password, without_secrets};
+use super::secrets::read_kit_secret;
+use super::upstreams::upstreams;
 use super::{
-    AlertSettings, AuthRule, AuthSettings, Config, DiskSettings, EndpointSettings, FetchSettings,
-    KitSettings, MinFree, TagSettings, TlsSettings, UpstreamAccess, UpstreamSettings, WarmSettings,
+    AlertSettings, AuthRule, AuthSettings, Config, DiskSettings, FetchSettings, KitSettings, MinFree,
+    TagSettings, TlsSettings, WarmSettings,
 };
 use crate::budget;
 use crate::files;
-use crate::oci::{Platform, RegistryName, familiar_pattern, quoted};
+use crate::oci::{Platform, familiar_pattern, quoted};
 use crate::text::Secret;
 use ipnet::IpNet;
-use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -20,19 +20,6 @@ use std::time::Duration;
 
 /// Where the configuration is looked for if the command line names none.
 pub const DEFAULT_FILE: &str = "/etc/larder/larder.toml";
-
-/// The registries that work without a word in the configuration: name, address if it is another, token realm.
-const BUILT_IN: [(&str, Option<&str>, Option<&str>); 9] = [
-    ("docker.io", Some("https://registry-1.docker.io"), None),
-    ("ghcr.io", None, None),
-    ("quay.io", None, None),
-    ("registry.k8s.io", None, None),
-    ("gcr.io", None, None),
-    ("mcr.microsoft.com", None, None),
-    ("public.ecr.aws", None, None),
-    ("nvcr.io", None, None),
-    ("lscr.io", None, Some("https://ghcr.io")),
-];
 
 /// What the command line says about the configuration.
 #[derive(Debug, Clone, Default)]
@@ -330,100 +317,6 @@ fn tags(raw: raw::RawTags, check: &mut Check<'_>) -> TagSettings {
             .within("tags.history", raw.history.unwrap_or(3), 0, budget::HISTORY_MAX, |n| n.to_string()),
         rules: raw.rule.into_iter().map(Into::into).collect(),
     }
-}
-
-fn upstreams(raw: BTreeMap<String, raw::RawUpstream>, check: &mut Check<'_>) -> Vec<UpstreamSettings> {
-    let mut upstreams = BTreeMap::new();
-    for (name, url, realm) in BUILT_IN {
-        let name: RegistryName = name.parse().expect("a well-formed name");
-        let url = url.map_or_else(|| format!("https://{name}"), str::to_owned);
-        let realm = realm.map(str::to_owned);
-        let endpoint = EndpointSettings { url_configured: false, realm, ..EndpointSettings::at(url) };
-        upstreams.insert(
-            name.clone(),
-            UpstreamSettings { name, endpoints: vec![endpoint], access: UpstreamAccess::default() },
-        );
-    }
-    for (name, raw) in names::sections(raw, check) {
-        let known = upstreams.get(&name).and_then(|known| known.endpoints.first());
-        let by_certificate = raw.username.is_none() && raw.client_cert_file.is_some();
-        if raw.access == Some(UpstreamAccess::Private) && raw.username.is_none() && !by_certificate {
-            check.wrong(format!(
-                "[upstream.\"{name}\"] has access = \"private\" and no username: without a login everybody may read what it gives"
-            ));
-        }
-        // A certificate alone tells the upstream whose board it is, and makes nothing private unless that is written.
-        let default = if by_certificate { UpstreamAccess::Public } else { UpstreamAccess::Private };
-        let access = raw.access.unwrap_or(default);
-        let endpoints = vec![endpoint(&name, raw, known, check)];
-        upstreams.insert(name.clone(), UpstreamSettings { name, endpoints, access });
-    }
-    if upstreams.len() > budget::UPSTREAMS_MAX {
-        check.wrong(format!(
-            "there are {} upstreams, at most {} can be named",
-            upstreams.len(),
-            budget::UPSTREAMS_MAX
-        ));
-    }
-    upstreams.into_values().collect()
-}
-
-fn endpoint(
-    name: &RegistryName,
-    raw: raw::RawUpstream,
-    known: Option<&EndpointSettings>,
-    check: &mut Check<'_>,
-) -> EndpointSettings {
-    let section = format!("[upstream.\"{name}\"]");
-    let url_configured = raw.url.is_some();
-    let url = match raw.url {
-        Some(url) => url.trim_end_matches('/').to_owned(),
-        None => known.map_or_else(|| format!("https://{name}"), |known| known.url.clone()),
-    };
-    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
-    match rest {
-        None => check.wrong(format!(
-            "{section} url is {}, expected https://HOST or http://HOST",
-            quoted(&without_secrets(&url))
-        )),
-        Some(rest) if rest.is_empty() || rest.contains(['@', '?', '#', ' ']) => {
-            check.wrong(format!(
-                "{section} url is {}, expected a host, a port and perhaps a path",
-                quoted(&without_secrets(&url))
-            ));
-        }
-        Some(_) => {}
-    }
-    let credentials = match (raw.username, raw.password_file) {
-        (None, None) => None,
-        (Some(username), Some(password_file)) => read_password(&section, username, password_file, check),
-        (Some(_), None) => {
-            check.wrong(format!("{section} has a username and no password_file"));
-            None
-        }
-        (None, Some(_)) => {
-            check.wrong(format!("{section} has a password_file and no username"));
-            None
-        }
-    };
-    if credentials.is_some() && url.starts_with("http://") && !is_loopback(&url) {
-        check.wrong(format!(
-            "{section} would send a password over plain http to {}; use https",
-            quoted(&without_secrets(&url))
-        ));
-    }
-    let client_files = (raw.client_cert_file, raw.client_key_file);
-    let client_certificate = client_certificate(&section, &url, client_files, check);
-    let realm = raw.realm.or_else(|| known.filter(|_| !url_configured).and_then(|known| known.realm.clone()));
-    EndpointSettings { url, url_configured, ca_file: raw.ca_file, client_certificate, realm, credentials }
-}
-
-fn is_loopback(url: &str) -> bool {
-    let host = url.trim_start_matches("http://").split('/').next().unwrap_or("");
-    let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
-    host == "localhost"
-        || host == "[::1]"
-        || host.parse().is_ok_and(|ip: std::net::Ipv4Addr| ip.is_loopback())
 }
 
 /// Where the store is kept under systemd, and by root.

@@ -10,11 +10,12 @@ mod print;
 mod raw;
 mod secrets;
 mod units;
+mod upstreams;
 
 pub use live::LiveConfig;
 pub use load::{ConfigError, DEFAULT_FILE, Options};
 
-use crate::oci::{Platform, Reference, RegistryName, Repository, Tag};
+use crate::oci::{Platform, Reference, RegistryName, Repository, RepositoryName, Tag};
 use crate::text::Secret;
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -189,6 +190,10 @@ pub struct EndpointSettings {
     pub url: String,
     /// The address was written in the configuration file, not built in: private addresses are then what was meant.
     pub url_configured: bool,
+    /// What stands between `/v2/` and the names, such as a Harbor project or an Artifactory repository.
+    pub prefix: Option<RepositoryName>,
+    /// It is a mirror of several registries, and is told by `ns` which one is meant.
+    pub send_ns: bool,
     /// Extra trust roots, PEM.
     pub ca_file: Option<PathBuf>,
     /// The certificate that larder shows when it is asked for one.
@@ -309,11 +314,18 @@ impl UpstreamSettings {
         self.endpoints.iter().any(|endpoint| endpoint.credentials.is_some())
     }
 
+    /// Where clients find the registry itself, under its own names: the last endpoint that has these, else its own address.
+    pub fn origin(&self) -> EndpointSettings {
+        let is_origin = |endpoint: &&EndpointSettings| endpoint.prefix.is_none() && !endpoint.send_ns;
+        let found = self.endpoints.iter().rev().find(is_origin);
+        found.cloned().unwrap_or_else(|| upstreams::own_endpoint(&self.name))
+    }
+
     /// The key under which the outage of the endpoint at `place` is remembered over a restart. That of the first does
     /// not name it, so that a note of an older version is found.
     pub fn outage_note(&self, place: usize) -> String {
         match self.endpoints.get(place) {
-            Some(endpoint) if place > 0 => format!("down/{}/{}", self.name, endpoint.host_port()),
+            Some(endpoint) if place > 0 => format!("down/{}/{}", self.name, endpoint.label()),
             _ => format!("down/{}", self.name),
         }
     }
@@ -326,11 +338,21 @@ impl EndpointSettings {
         EndpointSettings {
             url,
             url_configured: true,
+            prefix: None,
+            send_ns: false,
             ca_file: None,
             client_certificate: None,
             realm: None,
             credentials: None,
         }
+    }
+
+    /// Host, port, path and prefix: tells the endpoints of an upstream apart.
+    pub fn label(&self) -> String {
+        let rest = self.url.split_once("://").map_or(self.url.as_str(), |(_, rest)| rest);
+        let path = rest.find('/').map_or("", |at| &rest[at..]);
+        let prefix = self.prefix.as_ref().map_or(String::new(), |prefix| format!("/v2/{prefix}"));
+        format!("{}{path}{prefix}", self.host_port())
     }
 
     /// Host and port, such as `registry-1.docker.io:443`.

@@ -122,13 +122,24 @@ impl Toml {
             // Without a login everybody may read what it gives.
             UpstreamAccess::Private => {}
         }
-        upstream.endpoints.iter().for_each(|endpoint| self.endpoint(endpoint));
+        if let [only] = upstream.endpoints.as_slice() {
+            self.endpoint(only);
+            return;
+        }
+        for endpoint in &upstream.endpoints {
+            self.section(&format!("[upstream.{}.endpoint]", text(&upstream.name)));
+            self.endpoint(endpoint);
+        }
     }
 
     fn endpoint(&mut self, endpoint: &EndpointSettings) {
         // A built-in address that is written down would be taken for one that its owner vouches for.
         let comment = if endpoint.url_configured { "" } else { "# built in: " };
         let _ = writeln!(self.0, "{comment}url = {}", text(&endpoint.url));
+        self.maybe("prefix", endpoint.prefix.as_ref().map(text));
+        if endpoint.send_ns {
+            self.key("send_ns", "true");
+        }
         self.maybe("ca_file", endpoint.ca_file.as_ref().map(|file| text(file.display())));
         if let Some(client) = &endpoint.client_certificate {
             self.key("client_cert_file", &text(client.cert_file.display()));

@@ -89,10 +89,13 @@ impl From<RawRule> for TagRule {
     }
 }
 
-#[derive(Debug, Default, Deserialize)]
+/// `[upstream."NAME"]`, and each `[[upstream."NAME".endpoint]]`, which has no `access` and no `endpoint`.
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawUpstream {
     pub(super) url: Option<String>,
+    pub(super) prefix: Option<String>,
+    pub(super) send_ns: Option<bool>,
     pub(super) ca_file: Option<PathBuf>,
     pub(super) client_cert_file: Option<PathBuf>,
     pub(super) client_key_file: Option<PathBuf>,
@@ -100,6 +103,7 @@ pub(super) struct RawUpstream {
     pub(super) access: Option<UpstreamAccess>,
     pub(super) username: Option<String>,
     pub(super) password_file: Option<PathBuf>,
+    pub(super) endpoint: Option<Vec<RawUpstream>>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -94,9 +94,11 @@ fn the_canonical_file_shows_every_key() {
             "[{section}] has keys that this test does not know: {known}"
         );
     }
-    let upstream = shown["upstream"].as_table().unwrap().values().next().unwrap();
+    let upstream = &shown["upstream"]["registry.example.org"];
     for key in [
         "url",
+        "prefix",
+        "send_ns",
         "ca_file",
         "client_cert_file",
         "client_key_file",
@@ -107,6 +109,8 @@ fn the_canonical_file_shows_every_key() {
     ] {
         assert!(upstream.get(key).is_some(), "upstream {key} is not in the file");
     }
+    let several = shown["upstream"]["registry.k8s.io"]["endpoint"].as_array().unwrap();
+    assert!(several.len() > 1, "several endpoints are not in the file");
 }
 
 #[test]
@@ -214,6 +218,59 @@ fn slips_are_named() {
         ),
     ] {
         assert_eq!(parse(text).unwrap_err(), message);
+    }
+}
+
+#[test]
+fn an_upstream_may_have_several_endpoints() {
+    let config = parse(
+        "[[upstream.\"docker.io\".endpoint]]\nurl = \"https://mirror.lan/art\"\nprefix = \"/hub/proxy/\"\n\
+         [[upstream.\"docker.io\".endpoint]]\nurl = \"http://10.0.0.2:5000\"\nsend_ns = true\n\
+         [upstream.\"quay.io\"]\nurl = \"https://harbor.lan\"\nprefix = \"quay\"",
+    )
+    .unwrap();
+    let upstream = config.upstream(&"docker.io".parse().unwrap()).unwrap();
+    let [first, second] = upstream.endpoints.as_slice() else { panic!("there are two") };
+    assert_eq!(first.prefix.as_ref().unwrap().to_string(), "hub/proxy");
+    assert!(!first.send_ns && second.send_ns && second.prefix.is_none() && second.url_configured);
+    assert_eq!(
+        (first.label(), second.label()),
+        ("mirror.lan:443/art/v2/hub/proxy".into(), "10.0.0.2:5000".into())
+    );
+    assert_eq!(upstream.outage_note(0), "down/docker.io");
+    assert_eq!(upstream.outage_note(1), "down/docker.io/10.0.0.2:5000");
+    // Clients that ask the registry itself are not sent to where it has other names.
+    assert_eq!(upstream.origin().url, "https://registry-1.docker.io");
+    let again = parse(&config.to_toml()).unwrap();
+    assert_eq!(again.to_toml(), config.to_toml());
+    assert!(
+        config.to_toml().contains("[[upstream.\"docker.io\".endpoint]]\nurl = \"https://mirror.lan/art\"")
+    );
+    let quay = again.upstream(&"quay.io".parse().unwrap()).unwrap();
+    assert_eq!(quay.endpoints[0].label(), "harbor.lan:443/v2/quay");
+}
+
+#[test]
+fn endpoints_that_make_no_sense_are_refused() {
+    let table = |keys: &str| format!("[[upstream.\"docker.io\".endpoint]]\n{keys}\n");
+    let one = table("url = \"https://a\"");
+    for (text, part) in [
+        (format!("[upstream.\"docker.io\"]\nurl = \"https://b\"\n{one}"), "keys of a single endpoint"),
+        (format!("[upstream.\"docker.io\"]\nsend_ns = true\n{one}"), "keys of a single endpoint"),
+        ("[upstream.\"docker.io\"]\nendpoint = []".into(), "has 0 endpoint tables, expected 1 to 8"),
+        (one.repeat(9), "has 9 endpoint tables, expected 1 to 8"),
+        (one.repeat(2), "number 2 has the url and the prefix of number 1"),
+        (table("prefix = \"p\""), "number 1 has no url"),
+        (table("url = \"https://a\"\naccess = \"public\""), "belong to [upstream.\"docker.io\"] as a whole"),
+        (table("url = \"https://a\"\nusername = \"u\""), "number 1 has a username and no password_file"),
+        (table("url = \"https://a\"\nprefix = \"v2/hub\""), "expected what follows /v2/"),
+        (table("url = \"https://a\"\nprefix = \"Hub\""), "number 1 prefix: "),
+        (table("url = \"https://a\"\nprefix = \"a?b\""), "number 1 prefix: "),
+        (table("url = \"https://a\"\nsend-ns = true"), "did you mean \"send_ns\"?"),
+        ("[upstream.\"docker.io\"]\naccess = \"private\"".into(), "and no username"),
+    ] {
+        let problem = parse(&text).unwrap_err();
+        assert!(problem.contains(part), "{text}: {problem}");
     }
 }
 

@@ -53,6 +53,22 @@ fn unknown() -> Here<'static> {
 }
 
 #[test]
+fn an_older_answer_of_a_lower_endpoint_is_told_from_others() {
+    for (told, last, older) in [
+        ((Some(5), 1), Some((6, 0)), true),
+        ((Some(5), 2), Some((6, 1)), true),
+        ((Some(6), 1), Some((6, 0)), false),
+        ((Some(5), 0), Some((6, 1)), false),
+        // Its own clock was set back, or another of its machines answers.
+        ((Some(5), 1), Some((6, 1)), false),
+        ((None, 1), Some((6, 0)), false),
+        ((Some(5), 1), None, false),
+    ] {
+        assert_eq!(is_older(told, last), older, "{told:?} {last:?}");
+    }
+}
+
+#[test]
 fn tiers_are_listed_from_the_best_on_and_what_is_not_upstreams_word_may_be_stale() {
     let table = [
         (Tier::Fresh, "fresh", false),

@@ -74,6 +74,7 @@ pub(super) fn answer(
             let headers = headers.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
             content = RegistryAnswer { status, headers, body: body.into(), is_blob: false };
         }
+        Behaviour::WithHeaders(headers) => content.headers.extend(headers),
         Behaviour::LongHeader(bytes) => content.headers.push(("X-Long".into(), "x".repeat(bytes))),
     }
     send(shared, stream, asked, content, &manner)

@@ -80,6 +80,8 @@ pub enum Behaviour {
     Header(&'static str, String),
     /// Answers exactly this, with a length of its own only if the headers have none.
     Exactly(u16, Vec<(&'static str, String)>, Vec<u8>),
+    /// Answers well, with these headers more.
+    WithHeaders(Vec<(String, String)>),
 }
 
 /// How clients must log in.
@@ -111,6 +113,8 @@ pub struct Seen {
     pub logged_in: bool,
     /// What it said.
     pub authorization: Option<String>,
+    /// The Via header.
+    pub via: Option<String>,
     /// When it came.
     pub at: Instant,
 }
@@ -423,6 +427,7 @@ fn converse(shared: &RegistryShared, stream: &TcpStream) -> io::Result<()> {
                 authorized: header(&headers, "authorization").is_some(),
                 logged_in,
                 authorization: header(&headers, "authorization").map(str::to_owned),
+                via: header(&headers, "via").map(str::to_owned),
                 at: Instant::now(),
             });
             shared.changed.notify_all();

@@ -3,7 +3,7 @@
 use super::read::listener;
 use super::{Finding, System};
 use crate::budget;
-use crate::config::Config;
+use crate::config::{Config, UpstreamSettings};
 use crate::control::{self, AdminRecord, AdminRequest, StatusReport};
 use crate::fetch::{Cause, Examined, Failure, Upstreams};
 use rustix::fs::{FlockOperation, flock};
@@ -221,7 +221,11 @@ pub(super) struct UnderWay {
 /// Asks every upstream, each on a thread of its own.
 pub(super) fn begin_upstreams(config: &Config) -> UnderWay {
     let (send, answers) = mpsc::channel();
-    let asked = config.upstreams.iter().map(|one| (one.name.to_string(), one.has_login())).collect();
+    let asked = config.upstreams.iter().flat_map(|one| {
+        let each = one.endpoints.iter().enumerate();
+        each.map(|(place, endpoint)| (named(one, place), endpoint.credentials.is_some()))
+    });
+    let asked = asked.collect();
     let mut under_way = UnderWay { began: Instant::now(), asked, answers, problem: None };
     let upstreams = match Upstreams::new(config) {
         Ok(upstreams) => std::sync::Arc::new(upstreams),
@@ -230,11 +234,15 @@ pub(super) fn begin_upstreams(config: &Config) -> UnderWay {
             return under_way;
         }
     };
-    for upstream in upstreams.iter().cloned().collect::<Vec<_>>() {
+    let each =
+        config.upstreams.iter().flat_map(|one| (0..one.endpoints.len()).map(move |place| (one, place)));
+    for (settings, place) in each {
+        let Some(upstream) = upstreams.find(&settings.name).cloned() else { continue };
+        let name = named(settings, place);
         // The last of these threads ends the probes of all.
         let (send, all) = (send.clone(), std::sync::Arc::clone(&upstreams));
         let ask = move || {
-            let _ = send.send((upstream.name().to_string(), upstream.endpoints()[0].examine()));
+            let _ = send.send((name, upstream.endpoints()[place].examine()));
             drop(all);
         };
         if let Err(e) = thread::Builder::new()
@@ -247,6 +255,15 @@ pub(super) fn begin_upstreams(config: &Config) -> UnderWay {
         }
     }
     under_way
+}
+
+/// What an endpoint is called: its registry, and where it is if there are several.
+fn named(upstream: &UpstreamSettings, place: usize) -> String {
+    let name = &upstream.name;
+    match upstream.endpoints.as_slice() {
+        [_] => name.to_string(),
+        several => format!("{name} at {}", several[place].label()),
+    }
 }
 
 /// Their answers.
@@ -316,6 +333,8 @@ pub(super) fn upstream(name: &str, has_login: bool, outcome: &Result<Examined, F
         Err(failure) => failure,
     };
     let what = format!("{name}: {failure}");
+    // The section of the configuration.
+    let name = name.split(' ').next().unwrap_or(name);
     let host = failure.to_string();
     let host = host.split(':').next().unwrap_or(name);
     match failure {

@@ -33,6 +33,7 @@ impl Endpoint {
 
     /// The same with other logins.
     pub(super) fn ask_as(&self, logins: &Logins<'_>, question: &Question) -> Result<EndpointReply, Failure> {
+        let question = &*self.naming.apply(&self.registry, question);
         self.holds.check_all(&self.base.origin.authority())?;
         self.holds.check(&self.base.origin, question)?;
         let attempt = self.breaker.begin();
@@ -40,7 +41,7 @@ impl Endpoint {
         for _ in 0..=REDIRECTS_MAX {
             let reply = self.ask_at(logins, &address, question, attempt)?;
             if !matches!(reply.status(), 301 | 302 | 303 | 307 | 308) {
-                return Ok(reply);
+                return self.naming.check(&self.registry, reply);
             }
             address = self.redirected(&address, &reply)?;
             // A list says what a registry has, and is shown to clients as it comes: nobody else may say it.
@@ -258,6 +259,10 @@ fn or_without(ready: Result<Option<HeaderValue>, Failure>) -> (Option<HeaderValu
 }
 
 pub(super) fn server_error(host: &str, status: u16) -> Failure {
+    if status == 508 {
+        let message = "answered 508: its own upstreams lead back to this board";
+        return Failure::unreachable(host, Cause::ServerError(status), message);
+    }
     Failure::unreachable(host, Cause::ServerError(status), format!("answered {status}"))
 }
 
@@ -307,7 +312,7 @@ impl Class {
     }
 }
 
-/// A question to an endpoint.
+/// A question to an endpoint, in the names of its registry.
 #[derive(Clone)]
 pub(super) struct Question {
     pub class: Class,

@@ -23,6 +23,8 @@ use ureq::http::header;
 pub struct BlobStream {
     /// The blob's size in bytes, if the upstream says.
     pub total: Option<u64>,
+    /// Which endpoint of its upstream sends it, in their order.
+    pub place: usize,
     /// Whether it can be had from a byte on, as far as the answer tells (RFC 9110, 14.3).
     pub gives_parts: Option<bool>,
     /// The upstream says that the bytes before the one that was asked for are all of it.
@@ -126,6 +128,7 @@ impl Endpoint {
     fn stream(&self, reply: EndpointReply, position: u64, total: Option<u64>) -> BlobStream {
         BlobStream {
             total,
+            place: 0,
             gives_parts: None,
             is_whole: false,
             host: reply.host,

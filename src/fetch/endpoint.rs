@@ -6,6 +6,7 @@
 use super::address::Address;
 use super::ask::{Class, Logins, Question, RedirectLogins, server_error};
 use super::breaker::Breaker;
+use super::chain::Naming;
 use super::failure::Failure;
 use super::holds::Holds;
 use super::pace::Pace;
@@ -28,6 +29,7 @@ pub struct Endpoint {
     pub(super) note: String,
     /// The origin and, as target, the path prefix before `/v2/`.
     pub(super) base: Address,
+    pub(super) naming: Naming,
     pub(super) login: EndpointLogin,
     pub(super) redirect_logins: RedirectLogins,
     pub(super) wire: Wire,
@@ -58,6 +60,11 @@ impl Endpoint {
     /// The key under which its outage is remembered over a restart.
     pub fn note(&self) -> &str {
         &self.note
+    }
+
+    /// Host and port.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Whether credentials are configured.

@@ -6,6 +6,7 @@
 //! only until the bytes are here. A GET that does not hash to its digest is refused, whatever HEAD said.
 
 use super::ask::{Class, Question};
+use super::chain::{self, StaleAnswer};
 use super::endpoint::Endpoint;
 use super::failure::{Cause, Failure};
 use super::reply::{EndpointReply, LargeBody};
@@ -28,6 +29,8 @@ pub(super) struct ManifestHead {
     pub size: Option<u64>,
     /// When the registry answered, by its own clock, as Unix seconds.
     pub date: Option<u64>,
+    /// Why the digest may be older than the registry's, if it may be.
+    pub stale: Option<StaleAnswer>,
 }
 
 /// Which refusals by HEAD are confirmed by GET.
@@ -53,6 +56,10 @@ pub enum NamedManifest {
         date: Option<u64>,
         /// The host and port that answered.
         endpoint: String,
+        /// Why the digest may be older than the registry's, if it may be.
+        stale: Option<StaleAnswer>,
+        /// Which endpoint of its upstream that is, in their order.
+        place: usize,
     },
     /// By GET.
     Fetched(FetchedManifest),
@@ -71,8 +78,31 @@ pub struct FetchedManifest {
     pub date: Option<u64>,
     /// The host and port that answered.
     pub endpoint: String,
+    /// Why the digest of a tag may be older than the registry's, if it may be.
+    pub stale: Option<StaleAnswer>,
+    /// Which endpoint of its upstream that is, in their order.
+    pub place: usize,
     /// For as long as the bytes are in memory.
-    _place: Option<LargeAnswer>,
+    _memory: Option<LargeAnswer>,
+}
+
+impl NamedManifest {
+    /// Why it may be older than the registry's, if it may be.
+    pub(super) fn stale(&self) -> Option<&StaleAnswer> {
+        match self {
+            NamedManifest::Head { stale, .. } => stale.as_ref(),
+            NamedManifest::Fetched(fetched) => fetched.stale.as_ref(),
+        }
+    }
+
+    /// The same from the endpoint at that place.
+    pub(super) fn at(mut self, at: usize) -> NamedManifest {
+        match &mut self {
+            NamedManifest::Head { place, .. } => *place = at,
+            NamedManifest::Fetched(fetched) => fetched.place = at,
+        }
+        self
+    }
 }
 
 impl ManifestHead {
@@ -100,9 +130,9 @@ impl Endpoint {
             Err(failure) => return (Err(failure), false),
         };
         let signed = reply.is_signed();
-        let date = reply.date();
+        let (date, stale) = (reply.date(), chain::staleness(&reply));
         if matches!(reply.status(), 405 | 501) {
-            return (Ok(ManifestHead { digest: None, media_type: None, size: None, date }), signed);
+            return (Ok(ManifestHead { digest: None, media_type: None, size: None, date, stale }), signed);
         }
         let reply = match reply.found(&question) {
             Ok(reply) => reply,
@@ -117,7 +147,7 @@ impl Endpoint {
         }
         let size =
             reply.content_length().filter(|_| reply.header(header::CONTENT_ENCODING.as_str()).is_none());
-        (Ok(ManifestHead { digest, media_type: reply.content_type(), size, date }), signed)
+        (Ok(ManifestHead { digest, media_type: reply.content_type(), size, date, stale }), signed)
     }
 
     /// See [`Upstream::name_tag`](super::Upstream::name_tag).
@@ -140,8 +170,8 @@ impl Endpoint {
                 let note = StatedManifest { tag: tag.clone(), stated: stated.clone() };
                 self.shortcuts.named(repository, &digest, note);
                 self.shortcuts.is_a_registry();
-                let (date, endpoint) = (head.date, self.name.clone());
-                return Ok(NamedManifest::Head { digest, stated, date, endpoint });
+                let (date, endpoint, stale) = (head.date, self.name.clone(), head.stale);
+                return Ok(NamedManifest::Head { digest, stated, date, endpoint, stale, place: 0 });
             }
             Ok(_) => None,
             Err(failure) => Some(failure),
@@ -301,8 +331,8 @@ impl Endpoint {
         }
         let media_type = reply.manifest_of(&bytes)?.media_type;
         self.shortcuts.is_a_registry();
-        let (date, endpoint) = (reply.date(), self.name.clone());
-        Ok(FetchedManifest { digest, media_type, bytes, date, endpoint, _place: place })
+        let (date, endpoint, stale) = (reply.date(), self.name.clone(), chain::staleness(reply));
+        Ok(FetchedManifest { digest, media_type, bytes, date, endpoint, stale, place: 0, _memory: place })
     }
 
     /// Asks whether a blob is there; its size in bytes, if the upstream says. Where HEAD is no answer, the header of a GET is.

@@ -124,7 +124,7 @@ impl Upstream {
     /// # Errors
     /// See [`Upstream::list_tags`].
     pub fn catalog(&self, wanted: &ListPage) -> Result<NamePage, Failure> {
-        self.ask_for_names(wanted, |endpoint, deadline| endpoint.catalog(wanted, deadline))
+        self.ask_for_names(wanted, |endpoint, deadline| endpoint.catalog_here(wanted, deadline))
     }
 
     /// The manifests that refer to `digest`, or a page of them. `None`: the registry has no list of referrers, nor the tag
@@ -139,11 +139,16 @@ impl Upstream {
         artifact_type: Option<&str>,
         stated: Option<&PageAddress>,
     ) -> Result<Option<ReferrerList>, Failure> {
-        self.ask_for_page(stated, |endpoint, deadline| {
+        let question = |endpoint: &Endpoint, deadline| {
             let list = endpoint.referrers(repository, digest, (artifact_type, stated), deadline)?;
             let place = self.place_of(endpoint);
             Ok(list.map(|list| ReferrerList { rest: list.rest.of_endpoint(place), ..list }))
-        })
+        };
+        match stated {
+            // A mirror that knows of none may not know the question; another endpoint may.
+            None => self.ask_unless(self.all(), Option::is_none, question).map(|(_, list)| list),
+            Some(_) => self.ask_for_page(stated, question),
+        }
     }
 
     fn ask_for_names(
@@ -188,7 +193,8 @@ impl Endpoint {
         self.page(ask, wanted, |name| name.parse::<Tag>().is_ok())
     }
 
-    fn catalog(&self, wanted: &ListPage, deadline: Deadline) -> Result<NamePage, Failure> {
+    /// In the names of the endpoint.
+    pub(super) fn catalog(&self, wanted: &ListPage, deadline: Deadline) -> Result<NamePage, Failure> {
         let scope = "registry:catalog:*";
         let ask = |query: &str| Question::new(format!("_catalog{query}"), scope.to_owned(), deadline);
         self.page(ask, wanted, |name| name.parse::<RepositoryName>().is_ok())

@@ -5,6 +5,7 @@
 //! - `lists`: tags, repositories and referrers
 //! - `heads`: what content is without fetching it, `shortcuts`: where an endpoint cannot say that
 //! - `encoding`: documents that came compressed
+//! - `chain`: an endpoint that is a mirror itself
 //! - `shown`: what it shows to a client's own login
 //! - `holds`: whom a rate limit keeps from being asked
 //! - `wire`: one request: time-outs, warm connections, proxies (`proxy`); `chunks`: chunk extensions, left out
@@ -22,6 +23,7 @@ mod address;
 mod ask;
 mod blob;
 mod breaker;
+mod chain;
 mod challenge;
 mod chunks;
 mod dial;
@@ -53,6 +55,7 @@ mod tests;
 
 pub use blob::BlobStream;
 pub use breaker::{Attempt, Breaker, LinkState};
+pub use chain::StaleAnswer;
 pub use endpoint::{Endpoint, Examined, RateLimit};
 pub use failure::{Cause, Failure};
 pub use heads::{FetchedManifest, HeadTrust, NamedManifest};
@@ -63,8 +66,10 @@ pub use upstream::Upstream;
 use crate::config::{Config, UpstreamSettings};
 use crate::files::Watched;
 use crate::oci::RegistryName;
+use crate::via::BoardName;
 use address::Address;
 use ask::RedirectLogins;
+use chain::Naming;
 use holds::Holds;
 use ipnet::IpNet;
 use names::Names;
@@ -86,6 +91,7 @@ pub type OnChange = Box<dyn Fn(&RegistryName, &Endpoint, &LinkState) + Send + Sy
 #[derive(Debug)]
 pub struct Upstreams {
     by_name: BTreeMap<RegistryName, Arc<Upstream>>,
+    board: BoardName,
 }
 
 impl Upstreams {
@@ -117,6 +123,7 @@ impl Upstreams {
             networks: config.fetch.allow_networks.clone(),
             names: Arc::new(names),
             pace: Arc::new(Pace::new(config.fetch.bandwidth)),
+            board: BoardName::random(),
         };
         let mut by_name = BTreeMap::new();
         for settings in &config.upstreams {
@@ -125,7 +132,12 @@ impl Upstreams {
                 .map_err(|why| format!("upstream {} cannot be used: {why}", settings.name))?;
             by_name.insert(settings.name.clone(), upstream);
         }
-        Ok(Upstreams { by_name })
+        Ok(Upstreams { by_name, board: common.board })
+    }
+
+    /// The name of this board in requests and answers.
+    pub fn board(&self) -> &BoardName {
+        &self.board
     }
 
     /// The upstream of that name.
@@ -175,6 +187,7 @@ struct CommonParts {
     networks: Vec<IpNet>,
     names: Arc<Names>,
     pace: Arc<Pace>,
+    board: BoardName,
 }
 
 impl CommonParts {
@@ -186,12 +199,12 @@ impl CommonParts {
             let twins = each().map(|place| self.endpoint(settings, place, Some(&endpoints[place])));
             let endpoints = twins.collect::<Result<Vec<_>, _>>()?;
             let name = settings.name.clone();
-            Some(Arc::new(Upstream { name, endpoints, private: false, anonymous: None }))
+            Some(Arc::new(Upstream::new(name, endpoints, false, None)))
         } else {
             None
         };
         let (name, private) = (settings.name.clone(), settings.is_private());
-        Ok(Arc::new(Upstream { name, endpoints, private, anonymous }))
+        Ok(Arc::new(Upstream::new(name, endpoints, private, anonymous)))
     }
 
     /// `twin`: the endpoint with the login, if this one is to ask without. Only what is known of the link is shared.
@@ -226,7 +239,11 @@ impl CommonParts {
         let agents = Watched::open(files.paths(), move || {
             Ok(Agents::new(&files.read(&common.now())?, &names, &policy))
         })?;
-        let wire = Wire::new(self.times, agents, self.proxies.clone());
+        let wire = Wire::new(self.times, agents, self.proxies.clone()).named(
+            &self.board,
+            &base.origin,
+            settings.send_ns,
+        );
         let registry = &upstream.name;
         Ok(Arc::new_cyclic(|endpoint: &Weak<Endpoint>| {
             let endpoint = endpoint.clone();
@@ -236,6 +253,7 @@ impl CommonParts {
                 name: settings.host_port(),
                 note: upstream.outage_note(place),
                 base,
+                naming: Naming::of(settings),
                 login,
                 redirect_logins: RedirectLogins::default(),
                 wire,

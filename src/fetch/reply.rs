@@ -63,6 +63,11 @@ impl EndpointReply {
         self.parts.headers.get(name)?.to_str().ok()
     }
 
+    /// Every value of a header.
+    pub fn values(&self, name: &str) -> impl Iterator<Item = &str> {
+        self.parts.headers.get_all(name).iter().filter_map(|value| value.to_str().ok())
+    }
+
     pub fn content_length(&self) -> Option<u64> {
         if self.parts.headers.contains_key(header::TRANSFER_ENCODING) {
             return None;
@@ -104,12 +109,11 @@ impl EndpointReply {
         self.header(header::RETRY_AFTER.as_str())?.trim().parse().ok().map(Duration::from_secs)
     }
 
-    /// When the registry gave the answer, as Unix seconds: `Date`, plus the `Age` of an answer out of a cache
-    /// (RFC 9110, 6.6.1; RFC 9111, 5.1).
+    /// When the registry made the answer, as Unix seconds (RFC 9110, 6.6.1). A cache passes `Date` on as it is, so that an
+    /// answer out of one is as old as that says.
     pub fn date(&self) -> Option<u64> {
         let date = httpdate::parse_http_date(self.header(header::DATE.as_str())?.trim()).ok()?;
-        let age = self.header(header::AGE.as_str()).and_then(|age| age.trim().parse().ok()).unwrap_or(0);
-        date.duration_since(UNIX_EPOCH).ok()?.as_secs().checked_add(age)
+        Some(date.duration_since(UNIX_EPOCH).ok()?.as_secs())
     }
 
     pub fn wrong(&self, message: impl std::fmt::Display) -> Failure {

@@ -3,6 +3,7 @@
 mod apart;
 mod changed;
 mod heads;
+mod mirrors;
 mod race;
 mod shown;
 
@@ -937,7 +938,7 @@ fn an_answer_carries_the_registrys_date_and_its_endpoint() {
     const DATE: (&str, &str) = ("Date", "Sun, 06 Nov 1994 08:49:37 GMT");
     for (headers, date) in [
         (vec![DATE], Some(784_111_777)),
-        (vec![DATE, ("Age", "23")], Some(784_111_800)),
+        (vec![DATE, ("Age", "23")], Some(784_111_777)),
         (vec![DATE, ("Age", "old")], Some(784_111_777)),
         (vec![("Date", "yesterday"), ("Age", "23")], None),
         (vec![], None),
@@ -962,55 +963,4 @@ fn two_endpoints(status: u16) -> (Server, Server, Config) {
     other.url = second.url();
     config.upstreams[0].endpoints.push(other);
     (first, second, config)
-}
-
-#[test]
-fn an_outage_of_one_endpoint_leads_to_the_next() {
-    let (first, second, config) = two_endpoints(503);
-    let (_all, upstream) = open(&config).unwrap();
-    assert_eq!(upstream.link(), LinkState::NotAsked);
-    let fetched = upstream.fetch_manifest(&repository(), &tag()).unwrap();
-    assert_eq!(fetched.endpoint, format!("127.0.0.1:{}", second.port));
-    assert_eq!(upstream.link(), LinkState::Up);
-    let [one, other] = upstream.endpoints() else { panic!("there are two") };
-    wait_for_link(one, |link| matches!(link, LinkState::Failing { .. }));
-    assert_eq!(other.breaker().link(), LinkState::Up);
-    assert_eq!(
-        (one.note(), other.note()),
-        ("down/reg.test", format!("down/reg.test/{}", other.name).as_str())
-    );
-    // What is known to fail is passed over.
-    upstream.fetch_manifest(&repository(), &tag()).unwrap();
-    let asked = first.lines().iter().filter(|line| line.contains("manifests")).count();
-    assert_eq!((asked, second.lines().len()), (1, 2));
-    assert_eq!(
-        (one.bytes(), other.bytes(), upstream.bytes()),
-        (0, 2 * INDEX.len() as u64, 2 * INDEX.len() as u64)
-    );
-}
-
-#[test]
-fn an_answer_of_the_first_endpoint_stands() {
-    let (_first, second, config) = two_endpoints(404);
-    let (_all, upstream) = open(&config).unwrap();
-    let failure = upstream.fetch_manifest(&repository(), &tag()).unwrap_err();
-    assert!(matches!(failure, Failure::Missing { .. }), "{failure:?}");
-    assert!(second.lines().is_empty());
-}
-
-#[test]
-fn an_outage_of_all_endpoints_is_the_firsts_and_all_are_asked_again() {
-    let (first, _second, mut config) = two_endpoints(503);
-    config.upstreams[0].endpoints[1].url = config.upstreams[0].endpoints[0].url.clone();
-    let (_all, upstream) = open(&config).unwrap();
-    for round in 1..=2 {
-        let failure = upstream.fetch_manifest(&repository(), &tag()).unwrap_err();
-        assert_eq!(failure.cause(), Some(Cause::ServerError(503)));
-        let asked = first.lines().iter().filter(|line| line.contains("manifests")).count();
-        assert_eq!(asked, 2 * round);
-        for endpoint in upstream.endpoints() {
-            wait_for_link(endpoint, |link| matches!(link, LinkState::Failing { .. }));
-        }
-    }
-    assert!(!upstream.link().is_up());
 }

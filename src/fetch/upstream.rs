@@ -1,7 +1,9 @@
 //! One upstream: a registry behind one or more endpoints, which are asked in the order of the configuration.
 //!
-//! An endpoint that this run has seen to be unreachable or failing is passed over while another is not, and an outage of one leads
-//! to the next; every other answer stands. A question ends within `QUESTION_TIME_MAX`, however many are asked.
+//! An endpoint that this run has seen to be unreachable or failing is passed over while another is not. What an endpoint does
+//! not give, because it cannot be reached, answers nonsense, or says that there is none or that it is not shown, the next is
+//! asked for. The last one's "there is none" counts, but only if all the others could say so too: what one of them has that
+//! cannot be asked is not known. A question ends within `QUESTION_TIME_MAX`, however many are asked.
 
 use super::blob::BlobStream;
 use super::breaker::LinkState;
@@ -10,23 +12,35 @@ use super::failure::{Cause, Failure};
 use super::heads::{FetchedManifest, HeadTrust, NamedManifest};
 use super::shortcuts::Content;
 use super::wire::Deadline;
-use crate::budget::QUESTION_TIME_MAX;
+use crate::budget::{QUESTION_TIME_MAX, WRONG_SOURCES_MAX};
 use crate::oci::{Digest, ManifestRef, RegistryName, RepositoryName, Tag};
+use crate::sync::{Mutex, turn};
 use std::sync::Arc;
 
 /// An upstream registry.
 #[derive(Debug)]
 pub struct Upstream {
-    pub(super) name: RegistryName,
+    name: RegistryName,
     /// At least one.
     pub(super) endpoints: Vec<Arc<Endpoint>>,
     /// What it gives is not for everybody.
-    pub(super) private: bool,
+    private: bool,
     /// The same registry without the login, where that only lifts a rate limit.
-    pub(super) anonymous: Option<Arc<Upstream>>,
+    anonymous: Option<Arc<Upstream>>,
+    /// Which endpoints have sent wrong bytes of what: while another is left they are not asked for it.
+    wrong: Mutex<Vec<(Digest, usize)>>,
 }
 
 impl Upstream {
+    pub(super) fn new(
+        name: RegistryName,
+        endpoints: Vec<Arc<Endpoint>>,
+        private: bool,
+        anonymous: Option<Arc<Upstream>>,
+    ) -> Upstream {
+        Upstream { name, endpoints, private, anonymous, wrong: Mutex::default() }
+    }
+
     /// The registry's name in references.
     pub fn name(&self) -> &RegistryName {
         &self.name
@@ -96,7 +110,9 @@ impl Upstream {
         tag: &Tag,
         trust: HeadTrust,
     ) -> Result<NamedManifest, Failure> {
-        self.ask(|endpoint, deadline| endpoint.name_tag(repository, tag, trust, deadline))
+        let question = |endpoint: &Endpoint, deadline| endpoint.name_tag(repository, tag, trust, deadline);
+        let (place, named) = self.ask_unless(self.all(), |named| named.stale().is_some(), question)?;
+        Ok(named.at(place))
     }
 
     /// Whether a tag of the repository can only be asked about by GET, as far as is known.
@@ -111,7 +127,19 @@ impl Upstream {
         repository: &RepositoryName,
         reference: &ManifestRef,
     ) -> Result<super::heads::ManifestHead, Failure> {
-        self.ask(|endpoint, deadline| endpoint.head_manifest(repository, reference, deadline).0)
+        self.all_heads(repository, reference).map(|(_, head)| head)
+    }
+
+    /// The same, and at which place the endpoint is.
+    #[cfg(test)]
+    pub(super) fn all_heads(
+        &self,
+        repository: &RepositoryName,
+        reference: &ManifestRef,
+    ) -> Result<(usize, super::heads::ManifestHead), Failure> {
+        let question =
+            |endpoint: &Endpoint, deadline| endpoint.head_manifest(repository, reference, deadline).0;
+        self.ask_unless(self.all(), |head| head.stale.is_some(), question)
     }
 
     /// Fetches a manifest. Its bytes hash to the digest returned, and its media type is that of its body.
@@ -123,10 +151,16 @@ impl Upstream {
         repository: &RepositoryName,
         reference: &ManifestRef,
     ) -> Result<FetchedManifest, Failure> {
-        self.ask(|endpoint, deadline| endpoint.fetch_manifest(repository, reference, deadline))
+        let by_tag = matches!(reference, ManifestRef::Tag(_));
+        let question =
+            |endpoint: &Endpoint, deadline| endpoint.fetch_manifest(repository, reference, deadline);
+        let is_stale = |fetched: &FetchedManifest| by_tag && fetched.stale.is_some();
+        let (place, mut fetched) = self.ask_unless(self.all(), is_stale, question)?;
+        fetched.place = place;
+        Ok(fetched)
     }
 
-    /// Opens a blob at byte `from`.
+    /// Opens a blob at byte `from`, at an endpoint that has not sent wrong bytes of it.
     ///
     /// # Errors
     /// See [`Upstream::name_tag`]; `Wrong` if the answer is not the part that was asked for.
@@ -136,21 +170,41 @@ impl Upstream {
         digest: &Digest,
         from: u64,
     ) -> Result<BlobStream, Failure> {
-        self.ask(|endpoint, deadline| endpoint.open_blob(repository, digest, from, deadline))
+        let question = |endpoint: &Endpoint, deadline| endpoint.open_blob(repository, digest, from, deadline);
+        let (place, mut stream) = self.ask_unless(self.right(digest), |_| false, question)?;
+        stream.place = place;
+        Ok(stream)
+    }
+
+    /// The endpoint at `place` has sent wrong bytes of a blob. `false`: all have, and each may be asked again.
+    pub fn sent_wrong(&self, digest: &Digest, place: usize) -> bool {
+        let mut wrong = self.wrong.lock();
+        if wrong.len() >= WRONG_SOURCES_MAX {
+            wrong.remove(0);
+        }
+        wrong.push((digest.clone(), place));
+        let is_left = (0..self.endpoints.len()).any(|place| !wrong.contains(&(digest.clone(), place)));
+        if !is_left {
+            wrong.retain(|(of, _)| of != digest);
+        }
+        is_left
     }
 
     /// Opens the part of a blob of `total` bytes from its byte `first` to before `end`. `None`: the upstream does not give
     /// parts.
     ///
     /// # Errors
-    /// See [`Upstream::head_manifest`].
+    /// See [`Upstream::name_tag`].
     pub fn open_part(
         &self,
         repository: &RepositoryName,
         digest: &Digest,
         (first, end, total): (u64, u64, u64),
     ) -> Result<Option<BlobStream>, Failure> {
-        self.ask(|endpoint, deadline| endpoint.open_part(repository, digest, (first, end, total), deadline))
+        let question = |endpoint: &Endpoint, deadline| {
+            endpoint.open_part(repository, digest, (first, end, total), deadline)
+        };
+        self.ask_unless(self.right(digest), Option::is_none, question).map(|(_, part)| part)
     }
 
     /// Asks whether a blob is there; its size in bytes, if the upstream says.
@@ -161,25 +215,66 @@ impl Upstream {
         self.ask(|endpoint, deadline| endpoint.head_blob(repository, digest, deadline))
     }
 
-    /// The endpoints to ask: those that work as far as is known, else those that fail, else those that are down.
+    /// The endpoints to ask first: those that work as far as is known, else those that fail, else those that are down.
     fn in_turn(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
-        let badness = |endpoint: &Arc<Endpoint>| {
-            let link = endpoint.breaker().link();
-            (link.is_known_down(), matches!(link, LinkState::Failing { .. }))
-        };
-        let least = self.endpoints.iter().map(badness).min();
+        let least = self.endpoints.iter().map(|endpoint| badness(endpoint)).min();
         self.endpoints.iter().filter(move |endpoint| Some(badness(endpoint)) == least)
     }
 
-    /// Asks one endpoint after the other until one is no outage; the first outage is the answer if all are.
+    /// Every endpoint, and its place in the order.
+    pub(super) fn all(&self) -> impl Iterator<Item = (usize, &Arc<Endpoint>)> {
+        self.endpoints.iter().enumerate()
+    }
+
+    /// The endpoints that have not sent wrong bytes of a blob.
+    fn right<'a>(&'a self, digest: &'a Digest) -> impl Iterator<Item = (usize, &'a Arc<Endpoint>)> {
+        self.all().filter(|(place, _)| !self.wrong.lock().contains(&(digest.clone(), *place)))
+    }
+
+    /// Asks one endpoint after the other until one answers.
     pub(super) fn ask<T>(
         &self,
         question: impl Fn(&Endpoint, Deadline) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        self.ask_each(self.in_turn(), Deadline::after(QUESTION_TIME_MAX), question)
+        self.ask_unless(self.all(), |_| false, question).map(|(_, answer)| answer)
     }
 
-    /// The same of some endpoints.
+    /// The same of some endpoints, and which of them it was. One whose answer `is_stale` could not ask its own upstream: what
+    /// the next says goes before that.
+    pub(super) fn ask_unless<'e, T>(
+        &self,
+        endpoints: impl Iterator<Item = (usize, &'e Arc<Endpoint>)>,
+        is_stale: impl Fn(&T) -> bool,
+        question: impl Fn(&Endpoint, Deadline) -> Result<T, Failure>,
+    ) -> Result<(usize, T), Failure> {
+        let endpoints: Vec<_> =
+            endpoints.map(|(place, endpoint)| (place, endpoint, badness(endpoint))).collect();
+        let least = endpoints.iter().map(|(.., badness)| *badness).min();
+        let (first, others): (Vec<_>, Vec<_>) =
+            endpoints.into_iter().partition(|(.., badness)| Some(*badness) == least);
+        let mut tries =
+            Tries { deadline: Deadline::after(QUESTION_TIME_MAX), stale: None, trouble: None, refusal: None };
+        for (place, endpoint, _) in first {
+            if let Some(answer) = tries.ask(place, endpoint, &is_stale, &question) {
+                return Ok((place, answer));
+            }
+        }
+        // "There is none" is no answer while others may have it.
+        for (place, endpoint, _) in others {
+            if !tries.is_refused() {
+                break;
+            }
+            if let LinkState::Down { cause, .. } = endpoint.breaker().link() {
+                let down = Failure::Unreachable { cause: Cause::Connection, detail: cause };
+                tries.trouble.get_or_insert(down);
+            } else if let Some(answer) = tries.ask(place, endpoint, &is_stale, &question) {
+                return Ok((place, answer));
+            }
+        }
+        tries.end(&self.name)
+    }
+
+    /// Asks one of some endpoints after the other, all of which say the same: the first that is no outage answers.
     pub(super) fn ask_each<'e, T>(
         &self,
         endpoints: impl Iterator<Item = &'e Arc<Endpoint>>,
@@ -199,8 +294,76 @@ impl Upstream {
                 answer => return answer,
             }
         }
-        Err(outage.unwrap_or_else(|| {
-            Failure::unreachable(self.name.as_str(), Cause::Connection, "no endpoint is configured")
-        }))
+        Err(outage.unwrap_or_else(|| no_endpoint(&self.name)))
+    }
+}
+
+/// How badly an endpoint is known to be off: those with the least are asked first.
+fn badness(endpoint: &Endpoint) -> (bool, bool) {
+    let link = endpoint.breaker().link();
+    (link.is_known_down(), matches!(link, LinkState::Failing { .. }))
+}
+
+fn no_endpoint(name: &RegistryName) -> Failure {
+    Failure::unreachable(name.as_str(), Cause::Connection, "no endpoint is configured")
+}
+
+/// What endpoints have said so far, of which nothing is the answer yet.
+struct Tries<T> {
+    deadline: Deadline,
+    /// The first answer that may be older than the registry's.
+    stale: Option<(usize, T)>,
+    /// Why one of them could not say: the first outage or nonsense.
+    trouble: Option<Failure>,
+    /// The last "there is none" or "not for you".
+    refusal: Option<Failure>,
+}
+
+impl<T> Tries<T> {
+    fn is_refused(&self) -> bool {
+        self.refusal.is_some() && self.stale.is_none()
+    }
+
+    /// Asks an endpoint; its answer, if that is one.
+    fn ask(
+        &mut self,
+        place: usize,
+        endpoint: &Endpoint,
+        is_stale: &impl Fn(&T) -> bool,
+        question: &impl Fn(&Endpoint, Deadline) -> Result<T, Failure>,
+    ) -> Option<T> {
+        let asked_before = self.stale.is_some() || self.trouble.is_some() || self.refusal.is_some();
+        if asked_before && (self.deadline.left().is_zero() || turn::is_called_off()) {
+            // What no time is left for says nothing.
+            let late = || Failure::unreachable(&endpoint.name, Cause::Timeout, "no time is left to ask it");
+            self.trouble.get_or_insert_with(late);
+            return None;
+        }
+        match question(endpoint, self.deadline) {
+            Ok(answer) if is_stale(&answer) => {
+                self.stale.get_or_insert((place, answer));
+            }
+            Ok(answer) => return Some(answer),
+            Err(refusal @ (Failure::Missing { .. } | Failure::Denied { .. })) => self.refusal = Some(refusal),
+            Err(trouble) => {
+                self.trouble.get_or_insert(trouble);
+            }
+        }
+        None
+    }
+
+    fn end(self, name: &RegistryName) -> Result<(usize, T), Failure> {
+        match (self.stale, self.trouble, self.refusal) {
+            (Some(stale), ..) => Ok(stale),
+            (None, None, Some(refusal)) => Err(refusal),
+            (None, Some(trouble), None) => Err(trouble),
+            (None, Some(trouble), Some(refusal)) => Err(match trouble {
+                Failure::Unreachable { cause, detail } => {
+                    Failure::Unreachable { cause, detail: format!("{detail}; {refusal}") }
+                }
+                other => Failure::Wrong { detail: format!("{other}; {refusal}") },
+            }),
+            (None, None, None) => Err(no_endpoint(name)),
+        }
     }
 }

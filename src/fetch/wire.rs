@@ -4,7 +4,7 @@
 //! connection that was idle during an outage is not used again: it may be dead without either side knowing. When a
 //! certificate changes there are other agents, and the connections of those before are closed as soon as nobody reads.
 
-use super::address::Address;
+use super::address::{Address, HttpOrigin};
 use super::chunks::PlainChunks;
 use super::dial::{Dialer, Later};
 use super::failure::{Cause, Failure};
@@ -18,6 +18,7 @@ use crate::budget::{
 };
 use crate::files::Watched;
 use crate::sync::Mutex;
+use crate::via::{self, BoardName};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -77,10 +78,20 @@ pub(super) struct Times {
     pub stall: Duration,
 }
 
+/// How this board names itself to an endpoint, so that a chain of them knows itself.
+struct Hop {
+    board: BoardName,
+    to: HttpOrigin,
+    /// The endpoint is told how long it is waited for.
+    says_wait: bool,
+}
+
 pub(super) struct Wire {
     agents: Watched<Agents>,
     proxies: Arc<Proxies>,
     times: Times,
+    /// How this board names itself, and to whom.
+    hop: Option<Hop>,
     /// Connections that were idle at this time are not trusted.
     last_outage: Mutex<Option<Instant>>,
 }
@@ -117,7 +128,13 @@ impl Agents {
 
 impl Wire {
     pub fn new(times: Times, agents: Watched<Agents>, proxies: Arc<Proxies>) -> Self {
-        Wire { agents, proxies, times, last_outage: Mutex::new(None) }
+        Wire { agents, proxies, times, hop: None, last_outage: Mutex::new(None) }
+    }
+
+    /// The same, naming this board to an origin with each request.
+    pub fn named(mut self, board: &BoardName, to: &HttpOrigin, says_wait: bool) -> Self {
+        self.hop = Some(Hop { board: board.clone(), to: to.clone(), says_wait });
+        self
     }
 
     pub fn times(&self) -> Times {
@@ -175,6 +192,13 @@ impl Wire {
         }
         if let Some(authorization) = request.authorization {
             builder = builder.header(header::AUTHORIZATION, authorization);
+        }
+        if let Some(hop) = self.hop.as_ref().filter(|hop| hop.to == request.address.origin) {
+            let way = via::way();
+            builder = builder.header(header::VIA, way.onward(&hop.board));
+            if hop.says_wait {
+                builder = builder.header("prefer", format!("wait={}", way.onward_wait(self.times.header)));
+            }
         }
         let agent = match request.lane {
             Lane::Manifests => &agents.manifests,

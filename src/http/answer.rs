@@ -5,6 +5,7 @@ use super::conditions::Precondition;
 use super::request::ClientRequest;
 use crate::mirror::{Missing, Refusal};
 use crate::oci::{ErrorCode, RegistryName, Repository, error_body, quoted};
+use crate::via::BoardName;
 use bytes::Bytes;
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Method, Response, StatusCode};
@@ -112,6 +113,25 @@ pub(super) fn mark(answer: &mut Answer, request: &ClientRequest, status: &'stati
     }
 }
 
+/// Names this board in an answer (RFC 9110, section 7.6.3).
+pub(super) fn name_board(answer: &mut Answer, board: &BoardName) {
+    answer.headers_mut().insert(header::VIA, text(&board.hop()));
+}
+
+/// Says which registry was taken for meant.
+pub(super) fn name_registry(answer: &mut Answer, registry: &RegistryName) {
+    answer.headers_mut().insert(NAMESPACE, text(registry.as_str()));
+}
+
+/// The request has come through this board before (RFC 5842, section 7.2).
+pub(super) fn is_loop(way: &str) -> Answer {
+    let message = format!(
+        "the upstreams of these mirrors lead back to this one ({way}): check the url of each [upstream] on each of them"
+    );
+    log::warn!("508: {message}");
+    error(StatusCode::LOOP_DETECTED, ErrorCode::Unavailable, &message)
+}
+
 /// Adds the headers that every answer with content has; `quoted` is its digest in quotation marks.
 pub(super) fn label(
     answer: &mut Answer,
@@ -181,7 +201,11 @@ fn refuse_with(refusal: &Refusal, message: &str) -> Answer {
 }
 
 /// Marks an answer as made from what is cached because upstream could not be asked (RFC 7234, section 5.5).
-pub(super) fn warn(answer: &mut Answer, cause: &str) {
+/// `age`: for how many seconds upstream has not named it, if that is known (RFC 9111, section 5.1).
+pub(super) fn warn(answer: &mut Answer, cause: &str, age: Option<u64>) {
     let cause = cause.replace(['"', '\\'], "'");
     answer.headers_mut().insert(header::WARNING, text(&format!("299 - \"larder: {cause}\"")));
+    if let Some(age) = age {
+        answer.headers_mut().insert(header::AGE, HeaderValue::from(age));
+    }
 }

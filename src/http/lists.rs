@@ -119,6 +119,6 @@ fn mark(answer: &mut Answer, request: &ClientRequest, (stale, cut): (Option<&str
     let status = if stale.is_some() { "larder; hit; detail=cached" } else { "larder; fwd=uri-miss" };
     answer::mark(answer, request, status);
     if let Some(cause) = stale.or(cut) {
-        answer::warn(answer, cause);
+        answer::warn(answer, cause, None);
     }
 }

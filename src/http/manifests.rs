@@ -50,7 +50,7 @@ async fn by_tag(
     let mut answer = match found.content {
         TagContent::Stated(media_type, size) => {
             let mut answer = answer::with_length(StatusCode::OK, answer::text(&media_type), size);
-            let status = "larder; fwd=uri-miss; detail=upstream";
+            let status = cache_status(found.tier, ByteSource::Fill);
             answer::label(&mut answer, request, found.digest.quoted(), status);
             let verdict = judge(&request.headers, found.digest.quoted().as_bytes());
             answer::on_condition(verdict, answer)
@@ -62,7 +62,7 @@ async fn by_tag(
     };
     // An answer that may be stale says why.
     if let (true, Some(cause)) = (found.tier.is_stale(), &found.cause) {
-        answer::warn(&mut answer, cause);
+        answer::warn(&mut answer, cause, found.age);
     }
     Ok(answer)
 }
@@ -75,10 +75,10 @@ fn cache_status(tier: Tier, source: ByteSource) -> &'static str {
         (Tier::LastComplete, false) => "larder; hit; detail=last-complete",
         (Tier::OlderVersion, false) => "larder; hit; detail=older-version",
         (Tier::Peer, true) => "larder; fwd=uri-miss; detail=peer",
+        (Tier::LastComplete, true) => "larder; fwd=uri-miss; detail=last-complete",
+        (Tier::OlderVersion, true) => "larder; fwd=uri-miss; detail=older-version",
         (Tier::None, _) => "larder; fwd=uri-miss; detail=none",
-        (Tier::Fresh | Tier::Upstream | Tier::LastComplete | Tier::OlderVersion, true) => {
-            "larder; fwd=uri-miss; detail=upstream"
-        }
+        (Tier::Fresh | Tier::Upstream, true) => "larder; fwd=uri-miss; detail=upstream",
     }
 }
 

@@ -38,12 +38,14 @@ use crate::auth::Identity;
 use crate::mirror::{Access, Mirror, Refusal, Viewer};
 use crate::oci::{ManifestRef, quoted};
 use crate::places::for_client;
+use crate::via::{self, Way};
 use admission::Admission;
 use answer::Answer;
 use auth::Authenticator;
 use hyper::body::Incoming;
 use hyper::header::AUTHORIZATION;
 use request::{ClientRequest, RequestTarget};
+use std::net::IpAddr;
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -68,13 +70,38 @@ async fn answer(
     let reported = log::log_enabled!(log::Level::Debug)
         .then(|| (std::time::Instant::now(), format!("{} {}", incoming.method(), incoming.uri())));
     let client = identity.address;
-    let answer = match ClientRequest::parse(incoming, identity, &shared.mirror.config()) {
-        Ok(request) => for_client(client, route(&shared, request)).await,
-        Err(answer) => *answer,
+    let (board, way) = (shared.mirror.board(), request::way(incoming.headers()));
+    let mut answer = if way.is_loop(board) {
+        answer::is_loop(&way.onward(board))
+    } else {
+        match ClientRequest::parse(incoming, identity, &shared.mirror.config()) {
+            Ok(request) => answer_request(&shared, client, way, request).await,
+            Err(answer) => *answer,
+        }
     };
+    answer::name_board(&mut answer, board);
     if let Some((began, line)) = reported {
         let (line, status) = (quoted(&line), answer.status().as_u16());
         log::debug!("{client} {line} {status} in {:.1?}", began.elapsed());
+    }
+    answer
+}
+
+/// Answers a valid request. Another Larder is told for which registry: one that says none may have meant another.
+async fn answer_request(
+    shared: &ServerShared,
+    client: IpAddr,
+    way: Way,
+    mut request: ClientRequest,
+) -> Answer {
+    if way.is_from_board() && request.target == RequestTarget::Catalog(None) {
+        // It wants the names of one registry; all of them with that before each are for people.
+        request.target = RequestTarget::Catalog(request.registry().cloned());
+    }
+    let registry = request.namespace.as_ref().or(request.registry()).filter(|_| way.is_from_board()).cloned();
+    let mut answer = via::coming(way, for_client(client, route(shared, request))).await;
+    if let Some(registry) = registry {
+        answer::name_registry(&mut answer, &registry);
     }
     answer
 }

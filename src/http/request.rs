@@ -6,7 +6,8 @@ use crate::auth::{Identity, PullObject};
 use crate::config::Config;
 use crate::mirror::PageRequest;
 use crate::oci::{Digest, ErrorCode, Invalid, ManifestRef, RegistryName, Repository, quoted};
-use hyper::header::HeaderMap;
+use crate::via::Way;
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, StatusCode, Uri};
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -159,6 +160,15 @@ impl Query {
         }
         Ok(Some(registry))
     }
+}
+
+/// The Larders that a request has come through.
+pub(super) fn way(headers: &HeaderMap) -> Way {
+    if !headers.contains_key(header::VIA) {
+        return Way::NONE;
+    }
+    let values = |name| headers.get_all(name).iter().filter_map(|value: &HeaderValue| value.to_str().ok());
+    Way::parse(values(header::VIA), values(HeaderName::from_static("prefer")))
 }
 
 /// Whether a request asks how the server is, which is answered whoever has the connections.

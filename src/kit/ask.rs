@@ -23,8 +23,8 @@ pub struct Kit {
 /// A peer's answer about a tag.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
-    /// The peer that claims it.
-    pub peer: SocketAddr,
+    /// The peer that claims it: its address, or the name of an upstream that is a Larder itself.
+    pub peer: String,
     /// Its upstream's digest of the tag; the image is complete there.
     pub digest: Digest,
     /// When its upstream answered that, in seconds since 1970, if its clock could be trusted.
@@ -200,7 +200,7 @@ impl Peer {
     fn tag(&self, question: &Question, until: Instant) -> Option<Claim> {
         match self.note(self.ask(question, until))? {
             (_, Answer::Tag { digest, unix, complete: true }) => {
-                Some(Claim { peer: self.address, digest, unix })
+                Some(Claim { peer: self.address.to_string(), digest, unix })
             }
             _ => None,
         }

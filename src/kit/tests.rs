@@ -253,7 +253,7 @@ async fn a_peer_gives_what_it_has() {
     let content = stock(b"content");
     let open = open(&content);
     let kit = kit(&[open.address()], SECRET);
-    let claim = Claim { peer: open.address(), digest: digest(), unix: Some(5) };
+    let claim = Claim { peer: open.address().to_string(), digest: digest(), unix: Some(5) };
     assert_eq!(kit.peers()[0].text, "not asked yet");
     assert_eq!(ask(&kit, "latest").await.0, [claim]);
     assert_eq!(ask(&kit, "none").await.0, []);

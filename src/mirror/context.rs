@@ -6,6 +6,7 @@ use super::counters::Counters;
 use super::pulls::Pulls;
 use super::refusal::Refusal;
 use crate::auth::AccessClass;
+use crate::budget;
 use crate::clock;
 use crate::config::{Config, LiveConfig};
 use crate::decide::Reach;
@@ -15,6 +16,7 @@ use crate::oci::{Digest, RegistryName, Repository};
 use crate::store::{ContentLink, Store, StoreError};
 use crate::sync::{self, Mutex};
 use crate::text::lasted_text;
+use crate::via;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -93,6 +95,11 @@ impl Context {
             Err(StoreError::Io { what: "cannot ask the store".into(), source: none.into() })
         })
     }
+}
+
+/// How long the client of this task waits for what is not here; less where that is another board.
+pub(super) fn miss_wait() -> Duration {
+    via::way().long(budget::MISS_WAIT_MAX)
 }
 
 /// The state of a link in the terms of `decide`.

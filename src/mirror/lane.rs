@@ -9,6 +9,7 @@ use crate::budget;
 use crate::places::{Allotment, Asking, Turns, Waits};
 use crate::sync::turn::{TurnPace, in_turn};
 use crate::sync::{Condvar, Mutex};
+use crate::via::{self, Way};
 use std::sync::Arc;
 
 /// Work for a lane.
@@ -25,13 +26,15 @@ pub(super) trait LaneJob: Send {
 pub(super) struct LaneTicket {
     asking: Arc<Asking>,
     awaited: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// How the request came that asks first.
+    way: Way,
     /// It was called off before.
     again: bool,
 }
 
 impl LaneTicket {
     pub(super) fn new(asking: Arc<Asking>, awaited: impl Fn() -> bool + Send + Sync + 'static) -> LaneTicket {
-        LaneTicket { asking, awaited: Arc::new(awaited), again: false }
+        LaneTicket { asking, awaited: Arc::new(awaited), way: via::way(), again: false }
     }
 }
 
@@ -242,7 +245,8 @@ fn work(shared: &Arc<LaneShared>) {
     while let Some(QueuedJob { ticket, mut job }) = shared.next() {
         let (watched, running) = (Arc::clone(shared), ticket.clone());
         let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            in_turn(move |pace| watched.is_over(&running, pace), || job.work()).1
+            let work = || via::on_thread(&ticket.way, || job.work());
+            in_turn(move |pace| watched.is_over(&running, pace), work).1
         }));
         let asking = Arc::clone(&ticket.asking);
         let mut state = shared.state.lock();

@@ -39,23 +39,25 @@ fn has_pulled_from(store: &Store, registry: &RegistryName) -> bool {
 }
 
 fn link_changed(parts: &Parts, registry: &RegistryName, endpoint: &Endpoint, link: &LinkState) {
+    let several = parts.context.upstreams.find(registry).is_some_and(|one| one.endpoints().len() > 1);
+    let at = if several { format!(" ({})", endpoint.name()) } else { String::new() };
     let text = match link {
         LinkState::Up => {
-            log::info!("upstream {registry} answers");
+            log::info!("upstream {registry}{at} answers");
             parts.fills.resume(registry);
             parts.repairs.retry();
             None
         }
         LinkState::Slow { .. } => {
-            log::warn!("upstream {registry} is slow; cached tags are answered without waiting for it");
+            log::warn!("upstream {registry}{at} is slow; cached tags are answered without waiting for it");
             return;
         }
         LinkState::Failing { cause, .. } => {
-            log::warn!("upstream {registry} answers with failures: {cause}");
+            log::warn!("upstream {registry}{at} answers with failures: {cause}");
             Some(cause.as_str())
         }
         LinkState::Down { cause, .. } => {
-            log::warn!("upstream {registry} cannot be reached: {cause}");
+            log::warn!("upstream {registry}{at} cannot be reached: {cause}");
             Some(cause.as_str())
         }
         LinkState::NotAsked => return,

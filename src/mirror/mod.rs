@@ -64,6 +64,7 @@ use crate::image::Busy;
 use crate::kit;
 use crate::oci::{Digest, RegistryName, Repository, Tag};
 use crate::store::{Startup, Store, StoreError};
+use crate::via::BoardName;
 use context::Context;
 use maintenance::Maintenance;
 use parts::Parts;
@@ -108,6 +109,11 @@ impl Mirror {
         self.parts.pull_secrets.stop();
         // Not when the last thread drops the store: the process may have ended by then.
         context.store.shut_down();
+    }
+
+    /// The name of this board in requests and answers.
+    pub fn board(&self) -> &BoardName {
+        self.parts.context.upstreams.board()
     }
 
     // -- What clients ask ----------------------------------------------------------------------------------------

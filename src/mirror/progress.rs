@@ -12,6 +12,7 @@ use crate::oci::{Digest, Repository};
 use crate::places::{Asking, asker};
 use crate::store::ContentKey;
 use crate::sync::Mutex;
+use crate::via::{self, Way};
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::net::IpAddr;
@@ -27,6 +28,8 @@ pub struct Fill {
     pub(super) repository: Repository,
     /// For whom it has its slot.
     pub(super) asking: Asking,
+    /// How the request came that has begun it.
+    pub(super) way: Way,
     /// The size that a manifest states, in bytes.
     pub(super) stated: Option<u64>,
     pub(super) file: OnceLock<Arc<File>>,
@@ -129,6 +132,7 @@ impl Fill {
             key,
             repository: repository.clone(),
             asking: asking_of(repository, by),
+            way: via::way(),
             stated,
             file: OnceLock::new(),
             demanded: Mutex::new(Demanded {

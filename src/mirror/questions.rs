@@ -1,6 +1,6 @@
 //! Short questions to upstreams and peers, each on a lane of its registry.
 
-use super::context::Context;
+use super::context::{Context, miss_wait};
 use super::lane::{LaneJob, LaneTicket, Lanes, QueueFull};
 use super::refusal::Refusal;
 use crate::budget;
@@ -50,7 +50,7 @@ impl Questions {
         let ticket = LaneTicket::new(lanes.asking(of, asker()), awaited);
         let job = OneQuestion { upstream: Arc::clone(upstream), question, answer: None, sender };
         lanes.queue(ticket, Box::new(job)).map_err(|_| queue_full())?;
-        match tokio::time::timeout(budget::MISS_WAIT_MAX, answer).await {
+        match tokio::time::timeout(miss_wait(), answer).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(_)) => Err(question_failed()),
             Err(_) => Err(Refusal::Unavailable(format!(

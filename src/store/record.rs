@@ -64,7 +64,7 @@ pub struct Observation {
     pub digest: Digest,
     /// Who reported it.
     pub source: VersionSource,
-    /// When the registry made the answer, by its own clock: `Date` less `Age`, in seconds since 1970.
+    /// When the registry made the answer, by its own clock: `Date`, in seconds since 1970.
     pub date: Option<u64>,
     /// The endpoint that answered.
     pub endpoint: Option<String>,
@@ -107,7 +107,7 @@ pub struct TagVersion {
         skip_serializing_if = "VersionSource::is_upstream"
     )]
     pub source: VersionSource,
-    /// When the registry made the answer, by its own clock: `Date` less `Age`, in seconds since 1970.
+    /// When the registry made the answer, by its own clock: `Date`, in seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub date: Option<u64>,
     /// The endpoint that answered.

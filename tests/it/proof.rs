@@ -314,7 +314,8 @@ pub fn told(mut answer: Answer) -> String {
     let (status, mut headers, mut body) = (answer.status, answer.headers.clone(), Vec::new());
     let read = std::io::Read::read_to_end(&mut answer, &mut body).map_err(|e| e.kind()).map(drop);
     // A body says how long an upstream has been away, which is of one digit or of two.
-    let differs = |name: &str| name == "date" || status == 502 && name == "content-length";
+    // Via names the board.
+    let differs = |name: &str| ["date", "via"].contains(&name) || status == 502 && name == "content-length";
     headers.retain(|(name, _)| !differs(&name.to_ascii_lowercase()));
     format!("{status} {headers:?} {read:?} {}", String::from_utf8_lossy(&body))
 }

@@ -4,7 +4,7 @@
 //! the repository that is asked is fetched like what is absent.
 
 use super::super::access::View;
-use super::super::context::{Context, unavailable};
+use super::super::context::{Context, miss_wait, unavailable};
 use super::super::fill::FillPool;
 use super::super::progress::{Demand, Fill, Phase};
 use super::super::proof::Proofs;
@@ -155,13 +155,13 @@ impl Blobs {
         }
         let trusted = fill.repository == *repository && (stated.is_none() || stated == fill.stated());
         if trusted {
-            return self.follow_again(fill, joined, repository, stated, budget::MISS_WAIT_MAX).await;
+            return self.follow_again(fill, joined, repository, stated, miss_wait()).await;
         }
         match self.join(upstream, fill, repository, digest, stated).await? {
             Some(source) => Ok(source),
             None => {
                 let (fill, joined) = self.fills.begin_apart(repository, (digest, class), stated)?;
-                self.follow(fill, joined, repository, stated, budget::MISS_WAIT_MAX).await
+                self.follow(fill, joined, repository, stated, miss_wait()).await
             }
         }
     }

@@ -5,7 +5,7 @@
 //! its own bytes parse as one, however it came onto the disk and whatever an index calls it.
 
 use super::super::access::View;
-use super::super::context::{Arrivals, Context, outage_text, unavailable};
+use super::super::context::{Arrivals, Context, miss_wait, outage_text, unavailable};
 use super::super::counters::ByteSource;
 use super::super::proof::Proofs;
 use super::super::questions::{Questions, question_failed, queue_full};
@@ -296,12 +296,11 @@ impl Manifests {
         view: &View,
         digest: &Digest,
     ) -> Result<ManifestAnswer, Refusal> {
-        let outcome = match tokio::time::timeout(budget::MISS_WAIT_MAX, wait.answer()).await {
+        let outcome = match tokio::time::timeout(miss_wait(), wait.answer()).await {
             Ok(Some(outcome)) => outcome?,
             Ok(None) => return Err(question_failed()),
             Err(_) => {
-                let (upstream, waited) =
-                    (self.context.upstream(&view.registry)?, budget::MISS_WAIT_MAX.as_secs());
+                let (upstream, waited) = (self.context.upstream(&view.registry)?, miss_wait().as_secs());
                 let text = format!("{} did not answer within {waited} s", upstream.label());
                 return Err(Refusal::Unavailable(text));
             }

@@ -4,7 +4,7 @@
 //! the complete blob is right. There are as many streams as download slots, shared out alike; one more is
 //! [`Refusal::Busy`].
 
-use super::super::context::Context;
+use super::super::context::{Context, miss_wait};
 use super::super::fill::{Turn, download_failed};
 use super::super::progress::{Fill, asking_of};
 use super::super::refusal::{Missing, Refusal};
@@ -13,6 +13,7 @@ use crate::budget;
 use crate::fetch::Upstream;
 use crate::oci::{Digest, Hasher, Repository};
 use crate::places::{Allotment, TurnPlace, TurnPool, asker};
+use crate::via;
 use bytes::Bytes;
 use std::cell::RefCell;
 use std::io;
@@ -102,16 +103,16 @@ impl Streams {
         let (context, repository, digest) = (Arc::clone(&self.context), repository.clone(), digest.clone());
         let (registry, wanted) = (repository.registry.clone(), digest.clone());
         let blob = UncachedBlob { context, upstream, repository, digest, class, stated };
-        let (opened, total) = oneshot::channel();
+        let ((opened, total), way) = (oneshot::channel(), via::way());
         let (pieces, received) = mpsc::channel(budget::STREAM_PIECES);
         std::thread::Builder::new()
             .name("stream".into())
             .stack_size(budget::THREAD_STACK_BYTES)
             .spawn(move || {
-                blob.run(opened, &pieces, slot);
+                via::on_thread(&way, || blob.run(opened, &pieces, slot));
             })
             .map_err(|e| Refusal::Busy(format!("no thread for another download: {e}")))?;
-        match tokio::time::timeout(budget::MISS_WAIT_MAX, total).await {
+        match tokio::time::timeout(miss_wait(), total).await {
             Ok(Ok(total)) => Ok(total?.map(|total| (total, received))),
             Ok(Err(_)) => Err(download_failed()),
             Err(_) => Err(Refusal::Unavailable(format!("{registry} is slow to offer {wanted}"))),
@@ -152,6 +153,7 @@ impl UncachedBlob {
                 return;
             }
         };
+        let place = stream.place;
         let Some(total) = stream.total.or(self.stated) else {
             let _ = opened.send(Ok(None));
             return;
@@ -187,13 +189,30 @@ impl UncachedBlob {
                 }
             }
             Ok(false) => {}
-            Err(problem) => {
+            Err(Broken { problem, wrong }) => {
                 log::warn!("{} was cut while it was streamed: {problem}", self.digest);
+                if wrong && self.upstream.endpoints().len() > 1 {
+                    self.upstream.sent_wrong(&self.digest, place);
+                }
                 // Others have the place while its client is told.
                 drop(slot);
                 let _ = pieces.blocking_send(Err(io::Error::other(problem)));
             }
         }
+    }
+}
+
+/// Why a body was not forwarded to its end.
+#[derive(Debug)]
+struct Broken {
+    problem: String,
+    /// Its source has sent wrong bytes.
+    wrong: bool,
+}
+
+impl From<String> for Broken {
+    fn from(problem: String) -> Broken {
+        Broken { problem, wrong: false }
     }
 }
 
@@ -205,7 +224,7 @@ fn pass_on(
     digest: &Digest,
     total: u64,
     pieces: &mpsc::Sender<io::Result<Bytes>>,
-) -> Result<bool, String> {
+) -> Result<bool, Broken> {
     let mut hasher = Hasher::new(digest.algorithm());
     let held_back = usize::try_from(budget::HELD_BACK_BYTES).unwrap_or(usize::MAX);
     // Received and not yet forwarded: never more than a chunk and the last piece.
@@ -222,11 +241,11 @@ fn pass_on(
             return Ok(false);
         }
         if must_end(false) {
-            return Err(GAVE_WAY.into());
+            return Err(GAVE_WAY.to_owned().into());
         }
         come += n as u64;
         if come > total {
-            return Err(format!("it has more than its {total} bytes"));
+            return Err(Broken { problem: format!("it has more than its {total} bytes"), wrong: true });
         }
         hasher.update(&chunk[..n]);
         waiting.extend_from_slice(&chunk[..n]);
@@ -238,14 +257,15 @@ fn pass_on(
         }
     }
     if come < total {
-        return Err(format!("it ended after {come} of {total} bytes"));
+        return Err(format!("it ended after {come} of {total} bytes").into());
     }
     let actual = hasher.finish();
     if actual != *digest {
-        return Err(format!("it hashes to {actual}"));
+        return Err(Broken { problem: format!("it hashes to {actual}"), wrong: true });
     }
     // A client that has left has what it asked for.
-    hand_over(Bytes::from(waiting), &must_end, pieces).map(|_| true)
+    hand_over(Bytes::from(waiting), &must_end, pieces)?;
+    Ok(true)
 }
 
 const GAVE_WAY: &str = "it was slow, and others wait for its place";
@@ -288,7 +308,7 @@ mod tests {
             left = later;
             Ok(n)
         };
-        let outcome = pass_on(read, |_| false, digest, total, &sender);
+        let outcome = pass_on(read, |_| false, digest, total, &sender).map_err(|broken| broken.problem);
         drop(sender);
         let mut got = Vec::new();
         while let Some(piece) = received.blocking_recv() {

@@ -11,6 +11,7 @@
 mod pool;
 mod queue;
 mod run;
+mod sources;
 mod turn;
 
 pub(super) use pool::{FillPool, download_failed};

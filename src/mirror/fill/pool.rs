@@ -14,6 +14,7 @@ use crate::places::{Allotment, Asking, Waits, asker};
 use crate::store::ContentKey;
 use crate::sync::Mutex;
 use crate::text::bytes_text;
+use crate::via;
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -344,7 +345,7 @@ impl Drop for FillPool {
 fn serve_queue(queue: &FillQueue<Arc<Fill>>, pool: &Weak<FillPool>) {
     while let Some(fill) = queue.next() {
         let Some(pool) = pool.upgrade() else { return };
-        let run = std::panic::AssertUnwindSafe(|| Run::of(&pool, &fill).run());
+        let run = std::panic::AssertUnwindSafe(|| via::on_thread(&fill.way, || Run::of(&pool, &fill).run()));
         let outcome = std::panic::catch_unwind(run);
         queue.done(&fill);
         let conclude = std::panic::AssertUnwindSafe(|| outcome.map(|outcome| pool.conclude(&fill, outcome)));

@@ -5,6 +5,7 @@ use super::super::progress::{Fill, Phase};
 use super::super::refusal::{Missing, Refusal};
 use super::super::reserve::Reservation;
 use super::pool::{FillPool, too_often};
+use super::sources::{Fit, Sources};
 use super::turn::Turn;
 use crate::auth::AccessClass;
 use crate::budget;
@@ -47,6 +48,12 @@ impl From<StoreError> for Ending {
 enum Copied {
     Complete,
     Cut(String),
+    /// More came than the so many bytes that the blob has.
+    TooLong(u64),
+}
+
+fn too_long(limit: u64) -> String {
+    format!("sent more than the {limit} bytes that it should have")
 }
 
 /// One run.
@@ -61,6 +68,7 @@ pub(super) struct Run<'a> {
     /// Bytes that the present attempt has brought.
     brought: u64,
     reservation: Reservation<'a>,
+    sources: Sources,
     /// The content comes from several answers; if the hash is wrong, they may not fit together.
     resumed: bool,
     /// That nothing is missing is only what the upstream says, and not what came.
@@ -71,12 +79,25 @@ impl<'a> Run<'a> {
     pub(super) fn of(pool: &'a FillPool, fill: &'a Arc<Fill>) -> Run<'a> {
         let (turn, reservation) = (Turn::begin(Instant::now()), pool.reserve.open(fill));
         let (gives_parts, resumed, called_whole) = (None, false, false);
-        Run { pool, fill, turn, gives_parts, fruitless: 0, brought: 0, reservation, resumed, called_whole }
+        let sources = Sources::default();
+        Run {
+            pool,
+            fill,
+            turn,
+            gives_parts,
+            fruitless: 0,
+            brought: 0,
+            reservation,
+            sources,
+            resumed,
+            called_whole,
+        }
     }
 
     pub(super) fn run(&mut self) -> Result<(), Ending> {
         let (fill, store) = (self.fill, &self.pool.context.store);
         let upstream = self.pool.context.upstream(&fill.key.registry).map_err(Ending::Failed)?;
+        self.sources.several = upstream.endpoints().len() > 1;
         if let Some(stated) = fill.stated.filter(|&stated| stated > budget::BLOB_BYTES_MAX) {
             return Err(
                 self.wrong(format!("has a manifest that states {stated} bytes, more than larder keeps"))
@@ -107,7 +128,7 @@ impl<'a> Run<'a> {
             staged.discard();
         }
         taken?;
-        self.finish(staged)
+        self.finish(&upstream, staged)
     }
 
     /// Downloads what is missing from upstream, or from peers while that cannot be reached.
@@ -157,7 +178,17 @@ impl<'a> Run<'a> {
             }
             match upstream.open_blob(&fill.repository.name, fill.digest(), staged.len()) {
                 Ok(mut stream) => {
-                    let total = stream.total;
+                    let (total, place) = (stream.total, stream.place);
+                    match self.sources.fit(fill, &stream, staged.len()) {
+                        Fit::Continues => self.sources.take(place, staged.is_empty()),
+                        Fit::Other if upstream.sent_wrong(fill.digest(), place) => continue,
+                        // Says below what is wrong with it.
+                        Fit::Other => {}
+                        Fit::Restart => {
+                            self.throw_away(staged);
+                            return Err(Ending::Restarted);
+                        }
+                    }
                     self.check_repeat(stream.repeats(), staged)?;
                     self.gives_parts = stream.gives_parts.or(self.gives_parts);
                     self.called_whole = stream.is_whole;
@@ -170,6 +201,10 @@ impl<'a> Run<'a> {
                     match self.copy(total, read, staged)? {
                         Copied::Complete => return Ok(()),
                         Copied::Cut(cause) => self.pause(upstream.link(), &cause)?,
+                        Copied::TooLong(limit) => {
+                            self.throw_away(staged);
+                            return Err(self.restart_or(upstream, too_long(limit)));
+                        }
                     }
                 }
                 Err(failure) if failure.is_outage() => self.pause(upstream.link(), &failure.to_string())?,
@@ -217,8 +252,13 @@ impl<'a> Run<'a> {
             self.publish(staged, Some(total));
             log::debug!("{} of {} comes from peer {peer}", fill.digest(), fill.repository);
             let copied = self.copy(Some(total), |chunk: &mut [u8]| stream.read(chunk), staged)?;
-            if matches!(copied, Copied::Cut(_)) {
-                continue;
+            match copied {
+                Copied::Complete => {}
+                Copied::Cut(_) => continue,
+                Copied::TooLong(limit) => {
+                    self.throw_away(staged);
+                    return Err(self.wrong(too_long(limit)));
+                }
             }
             let Err(problem) = staged.matches() else { return Ok(true) };
             // The next source begins at zero and not behind wrong bytes.
@@ -252,8 +292,7 @@ impl<'a> Run<'a> {
                 Ok(0) if total.is_none_or(|total| staged.len() == total) => return Ok(Copied::Complete),
                 Ok(0) => return Ok(Copied::Cut("the body ended early".into())),
                 Ok(n) if staged.len() + n as u64 > limit => {
-                    self.throw_away(staged);
-                    return Err(self.wrong(format!("sent more than the {limit} bytes that it should have")));
+                    return Ok(Copied::TooLong(limit));
                 }
                 Ok(n) => {
                     self.room(n as u64, staged)?;
@@ -326,7 +365,7 @@ impl<'a> Run<'a> {
     }
 
     /// Verifies the content and makes it a blob.
-    fn finish(&mut self, staged: Staged) -> Result<(), Ending> {
+    fn finish(&mut self, upstream: &Upstream, staged: Staged) -> Result<(), Ending> {
         let (fill, store) = (self.fill, &self.pool.context.store);
         let known = store.open_blob(fill.digest()).ok().flatten();
         if known.as_ref().is_some_and(|blob| !blob.is_public()) && fill.from_peer.load(Ordering::Relaxed) {
@@ -355,7 +394,8 @@ impl<'a> Run<'a> {
                     return Err(Ending::Restarted);
                 }
                 let seam = if self.resumed { " (it was assembled from several answers)" } else { "" };
-                return Err(self.wrong(format!("sent content that hashes to {actual}{seam}")));
+                let what = format!("sent content that hashes to {actual}{seam}");
+                return Err(self.restart_or(upstream, what));
             }
             Err(problem) => return Err(problem.into()),
         }
@@ -417,6 +457,22 @@ impl<'a> Run<'a> {
         log::debug!("{} resumes after a cut: {cause}", self.fill.digest());
         std::thread::sleep(budget::FILL_RETRY_PAUSE * self.fruitless);
         Ok(())
+    }
+
+    /// What follows from wrong content: it is fetched again from its first byte if another endpoint than the one that has sent
+    /// it is left; of several together it is not known which was wrong.
+    fn restart_or(&self, upstream: &Upstream, what: String) -> Ending {
+        let several = self.sources.several && !self.fill.from_peer.load(Ordering::Relaxed);
+        let is_left = |place| upstream.sent_wrong(self.fill.digest(), place);
+        if several && self.sources.only().is_none_or(is_left) {
+            log::warn!(
+                "{} of {}: an endpoint {what}; it begins again",
+                self.fill.digest(),
+                self.fill.repository
+            );
+            return Ending::Restarted;
+        }
+        self.wrong(what)
     }
 
     fn wrong(&self, what: String) -> Ending {

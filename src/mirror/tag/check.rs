@@ -4,7 +4,10 @@ use super::super::access::View;
 use super::resolve::Tags;
 use crate::auth::AccessClass;
 use crate::budget;
-use crate::fetch::{Failure, HeadTrust, NamedManifest, Upstream};
+use crate::clock;
+use crate::decide;
+use crate::fetch::{Failure, HeadTrust, NamedManifest, StaleAnswer, Upstream};
+use crate::kit::Claim;
 use crate::oci::{Algorithm, Digest, Repository, Tag};
 use crate::store::{Observation, VersionSource};
 use std::sync::Arc;
@@ -21,10 +24,29 @@ pub(super) struct UpstreamDigest {
     pub(super) stated: Option<(String, u64)>,
     /// No bytes have proved it.
     pub(super) by_head: bool,
+    /// Why this may be older than what upstream has, if it may be: it is no more than a claim then.
+    pub(super) stale: Option<StaleClaim>,
 }
 
-/// Such an answer, when the registry gave it, and the endpoint that did.
-type Named = (UpstreamDigest, Option<u64>, String);
+/// What an endpoint claims that could not ask, or that is behind another.
+#[derive(Debug, Clone)]
+pub(super) struct StaleClaim {
+    /// What it is.
+    pub(super) why: String,
+    pub(super) claim: Claim,
+}
+
+/// Such an answer, and who gave it.
+type Named = (UpstreamDigest, Answerer);
+
+/// Who gave an answer.
+struct Answerer {
+    /// When the registry made it, by its own clock.
+    date: Option<u64>,
+    /// The endpoint, and its place in the order.
+    endpoint: String,
+    place: usize,
+}
 
 impl Tags {
     /// Asks upstream for a tag, or joins the question that is under way.
@@ -65,12 +87,20 @@ impl Tags {
         if let Some(answer) = self.lately(upstream, view, tag) {
             return Ok(answer);
         }
-        let (answer, date, endpoint) = match upstream.anonymous() {
+        let (answer, by) = match upstream.anonymous() {
             Some(anonymous) if !view.clearance.private => {
                 self.ask_if_shown(upstream, anonymous, repository, tag)?
             }
             _ => self.ask_upstream(upstream, view, tag, HeadTrust::None)?,
         };
+        let key = (repository.clone(), tag.clone());
+        let answer = UpstreamDigest {
+            stale: answer.stale.clone().or(self.older(upstream, &key, &answer, &by)),
+            ..answer
+        };
+        if answer.stale.is_some() {
+            return Ok(answer);
+        }
         // Before the name of a tag is known that only credentials have shown.
         let store = &self.context.store;
         let marked = match self.context.class_without_proof(&repository.registry) {
@@ -78,12 +108,15 @@ impl Tags {
             AccessClass::Private => store.note_class(repository, AccessClass::Private),
             AccessClass::Public | AccessClass::Unproven => Ok(()),
         };
-        self.table.verified(&(repository.clone(), tag.clone()), Instant::now());
+        self.table.verified(&key, Instant::now());
+        if let Some(date) = by.date {
+            self.table.told(&key, date, by.place);
+        }
         let seen = Observation {
             digest: answer.digest.clone(),
             source: VersionSource::Upstream,
-            date,
-            endpoint: Some(endpoint),
+            date: by.date,
+            endpoint: Some(by.endpoint),
         };
         if let Err(problem) = marked.and_then(|()| self.settler.note(repository, tag, &seen)) {
             log::warn!("{repository}:{tag} is {}, but that could not be saved: {problem}", answer.digest);
@@ -103,7 +136,34 @@ impl Tags {
         verified.filter(|at| at.elapsed() < revalidate)?;
         let digest = self.context.store.tag(repository, tag).ok()??.seen?.digest;
         self.manifests.read(view, &digest, None).ok()??;
-        Some(UpstreamDigest { digest, stated: None, by_head: false })
+        Some(UpstreamDigest { digest, stated: None, by_head: false, stale: None })
+    }
+
+    /// What makes an answer older than the last one, if it is.
+    fn older(
+        &self,
+        upstream: &Upstream,
+        key: &(Repository, Tag),
+        answer: &UpstreamDigest,
+        by: &Answerer,
+    ) -> Option<StaleClaim> {
+        if by.place == 0 {
+            return None;
+        }
+        let record = self.context.store.tag(&key.0, &key.1).ok().flatten();
+        let seen = record.and_then(|record| record.seen)?;
+        let written = || {
+            let endpoint = seen.endpoint.as_ref()?;
+            let place = upstream.endpoints().iter().position(|one| one.name() == endpoint)?;
+            Some((seen.date?, place))
+        };
+        let last = self.table.last_told(key).or_else(written);
+        if seen.digest == answer.digest || !decide::is_older((by.date, by.place), last) {
+            return None;
+        }
+        let why = format!("{}: its answer is older than that of an endpoint before it", by.endpoint);
+        let claim = Claim { peer: by.endpoint.clone(), digest: answer.digest.clone(), unix: None };
+        Some(StaleClaim { why, claim })
     }
 
     /// Upstream's answer for a tag, if it shows everybody what that names. All else is one and the same answer, after the
@@ -121,7 +181,7 @@ impl Tags {
             named => named.ok(),
         };
         let nothing = || Digest::of(Algorithm::Sha256, format!("{repository}:{tag}").as_bytes());
-        let digest = named.as_ref().map_or_else(nothing, |(answer, ..)| answer.digest.clone());
+        let digest = named.as_ref().map_or_else(nothing, |(answer, _)| answer.digest.clone());
         let shown = self.proofs.manifest_shown(anonymous, repository, &digest);
         match (named, shown) {
             (_, Err(failure @ (Failure::Unreachable { .. } | Failure::Wrong { .. }))) => Err(failure),
@@ -143,17 +203,25 @@ impl Tags {
     ) -> Result<Named, Failure> {
         let repository = &view.repository;
         Ok(match upstream.name_tag(&repository.name, tag, trust)? {
-            NamedManifest::Head { digest, stated, date, endpoint } => {
-                (UpstreamDigest { digest, stated, by_head: true }, date, endpoint)
+            NamedManifest::Head { digest, stated, date, endpoint, stale, place } => {
+                let stale = stale.map(|stale| stale_claim(stale, &digest, &endpoint));
+                (UpstreamDigest { digest, stated, by_head: true, stale }, Answerer { date, endpoint, place })
             }
             NamedManifest::Fetched(fetched) => {
                 if let Ok(class) = self.proofs.manifest_class(upstream, view, &fetched.digest) {
                     self.manifests.keep(repository, &fetched, class);
                 }
                 let stated = Some((fetched.media_type, fetched.bytes.len() as u64));
-                let answer = UpstreamDigest { digest: fetched.digest, stated, by_head: false };
-                (answer, fetched.date, fetched.endpoint)
+                let stale = fetched.stale.map(|stale| stale_claim(stale, &fetched.digest, &fetched.endpoint));
+                let by = Answerer { date: fetched.date, endpoint: fetched.endpoint, place: fetched.place };
+                (UpstreamDigest { digest: fetched.digest, stated, by_head: false, stale }, by)
             }
         })
     }
+}
+
+/// What a Larder that cannot reach the registry says, as a claim of a peer.
+fn stale_claim(stale: StaleAnswer, digest: &Digest, endpoint: &str) -> StaleClaim {
+    let unix = stale.age.zip(clock::trusted_unix()).map(|(age, now)| now.saturating_sub(age));
+    StaleClaim { why: stale.why, claim: Claim { peer: endpoint.to_owned(), digest: digest.clone(), unix } }
 }

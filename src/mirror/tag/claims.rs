@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 impl Tags {
     /// When upstream last named the version that is complete here; a claim must be newer.
-    fn named_at(&self, repository: &Repository, tag: &Tag, local: &LocalTag) -> Option<u64> {
+    pub(super) fn named_at(&self, repository: &Repository, tag: &Tag, local: &LocalTag) -> Option<u64> {
         let version = local.complete.as_ref()?;
         if !local.complete_is_seen() {
             return version.unix;
@@ -30,20 +30,25 @@ impl Tags {
         self.table.named_at(&(repository.clone(), tag.clone()), seen.unix)
     }
 
-    /// The best claim of a peer, if it is better than the version that is here.
+    /// The best claim of a peer, or of an upstream that is a Larder itself, if it is better than the version that is here.
     pub(super) async fn claim(
         self: &Arc<Self>,
         upstream: &Upstream,
         repository: &Repository,
         tag: &Tag,
         local: &LocalTag,
+        own: Option<Claim>,
     ) -> Option<Claim> {
-        let kit = self.context.live_kit(&repository.registry)?;
         let here = local.here(self.named_at(repository, tag, local));
+        // A board that keeps what the owner went back to asks nobody.
         if !decide::may_ask_peers(reach(&upstream.link()), &here, clock::trusted_unix()) {
             return None;
         }
-        let claims = kit.ask_tag(repository, tag, &self.context.config.now().platforms).await;
+        let mut claims = match self.context.live_kit(&repository.registry) {
+            Some(kit) => kit.ask_tag(repository, tag, &self.context.config.now().platforms).await,
+            None => Vec::new(),
+        };
+        claims.extend(own);
         let offered: Vec<PeerClaim<'_>> =
             claims.iter().map(|claim| PeerClaim { digest: &claim.digest, named_at: claim.unix }).collect();
         let ahead = budget::CLAIM_AHEAD_MAX.as_secs();

@@ -6,24 +6,27 @@
 
 use super::super::access::View;
 use super::super::content::{ManifestAnswer, ManifestContent, Manifests, SmallManifest};
-use super::super::context::{Context, outage_text, reach};
+use super::super::context::{Context, miss_wait, outage_text, reach};
 use super::super::counters::ByteSource;
 use super::super::proof::Proofs;
 use super::super::questions::{QUEUE_FULL, Questions, question_failed};
 use super::super::refusal::{CachedOnly, Missing, Refusal};
 use super::super::single_flight::SingleFlight;
 use super::cached::not_cached;
-use super::check::UpstreamDigest;
+use super::check::{StaleClaim, UpstreamDigest};
 use super::local::LocalTag;
 use super::settle::Settler;
 use super::table::TagTable;
 use crate::budget;
+use crate::clock;
 use crate::decide::{self, Here, Opening, Tier, UpstreamOutcome, UpstreamWait, Verdict};
 use crate::fetch::{Failure, Upstream};
 use crate::image::{Closures, served};
+use crate::kit::Claim;
 use crate::oci::{Digest, RegistryName, Repository, Tag};
 use crate::store::{Stamp, StoreError};
 use crate::sync::Mutex;
+use crate::via;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -37,6 +40,8 @@ pub struct TagAnswer {
     pub tier: Tier,
     /// Why the answer may be stale, if it may be.
     pub cause: Option<String>,
+    /// For how many seconds upstream has not named it, if it may be stale and that is known.
+    pub age: Option<u64>,
     /// Its manifest, or what is known of it.
     pub content: TagContent,
 }
@@ -68,6 +73,7 @@ struct Choice {
     digest: Digest,
     tier: Tier,
     cause: Option<String>,
+    age: Option<u64>,
     stated: Option<(String, u64)>,
     /// Upstream has named it, and no bytes have proved it.
     by_head: bool,
@@ -78,6 +84,8 @@ struct Choice {
 /// How asking upstream ended, and why.
 enum Outcome {
     Named(UpstreamDigest),
+    /// What answered cannot reach upstream either, or is behind: a claim, and why it is no more.
+    Claimed(StaleClaim),
     Failed(Failure),
     Unreachable(String),
     NotAsked(String),
@@ -90,7 +98,7 @@ impl Outcome {
             Outcome::Failed(Failure::Missing { .. } | Failure::Denied { .. }) => UpstreamOutcome::Refused,
             Outcome::Failed(failure) if failure.is_outage() => UpstreamOutcome::Unreachable,
             Outcome::Failed(_) => UpstreamOutcome::Unusable,
-            Outcome::Unreachable(_) => UpstreamOutcome::Unreachable,
+            Outcome::Claimed(_) | Outcome::Unreachable(_) => UpstreamOutcome::Unreachable,
             Outcome::NotAsked(_) => UpstreamOutcome::NotAsked,
         }
     }
@@ -109,10 +117,15 @@ impl Outcome {
         }
     }
 
+    fn claim(&self) -> Option<Claim> {
+        if let Outcome::Claimed(stale) = self { Some(stale.claim.clone()) } else { None }
+    }
+
     fn cause(&self) -> String {
         match self {
             Outcome::Named(_) => String::new(),
             Outcome::Failed(failure) => failure.to_string(),
+            Outcome::Claimed(stale) => stale.why.clone(),
             Outcome::Unreachable(cause) | Outcome::NotAsked(cause) => cause.clone(),
         }
     }
@@ -242,7 +255,9 @@ impl Tags {
         let outcome = outcome.without_login(&local);
         let asked = outcome.asked();
         let claim = match asked {
-            UpstreamOutcome::Unreachable => self.claim(&upstream, repository, tag, &local).await,
+            UpstreamOutcome::Unreachable => {
+                self.claim(&upstream, repository, tag, &local, outcome.claim()).await
+            }
             _ => None,
         };
         let claimed = claim.as_ref().map(|claim| &claim.digest);
@@ -264,11 +279,12 @@ impl Tags {
             }
             (Verdict::Serve(Tier::Peer, digest), _, Some(claim)) => {
                 let cause = format!("{cause}; peer {} has this version", claim.peer);
-                Ok(Choice::of(Tier::Peer, digest, Some(cause), &local))
+                Ok(Choice::of(Tier::Peer, digest, Some(cause), &local).named_at(claim.unix))
             }
             (Verdict::Serve(tier, digest), ..) => {
                 let cause = cause_with_stand_in(cause, tier, stand_in.as_ref());
-                Ok(Choice::of(tier, digest, Some(cause), &local))
+                let named_at = self.named_at(repository, tag, &local).filter(|_| tier == Tier::LastComplete);
+                Ok(Choice::of(tier, digest, Some(cause), &local).named_at(named_at))
             }
             (Verdict::PassOn, Outcome::Failed(failure), _) => {
                 Err(Refusal::from_failure(failure, Missing::Manifest))
@@ -295,13 +311,14 @@ impl Tags {
         wait: UpstreamWait,
     ) -> Result<Outcome, Refusal> {
         let bound = match wait {
-            UpstreamWait::Deadline => self.context.config.now().tags.resolve_deadline,
-            UpstreamWait::Long => budget::MISS_WAIT_MAX,
+            UpstreamWait::Deadline => via::way().short(self.context.config.now().tags.resolve_deadline),
+            UpstreamWait::Long => miss_wait(),
         };
         let Ok(question) = self.begin_check(upstream, view, tag) else {
             return Ok(Outcome::NotAsked(QUEUE_FULL.into()));
         };
         match tokio::time::timeout(bound, question.answer()).await {
+            Ok(Some(Ok(UpstreamDigest { stale: Some(stale), .. }))) => Ok(Outcome::Claimed(stale)),
             Ok(Some(Ok(answer))) => Ok(Outcome::Named(answer)),
             Ok(Some(Err(failure))) => Ok(Outcome::Failed(failure)),
             Ok(None) => Err(question_failed()),
@@ -455,7 +472,16 @@ impl Choice {
     fn of(tier: Tier, digest: &Digest, cause: Option<String>, local: &LocalTag) -> Choice {
         let complete = local.complete.as_ref().is_some_and(|version| version.digest == *digest);
         let small = local.small.clone().filter(|_| complete);
-        Choice { digest: digest.clone(), tier, cause, stated: None, by_head: false, small }
+        Choice { digest: digest.clone(), tier, cause, age: None, stated: None, by_head: false, small }
+    }
+
+    /// Upstream named it last at that time, in seconds since 1970. Another board is told.
+    fn named_at(self, unix: Option<u64>) -> Choice {
+        let age = unix
+            .filter(|_| via::way().is_from_board())
+            .zip(clock::trusted_unix())
+            .map(|(at, now)| now.saturating_sub(at));
+        Choice { age, ..self }
     }
 
     fn with(self, manifest: ManifestAnswer) -> TagAnswer {
@@ -463,6 +489,6 @@ impl Choice {
     }
 
     fn into_answer(self, content: TagContent) -> TagAnswer {
-        TagAnswer { digest: self.digest, tier: self.tier, cause: self.cause, content }
+        TagAnswer { digest: self.digest, tier: self.tier, cause: self.cause, age: self.age, content }
     }
 }

@@ -160,7 +160,7 @@ impl Settler {
 
     /// Records a claim as a version of its tag if its content is complete; else it waits for that.
     pub(super) fn settle_claim(&self, repository: &Repository, tag: &Tag, claim: &Claim) {
-        let (digest, peer) = (&claim.digest, claim.peer);
+        let (digest, peer) = (&claim.digest, &claim.peer);
         let noted = self.is_complete(repository, digest, digest).and_then(|complete| {
             if !complete {
                 return Ok(false);

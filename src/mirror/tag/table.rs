@@ -38,6 +38,8 @@ struct TagEntry {
     local: Option<(Stamp, Clearance, Arc<LocalTag>)>,
     /// When upstream last answered, since the start.
     verified: Option<Instant>,
+    /// When the last of these answers was made, by the registry's clock, and the place of its endpoint.
+    told: Option<(u64, usize)>,
     /// The last stale answer that was logged, and when.
     reported: Option<(Digest, Tier, Instant)>,
     /// A peer's claim that was served, until its content is complete here.
@@ -119,6 +121,16 @@ impl TagTable {
     /// Upstream has answered for the tag, which ends claims of peers.
     pub(super) fn verified(&self, key: &TagKey, at: Instant) {
         self.0.lock().change(key, |entry| (entry.verified, entry.claim) = (Some(at), None));
+    }
+
+    /// The endpoint at `place` has made the answer at `date`, by the registry's clock.
+    pub(super) fn told(&self, key: &TagKey, date: u64, place: usize) {
+        self.0.lock().change(key, |entry| entry.told = Some((date, place)));
+    }
+
+    /// When the last answer was made, and by the endpoint at which place.
+    pub(super) fn last_told(&self, key: &TagKey) -> Option<(u64, usize)> {
+        self.0.lock().look(key, |entry| entry.told)
     }
 
     /// When upstream last named the digest that it first named at `unix`; an answer that changed nothing counts too.
@@ -228,7 +240,7 @@ mod tests {
     #[test]
     fn what_upstream_says_ends_a_claim() {
         let table = TagTable::default();
-        let claim = Claim { peer: ([10, 0, 0, 2], 5002).into(), digest: digest('a'), unix: None };
+        let claim = Claim { peer: "10.0.0.2:5002".into(), digest: digest('a'), unix: None };
         table.claim(&key(1), &claim);
         table.claim(&key(2), &claim);
         assert_eq!(table.claims(&key(1).0).len(), 2);
