@@ -157,6 +157,9 @@ fn referrers_go_on_where_upstream_says_and_end() {
     }
 }
 
+/// What tells a registry's answer from that of whoever stands before it.
+const SIGNATURE: (&str, &str) = ("Docker-Distribution-Api-Version", "registry/2.0");
+
 #[test]
 fn a_list_of_tags_that_upstream_does_not_give_is_not_an_empty_one() {
     let (app, other) = (image(1), image(9));
@@ -184,7 +187,7 @@ fn a_list_of_tags_that_upstream_does_not_give_is_not_an_empty_one() {
     // What a registry says is passed on: that it has no such repository, that who asks may not know, that there is no tag.
     *now.lock().unwrap() = unknown();
     assert_eq!(told(&board, TAGS).0, 404);
-    *now.lock().unwrap() = says(403, &[], &json!({}));
+    *now.lock().unwrap() = says(403, &[SIGNATURE], &json!({}));
     assert_eq!(told(&board, TAGS).0, 403);
     *now.lock().unwrap() = says(200, &[], &json!({ "name": "lab/app", "tags": null }));
     assert_eq!(told(&board, TAGS), (200, false, json!({ "name": "lab/app", "tags": [] })));
@@ -196,7 +199,7 @@ fn a_registry_that_gives_no_catalogue_has_not_said_that_it_is_empty() {
     let app = image(1);
     let (server, now) = changing(&app, "_catalog");
     let board = Board::with_url(&server.url(), "");
-    let refusals = [401, 403, 404, 405, 501].map(|status| says(status, &[], &json!({})));
+    let refusals = [401, 403, 404, 405, 501].map(|status| says(status, &[SIGNATURE], &json!({})));
     for refusal in &refusals {
         *now.lock().unwrap() = refusal.clone();
         let (status, _, body) = told(&board, CATALOG);

@@ -5,7 +5,8 @@
 
 use super::super::access::View;
 use super::super::context::Context;
-use super::super::refusal::Refusal;
+use super::super::refusal::{CachedOnly, Refusal};
+use super::local::LocalTag;
 use super::resolve::Tags;
 use crate::budget;
 use crate::image::{Closures, served};
@@ -19,6 +20,22 @@ impl Tags {
         let names = self.context.try_blocking(move |context| cached_names(context, &wanted)).await;
         let (names, more) = names.unwrap_or_default();
         listed(&names, more)
+    }
+
+    /// Why there is no answer, and what is cached of the repository.
+    pub(super) async fn nothing_to_serve(
+        &self,
+        view: &View,
+        tag: &Tag,
+        cause: &str,
+        local: &LocalTag,
+        cached_only: Option<CachedOnly>,
+    ) -> Refusal {
+        let (repository, cached) = (&view.repository, self.cached_text(view).await);
+        match cached_only {
+            Some(why) => why.refusal(repository, cached.as_deref()),
+            None => not_cached(cause, repository, tag, local.missing.as_deref(), cached.as_deref()),
+        }
     }
 }
 

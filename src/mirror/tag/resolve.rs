@@ -12,7 +12,6 @@ use super::super::proof::Proofs;
 use super::super::questions::{QUEUE_FULL, Questions, question_failed};
 use super::super::refusal::{CachedOnly, Missing, Refusal};
 use super::super::single_flight::SingleFlight;
-use super::cached::not_cached;
 use super::check::{StaleClaim, UpstreamDigest};
 use super::local::LocalTag;
 use super::settle::Settler;
@@ -293,11 +292,7 @@ impl Tags {
                 Err(Refusal::Busy(format!("{cause}; the tag index is being rebuilt; retry")))
             }
             (Verdict::Nothing | Verdict::PassOn, ..) => {
-                let cached = self.cached_text(view).await;
-                Err(match cached_only {
-                    Some(why) => why.refusal(repository, cached.as_deref()),
-                    None => not_cached(&cause, repository, tag, local.missing.as_deref(), cached.as_deref()),
-                })
+                Err(self.nothing_to_serve(view, tag, &cause, &local, cached_only).await)
             }
         }
     }
