@@ -183,6 +183,8 @@ pub const NO_HEAD_TIME: Duration = Duration::from_secs(600);
 pub const CONFIRMED_TIME: Duration = Duration::from_secs(310);
 /// Idle connections kept to one upstream, for manifests and for blobs each.
 pub const IDLE_CONNECTIONS: usize = 4;
+/// Most bytes of extensions and leading zeros in one line of a chunk. Each costs time and no memory.
+pub const CHUNK_LINE_BYTES_MAX: u64 = 16 * KIB;
 /// How long an idle upstream connection is kept warm.
 pub const IDLE_CONNECTION_AGE: Duration = Duration::from_secs(90);
 /// Longest one question to an upstream may take with its token, redirects and second tries, so that an answer is
@@ -491,6 +493,8 @@ pub const CONTROL_NAMES_MAX: usize = 1_024;
 /// Images that one request of `larder check` names; further ones are named in further requests. A name has at most some 800
 /// bytes.
 pub const CHECK_IMAGES_MAX: usize = 16;
+/// Files of a runtime's configuration that are looked through for its sandbox image.
+pub const SANDBOX_FILES_MAX: usize = 64;
 /// Platforms that are named of an image that lacks the wanted one.
 pub const CHECK_NAMES_MAX: usize = 8;
 /// Longest an image report is reused. Uses of images do not end it earlier.

@@ -2,10 +2,14 @@
 //! 7.1.1), mean nothing to larder, and the client refuses a chunk's line of more than some 20 bytes.
 //!
 //! The filter follows an answer from the first byte of its header, which begins after a request was sent. It removes
-//! bytes of chunks' lines only and adds none; what it does not understand it leaves as it is, for the client to judge.
+//! bytes of chunks' lines only and adds none; what it does not understand it leaves as it is, for the client to judge. A line
+//! has an end: what is left out of one is bounded, and the time of a read counts however many bytes are left out.
 
+use crate::budget::CHUNK_LINE_BYTES_MAX;
 use std::borrow::Cow;
 use std::fmt;
+use std::io;
+use std::time::Instant;
 use ureq::Error;
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
 
@@ -54,13 +58,21 @@ impl Transport for PlainTransport {
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        // However many pieces are left out, this is one read.
+        let (began, timeout) = (Instant::now(), timeout.for_read());
         loop {
+            let left = timeout.after.checked_sub(began.elapsed()).filter(|left| !left.is_zero());
+            let left = left.ok_or(Error::Timeout(timeout.reason))?;
             let known = self.inner.buffers().input().len();
-            let came = self.inner.await_input(timeout)?;
+            let came = self.inner.await_input(NextTimeout { after: left.into(), ..timeout })?;
             let buffers = self.inner.buffers();
             let input = buffers.input();
             let Some(new) = input.get(known..).filter(|new| !new.is_empty()) else { return Ok(came) };
             let Cow::Owned(kept) = self.filter.strip(new) else { return Ok(came) };
+            if self.filter.left_out > CHUNK_LINE_BYTES_MAX {
+                let message = "a chunk's line is longer than allowed";
+                return Err(Error::Io(io::Error::new(io::ErrorKind::InvalidData, message)));
+            }
             let (nothing_new, all) = (kept.is_empty(), [&input[..known], &kept].concat());
             buffers.input_consume(known + new.len());
             // There were more bytes in the same place before.
@@ -103,11 +115,15 @@ enum Place {
 
 /// Leaves out what chunks' lines have besides their sizes.
 #[derive(Debug)]
-struct ChunkFilter(Place);
+struct ChunkFilter {
+    place: Place,
+    /// Bytes that were left out of the present line.
+    left_out: u64,
+}
 
 impl Default for ChunkFilter {
     fn default() -> ChunkFilter {
-        ChunkFilter(Place::head())
+        ChunkFilter { place: Place::head(), left_out: 0 }
     }
 }
 
@@ -125,6 +141,7 @@ impl ChunkFilter {
         while at < bytes.len() {
             let (length, keep) = self.step(&bytes[at..]);
             let piece = &bytes[at..at + length];
+            self.left_out = if keep { self.left_out } else { self.left_out + length as u64 };
             at += length;
             match &mut kept {
                 // Nothing was left out so far.
@@ -140,7 +157,7 @@ impl ChunkFilter {
     /// Takes at least one of the next bytes: how many, and whether they are kept.
     fn step(&mut self, bytes: &[u8]) -> (usize, bool) {
         let byte = bytes[0];
-        match &mut self.0 {
+        match &mut self.place {
             Place::Rest => (bytes.len(), true),
             Place::Head { line, first, interim, chunked } => {
                 if byte != b'\n' {
@@ -148,7 +165,7 @@ impl ChunkFilter {
                         line.push(byte.to_ascii_lowercase());
                     }
                 } else if line.iter().all(|byte| *byte == b'\r') && !*first {
-                    self.0 = match (*interim, *chunked) {
+                    self.place = match (*interim, *chunked) {
                         (true, _) => Place::head(),
                         (false, true) => Place::Size { bytes: 0, zeros: false },
                         (false, false) => Place::Rest,
@@ -176,11 +193,11 @@ impl ChunkFilter {
                 }
                 (b'\r', _) => (1, true),
                 (b';' | b' ' | b'\t', _) => {
-                    self.0 = Place::Extension { bytes: *size };
+                    self.place = Place::Extension { bytes: *size };
                     (1, false)
                 }
                 _ => {
-                    self.0 = Place::Rest;
+                    self.place = Place::Rest;
                     (1, true)
                 }
             },
@@ -195,13 +212,13 @@ impl ChunkFilter {
                 let length = usize::try_from(*left).map_or(bytes.len(), |left| left.min(bytes.len()));
                 *left -= length as u64;
                 if *left == 0 {
-                    self.0 = Place::ChunkEnd;
+                    self.place = Place::ChunkEnd;
                 }
                 (length, true)
             }
             Place::ChunkEnd => {
                 if byte == b'\n' {
-                    self.0 = Place::Size { bytes: 0, zeros: false };
+                    self.place = Place::Size { bytes: 0, zeros: false };
                 }
                 (1, true)
             }
@@ -209,14 +226,16 @@ impl ChunkFilter {
     }
 
     fn end_line(&mut self, size: u64) {
+        self.left_out = 0;
         // What follows the last chunk is like a header.
-        self.0 = if size == 0 { Place::Rest } else { Place::Chunk(size) };
+        self.place = if size == 0 { Place::Rest } else { Place::Chunk(size) };
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ureq::unversioned::transport::LazyBuffers;
 
     const HEAD: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX: y\r\n\r\n";
 
@@ -245,6 +264,57 @@ mod tests {
             for piece in [1, 2, 3, 7, 100_000] {
                 assert_eq!(stripped(&format!("{HEAD}{body}"), piece), format!("{HEAD}{left}"), "{piece}");
             }
+        }
+    }
+
+    /// A connection that brings one more byte of an extension each time.
+    #[derive(Debug)]
+    struct Drip(LazyBuffers, Option<&'static str>);
+
+    impl Transport for Drip {
+        fn buffers(&mut self) -> &mut dyn Buffers {
+            &mut self.0
+        }
+
+        fn transmit_output(&mut self, _: usize, _: NextTimeout) -> Result<(), Error> {
+            Ok(())
+        }
+
+        fn await_input(&mut self, _: NextTimeout) -> Result<bool, Error> {
+            let text = self.1.take().unwrap_or("x");
+            self.0.input_append_buf()[..text.len()].copy_from_slice(text.as_bytes());
+            self.0.input_appended(text.len());
+            Ok(true)
+        }
+
+        fn is_open(&mut self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn a_line_without_end_ends_and_a_slow_one_takes_no_longer_than_a_read_may() {
+        let begun = |after: std::time::Duration| {
+            let begin = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;";
+            let inner: Box<dyn Transport> = Box::new(Drip(LazyBuffers::new(4_096, 4_096), Some(begin)));
+            let mut plain = PlainTransport { inner, filter: ChunkFilter::default() };
+            let timeout = NextTimeout { per_read: Some(after.into()), ..NextTimeout::default() };
+            assert!(plain.await_input(timeout).unwrap(), "the header");
+            plain.await_input(timeout).unwrap_err()
+        };
+        let endless = begun(std::time::Duration::from_secs(600));
+        assert!(endless.to_string().contains("longer than allowed"), "{endless}");
+        let slow = begun(std::time::Duration::from_millis(1));
+        assert!(matches!(slow, Error::Timeout(_)), "{slow}");
+    }
+
+    #[test]
+    fn what_is_left_out_of_a_line_is_counted_to_its_end() {
+        let mut filter = ChunkFilter::default();
+        filter.strip(HEAD.as_bytes());
+        for (piece, left_out) in [("0005;", 3), ("xxxx", 7), ("y\r\n", 0), ("hello\r\n", 0), ("1;", 1)] {
+            filter.strip(piece.as_bytes());
+            assert_eq!(filter.left_out, left_out, "{piece}");
         }
     }
 
