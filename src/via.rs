@@ -97,7 +97,7 @@ impl Way {
     pub fn long(&self, most: Duration) -> Duration {
         match (self.is_from_board(), self.wait) {
             (false, _) => most,
-            (true, Some(wait)) => wait.clamp(budget::CHAIN_WAIT_MIN, most),
+            (true, Some(wait)) => wait.max(budget::CHAIN_WAIT_MIN).min(most),
             (true, None) => self.short(most) / 2,
         }
     }
@@ -183,6 +183,8 @@ mod tests {
         }
         assert_eq!(way("1.1 larder-01", "wait=0").long(most), budget::CHAIN_WAIT_MIN);
         assert_eq!(way("1.1 larder-01", "wait=900").long(most), most);
+        let brief = Duration::from_millis(200);
+        assert_eq!(way("1.1 larder-01", "wait=5").long(brief), brief, "whoever asks to wait for longer");
     }
 
     #[test]

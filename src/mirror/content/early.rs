@@ -15,6 +15,7 @@ use crate::budget;
 use crate::fetch::{BlobStream, Upstream};
 use crate::oci::Repository;
 use crate::places::{TurnPlace, asker};
+use crate::via;
 use bytes::Bytes;
 use std::cell::RefCell;
 use std::io;
@@ -71,7 +72,9 @@ impl Streams {
             let (pieces, received) = mpsc::channel(budget::STREAM_PIECES);
             let thread =
                 std::thread::Builder::new().name("early".into()).stack_size(budget::THREAD_STACK_BYTES);
-            thread.spawn(move || early.run(opened, &pieces, &place)).ok()?;
+            let way = via::way();
+            let run = move || via::on_thread(&way, || early.run(opened, &pieces, &place));
+            thread.spawn(run).ok()?;
             is_open.await.ok().map(|()| received)
         };
         tokio::time::timeout(budget::EARLY_RANGE_WAIT_MAX, early).await.ok()?
