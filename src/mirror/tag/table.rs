@@ -9,6 +9,7 @@ use super::local::LocalTag;
 use crate::auth::Clearance;
 use crate::budget;
 use crate::clock;
+use crate::decide;
 use crate::decide::Tier;
 use crate::kit::Claim;
 use crate::oci::{Digest, Repository, Tag};
@@ -123,9 +124,14 @@ impl TagTable {
         self.0.lock().change(key, |entry| (entry.verified, entry.claim) = (Some(at), None));
     }
 
-    /// The endpoint at `place` has made the answer at `date`, by the registry's clock.
+    /// The endpoint at `place` has made the answer at `date`, by the registry's clock. An older answer of one lower in the
+    /// order, which names the same, makes no later one of it news.
     pub(super) fn told(&self, key: &TagKey, date: u64, place: usize) {
-        self.0.lock().change(key, |entry| entry.told = Some((date, place)));
+        self.0.lock().change(key, |entry| {
+            if !decide::is_older((Some(date), place), entry.told) {
+                entry.told = Some((date, place));
+            }
+        });
     }
 
     /// When the last answer was made, and by the endpoint at which place.
@@ -248,6 +254,17 @@ mod tests {
         assert_eq!(table.claims(&key(1).0), [(key(2).1, claim)]);
         table.forget_claim(&key(2));
         assert!(table.claims(&key(1).0).is_empty());
+    }
+
+    #[test]
+    fn an_older_answer_from_lower_in_the_order_does_not_make_its_next_one_news() {
+        let table = TagTable::default();
+        for (told, known) in
+            [((700, 0), (700, 0)), ((650, 1), (700, 0)), ((750, 1), (750, 1)), ((720, 0), (720, 0))]
+        {
+            table.told(&key(1), told.0, told.1);
+            assert_eq!(table.last_told(&key(1)), Some(known), "{told:?}");
+        }
     }
 
     #[test]
