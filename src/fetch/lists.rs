@@ -145,8 +145,15 @@ impl Upstream {
             Ok(list.map(|list| ReferrerList { rest: list.rest.of_endpoint(place), ..list }))
         };
         match stated {
-            // A mirror that knows of none may not know the question; another endpoint may.
-            None => self.ask_unless(self.all(), Option::is_none, question).map(|(_, list)| list),
+            // A mirror that knows of none may not know the question; another endpoint may, and that must be asked.
+            None => {
+                let none = || Failure::Missing { detail: "knows of no referrers".to_owned() };
+                match self.ask(|endpoint, deadline| question(endpoint, deadline)?.ok_or_else(none)) {
+                    Ok(list) => Ok(Some(list)),
+                    Err(Failure::Missing { .. }) => Ok(None),
+                    Err(failure) => Err(failure),
+                }
+            }
             Some(_) => self.ask_for_page(stated, question),
         }
     }

@@ -85,6 +85,26 @@ fn the_last_refusal_counts_and_only_if_every_endpoint_could_say() {
 }
 
 #[test]
+fn that_one_endpoint_knows_no_referrers_does_not_say_that_there_are_none() {
+    let signature = [("Docker-Distribution-Api-Version", "registry/2.0")];
+    let none = Server::new(move |seen, out| answer(seen, out, 404, &signature, b""));
+    let list = br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#;
+    let knows = Server::new(|seen, out| answer(seen, out, 200, &[("Content-Type", media::OCI_INDEX)], list));
+    let fails = Server::new(|seen, out| answer(seen, out, 503, &[], b""));
+    let ask = |second: &Server| {
+        let mut config = config(&none.url());
+        config.upstreams[0].endpoints.push(EndpointSettings::at(second.url()));
+        let (_all, upstream) = open(&config).unwrap();
+        let asked = || upstream.referrers(&repository(), &sha256(b"x"), None, None);
+        // Known to fail or not.
+        (0..2).map(|_| asked()).collect::<Vec<_>>()
+    };
+    assert!(ask(&knows).into_iter().all(|list| list.unwrap().is_some()));
+    assert!(ask(&fails).into_iter().all(|list| list.unwrap_err().is_outage()));
+    assert!(ask(&none).into_iter().all(|list| list.unwrap().is_none()));
+}
+
+#[test]
 fn an_endpoint_that_is_down_may_have_what_the_others_do_not() {
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let last = Server::new(|seen, out| answer(seen, out, 404, &[], b""));
