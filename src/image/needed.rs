@@ -50,13 +50,17 @@ pub(super) fn needed<'i>(index: &'i Named, platforms: &[Platform]) -> Needed<'i>
     Needed { any, all }
 }
 
-/// The part of an image's config that says what it runs on.
-#[derive(Deserialize)]
-struct ConfigPlatform {
-    os: String,
-    architecture: String,
-    #[serde(default)]
-    variant: String,
+/// What an image's config says that it runs on (image-spec, config.md); other documents say nothing.
+pub(super) fn stated_platform(config: &[u8]) -> Option<Platform> {
+    #[derive(Deserialize)]
+    struct ConfigPlatform {
+        os: String,
+        architecture: String,
+        #[serde(default)]
+        variant: String,
+    }
+    let of: ConfigPlatform = serde_json::from_slice(config).ok()?;
+    Some(Platform::new(&of.os, &of.architecture, &of.variant))
 }
 
 impl Closures<'_> {
@@ -96,9 +100,8 @@ impl Closures<'_> {
         match (stated, named.children.first()) {
             (Some(stated), _) => Ok(runs(stated)),
             (None, Some(config)) => {
-                let read = |bytes: &[u8]| serde_json::from_slice::<ConfigPlatform>(bytes).ok();
-                let config = self.store.with_document(&config.digest, read)?.flatten();
-                Ok(config.is_some_and(|of| runs(&Platform::new(&of.os, &of.architecture, &of.variant))))
+                let config = self.store.with_document(&config.digest, stated_platform)?.flatten();
+                Ok(config.is_some_and(|stated| runs(&stated)))
             }
             (None, None) => Ok(false),
         }

@@ -4,12 +4,12 @@
 //! The version is chosen by the same [`decide`] as for a request. Nothing here changes anything; failure is the store's.
 
 use super::closure::{Closure, Closures};
+use super::needed::stated_platform;
 use super::walk::{each_repository, each_tag, here, served};
 use crate::config::Config;
 use crate::decide::{self, Verdict};
 use crate::oci::{Digest, Kind, Platform, Reference};
 use crate::store::{Store, StoreError, TagRecord};
-use serde::Deserialize;
 
 /// The rule by which a digest is answered: it has one version.
 const DIGEST: &str = "digest";
@@ -125,11 +125,18 @@ impl Readiness {
 fn others(closures: &Closures<'_>, root: &Digest, platform: &Platform) -> Result<Vec<Platform>, StoreError> {
     let Some(named) = closures.named(root, None)? else { return Ok(Vec::new()) };
     let stated: Vec<Platform> = match named.kind {
-        Some(Kind::Index) => named.children.iter().filter_map(|child| child.platform.clone()).collect(),
+        Some(Kind::Index) => {
+            let images = || named.children.iter().filter(|child| !child.aside);
+            // One that states none may be for any.
+            if images().any(|child| child.is_manifest() && child.platform.is_none()) {
+                return Ok(Vec::new());
+            }
+            images().filter_map(|child| child.platform.clone()).collect()
+        }
         // An image's first child is its configuration.
         Some(Kind::Image) => match named.children.first() {
             Some(config) => {
-                closures.store.with_document(&config.digest, stated_in)?.flatten().into_iter().collect()
+                closures.store.with_document(&config.digest, stated_platform)?.flatten().into_iter().collect()
             }
             None => Vec::new(),
         },
@@ -137,18 +144,4 @@ fn others(closures: &Closures<'_>, root: &Digest, platform: &Platform) -> Result
     };
     let fits = stated.iter().any(|offered| platform.runs(offered));
     Ok(if fits { Vec::new() } else { stated })
-}
-
-/// The platform in an image's configuration (image-spec, config.md); other documents state none.
-fn stated_in(config: &[u8]) -> Option<Platform> {
-    #[derive(Deserialize)]
-    struct Stated {
-        os: String,
-        architecture: String,
-        #[serde(default)]
-        variant: String,
-    }
-    let stated: Stated = serde_json::from_slice(config).ok()?;
-    let platform = format!("{}/{}/{}", stated.os, stated.architecture, stated.variant);
-    platform.trim_end_matches('/').parse().ok()
 }

@@ -273,3 +273,20 @@ fn only_images_that_run_here_stand_in_for_a_version() {
     assert!(no_versions().iter().all(|(tag, made)| ask("lab/none", tag) == (200, made.0.root.to_string())));
     assert!(board::needed(&image(1)).iter().all(|digest| board.has_blob(digest)));
 }
+
+#[test]
+fn check_asks_what_an_image_runs_on_and_not_what_stands_beside_it() {
+    for (stated, ready) in [(json!({}), true), (platform("arm64", ""), true), (platform("amd64", ""), false)]
+    {
+        let mut made = Making::new();
+        let image = made.image("image", runs_on("arm64"), LAYER, &stated);
+        let about = made.image("sbom", runs_on("arm64"), "application/vnd.in-toto+json", &attestation());
+        let parts = [made.blob(CONFIG, &runs_on("arm64").1.to_string()), made.blob(LAYER, "image")];
+        made.index(&[about, image.clone()]);
+        let (_upstream, board) = taken(made, &[&image, &parts[0], &parts[1]]);
+        assert_complete(&board, "lab/app:latest");
+        let checked = board.command(&["check", "lab/app"]);
+        assert_eq!(checked.status.success(), ready, "{stated}: {checked:?}");
+        assert!(!String::from_utf8_lossy(&checked.stdout).contains("unknown/unknown"), "{checked:?}");
+    }
+}
