@@ -6,7 +6,8 @@
 
 use super::toml_text::{parse, value_at};
 use super::{Present, containerd};
-use std::path::Path;
+use crate::budget;
+use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 /// Configurations of containerd: its own, and those that K3s and RKE2 write for theirs.
@@ -32,32 +33,71 @@ pub struct SandboxImages {
 pub fn sandbox_images(present: &dyn Present) -> SandboxImages {
     let mut found = SandboxImages::default();
     for path in CONTAINERD {
-        found.read(present, path, of_containerd);
+        found.containerd(present, path);
     }
-    let parts = present.list(Path::new(CRIO_PARTS)).unwrap_or_default();
-    let parts: Vec<String> = parts.iter().filter_map(|part| part.to_str()).map(str::to_owned).collect();
-    let last = [CRIO].into_iter().chain(parts.iter().map(String::as_str)).rev().find_map(|path| {
-        let text = present.read(Path::new(path)).ok()??;
-        of_crio(&parse(&text).ok()?)
-    });
-    found.add(last);
+    let mut parts = vec![PathBuf::from(CRIO)];
+    parts.extend(found.list(present, Path::new(CRIO_PARTS)));
+    // The last one counts.
+    let named = parts.iter().rev().find_map(|part| of_crio(&found.table(present, part)?));
+    found.add(named);
     found
 }
 
 impl SandboxImages {
-    fn read(&mut self, present: &dyn Present, path: &str, name: impl Fn(&Table) -> Named) {
-        let text = match present.read(Path::new(path)) {
-            Ok(Some(text)) => text,
-            Ok(None) => return,
-            Err(problem) => return self.unknown.push(problem),
-        };
-        match parse(&text).map(|table| name(&table)) {
-            Ok(Named::As(name)) => self.add(Some(name)),
-            Ok(Named::ByItself) => self.unknown.push(format!(
+    fn containerd(&mut self, present: &dyn Present, path: &str) {
+        let Some(main) = self.table(present, Path::new(path)) else { return };
+        let mut named = of_containerd(&main);
+        for part in self.imports(present, &main) {
+            let more = self.table(present, &part).map(|table| of_containerd(&table));
+            // What is imported counts after the file that imports it.
+            match more {
+                Some(Named::As(name)) if !matches!(named, Named::None) => named = Named::As(name),
+                _ => {}
+            }
+        }
+        match named {
+            Named::As(name) => self.add(Some(name)),
+            Named::ByItself => self.unknown.push(format!(
                 "{path} does not name the sandbox image, so it is the one built into containerd; `crictl info` shows it"
             )),
-            Ok(Named::None) => {}
-            Err(problem) => self.unknown.push(format!("{path}: {problem}")),
+            Named::None => {}
+        }
+    }
+
+    /// The files that a configuration of containerd imports: paths, and `*.toml` of a folder.
+    fn imports(&mut self, present: &dyn Present, table: &Table) -> Vec<PathBuf> {
+        let listed = table.get("imports").and_then(Value::as_array).into_iter().flatten();
+        let mut files = Vec::new();
+        for path in listed.filter_map(Value::as_str).map(Path::new) {
+            match path.file_name().and_then(|name| name.to_str()) {
+                Some("*.toml") => {
+                    let folder = path.parent().unwrap_or(Path::new("/"));
+                    let is_toml = |file: &PathBuf| file.extension().is_some_and(|end| end == "toml");
+                    files.extend(self.list(present, folder).into_iter().filter(is_toml));
+                }
+                _ => files.push(path.to_owned()),
+            }
+        }
+        files.truncate(budget::SANDBOX_FILES_MAX);
+        files
+    }
+
+    fn list(&mut self, present: &dyn Present, folder: &Path) -> Vec<PathBuf> {
+        present.list(folder).unwrap_or_else(|problem| {
+            self.unknown.push(problem);
+            Vec::new()
+        })
+    }
+
+    /// A configuration, if it is there; why it cannot be read is noted.
+    fn table(&mut self, present: &dyn Present, path: &Path) -> Option<Table> {
+        let text = present.read(path).transpose()?;
+        match text.and_then(|text| parse(&text).map_err(|why| format!("{}: {why}", path.display()))) {
+            Ok(table) => Some(table),
+            Err(problem) => {
+                self.unknown.push(problem);
+                None
+            }
         }
     }
 
@@ -97,7 +137,6 @@ fn of_crio(table: &Table) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::PathBuf;
 
     struct Files(Vec<(&'static str, &'static str)>);
 
@@ -156,6 +195,24 @@ mod tests {
     }
 
     #[test]
+    fn what_containerd_imports_counts_after_what_imports_it() {
+        let sandbox = |image: &str| {
+            format!("[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = '{image}'\n")
+        };
+        let part: &'static str = sandbox("a/part:1").leak();
+        for own in ["", sandbox("a/own:1").leak()] {
+            let main: &'static str =
+                format!("version = 3\nimports = ['/etc/containerd/conf.d/*.toml']\n{own}").leak();
+            let found = of(&[
+                (containerd::CONFIG, main),
+                ("/etc/containerd/conf.d/10.toml", part),
+                ("/etc/containerd/conf.d/note.txt", "no toml"),
+            ]);
+            assert_eq!(found, SandboxImages { names: vec!["a/part:1".into()], unknown: Vec::new() });
+        }
+    }
+
+    #[test]
     fn what_is_not_written_is_said_to_be_unknown() {
         assert_eq!(of(&[]), SandboxImages::default());
         let docker = [(containerd::CONFIG, "disabled_plugins = [\"cri\"]\n")];
@@ -164,5 +221,10 @@ mod tests {
             let found = of(&[(containerd::CONFIG, text)]);
             assert!(found.names.is_empty() && found.unknown[0].contains(containerd::CONFIG), "{found:?}");
         }
+        let broken = of(&[
+            (CRIO, "[crio.image]\npause_image = \"a/b:1\"\n"),
+            ("/etc/crio/crio.conf.d/10.conf", "not toml"),
+        ]);
+        assert_eq!((broken.names, broken.unknown.len()), (vec!["a/b:1".to_owned()], 1));
     }
 }
