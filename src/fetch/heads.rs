@@ -287,8 +287,12 @@ impl Endpoint {
             self.compare(repository, &named, &fetched);
             return Ok(FetchedManifest { digest: wanted.clone(), ..fetched });
         }
-        // Its HEAD names what its GET is not; so it does if the tag has moved since.
-        self.shortcuts.head_failed(repository, Content::Manifests);
+        // Its HEAD names what its GET is not, unless the tag has moved since.
+        if let (Ok(head), _) = self.head_manifest(repository, &by_tag, deadline)
+            && head.digest.as_ref() == Some(wanted)
+        {
+            self.shortcuts.head_failed(repository, Content::Manifests);
+        }
         Err(failure)
     }
 
