@@ -197,6 +197,8 @@ impl EndpointReply {
         }
         let place = body.place.or_else(|| LargeAnswer::wait(owner.as_str(), deadline.at()));
         let place = place.ok_or_else(|| self.wrong("sends a compressed answer while large ones are read"))?;
+        // Both are in memory at a time.
+        let most = most.saturating_sub(body.bytes.len() as u64);
         let bytes = encoding::gunzip(&body.bytes, most).map_err(|why| self.wrong(why))?;
         Ok(LargeBody { bytes, place: Some(place) })
     }
