@@ -333,8 +333,7 @@ pub(super) fn upstream(name: &str, has_login: bool, outcome: &Result<Examined, F
         Err(failure) => failure,
     };
     let what = format!("{name}: {failure}");
-    // The section of the configuration.
-    let name = name.split(' ').next().unwrap_or(name);
+    let section = section(name);
     let host = failure.to_string();
     let host = host.split(':').next().unwrap_or(name);
     match failure {
@@ -348,14 +347,14 @@ pub(super) fn upstream(name: &str, has_login: bool, outcome: &Result<Examined, F
                 "is the uplink there? ip route; cached images are served meanwhile",
             ),
             Cause::Tls if what.contains("client certificate") => {
-                let mend = format!("set client_cert_file and client_key_file in [upstream.\"{name}\"]");
+                let mend = format!("set client_cert_file and client_key_file in {section}");
                 Finding::bad(UPSTREAM, what, mend)
             }
             Cause::Tls => Finding::bad(
                 UPSTREAM,
                 what,
                 format!(
-                    "date; if the clock is right and the authority is your own: set ca_file in [upstream.\"{name}\"]"
+                    "date; if the clock is right and the authority is your own: set ca_file in {section}"
                 ),
             ),
             Cause::ServerError(_) => {
@@ -365,29 +364,34 @@ pub(super) fn upstream(name: &str, has_login: bool, outcome: &Result<Examined, F
             Cause::NotARegistry => Finding::warning(
                 UPSTREAM,
                 what,
-                format!(
-                    "check url in [upstream.\"{name}\"], and whether a portal or a proxy answers in between"
-                ),
+                format!("check url in {section}, and whether a portal or a proxy answers in between"),
             ),
         },
         Failure::Denied { .. } => {
-            Finding::bad(UPSTREAM, what, format!("check username and password_file in [upstream.\"{name}\"]"))
+            Finding::bad(UPSTREAM, what, format!("check username and password_file in {section}"))
         }
-        Failure::Missing { .. } => Finding::bad(
-            UPSTREAM,
-            what,
-            format!("check url in [upstream.\"{name}\"]: no registry answers there"),
-        ),
-        Failure::Wrong { .. } => Finding::bad(UPSTREAM, what, format!("check url in [upstream.\"{name}\"]")),
+        Failure::Missing { .. } => {
+            Finding::bad(UPSTREAM, what, format!("check url in {section}: no registry answers there"))
+        }
+        Failure::Wrong { .. } => Finding::bad(UPSTREAM, what, format!("check url in {section}")),
+    }
+}
+
+/// The part of the configuration that is about one of the `asked`: a registry, or one of several endpoints of it.
+fn section(asked: &str) -> String {
+    match asked.split_once(" at ") {
+        None => format!("[upstream.\"{asked}\"]"),
+        Some((name, at)) => format!("the [[upstream.\"{name}\".endpoint]] that is {at}"),
     }
 }
 
 fn login_lines(name: &str, has_login: bool) -> String {
+    let section = section(name);
     if has_login {
         "wait, or have more pulls with another plan; tags.revalidate asks less often".to_owned()
     } else {
         format!(
-            "set username and password_file in [upstream.\"{name}\"], with access = \"public\": a login has a limit of its own"
+            "set username and password_file in {section}, and access = \"public\" in the section of the registry: a login has a limit of its own"
         )
     }
 }

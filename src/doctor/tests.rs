@@ -87,6 +87,8 @@ fn what_an_upstream_says() {
     let asks = "h: the other side asks for a client certificate (client_cert_file can name it)";
     let asks = Err(Failure::Unreachable { cause: Cause::Tls, detail: asks.into() });
     assert!(upstream("docker.io", false, &asks).mend.unwrap().contains("client_key_file"));
+    let mend = upstream("docker.io at hub.lan:443/v2/proxy", false, &asks).mend.unwrap();
+    assert!(mend.contains("[[upstream.\"docker.io\".endpoint]] that is hub.lan:443/v2/proxy"), "{mend}");
     // The uplink itself: one finding for all.
     let fail = |cause| down(cause).err().unwrap();
     let both = [fail(Cause::Dns), fail(Cause::Timeout)];
