@@ -15,6 +15,7 @@ mod serve;
 use crate::clients::Client;
 use crate::config::{Config, Options, UpstreamSettings};
 use crate::control::AdminRequest;
+use crate::fetch::Upstreams;
 use crate::oci::{Digest, Reference};
 use clap::error::ContextValue;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
@@ -262,11 +263,13 @@ fn config_file(options: &Options) -> PathBuf {
 /// What loads is valid; what it keeps secret must be so on the disk, too.
 fn checked(config: &Config, file: &Path) -> ExitCode {
     let name = if file.exists() { file.display().to_string() } else { "no file, the defaults".to_owned() };
-    let exposed = config.exposed_secrets(file);
-    if exposed.is_empty() {
+    let mut problems = config.exposed_secrets(file);
+    // What the server reads when it starts: authorities, certificates, the proxy.
+    problems.extend(Upstreams::new(config).err());
+    if problems.is_empty() {
         return printed(&format!("{name}: ok\n{}", logins(config)));
     }
-    exposed.iter().for_each(|problem| log::error!("{name}: {problem}"));
+    problems.iter().for_each(|problem| log::error!("{name}: {problem}"));
     ExitCode::from(2)
 }
 

@@ -132,7 +132,11 @@ fn endpoint(
 ) -> EndpointSettings {
     let url_configured = raw.url.is_some();
     let url = match raw.url {
-        Some(url) => url.trim_end_matches('/').to_owned(),
+        // `/v2` comes after it, and some copy that, too.
+        Some(url) => {
+            let url = url.trim_end_matches('/');
+            url.strip_suffix("/v2").unwrap_or(url).trim_end_matches('/').to_owned()
+        }
         None => known.map_or_else(|| format!("https://{name}"), |known| known.url.clone()),
     };
     let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
