@@ -141,6 +141,16 @@ impl Failure {
         }
     }
 
+    /// The same where it was a proxy that was connected to: what failed may be the proxy's.
+    pub(super) fn through(self, proxy: &str) -> Self {
+        match self {
+            Failure::Unreachable { cause, detail } if cause != Cause::RateLimited => {
+                Failure::Unreachable { cause, detail: format!("{detail} (through the proxy {proxy})") }
+            }
+            other => other,
+        }
+    }
+
     fn from_obstacle(host: &str, obstacle: Obstacle) -> Self {
         match obstacle {
             Obstacle::Name(message) => Failure::unreachable(host, Cause::Dns, message),

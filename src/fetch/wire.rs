@@ -170,7 +170,14 @@ impl Wire {
         if answer.as_ref().is_err_and(was_cut) && !request.fresh && !request.deadline.left().is_zero() {
             answer = self.send_once(agents, &WireRequest { fresh: true, ..request.clone() });
         }
-        answer.map_err(|error| Failure::from_client(&request.address.origin.authority(), error))
+        let origin = &request.address.origin;
+        answer.map_err(|error| {
+            let failure = Failure::from_client(&origin.authority(), error);
+            match self.proxies.for_origin(origin) {
+                Some(proxy) => failure.through(&format!("{}:{}", proxy.host(), proxy.port())),
+                None => failure,
+            }
+        })
     }
 
     fn send_once(&self, agents: &Agents, request: &WireRequest) -> Result<Response<Body>, ureq::Error> {
