@@ -179,6 +179,11 @@ impl<'a> Run<'a> {
             match upstream.open_blob(&fill.repository.name, fill.digest(), staged.len()) {
                 Ok(mut stream) => {
                     let (total, place) = (stream.total, stream.place);
+                    // What says so of less than there is has something else in its place.
+                    if stream.is_whole && fill.stated.is_some_and(|stated| stated != staged.len()) {
+                        self.throw_away(staged);
+                        return Err(Ending::Restarted);
+                    }
                     match self.sources.fit(fill, &stream, staged.len()) {
                         Fit::Continues => self.sources.take(place, staged.is_empty()),
                         Fit::Other if upstream.sent_wrong(fill.digest(), place) => continue,
