@@ -98,8 +98,15 @@ impl Endpoint {
             if reply.status() != 401 {
                 return Ok(reply);
             }
-            if reply.header(header::WWW_AUTHENTICATE.as_str()).is_none() && question.shows_who_answers() {
-                return Ok(reply);
+            if question.shows_who_answers(401) {
+                if reply.header(header::WWW_AUTHENTICATE.as_str()).is_none() {
+                    return Ok(reply);
+                }
+                // A router or a portal may ask for a password, too.
+                let by_password = matches!(challenge, Some(Challenge::Basic));
+                if by_password && !logins.own.has_credentials() && !reply.is_a_registrys() {
+                    return Err(reply.no_registry());
+                }
             }
             reply.drain();
             let better =
@@ -237,13 +244,16 @@ impl Endpoint {
                 reply.drain();
                 Ok(RealmAnswer::Moved(location))
             }
-            status @ 400..=499 => {
-                let message = reply.error_message();
-                Err(Failure::Denied {
+            status @ 400..=499 => match reply.token_refusal() {
+                Some(message) => Err(Failure::Denied {
                     status,
                     detail: format!("{host}: refuses a token ({status}){message}"),
-                })
-            }
+                }),
+                None => {
+                    let message = format!("answered {status} but not as a token server does");
+                    Err(Failure::unreachable(host, Cause::NotARegistry, message))
+                }
+            },
             status => Err(Failure::wrong(host, format!("the token server answered {status}"))),
         }
     }
@@ -363,10 +373,11 @@ impl Question {
         Question { by_digest: true, ..question }
     }
 
-    /// Whether a refusal shows if it comes from a registry: it has a body, and every registry knows the question, which
-    /// that for referrers is not.
-    pub fn shows_who_answers(&self) -> bool {
-        self.class.method() == Method::GET && !self.target.contains("/referrers/")
+    /// Whether a refusal with this status shows if it comes from a registry: it has a body, and it does not only say that the
+    /// question is not known, as that for referrers may be.
+    pub fn shows_who_answers(&self, status: u16) -> bool {
+        let unknown = || matches!(status, 400 | 404 | 405 | 406 | 410 | 501);
+        self.class.method() == Method::GET && !(self.target.contains("/referrers/") && unknown())
     }
 
     /// A listing unless the class is set otherwise.

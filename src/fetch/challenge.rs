@@ -99,28 +99,35 @@ fn finished(scheme: Option<String>, parameters: &mut Vec<(String, String)>) -> O
 }
 
 /// The address of the next page that a `Link` header names, perhaps among others (RFC 8288; distribution-spec, "Content
-/// Discovery").
+/// Discovery"). Clients take one without a relation, or without brackets, too.
 pub(super) fn next_page(value: &str) -> Option<&str> {
-    let is_next = |parameter: &str| {
-        parameter.split_once('=').is_some_and(|(name, relation)| {
-            name.trim().eq_ignore_ascii_case("rel")
-                && relation.trim().trim_matches('"').split(' ').any(|r| r.eq_ignore_ascii_case("next"))
-        })
+    let relation = |parameter: &str| {
+        let (name, relation) = parameter.split_once('=')?;
+        let is_next = |relation: &str| relation.split(' ').any(|r| r.eq_ignore_ascii_case("next"));
+        let relation = relation.trim().trim_matches(['"', '\'']);
+        name.trim().eq_ignore_ascii_case("rel").then(|| is_next(relation))
     };
     let mut rest = value.trim_start_matches([' ', '\t', ',']);
-    loop {
-        let (target, parameters) = rest.strip_prefix('<')?.split_once('>')?;
+    if !rest.starts_with('<') {
+        let target = rest.split([';', ',']).next().unwrap_or(rest).trim();
+        return target.contains("/v2/").then_some(target);
+    }
+    let mut without = None;
+    while let Some((target, parameters)) = rest.strip_prefix('<').and_then(|rest| rest.split_once('>')) {
         let mut quoted = false;
         let end = parameters.find(|c| {
             quoted ^= c == '"';
             c == ',' && !quoted
         });
         let (parameters, left) = parameters.split_at(end.unwrap_or(parameters.len()));
-        if parameters.split(';').skip(1).any(is_next) {
-            return Some(target);
+        match parameters.split(';').skip(1).find_map(relation) {
+            Some(true) => return Some(target),
+            Some(false) => {}
+            None => without = without.or(Some(target)),
         }
         rest = left.trim_start_matches([' ', '\t', ',']);
     }
+    without
 }
 
 /// What `Content-Range` says (RFC 9110, 14.4).
@@ -216,7 +223,11 @@ mod tests {
         let several =
             r#"</v2/x?a=1,2>; title="a, <b>"; rel=prev, </v2/y?a=1,2>; rel="last next", </z>; rel=next"#;
         assert_eq!(next_page(several), Some("/v2/y?a=1,2"));
-        for other in [r#"</v2/a>; rel="prev""#, "next", "</v2/a>", "<rel=next", ""] {
+        assert_eq!(next_page("</v2/a?last=b>; rel='next'"), Some("/v2/a?last=b"));
+        assert_eq!(next_page("</v2/a?last=b>"), Some("/v2/a?last=b"), "without a relation");
+        assert_eq!(next_page("</v2/a>; title=x, </v2/b>; rel=next"), Some("/v2/b"));
+        assert_eq!(next_page("/v2/a?last=b; rel=next"), Some("/v2/a?last=b"), "without brackets");
+        for other in [r#"</v2/a>; rel="prev""#, "next", "<rel=next", ""] {
             assert_eq!(next_page(other), None, "{other}");
         }
         let part = |length| Some(ContentRange::Part { first: 5, last: 9, length });

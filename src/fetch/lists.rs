@@ -4,7 +4,7 @@
 //! origin. `n` is sent if a client sent it, and not again where the upstream refuses it. Failure never becomes an empty list:
 //! nothing refers to a manifest only where the upstream has neither referrers nor the tag that stands for them.
 
-use super::address::query_value;
+use super::address::{Address, query_value};
 use super::ask::Question;
 use super::endpoint::Endpoint;
 use super::failure::Failure;
@@ -241,7 +241,7 @@ impl Endpoint {
         let wrong = |why: &dyn std::fmt::Display| reply.wrong(format!("the list cannot be parsed: {why}"));
         json::check_shape(&body.bytes).map_err(|why| wrong(&why))?;
         let list: NameList<'_> = serde_json::from_slice(&body.bytes).map_err(|why| wrong(&why))?;
-        let mut names = list.tags.or(list.repositories).unwrap_or_default().0;
+        let mut names = list.names().ok_or_else(|| wrong(&"it names neither tags nor repositories"))?;
         names.retain(|name| is_name(name));
         Ok(page_of(names, rest, wanted))
     }
@@ -252,11 +252,10 @@ impl Endpoint {
         let asked = self.address_of(question);
         let host = &reply.host;
         let unknown = |why: String| Rest::Unknown(format!("{host}: the next page of its list {why}"));
-        match asked.join(next) {
+        // A registry behind a proxy may not know its own address. Nobody else is asked.
+        let own = |next: Address| Address { origin: self.base.origin.clone(), ..next };
+        match asked.join(&next).map(own) {
             Err(why) => unknown(format!("cannot be asked for: {}", quoted(&why))),
-            Ok(next) if next.origin != self.base.origin => {
-                unknown(format!("lies at {}, which is not asked for it", quoted(&next.origin.to_string())))
-            }
             Ok(next) if next == asked => unknown("is the same one again".to_owned()),
             Ok(next) if next.target.len() > NEXT_PAGE_BYTES_MAX => {
                 unknown("has an address that is longer than allowed".to_owned())

@@ -13,8 +13,11 @@ use crate::budget::{
 use crate::documents::{DocumentTurn, LargeAnswer};
 use crate::oci::{Digest, Manifest, RegistryName, media, quoted};
 use crate::sync::turn;
-use serde::Deserialize;
+use percent_encoding::{CONTROLS, percent_encode};
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer};
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -100,9 +103,11 @@ impl EndpointReply {
     }
 
     /// The address of the next page of a list, as it is stated.
-    pub fn next_page(&self) -> Option<&str> {
+    /// The address of the next page, with what may not stand in one escaped.
+    pub fn next_page(&self) -> Option<String> {
         let links = self.parts.headers.get_all(header::LINK).iter();
-        links.filter_map(|value| value.to_str().ok()).find_map(challenge::next_page)
+        let links = links.map(|value| percent_encode(value.as_bytes(), CONTROLS).to_string());
+        links.into_iter().find_map(|link| challenge::next_page(&link).map(str::to_owned))
     }
 
     pub fn retry_after(&self) -> Option<Duration> {
@@ -140,7 +145,7 @@ impl EndpointReply {
             408 | 416 => true,
             _ => false,
         };
-        if !signed && !of_http && question.shows_who_answers() {
+        if !signed && !of_http && question.shows_who_answers(status) {
             return Err(self.no_registry());
         }
         let message = error.and_then(|error| error.message).filter(|message| !message.is_empty());
@@ -286,6 +291,29 @@ impl EndpointReply {
         message.map_or_else(String::new, |message| format!(": {}", quoted(&message)))
     }
 
+    /// What a token server says of its refusal, which may be nothing. `None`: nothing shows that it is one.
+    pub fn token_refusal(&mut self) -> Option<String> {
+        let asks = self.status() == 401 && self.parts.headers.contains_key(header::WWW_AUTHENTICATE);
+        let known = asks || self.is_signed();
+        let mut bytes = Vec::new();
+        let read = self.body.by_ref().take(ERROR_BODY_BYTES_MAX).read_to_end(&mut bytes);
+        if read.is_err() || bytes.is_empty() {
+            return Some(String::new());
+        }
+        if let Ok(ErrorBody { errors }) = serde_json::from_slice(&bytes) {
+            let message = errors.into_iter().next().and_then(|error| error.message).filter(|m| !m.is_empty());
+            return Some(message.map_or_else(String::new, |message| format!(": {}", quoted(&message))));
+        }
+        // Several say it in words of their own, but all as an object.
+        let object = serde_json::from_slice::<BTreeMap<String, IgnoredAny>>(&bytes);
+        (known || object.is_ok()).then(String::new)
+    }
+
+    /// Whether a refusal is signed as a registry's, by its header or its body.
+    pub fn is_a_registrys(&mut self) -> bool {
+        self.is_signed() || self.error_entry().is_some_and(|error| error.code.is_some())
+    }
+
     /// The first error of an error body.
     fn error_entry(&mut self) -> Option<ErrorEntry> {
         let mut bytes = Vec::new();
@@ -311,15 +339,35 @@ struct ErrorEntry {
 /// A page of tags or repositories, as it is sent.
 #[derive(Deserialize)]
 pub(super) struct NameList<'a> {
-    #[serde(default, borrow)]
-    pub tags: Option<ListedNames<'a>>,
-    #[serde(default, borrow)]
-    pub repositories: Option<ListedNames<'a>>,
+    /// What every list of tags has.
+    #[serde(default)]
+    name: Option<IgnoredAny>,
+    #[serde(default, borrow, deserialize_with = "present")]
+    tags: Option<Option<ListedNames<'a>>>,
+    #[serde(default, borrow, deserialize_with = "present")]
+    repositories: Option<Option<ListedNames<'a>>>,
+}
+
+/// What is there, if only as `null`.
+fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+impl<'a> NameList<'a> {
+    /// The names; `None` if it is no such list.
+    pub fn names(self) -> Option<Vec<Cow<'a, str>>> {
+        let listed = match (self.tags.or(self.repositories), self.name) {
+            (Some(listed), _) => listed,
+            (None, Some(_)) => None,
+            (None, None) => return None,
+        };
+        Some(listed.unwrap_or_default().0)
+    }
 }
 
 /// Names, no more than `UPSTREAM_NAMES_MAX`. They lie in the answer, but for those that are written with escapes.
 #[derive(Default)]
-pub(super) struct ListedNames<'a>(pub Vec<Cow<'a, str>>);
+struct ListedNames<'a>(Vec<Cow<'a, str>>);
 
 /// A name that is read without a copy where that can be.
 #[derive(Deserialize)]

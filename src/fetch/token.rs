@@ -148,7 +148,7 @@ impl EndpointLogin {
     /// What a second 401 means.
     pub fn refused_message(&self) -> &'static str {
         if self.basic.is_some() {
-            "answered 401: the user name or password is not accepted, or does not reach this repository"
+            "answered 401: larder's own user name or password is not accepted, or does not reach this repository"
         } else {
             "answered 401: the repository does not exist or needs a user name and password"
         }
@@ -226,8 +226,10 @@ impl EndpointLogin {
                     self.state.lock().scheme = Some(Scheme::Basic);
                     Ok((*basic).clone())
                 }
-                Some(_) => Err(self.denied("the user name or password is not accepted")),
-                None => Err(self.denied("asks for a user name and password, but none are configured")),
+                Some(_) => {
+                    Err(self.denied("larder's own user name or password (password_file) is not accepted"))
+                }
+                None => Err(self.denied("asks for a user name and password, and is asked without")),
             },
             None => Err(self.denied("answered 401 without saying how to log in")),
         }

@@ -172,6 +172,8 @@ fn a_list_of_tags_that_upstream_does_not_give_is_not_an_empty_one() {
         says(501, &[], &json!({})),
         says(500, &[], &json!({})),
         says(418, &[], &json!({})),
+        // What is no list is not an empty one.
+        says(200, &[], &json!({ "status": "ok" })),
     ];
     for refusal in &refusals {
         *now.lock().unwrap() = refusal.clone();
@@ -224,13 +226,92 @@ fn a_registry_that_gives_no_catalogue_has_not_said_that_it_is_empty() {
 }
 
 #[test]
+fn a_link_is_followed_however_it_is_written_and_at_the_registry_alone() {
+    for form in [
+        "<{}>",
+        "<{}>; rel='next'",
+        "{}; rel=next",
+        "<http://inner.example:5000{}>; rel=next",
+        "<https://elsewhere.example{}>",
+    ] {
+        let server = Scripted::new(move |heard| {
+            let page = heard.all("last").first().map_or(0, |last| last[1..].parse().unwrap());
+            let tags: Vec<String> = (page + 1..=page + 2).map(|n| format!("t{n}")).collect();
+            let link = form.replace("{}", &format!("/v2/lab/app/tags/list?n=2&last=t{}", page + 2));
+            let links = [("Link", link.as_str())];
+            let more = if page < 6 { &links[..] } else { &[] };
+            says(200, more, &json!({ "name": "lab/app", "tags": tags }))
+        });
+        let board = Board::with_url(&server.url(), "");
+        let (names, pages) = walk(&board, TAGS, "tags");
+        assert_eq!((names.len(), pages), (8, 4), "{form}: {names:?}");
+    }
+}
+
+#[test]
+fn what_stands_in_the_place_of_a_token_server_or_asks_for_a_password_is_no_registry() {
+    let page = |status: u16, kind: &str, body: &str, more: &[(&str, &str)]| -> Said {
+        let mut headers = vec![("Content-Type".to_owned(), kind.to_owned())];
+        headers.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        (status, headers, body.as_bytes().to_vec())
+    };
+    let app = image(1);
+    for (token, basic, status) in [
+        (Some(page(404, "text/plain", "default backend - 404", &[])), None, 200),
+        (Some(page(403, "text/html", "<html>blocked</html>", &[])), None, 200),
+        (Some(page(401, "text/html", "<html>log in</html>", &[])), None, 200),
+        (Some(page(403, "application/json", "{\"details\":\"not for you\"}", &[])), None, 403),
+        (
+            None,
+            Some(page(
+                401,
+                "text/html",
+                "<html>router</html>",
+                &[("WWW-Authenticate", "Basic realm=\"Router\"")],
+            )),
+            200,
+        ),
+        (
+            None,
+            Some(page(
+                401,
+                "application/json",
+                "{\"errors\":[{\"code\":\"UNAUTHORIZED\"}]}",
+                &[("WWW-Authenticate", "Basic realm=r")],
+            )),
+            401,
+        ),
+    ] {
+        let changed = Arc::new(Mutex::new(false));
+        let (image, seen, case) = (app.clone(), Arc::clone(&changed), (token.clone(), basic.clone()));
+        let server = Scripted::new(move |heard| {
+            let changed = *seen.lock().unwrap();
+            let authorized = heard.headers.contains_key("authorization");
+            match &case {
+                (_, Some(said)) if changed => said.clone(),
+                (Some(said), _) if changed && heard.path == "/token" => said.clone(),
+                (Some(_), _) if heard.path == "/token" => {
+                    says(200, &[], &json!({ "token": "t", "expires_in": 1 }))
+                }
+                (Some(_), _) if !authorized || changed => {
+                    let realm = format!("Bearer realm=\"http://{}/token\"", heard.headers["host"]);
+                    says(401, &[("WWW-Authenticate", &realm)], &json!({}))
+                }
+                _ => image_says(&image, heard),
+            }
+        });
+        let board = Board::with_url(&server.url(), "");
+        board.pull("lab/app", "latest").unwrap();
+        *changed.lock().unwrap() = true;
+        let got = board.get("/v2/lab/app/manifests/latest?ns=docker.io").status;
+        assert_eq!(got, status, "{token:?} {basic:?}\n{}", board.log());
+    }
+}
+
+#[test]
 fn a_rest_that_is_not_followed_is_said() {
     let long = "x".repeat(5_000);
-    for next in [
-        "http://elsewhere.example/v2/lab/app/tags/list?last=b".to_owned(),
-        "ftp://x/".into(),
-        format!("?page={long}"),
-    ] {
+    for next in ["ftp://x/".to_owned(), format!("?page={long}")] {
         let link = format!("<{next}>; rel=next");
         let server = Scripted::new(move |_| {
             says(200, &[("Link", &link)], &json!({ "name": "lab/app", "tags": ["a", "b"] }))
