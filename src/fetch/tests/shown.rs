@@ -64,6 +64,37 @@ fn a_client_s_login_goes_where_larder_s_own_would_go_alone() {
 }
 
 #[test]
+fn who_asks_as_everybody_shows_no_certificate() {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(vec!["board.lab".to_owned()]).unwrap();
+    let certificate = certificate.self_signed(&key).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certificate.der().clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let clients =
+        rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+    let (server, authority) = tls_server_for(clients.unwrap(), index_answer);
+    let file = |end: &str, text: String| {
+        let path = std::env::temp_dir().join(format!("larder-twin-{}.{end}", std::process::id()));
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let mut config = config(&format!("https://127.0.0.1:{}", server.port));
+    let files = [file("ca", authority), file("pem", certificate.pem()), file("key", key.serialize_pem())];
+    let endpoint = &mut config.upstreams[0].endpoints[0];
+    endpoint.ca_file = Some(files[0].clone());
+    let (cert_file, key_file) = (files[1].clone(), files[2].clone());
+    endpoint.client_certificate = Some(crate::config::ClientCertSettings { cert_file, key_file });
+    endpoint.credentials = credentials();
+    config.upstreams[0].access = UpstreamAccess::Public;
+    let (_all, upstream) = open(&config).unwrap();
+    upstream.shows(&repository(), &sha256(INDEX)).unwrap();
+    let refused = upstream.anonymous().unwrap().shows(&repository(), &sha256(INDEX)).unwrap_err();
+    assert_eq!(refused.cause(), Some(Cause::Tls), "{refused}");
+    files.iter().for_each(|file| std::fs::remove_file(file).unwrap());
+}
+
+#[test]
 fn what_is_shown_to_anybody_is_no_login() {
     let server = Server::new(index_answer);
     let (_all, upstream) = open(&with_login(config(&server.url()))).unwrap();
