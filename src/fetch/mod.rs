@@ -255,6 +255,7 @@ impl CommonParts {
                 base,
                 naming: Naming::of(settings),
                 login,
+                tries_pull_secrets: upstream.tries_pull_secrets_at(place),
                 redirect_logins: RedirectLogins::default(),
                 wire,
                 breaker: twin.map_or_else(
