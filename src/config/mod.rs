@@ -316,9 +316,19 @@ impl UpstreamSettings {
 
     /// Where clients find the registry itself, under its own names: the last endpoint that has these, else its own address.
     pub fn origin(&self) -> EndpointSettings {
-        let is_origin = |endpoint: &&EndpointSettings| endpoint.prefix.is_none() && !endpoint.send_ns;
-        let found = self.endpoints.iter().rev().find(is_origin);
-        found.cloned().unwrap_or_else(|| upstreams::own_endpoint(&self.name))
+        let found = self.origin_place().map(|place| self.endpoints[place].clone());
+        found.unwrap_or_else(|| upstreams::own_endpoint(&self.name))
+    }
+
+    /// Whether clients' logins at the registry are tried at the endpoint at `place`: at the only one, else at the registry
+    /// itself, and only where there is a login of larder's own.
+    pub fn tries_pull_secrets_at(&self, place: usize) -> bool {
+        let is_meant = self.endpoints.len() == 1 || self.origin_place() == Some(place);
+        is_meant && self.endpoints[place].credentials.is_some()
+    }
+
+    fn origin_place(&self) -> Option<usize> {
+        self.endpoints.iter().rposition(|endpoint| endpoint.prefix.is_none() && !endpoint.send_ns)
     }
 
     /// The key under which the outage of the endpoint at `place` is remembered over a restart. That of the first does

@@ -106,6 +106,18 @@ pub(super) struct RawUpstream {
     pub(super) endpoint: Option<Vec<RawUpstream>>,
 }
 
+impl RawUpstream {
+    /// Whether it has a login, a certificate or `access`, at one of its endpoints too.
+    pub(super) fn says_who_may_read(&self) -> bool {
+        self.access.is_some()
+            || self.username.is_some()
+            || self.password_file.is_some()
+            || self.client_cert_file.is_some()
+            || self.client_key_file.is_some()
+            || self.endpoint.iter().flatten().any(RawUpstream::says_who_may_read)
+    }
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawTls {

@@ -306,6 +306,77 @@ fn credentials_need_logins_and_a_safe_way() {
 }
 
 #[test]
+fn a_public_login_and_a_client_certificate_do_not_go_together() {
+    let dir = std::env::temp_dir().join(format!("larder-both-{}", std::process::id()));
+    fs::create_dir_all(&dir).unwrap();
+    let secret = dir.join("secret");
+    fs::write(&secret, "s3cret").unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+    let login = format!("username = \"u\"\npassword_file = {secret:?}\n");
+    let certificate = format!("client_cert_file = {secret:?}\nclient_key_file = {secret:?}\n");
+    let (open, closed) = ("access = \"public\"\n", "[auth]\npull_secrets = true\n");
+    let table = |host: &str, keys: &str| {
+        format!("[[upstream.\"docker.io\".endpoint]]\nurl = \"https://{host}\"\n{keys}")
+    };
+    let several = table("a.lan", &certificate) + &table("b.lan", &login);
+    for text in [
+        format!("[upstream.\"docker.io\"]\n{login}{certificate}{open}"),
+        format!("[upstream.\"docker.io\"]\n{open}{several}"),
+        format!("[upstream.\"docker.io\"]\n{open}{}", table("a.lan", &(login.clone() + &certificate))),
+    ] {
+        let problem = parse(&text).unwrap_err();
+        let told = "has a username, a client_cert_file and access = \"public\"";
+        assert!(problem.contains("[upstream.\"docker.io\"]") && problem.contains(told), "{problem}");
+    }
+    // Any two of the three make sense, and another registry is another.
+    for text in [
+        format!("{several}{closed}"),
+        format!("[upstream.\"docker.io\"]\n{open}{}", table("a.lan", &certificate)),
+        format!("[upstream.\"docker.io\"]\n{open}{}", table("a.lan", &login)),
+        format!("[upstream.\"docker.io\"]\n{login}{open}[upstream.\"ghcr.io\"]\n{certificate}"),
+    ] {
+        parse(&text).unwrap();
+    }
+    fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
+fn no_section_of_another_name_is_dropped_that_says_who_may_read() {
+    let dir = std::env::temp_dir().join(format!("larder-names-{}", std::process::id()));
+    fs::create_dir_all(&dir).unwrap();
+    let secret = dir.join("secret");
+    fs::write(&secret, "s3cret").unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+    let login = format!("username = \"u\"\npassword_file = {secret:?}\n");
+    let certificate = format!("client_cert_file = {secret:?}\nclient_key_file = {secret:?}\n");
+    let auth = "[auth]\npull_secrets = true\n";
+    let tables = format!("[[upstream.\"index.docker.io\".endpoint]]\nurl = \"https://a.lan\"\n{login}");
+    let section = |name: &str, keys: &str| format!("[upstream.\"{name}\"]\n{keys}");
+    for (dropped, kept, text) in [
+        ("index.docker.io", "docker.io", section("index.docker.io", &login)),
+        ("index.docker.io", "docker.io", section("index.docker.io", &certificate)),
+        ("registry-1.docker.io", "docker.io", section("registry-1.docker.io", "access = \"public\"\n")),
+        ("index.docker.io", "docker.io", tables),
+        ("ghcr.io:443", "ghcr.io", section("ghcr.io:443", &login)),
+    ] {
+        let problem = parse(&format!("{text}{}{auth}", section(kept, ""))).unwrap_err();
+        for part in
+            [format!("[upstream.\"{dropped}\"]"), format!("[upstream.\"{kept}\"]"), "one section".into()]
+        {
+            assert!(problem.contains(&part), "{part}: {problem}");
+        }
+        // What is kept may have a login, and alone the other name is as good.
+        parse(&format!("{}{}{auth}", section(dropped, ""), section(kept, &login))).unwrap();
+        parse(&format!("{text}{auth}")).unwrap();
+    }
+    // None of the two has the plain name: the first one is kept.
+    let both = section("index.docker.io", "") + &section("registry-1.docker.io", &login) + auth;
+    let problem = parse(&both).unwrap_err();
+    assert!(problem.contains("index.docker.io") && problem.contains("registry-1.docker.io"), "{problem}");
+    fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
 fn a_kit_needs_a_secret_that_is_one() {
     let dir = std::env::temp_dir().join(format!("larder-kit-{}", std::process::id()));
     fs::create_dir_all(&dir).unwrap();

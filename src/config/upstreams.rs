@@ -81,6 +81,12 @@ fn upstream(
     // A certificate alone tells the upstream whose board it is, and makes nothing private unless that is written.
     let default = if shows_itself && !has_login { UpstreamAccess::Public } else { UpstreamAccess::Private };
     let upstream = UpstreamSettings { name: name.clone(), endpoints, access: access.unwrap_or(default) };
+    if upstream.lifts_limit() && shows_itself {
+        check.wrong(format!(
+            "{section} has a username, a client_cert_file and access = \"public\": what only the certificate opens would be \
+             taken for public; leave access out, or one of the other two"
+        ));
+    }
     if access == Some(UpstreamAccess::Private) && !has_login && !shows_itself {
         check.wrong(format!(
             "{section} has access = \"private\" and no username: without a login everybody may read what it gives"

@@ -31,6 +31,8 @@ pub struct Endpoint {
     pub(super) base: Address,
     pub(super) naming: Naming,
     pub(super) login: EndpointLogin,
+    /// Clients' logins at the registry are tried here.
+    pub(super) tries_pull_secrets: bool,
     pub(super) redirect_logins: RedirectLogins,
     pub(super) wire: Wire,
     pub(super) breaker: Breaker,

@@ -232,7 +232,7 @@ impl CommonParts {
             Arc::new(Policy::new(&base.origin.host, settings.url_configured, trusted, self.networks.clone()));
         let files = TrustFiles {
             ca_file: settings.ca_file.clone(),
-            client: settings.client_certificate.clone(),
+            client: settings.client_certificate.clone().filter(|_| twin.is_none()),
             own: (base.origin.host.clone(), base.origin.port),
         };
         let (common, names) = (self.trust.clone(), self.names.clone());
@@ -255,6 +255,7 @@ impl CommonParts {
                 base,
                 naming: Naming::of(settings),
                 login,
+                tries_pull_secrets: upstream.tries_pull_secrets_at(place),
                 redirect_logins: RedirectLogins::default(),
                 wire,
                 breaker: twin.map_or_else(

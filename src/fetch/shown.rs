@@ -1,8 +1,9 @@
 //! What an upstream shows to the own login of a client: a HEAD of the very object, with that login and nothing of larder's;
 //! a GET where HEAD is refused.
 //!
-//! A client's secret goes only where larder's would: to endpoints that larder logs in at, to their own origin and the realm
-//! that is pinned for it, never after a redirect. Its tokens are asked for with the question and dropped with it, and a rate
+//! A client's secret goes only where larder's would: to an endpoint that larder logs in at, to its own origin and the realm
+//! that is pinned for it, never after a redirect. Of several endpoints that is the registry itself, the last one that has
+//! its own names, and no other: a mirror is not whom the client's secret is for, nor is its "no" the registry's. Its tokens are asked for with the question and dropped with it, and a rate
 //! limit that it meets is not larder's own.
 
 use super::ask::{Class, Logins, Question, RedirectLogins};
@@ -67,8 +68,12 @@ impl Upstream {
     /// # Errors
     /// See [`Upstream::name_tag`]. The text may hold what the upstream says, which knows the secret: it is for nobody to see.
     pub fn shows_to(&self, user: &str, password: &Secret, object: ShownObject<'_>) -> Result<Shown, Failure> {
-        let logged_in_at = self.endpoints.iter().filter(|endpoint| endpoint.has_login());
-        self.ask_each(logged_in_at, Deadline::after(PULL_SECRET_TIME_MAX), |endpoint, deadline| {
+        let asked = self.endpoints.iter().filter(|endpoint| endpoint.tries_pull_secrets);
+        if self.endpoints.len() > 1 && asked.clone().next().is_none() {
+            let detail = format!("{}: larder has no login at the registry itself", self.name());
+            return Err(Failure::Denied { status: 401, detail });
+        }
+        self.ask_each(asked, Deadline::after(PULL_SECRET_TIME_MAX), |endpoint, deadline| {
             endpoint.shows_to(user, password, object, deadline)
         })
     }

@@ -806,6 +806,14 @@ fn proxies_are_used_and_told_what_not_to_reach() {
 
 /// A server with a certificate for 127.0.0.1, and the file of the authority that signed it.
 fn tls_server(handler: impl Fn(&Seen, &mut dyn Write) -> Next + Send + Sync + 'static) -> (Server, String) {
+    tls_server_for(rustls::server::WebPkiClientVerifier::no_client_auth(), handler)
+}
+
+/// The same with such clients.
+fn tls_server_for(
+    clients: Arc<dyn rustls::server::danger::ClientCertVerifier>,
+    handler: impl Fn(&Seen, &mut dyn Write) -> Next + Send + Sync + 'static,
+) -> (Server, String) {
     let key = rcgen::KeyPair::generate().unwrap();
     let authority = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
     let certificate = authority.self_signed(&key).unwrap();
@@ -813,7 +821,7 @@ fn tls_server(handler: impl Fn(&Seen, &mut dyn Write) -> Next + Send + Sync + 's
         rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
-            .with_no_client_auth()
+            .with_client_cert_verifier(clients)
             .with_single_cert(
                 vec![certificate.der().clone()],
                 rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap(),

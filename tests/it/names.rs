@@ -154,6 +154,26 @@ fn no_spelling_goes_round_a_rule() {
 }
 
 #[test]
+fn a_login_under_another_name_of_a_registry_is_not_lost_without_a_word() {
+    let (hub, folder) = (hub(), Folder::new());
+    let (login, users) = secrets(&folder);
+    let board = Board::new(&hub, "");
+    let check = |text: &str| {
+        std::fs::write(board.folder().join("larder.toml"), text).unwrap();
+        let checked = board.command(&["config", "check"]);
+        (checked.status.code(), String::from_utf8(checked.stderr).unwrap())
+    };
+    let plain = "[upstream.\"docker.io\"]\n";
+    let other = format!("[upstream.\"index.docker.io\"]\n{login}");
+    let (status, said) = check(&format!("{plain}{other}{users}"));
+    assert_eq!(status, Some(2), "{said}");
+    assert!(said.contains("index.docker.io") && said.contains("[upstream.\"docker.io\"]"), "{said}");
+    assert_eq!(check(&format!("{other}{users}")).0, Some(0));
+    let (status, said) = check(&format!("{plain}{login}[upstream.\"index.docker.io\"]\n{users}"));
+    assert_eq!(status, Some(0), "{said}");
+}
+
+#[test]
 fn what_other_machines_may_have_fetched_has_familiar_names() {
     let hub = hub();
     let mut board = Board::new(&hub, "[access]\npull = [\"index.docker.io/alpine\"]\n");

@@ -134,6 +134,30 @@ fn the_registry_is_asked_once_for_an_image_and_the_rest_comes_from_the_cache() {
     }
 }
 
+#[test]
+fn a_secret_goes_to_the_registry_itself_and_to_no_mirror_before_it() {
+    for (demand, keys) in demands().into_iter().zip(["", "prefix = \"hub\"\n"]) {
+        // The mirror has the image, and has never heard of bob.
+        let (mirror, hub, folder) =
+            (board::upstream_with(&image(1)), registry(demand.clone()), Folder::new());
+        mirror.push("hub/lab/app", "latest", &image(1));
+        mirror.login(demand);
+        let table = |upstream: &Upstream, keys: &str| {
+            let url = upstream.url();
+            let login = credentials(&folder);
+            format!("[[upstream.\"docker.io\".endpoint]]\nurl = \"{url}\"\n{keys}{login}")
+        };
+        let tables = table(&mirror, keys) + &table(&hub, "");
+        let head = format!("platforms = [\"{}\"]\n[disk]\nmin_free = \"1MiB\"\n", board::PLATFORM);
+        let board = Board::with_config(&format!("{head}{}{tables}{ON}", board::FETCH));
+        pull(&board, "lab/app", 1, &bob());
+        assert_eq!(status(&board, TAG, &basic("bob", "wrong")), 401);
+        assert_eq!(with_logins_of_clients(&mirror), [], "{keys}");
+        assert!(!with_logins_of_clients(&hub).is_empty());
+        assert!(mirror.count("GET", "/manifests/") > 0, "larder itself goes on asking the first one");
+    }
+}
+
 /// Status, headers but the time, and text.
 fn seen(answer: Answer) -> (u16, Vec<(String, String)>, Vec<u8>) {
     let headers =

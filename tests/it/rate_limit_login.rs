@@ -4,7 +4,7 @@
 use crate::board::{
     self, BOARD, Board, Folder, WRONG, image, layer_of, needed, private_file, secrets, upstream_with,
 };
-use crate::proof::{Twins, blob, is_open, manifest, pull, roads};
+use crate::proof::{Twins, blob, is_open, manifest, pull, roads, seen};
 use larder::demo::image::SampleImage as Image;
 use larder::demo::upstream::{Behaviour, FaultyRegistry as Upstream, LoginDemand as Login, Seen};
 
@@ -21,6 +21,21 @@ fn hub(shown: &Image, hidden: &Image) -> Upstream {
 fn lifted(folder: &Folder) -> String {
     let password = private_file(folder, "password", "s3cret\n");
     format!("username = \"alice\"\npassword_file = {password:?}\naccess = \"public\"\n")
+}
+
+/// A configuration where an endpoint that is down comes before the registry.
+fn behind_another(upstream: &Upstream, folder: &Folder, auth: &str) -> String {
+    let down = Upstream::start().unwrap();
+    down.hang_up();
+    let table = |url: String| format!("[[upstream.\"docker.io\".endpoint]]\nurl = \"{url}\"\n");
+    let (first, second) = (table(down.url()), table(upstream.url()));
+    let login = secrets(folder).0;
+    let tags = "[tags]\nresolve_deadline = \"500ms\"\n";
+    format!(
+        "platforms = [\"{}\"]\n{tags}{}[disk]\nmin_free = \"1MiB\"\n[upstream.\"docker.io\"]\naccess = \"public\"\n{first}{second}{login}{auth}",
+        board::PLATFORM,
+        board::FETCH
+    )
 }
 
 /// The manifests that everybody was asked about, and whatever else of content was asked without the login.
@@ -201,6 +216,52 @@ fn what_turns_private_stays_as_it_is_and_what_is_new_is_private() {
 
 #[test]
 fn what_is_not_proven_is_answered_like_what_is_absent() {
+    unproven_is_like_absent(false);
+}
+
+#[test]
+fn what_is_not_proven_is_answered_like_what_is_absent_behind_an_endpoint_that_is_down() {
+    unproven_is_like_absent(true);
+}
+
+#[test]
+fn an_endpoint_that_is_down_makes_no_difference_between_hidden_and_absent() {
+    let (upstream, folder) = (hub(&image(1), &image(3)), Folder::new());
+    let config = behind_another(&upstream, &folder, "");
+    let (hidden, absent) = (image(3), image(8));
+    let of = |name: &str, kind: &str, what: &dyn std::fmt::Display| {
+        (what.to_string(), format!("/v2/{name}/{kind}/{what}?ns=docker.io"))
+    };
+    let by_tag = [("lab/secret", "latest"), ("lab/secret", "absent"), ("lab/nobody", "latest")];
+    let groups = [
+        by_tag.map(|(name, tag)| of(name, "manifests", &tag)).to_vec(),
+        [&hidden.root, &absent.root].map(|root| of("lab/secret", "manifests", root)).to_vec(),
+        [layer_of(&hidden), layer_of(&absent)].map(|layer| of("lab/secret", "blobs", &layer)).to_vec(),
+    ];
+    for group in groups {
+        for method in ["GET", "HEAD"] {
+            let mut told: Vec<(String, Vec<String>)> = Vec::new();
+            for (what, path) in &group {
+                // Of a board that has not asked yet, and of one that knows what is down.
+                let board = Board::with_config(&config);
+                let ask = || {
+                    let text = seen(board.request(method, path, &[]));
+                    text.replace(what, "WHAT").replace("lab/nobody", "lab/secret")
+                };
+                let answers = vec![ask(), ask(), ask()];
+                told.push((path.clone(), answers));
+            }
+            for (path, answers) in &told[1..] {
+                assert_eq!(answers, &told[0].1, "{method} {path}");
+            }
+            assert!(told[0].1[0].contains("502") || told[0].1[0].contains("401"), "{told:?}");
+        }
+    }
+    let board = Board::with_config(&config);
+    board.pull("lab/app", "latest").unwrap();
+}
+
+fn unproven_is_like_absent(is_behind_another: bool) {
     let (shown, hidden) = (image(1), image(3));
     let signature = Image::artifact(&hidden, "application/vnd.lab.signature");
     let (upstream, folder) = (hub(&shown, &image(7)), Folder::new());
@@ -212,7 +273,11 @@ fn what_is_not_proven_is_answered_like_what_is_absent() {
         upstream.push(repository, "signature", &signature);
     }
     upstream.push("lab/turned", "public", &shown);
-    let config = Board::config(&upstream.url(), &format!("{}{auth}", lifted(&folder)));
+    let config = if is_behind_another {
+        behind_another(&upstream, &folder, &auth)
+    } else {
+        Board::config(&upstream.url(), &format!("{}{auth}", lifted(&folder)))
+    };
     let boards = || Board::with_config(&config);
     let mut twins = Twins { holder: boards(), absent: boards() };
     for board in [&twins.holder, &twins.absent] {

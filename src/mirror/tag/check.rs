@@ -176,16 +176,23 @@ impl Tags {
         tag: &Tag,
     ) -> Result<Named, Failure> {
         let everybody = View::of_everybody(repository);
-        let named = match self.ask_upstream(upstream, &everybody, tag, HeadTrust::Signed) {
-            Err(failure @ (Failure::Unreachable { .. } | Failure::Wrong { .. })) => return Err(failure),
-            named => named.ok(),
+        let (named, unasked) = match self.ask_upstream(upstream, &everybody, tag, HeadTrust::Signed) {
+            Err(failure @ (Failure::Unreachable { .. } | Failure::Wrong { .. })) => (None, Some(failure)),
+            named => (named.ok(), None),
         };
+        // One of several endpoints may have said that there is none, the only one has not.
+        if let Some(failure) = &unasked
+            && (upstream.endpoints().len() == 1 || !upstream.link().is_up())
+        {
+            return Err(told(upstream, failure.clone()));
+        }
         let nothing = || Digest::of(Algorithm::Sha256, format!("{repository}:{tag}").as_bytes());
         let digest = named.as_ref().map_or_else(nothing, |(answer, _)| answer.digest.clone());
         let shown = self.proofs.manifest_shown(anonymous, repository, &digest);
-        match (named, shown) {
-            (_, Err(failure @ (Failure::Unreachable { .. } | Failure::Wrong { .. }))) => Err(failure),
-            (Some(named), Ok(())) => Ok(named),
+        match (named, shown, unasked) {
+            (_, Err(failure @ (Failure::Unreachable { .. } | Failure::Wrong { .. })), _)
+            | (_, _, Some(failure)) => Err(told(upstream, failure)),
+            (Some(named), Ok(()), _) => Ok(named),
             _ => {
                 let registry = &repository.registry;
                 Err(Failure::Missing { detail: format!("{registry}: shows everybody no such tag") })
@@ -217,6 +224,20 @@ impl Tags {
                 (UpstreamDigest { digest: fetched.digest, stated, by_head: false, stale }, by)
             }
         })
+    }
+}
+
+/// What everybody is told of a question that has no answer. With several endpoints its text says which of them knows no such
+/// tag: that is for the log.
+fn told(upstream: &Upstream, failure: Failure) -> Failure {
+    if upstream.endpoints().len() == 1 {
+        return failure;
+    }
+    log::debug!("{}: {failure}", upstream.name());
+    let detail = format!("{}: not every endpoint can be asked", upstream.label());
+    match failure {
+        Failure::Unreachable { cause, .. } => Failure::Unreachable { cause, detail },
+        _ => Failure::Wrong { detail },
     }
 }
 
