@@ -102,6 +102,13 @@ pub(super) fn miss_wait() -> Duration {
     via::way().long(budget::MISS_WAIT_MAX)
 }
 
+/// That there was no answer in the time that was waited.
+pub(super) fn no_answer_text(of: &str, waited: Duration) -> String {
+    // What is left of a wait lacks the little that passed before it began.
+    let millis = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX / 2).div_ceil(10) * 10;
+    format!("{of} did not answer within {:?}", Duration::from_millis(millis))
+}
+
 /// The state of a link in the terms of `decide`.
 pub(super) fn reach(link: &LinkState) -> Reach {
     match link {
