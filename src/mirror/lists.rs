@@ -95,11 +95,16 @@ impl ListRules {
         }
     }
 
+    fn may_read(&self, name: &str) -> bool {
+        let may_read = |of| self.config.auth.may_read(&self.user, &format!("{of}/{name}"));
+        self.registry.as_ref().is_none_or(may_read)
+    }
+
+    /// Whether upstream's list is shown with this name. It may state pages by something else than `last`, and then begins with
+    /// names that were listed before.
     fn show(&self, name: &str) -> bool {
-        let Some(registry) = &self.registry else { return true };
-        // Upstream may state pages by something else than `last`, and then begins with names that were listed before.
-        self.after.as_deref().is_none_or(|after| name > after)
-            && self.config.auth.may_read(&self.user, &format!("{registry}/{name}"))
+        let is_past = || self.after.as_deref().is_none_or(|after| name > after);
+        self.registry.is_none() || (is_past() && self.may_read(name))
     }
 }
 
@@ -175,14 +180,15 @@ impl Lists {
             (None, last) => last.clone(),
         };
         let (wanted, viewer) = (registry.cloned(), viewer.clone());
-        let names = self
-            .context
-            .blocking(move |context| shown(context, wanted.as_ref(), (&viewer, &rules), last, limit + 1))
-            .await?;
+        let cached = move |context: &Context| {
+            let from = |last, limit| shown(context, wanted.as_ref(), (&viewer, &rules), last, limit);
+            let names = from(last, limit + 1)?;
+            let known = !names.is_empty() || !from(prefix, 1)?.is_empty();
+            Ok((names, known))
+        };
+        let (names, known) = self.context.blocking(cached).await?;
         match failed {
-            Some((registry, failure)) if names.is_empty() && page.last.is_none() => {
-                Err(no_catalogue(registry, &failure))
-            }
+            Some((registry, failure)) if !known => Err(no_catalogue(registry, &failure)),
             Some((_, failure)) => Ok(cut(names, limit, failure.to_string())),
             None => Ok(cut(names, limit, "this is what is cached".to_owned())),
         }
@@ -268,13 +274,17 @@ impl Lists {
                     let next = next.map(|next| self.cursors.write(of, &next));
                     return Ok(Ok(Page { more: more || next.is_some(), names, next, ..Page::default() }));
                 }
+                // Of a list that nothing is known of it is not known that it is empty.
+                Err(why) if names.is_empty() && page.last.is_none() => {
+                    return Ok(Err(endless(upstream, why)));
+                }
                 Err(why) => return Ok(Ok(Page { names, cut: Some(why), ..Page::default() })),
             }
             last = listed.last().cloned().or(last);
             passed += 1;
         }
-        let why = format!("upstream's list goes on after {passed} pages in a row without a name to show");
-        Ok(Ok(Page { cut: Some(why), ..Page::default() }))
+        let why = format!("its list goes on after {passed} pages in a row without a name to show");
+        Ok(Err(endless(upstream, why)))
     }
 
     /// The upstream of a repository as its viewer sees it.
@@ -308,6 +318,11 @@ impl Lists {
         let known = move |context: &Context| Ok(!tags_here(context, &wanted, None, 1)?.is_empty());
         self.context.blocking(known).await
     }
+}
+
+/// A list without a name so far, whose end is not known.
+fn endless(upstream: &Upstream, why: String) -> Failure {
+    Failure::Unreachable { cause: Cause::Timeout, detail: format!("{}: {why}", upstream.name()) }
 }
 
 /// What follows a page with this content; why nothing does although the list goes on.
@@ -360,7 +375,7 @@ fn shown(
         for name in &step {
             let asked = registry.map_or_else(|| open(name), |registry| name.registry == *registry);
             if asked
-                && rules.show(&name.name.to_string())
+                && rules.may_read(&name.name.to_string())
                 && !context.is_hidden(&context.view(name, viewer))?
             {
                 names.push(if registry.is_some() { name.name.to_string() } else { name.to_string() });
