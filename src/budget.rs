@@ -66,6 +66,8 @@ pub const NAMED_CHILDREN_MAX: usize = 2_048;
 
 /// Wrong blobs whose source an upstream with several endpoints remembers, at about 100 bytes each.
 pub const WRONG_SOURCES_MAX: usize = 256;
+/// Tags of an upstream of which it is remembered which endpoint was late with them, at about 150 bytes each.
+pub const LATE_TAGS_MAX: usize = 64;
 /// Larders that a request may have come through: more are a loop that nobody has seen the end of.
 pub const VIA_BOARDS_MAX: usize = 8;
 /// Shortest time that a Larder waits for its upstream where another one asks it: less would be no question.

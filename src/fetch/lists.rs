@@ -180,7 +180,7 @@ impl Upstream {
         }
     }
 
-    fn place_of(&self, endpoint: &Endpoint) -> usize {
+    pub(super) fn place_of(&self, endpoint: &Endpoint) -> usize {
         self.endpoints.iter().position(|own| std::ptr::eq(Arc::as_ptr(own), endpoint)).unwrap_or(0)
     }
 }

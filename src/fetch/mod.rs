@@ -33,6 +33,7 @@ mod endpoint;
 mod failure;
 mod heads;
 mod holds;
+mod late;
 mod lists;
 mod names;
 mod pace;

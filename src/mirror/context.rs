@@ -124,8 +124,12 @@ pub(super) fn reach(link: &LinkState) -> Reach {
 /// How long an upstream has been down, and why: `docker.io is unreachable for 5 min (since 12:03 UTC):
 /// registry-1.docker.io:443: connection refused`. The length is in running time; the other only while the clock is trusted.
 pub fn outage_text(upstream: &Upstream) -> String {
-    let name = upstream.name();
-    match upstream.link() {
+    link_text(upstream.name(), upstream.link())
+}
+
+/// The same of a link that is known.
+pub(super) fn link_text(name: &RegistryName, link: LinkState) -> String {
+    match link {
         LinkState::Down { cause, restored: true, .. } => {
             format!("{name} is unreachable since before larder started: {cause}")
         }

@@ -6,7 +6,7 @@
 
 use super::super::access::View;
 use super::super::content::{ManifestAnswer, ManifestContent, Manifests, SmallManifest};
-use super::super::context::{Context, miss_wait, no_answer_text, outage_text, reach};
+use super::super::context::{Context, link_text, miss_wait, no_answer_text, reach};
 use super::super::counters::ByteSource;
 use super::super::proof::Proofs;
 use super::super::questions::{QUEUE_FULL, Questions, question_failed};
@@ -243,13 +243,14 @@ impl Tags {
         let (local, verified, stamp) = self.local(view, tag).await?;
         let here = local.here(None);
         let age = verified.map(|at| at.elapsed());
-        let opening = decide::before_asking(policy, reach(&upstream.link()), &here, age);
+        let link = upstream.link_for(&repository.name, tag);
+        let opening = decide::before_asking(policy, reach(&link), &here, age);
         let outcome = match (opening, cached_only) {
             (Opening::Serve(digest), _) => return Ok(Choice::of(Tier::Fresh, digest, None, &local)),
             (_, Some(why)) => Outcome::NotAsked(why.cause().into()),
             (Opening::Ask(wait), None) => self.ask(&upstream, view, tag, (wait, until)).await?,
             (Opening::Offline, None) => {
-                let cause = outage_text(&upstream);
+                let cause = link_text(upstream.name(), link);
                 self.check_in_background(&upstream, view, tag);
                 Outcome::Unreachable(cause)
             }
@@ -322,7 +323,7 @@ impl Tags {
             Err(_) => {
                 // What little time earlier questions left says nothing of it.
                 if bound >= short {
-                    upstream.overdue();
+                    upstream.overdue(&view.name, tag);
                 }
                 Ok(Outcome::Unreachable(no_answer_text(&upstream.label(), bound)))
             }
