@@ -5,7 +5,7 @@
 
 use super::failure::{Cause, Failure};
 use super::wire::Deadline;
-use crate::budget::{LIST_REQUESTS_MAX, QUESTION_TIME_MAX};
+use crate::budget::{LIST_REQUESTS_MAX, MISS_WAIT_MAX};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -60,13 +60,14 @@ impl ListAllowance {
 
 impl Default for ListAllowance {
     fn default() -> ListAllowance {
-        ListAllowance::of(QUESTION_TIME_MAX)
+        ListAllowance::of(MISS_WAIT_MAX)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::budget::QUESTION_TIME_MAX;
 
     #[test]
     fn an_allowance_is_shared_and_ends() {

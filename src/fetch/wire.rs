@@ -212,7 +212,8 @@ impl Wire {
             let way = via::way();
             builder = builder.header(header::VIA, way.onward(&hop.board));
             if hop.says_wait {
-                builder = builder.header("prefer", format!("wait={}", way.onward_wait(header_time)));
+                let waits = if request.deadline.sooner { header_time } else { self.times.header };
+                builder = builder.header("prefer", format!("wait={}", way.onward_wait(waits)));
             }
         }
         let agent = match request.lane {
