@@ -66,6 +66,8 @@ pub const NAMED_CHILDREN_MAX: usize = 2_048;
 
 /// Wrong blobs whose source an upstream with several endpoints remembers, at about 100 bytes each.
 pub const WRONG_SOURCES_MAX: usize = 256;
+/// Tags of an upstream of which it is remembered which endpoint was late with them, at about 150 bytes each.
+pub const LATE_TAGS_MAX: usize = 64;
 /// Larders that a request may have come through: more are a loop that nobody has seen the end of.
 pub const VIA_BOARDS_MAX: usize = 8;
 /// Shortest time that a Larder waits for its upstream where another one asks it: less would be no question.
@@ -435,7 +437,7 @@ pub const STAGED_AGE_MAX: Duration = Duration::from_secs(14 * 24 * 3600);
 pub const ROOM_PAUSE: Duration = Duration::from_secs(5);
 /// Longest such pause; it doubles while nothing changes.
 pub const ROOM_PAUSE_MAX: Duration = Duration::from_secs(300);
-/// Most pages of an upstream's catalogue that are looked through for a name that the user may see.
+/// Most pages of an endpoint's catalogue that are looked through for a name under its prefix.
 pub const CATALOGUE_PAGES_MAX: usize = 16;
 /// How often free space is checked, which other programs may use up.
 pub const DISK_WATCH_EVERY: Duration = Duration::from_secs(2);
@@ -461,8 +463,10 @@ pub const STREAM_PIECES: usize = 1;
 pub const PAGE_NAMES_MAX: usize = 1_000;
 /// Pages of one list that a client is led through: a list without an end does end here.
 pub const LIST_PAGES_MAX: u32 = 16_384;
-/// Pages without any name that are passed over in a row for one answer, which takes no more than `MISS_WAIT_MAX` to begin
-/// with the last of them.
+/// Questions for pages that one client's request for a list may cost its upstream, whatever makes them necessary: empty pages,
+/// names that are not shown, other endpoints, second tries. Each may take a token or a redirect besides.
+pub const LIST_REQUESTS_MAX: usize = 32;
+/// Pages without a name to show that are passed over in a row for one answer.
 pub const EMPTY_PAGES_MAX: usize = 16;
 /// Longest address of a next page that an upstream may state, in bytes; it travels to the client and back.
 pub const NEXT_PAGE_BYTES_MAX: usize = 2 * 1024;

@@ -176,7 +176,8 @@ impl Endpoint {
         let reply = match response {
             Ok(response) => EndpointReply::new(host.clone(), own, response),
             Err(failure) => {
-                if own {
+                let cut_short = failure.cause() == Some(Cause::Timeout) && question.deadline.was_cut_short();
+                if own && !cut_short {
                     self.breaker.failed(attempt, &failure);
                 } else {
                     self.breaker.suspect();

@@ -5,6 +5,7 @@
 //! nothing refers to a manifest only where the upstream has neither referrers nor the tag that stands for them.
 
 use super::address::{Address, query_value};
+use super::allowance::ListAllowance;
 use super::ask::Question;
 use super::endpoint::Endpoint;
 use super::failure::Failure;
@@ -18,7 +19,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 /// Which page of a list is wanted.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct ListPage {
     /// The most names, if a client says.
     pub n: Option<usize>,
@@ -26,6 +27,8 @@ pub struct ListPage {
     pub last: Option<String>,
     /// The page at this address, which is asked for as it stands.
     pub stated: Option<PageAddress>,
+    /// What it may cost, with all that is asked for the same request.
+    pub allowance: ListAllowance,
 }
 
 /// Where an endpoint says that a list goes on.
@@ -164,7 +167,7 @@ impl Upstream {
         question: impl Fn(&Endpoint, Deadline) -> Result<NamePage, Failure>,
     ) -> Result<NamePage, Failure> {
         self.ask_for_page(wanted.stated.as_ref(), |endpoint, deadline| {
-            let page = question(endpoint, deadline)?;
+            let page = question(endpoint, wanted.allowance.within(deadline))?;
             Ok(NamePage { rest: page.rest.of_endpoint(self.place_of(endpoint)), ..page })
         })
     }
@@ -184,7 +187,7 @@ impl Upstream {
         }
     }
 
-    fn place_of(&self, endpoint: &Endpoint) -> usize {
+    pub(super) fn place_of(&self, endpoint: &Endpoint) -> usize {
         self.endpoints.iter().position(|own| std::ptr::eq(Arc::as_ptr(own), endpoint)).unwrap_or(0)
     }
 }
@@ -228,11 +231,13 @@ impl Endpoint {
                 reply.found(question)
             }
         };
+        wanted.allowance.take(&self.name)?;
         let mut answer = self.list(&question, judge, &too_long);
         let own = too_long.get() && n.is_none() && question.stated.is_none();
         if n_refused.get() || own {
             // Its own size where ours is refused, and ours where its own is too large for us.
             question = ask(&page_query(own.then_some(PAGE_NAMES_MAX), last));
+            wanted.allowance.take(&self.name)?;
             answer = self.list(&question, EndpointReply::found, &too_long);
         }
         let (reply, body) = answer?;

@@ -20,6 +20,7 @@
 //! kept on disk.
 
 mod address;
+mod allowance;
 mod ask;
 mod blob;
 mod breaker;
@@ -32,6 +33,7 @@ mod endpoint;
 mod failure;
 mod heads;
 mod holds;
+mod late;
 mod lists;
 mod names;
 mod pace;
@@ -53,6 +55,7 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
+pub use allowance::ListAllowance;
 pub use blob::BlobStream;
 pub use breaker::{Attempt, Breaker, LinkState};
 pub use chain::StaleAnswer;

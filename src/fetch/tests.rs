@@ -930,7 +930,7 @@ fn lists_of_an_upstream_that_pages_nothing_are_paged_here() {
 }
 
 fn wanted(n: Option<usize>, last: Option<&str>) -> ListPage {
-    ListPage { n, last: last.map(str::to_owned), stated: None }
+    ListPage { n, last: last.map(str::to_owned), ..ListPage::default() }
 }
 
 fn address(target: &str) -> PageAddress {

@@ -10,6 +10,7 @@ use super::breaker::LinkState;
 use super::endpoint::Endpoint;
 use super::failure::{Cause, Failure};
 use super::heads::{FetchedManifest, HeadTrust, NamedManifest};
+use super::late::TagTries;
 use super::shortcuts::Content;
 use super::wire::Deadline;
 use crate::budget::{QUESTION_TIME_MAX, WRONG_SOURCES_MAX};
@@ -29,6 +30,7 @@ pub struct Upstream {
     anonymous: Option<Arc<Upstream>>,
     /// Which endpoints have sent wrong bytes of what: while another is left they are not asked for it.
     wrong: Mutex<Vec<(Digest, usize)>>,
+    tags: TagTries,
 }
 
 impl Upstream {
@@ -38,7 +40,7 @@ impl Upstream {
         private: bool,
         anonymous: Option<Arc<Upstream>>,
     ) -> Upstream {
-        Upstream { name, endpoints, private, anonymous, wrong: Mutex::default() }
+        Upstream { name, endpoints, private, anonymous, wrong: Mutex::default(), tags: TagTries::default() }
     }
 
     /// The registry's name in references.
@@ -88,9 +90,18 @@ impl Upstream {
         links.min_by_key(LinkState::rank).unwrap_or(LinkState::NotAsked)
     }
 
-    /// A check outlived `resolve_deadline`.
-    pub fn overdue(&self) {
-        if let Some(endpoint) = self.in_turn().next() {
+    /// The same for a tag: the state of the endpoint that was late with it last, while that is slow.
+    pub fn link_for(&self, repository: &RepositoryName, tag: &Tag) -> LinkState {
+        let late = self.tags.was_late(repository, tag).and_then(|place| self.endpoints.get(place));
+        let slow = late.map(|late| late.breaker().link());
+        let link = self.link();
+        slow.filter(|slow| link.is_up() && matches!(slow, LinkState::Slow { .. })).unwrap_or(link)
+    }
+
+    /// A check of a tag outlived `resolve_deadline`: the endpoint that is asked is slow; the first in turn, if none is yet.
+    pub fn overdue(&self, repository: &RepositoryName, tag: &Tag) {
+        let late = self.tags.is_late(repository, tag).and_then(|place| self.endpoints.get(place));
+        if let Some(endpoint) = late.or_else(|| self.in_turn().next()) {
             endpoint.breaker().overdue();
         }
     }
@@ -110,7 +121,11 @@ impl Upstream {
         tag: &Tag,
         trust: HeadTrust,
     ) -> Result<NamedManifest, Failure> {
-        let question = |endpoint: &Endpoint, deadline| endpoint.name_tag(repository, tag, trust, deadline);
+        let now = self.tags.begin(repository, tag);
+        let question = |endpoint: &Endpoint, deadline| {
+            now.at(self.place_of(endpoint));
+            endpoint.name_tag(repository, tag, trust, deadline)
+        };
         let (place, named) = self.ask_unless(self.all(), |named| named.stale().is_some(), question)?;
         Ok(named.at(place))
     }

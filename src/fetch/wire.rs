@@ -28,19 +28,33 @@ use ureq::{Agent, Body};
 
 /// When a question must be answered.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Deadline(Instant);
+pub(super) struct Deadline {
+    at: Instant,
+    /// Who asks has less time than the question may take.
+    sooner: bool,
+}
 
 impl Deadline {
     pub fn after(time: Duration) -> Self {
-        Deadline(Instant::now() + time)
+        Deadline { at: Instant::now() + time, sooner: false }
+    }
+
+    /// The same, or a sooner one of who asks.
+    pub fn or_sooner(self, at: Instant) -> Self {
+        if at < self.at { Deadline { at, sooner: true } } else { self }
     }
 
     pub fn at(self) -> Instant {
-        self.0
+        self.at
     }
 
     pub fn left(self) -> Duration {
-        self.0.saturating_duration_since(Instant::now())
+        self.at.saturating_duration_since(Instant::now())
+    }
+
+    /// Whether it is over only because who asks had no more time, which says nothing of who was asked.
+    pub fn was_cut_short(self) -> bool {
+        self.sooner && self.left().is_zero()
     }
 }
 
@@ -185,6 +199,7 @@ impl Wire {
         if left.is_zero() {
             return Err(ureq::Error::Timeout(ureq::Timeout::Global));
         }
+        let header_time = self.times.header.min(left);
         let mut builder =
             http::Request::builder().method(request.method.clone()).uri(request.address.to_string());
         if let Some(accept) = request.accept {
@@ -204,14 +219,14 @@ impl Wire {
             let way = via::way();
             builder = builder.header(header::VIA, way.onward(&hop.board));
             if hop.says_wait {
-                builder = builder.header("prefer", format!("wait={}", way.onward_wait(self.times.header)));
+                let waits = if request.deadline.sooner { header_time } else { self.times.header };
+                builder = builder.header("prefer", format!("wait={}", way.onward_wait(waits)));
             }
         }
         let agent = match request.lane {
             Lane::Manifests => &agents.manifests,
             Lane::Blobs => &agents.blobs,
         };
-        let header_time = self.times.header.min(left);
         let mut settings = agent
             .configure_request(builder.body(())?)
             .proxy(self.proxies.for_origin(&request.address.origin).cloned())

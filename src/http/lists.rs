@@ -3,8 +3,7 @@
 use super::answer::{self, Answer, FILTERS};
 use super::request::ClientRequest;
 use super::{Answered, ServerShared};
-use crate::budget;
-use crate::mirror::{Access, Mirror, Page, Refusal, Viewer};
+use crate::mirror::{Mirror, Page};
 use crate::oci::{Digest, RegistryName, Repository, media};
 use hyper::StatusCode;
 use hyper::header::{self, HeaderValue};
@@ -23,47 +22,8 @@ pub(super) async fn catalog(
     request: &ClientRequest,
     registry: Option<&RegistryName>,
 ) -> Answered {
-    let page = match registry {
-        Some(registry) if mirror.access(registry, Viewer::Anybody) != Access::Granted => {
-            private_catalog(mirror, request, registry).await?
-        }
-        _ => mirror.catalog(registry, &request.identity, request.page.clone()).await?,
-    };
+    let page = mirror.catalog(registry, &request.identity, request.page.clone()).await?;
     Ok(list(request, &page, |names| json!({ "repositories": names })))
-}
-
-/// The names that the rules let the user see. Neither the list nor the link to the next page has another one.
-async fn private_catalog(
-    mirror: &Arc<Mirror>,
-    request: &ClientRequest,
-    registry: &RegistryName,
-) -> Result<Page, Refusal> {
-    let config = mirror.config();
-    let user = request.identity.user.as_deref().unwrap_or_default();
-    let mut wanted = request.page.clone();
-    wanted.next = None;
-    let after = wanted.last.clone();
-    let mut page = Page::default();
-    for _ in 0..budget::CATALOGUE_PAGES_MAX {
-        page = mirror.catalog(Some(registry), &request.identity, wanted.clone()).await?;
-        let last = page.names.last().cloned();
-        // Upstream may state pages by something else than `last`, and then begins with names that were listed before.
-        page.names.retain(|name| {
-            after.as_ref().is_none_or(|after| name > after)
-                && config.auth.may_read(user, &format!("{registry}/{name}"))
-        });
-        // Upstream's address of the next page may hold a name.
-        wanted.next = page.next.take();
-        if !page.names.is_empty() || !page.more || last.is_none() {
-            return Ok(page);
-        }
-        wanted.last = last;
-    }
-    page.cut = Some(format!(
-        "the next {} pages of upstream's list hold no name to show",
-        budget::CATALOGUE_PAGES_MAX
-    ));
-    Ok(page)
 }
 
 pub(super) async fn referrers(

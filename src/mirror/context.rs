@@ -102,6 +102,13 @@ pub(super) fn miss_wait() -> Duration {
     via::way().long(budget::MISS_WAIT_MAX)
 }
 
+/// That there was no answer in the time that was waited.
+pub(super) fn no_answer_text(of: &str, waited: Duration) -> String {
+    // What is left of a wait lacks the little that passed before it began.
+    let millis = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX / 2).div_ceil(10) * 10;
+    format!("{of} did not answer within {:?}", Duration::from_millis(millis))
+}
+
 /// The state of a link in the terms of `decide`.
 pub(super) fn reach(link: &LinkState) -> Reach {
     match link {
@@ -117,8 +124,12 @@ pub(super) fn reach(link: &LinkState) -> Reach {
 /// How long an upstream has been down, and why: `docker.io is unreachable for 5 min (since 12:03 UTC):
 /// registry-1.docker.io:443: connection refused`. The length is in running time; the other only while the clock is trusted.
 pub fn outage_text(upstream: &Upstream) -> String {
-    let name = upstream.name();
-    match upstream.link() {
+    link_text(upstream.name(), upstream.link())
+}
+
+/// The same of a link that is known.
+pub(super) fn link_text(name: &RegistryName, link: LinkState) -> String {
+    match link {
         LinkState::Down { cause, restored: true, .. } => {
             format!("{name} is unreachable since before larder started: {cause}")
         }

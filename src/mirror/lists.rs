@@ -5,20 +5,21 @@
 //! list while the uplink fails may see both, which the specification allows.
 
 use super::access::{Access, View, Viewer};
-use super::context::{Context, outage};
+use super::context::{Context, miss_wait, outage};
 use super::cursor::{Cursor, Cursors};
 use super::questions::Questions;
 use super::refusal::{Missing, Refusal};
 use crate::auth::Identity;
 use crate::budget;
+use crate::config::Config;
 use crate::documents::LargeAnswer;
-use crate::fetch::{Failure, ListPage, NamePage, ReferrerList, Rest, Upstream};
+use crate::fetch::{Cause, Failure, ListAllowance, ListPage, NamePage, ReferrerList, Rest, Upstream};
 use crate::oci::{self, Digest, Manifest, RegistryName, Repository, media};
 use crate::store::StoreError;
 use serde_json::json;
 use std::hash::Hash;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 /// Which part of a list is wanted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -69,6 +70,44 @@ impl PageRequest {
     }
 }
 
+/// Which repositories of a registry the rules let somebody see in a list.
+struct ListRules {
+    config: Arc<Config>,
+    user: String,
+    /// The registry, if not everybody sees all of it.
+    registry: Option<RegistryName>,
+    after: Option<String>,
+}
+
+impl ListRules {
+    fn of(
+        context: &Context,
+        registry: Option<&RegistryName>,
+        viewer: &Identity,
+        page: &PageRequest,
+    ) -> ListRules {
+        let is_open = |of: &&RegistryName| context.access(of, Viewer::Anybody) == Access::Granted;
+        ListRules {
+            config: context.config.now(),
+            user: viewer.user.clone().unwrap_or_default(),
+            registry: registry.filter(|of| !is_open(of)).cloned(),
+            after: page.last.clone(),
+        }
+    }
+
+    fn may_read(&self, name: &str) -> bool {
+        let may_read = |of| self.config.auth.may_read(&self.user, &format!("{of}/{name}"));
+        self.registry.as_ref().is_none_or(may_read)
+    }
+
+    /// Whether upstream's list is shown with this name. It may state pages by something else than `last`, and then begins with
+    /// names that were listed before.
+    fn show(&self, name: &str) -> bool {
+        let is_past = || self.after.as_deref().is_none_or(|after| name > after);
+        self.registry.is_none() || (is_past() && self.may_read(name))
+    }
+}
+
 /// Lists, from upstream or from the cache.
 pub(super) struct Lists {
     pub(super) context: Arc<Context>,
@@ -87,11 +126,12 @@ impl Lists {
         }
         let (upstream, of) = (self.upstream(view)?, format!("tags {repository}"));
         let question = move |upstream: &Upstream, wanted: &ListPage| upstream.list_tags(&name, wanted);
-        let cause = match self.names(&upstream, &view.name.to_string(), (&of, &page), question).await? {
-            Ok(page) => return Ok(page),
-            Err(failure @ (Failure::Unreachable { .. } | Failure::Wrong { .. })) => failure.to_string(),
-            Err(failure) => return Err(Refusal::from_failure(&failure, Missing::Repository)),
-        };
+        let cause =
+            match self.names(&upstream, &view.name.to_string(), (&of, &page), |_| true, question).await? {
+                Ok(page) => return Ok(page),
+                Err(failure @ (Failure::Unreachable { .. } | Failure::Wrong { .. })) => failure.to_string(),
+                Err(failure) => return Err(Refusal::from_failure(&failure, Missing::Repository)),
+            };
         let wanted = view.clone();
         let names =
             self.context.blocking(move |context| tags_here(context, &wanted, page.last, limit + 1)).await?;
@@ -101,7 +141,8 @@ impl Lists {
         Ok(cut(names, limit, cause))
     }
 
-    /// The repositories of a registry, by their names in it; of all registries, by their full names, if `None`.
+    /// The repositories of a registry, by their names in it; of all registries, by their full names, if `None`. Of a registry
+    /// that is private those that the rules let the viewer see: neither the list nor where it goes on has another one.
     ///
     /// # Errors
     /// The store's, [`Refusal::Busy`] if the queue for questions is full, and what is known of a registry that gives no list
@@ -110,20 +151,25 @@ impl Lists {
         &self,
         registry: Option<&RegistryName>,
         viewer: &Identity,
-        page: PageRequest,
+        mut page: PageRequest,
     ) -> Result<Page, Refusal> {
         let limit = page.limit();
         if limit == 0 {
             return Ok(Page::default());
         }
+        let rules = ListRules::of(&self.context, registry, viewer, &page);
         let mut failed = None;
         if let Some(registry) = registry {
             let asked = self.context.upstream(registry)?;
+            // Upstream's address of the next page may hold a name.
+            let hides = rules.registry.is_some();
+            page.next = page.next.filter(|_| !hides);
             // Of what a login shows besides what everybody sees, nobody is told which repositories there are.
             let asked = asked.anonymous().cloned().unwrap_or(asked);
             let of = format!("catalog {registry}");
-            match self.names(&asked, "", (&of, &page), |upstream, wanted| upstream.catalog(wanted)).await? {
-                Ok(page) => return Ok(page),
+            let question = |upstream: &Upstream, wanted: &ListPage| upstream.catalog(wanted);
+            match self.names(&asked, "", (&of, &page), |name| rules.show(name), question).await? {
+                Ok(page) => return Ok(Page { next: page.next.filter(|_| !hides), ..page }),
                 // Most public registries offer no catalogue; then the list is from the cache.
                 Err(failure) => failed = Some((registry, failure)),
             }
@@ -134,14 +180,15 @@ impl Lists {
             (None, last) => last.clone(),
         };
         let (wanted, viewer) = (registry.cloned(), viewer.clone());
-        let names = self
-            .context
-            .blocking(move |context| shown(context, wanted.as_ref(), &viewer, last, limit + 1))
-            .await?;
+        let cached = move |context: &Context| {
+            let from = |last, limit| shown(context, wanted.as_ref(), (&viewer, &rules), last, limit);
+            let names = from(last, limit + 1)?;
+            let known = !names.is_empty() || !from(prefix, 1)?.is_empty();
+            Ok((names, known))
+        };
+        let (names, known) = self.context.blocking(cached).await?;
         match failed {
-            Some((registry, failure)) if names.is_empty() && page.last.is_none() => {
-                Err(no_catalogue(registry, &failure))
-            }
+            Some((registry, failure)) if !known => Err(no_catalogue(registry, &failure)),
             Some((_, failure)) => Ok(cut(names, limit, failure.to_string())),
             None => Ok(cut(names, limit, "this is what is cached".to_owned())),
         }
@@ -162,11 +209,11 @@ impl Lists {
         let at = cursor.as_ref().map(|cursor| cursor.at.clone());
         let question =
             move |upstream: &Upstream| upstream.referrers(&name, &wanted, filter.as_deref(), at.as_ref());
-        let answer = self.ask(self.upstream(view)?, &view.name.to_string(), question).await?;
+        let answer = self.ask(self.upstream(view)?, &view.name.to_string(), miss_wait(), question).await?;
         let stale = match answer {
             Ok(Some(ReferrerList { bytes, filtered, rest, place })) => {
-                let (next, cut) = match self.follow(&of, cursor.as_ref(), &bytes, rest) {
-                    Ok(next) => (next, None),
+                let (next, cut) = match follow(cursor.as_ref(), &bytes, rest) {
+                    Ok(next) => (next.map(|next| self.cursors.write(&of, &next)), None),
                     Err(why) => (None, Some(why)),
                 };
                 return Ok(ReferrerIndex { bytes, filtered, next, stale: None, cut, place });
@@ -193,56 +240,51 @@ impl Lists {
         Ok(ReferrerIndex { bytes: index.into_bytes(), filtered, next: None, stale, cut: None, place: None })
     }
 
-    /// A page of upstream's list `of`, as its lane `lane` brings it. Pages without a name are passed over, but not for ever.
+    /// A page of upstream's list `of`, as its lane `lane` brings it, with the names that `shows`. Pages without one are passed
+    /// over, within what one request may cost.
     async fn names(
         &self,
         upstream: &Arc<Upstream>,
         lane: &str,
         (of, page): (&str, &PageRequest),
+        shows: impl Fn(&str) -> bool,
         question: impl Fn(&Upstream, &ListPage) -> Result<NamePage, Failure> + Clone + Send + 'static,
     ) -> Result<Result<Page, Failure>, Refusal> {
         let mut cursor = page.next.as_deref().and_then(|next| self.cursors.read(of, next));
-        let (mut empty, until) = (0, Instant::now() + budget::MISS_WAIT_MAX);
-        while empty < budget::EMPTY_PAGES_MAX && Instant::now() < until {
+        let (mut passed, mut last, allowance) = (0, page.last.clone(), ListAllowance::of(miss_wait()));
+        while passed < budget::EMPTY_PAGES_MAX && allowance.is_left() {
             let stated = cursor.as_ref().map(|cursor| cursor.at.clone());
-            let wanted = ListPage { n: page.n, last: page.last.clone(), stated };
+            let wanted = ListPage { n: page.n, last: last.clone(), stated, allowance: allowance.clone() };
             let question = question.clone();
-            let answer = self.ask(Arc::clone(upstream), lane, move |up| question(up, &wanted)).await?;
-            let NamePage { names, rest } = match answer {
+            let asked = Arc::clone(upstream);
+            let answer = self.ask(asked, lane, allowance.time(), move |up| question(up, &wanted)).await?;
+            let NamePage { names: listed, rest } = match answer {
                 Ok(page) => page,
                 Err(failure) => return Ok(Err(failure)),
             };
-            if let (Rest::Stated(at), true) = (&rest, names.is_empty()) {
-                cursor = Some(Cursor::past_empty(cursor.as_ref(), at.clone()));
-                empty += 1;
-                continue;
+            let (more, is_last) = (rest == Rest::AfterLast, matches!(rest, Rest::End | Rest::Unknown(_)));
+            let names: Vec<String> = listed.iter().filter(|name| shows(name)).cloned().collect();
+            let next = match rest {
+                Rest::Stated(at) if listed.is_empty() => Ok(Some(Cursor::past_empty(cursor.as_ref(), at))),
+                rest => follow(cursor.as_ref(), &listed, rest),
+            };
+            match next {
+                Ok(next) if names.is_empty() && !is_last => cursor = next,
+                Ok(next) => {
+                    let next = next.map(|next| self.cursors.write(of, &next));
+                    return Ok(Ok(Page { more: more || next.is_some(), names, next, ..Page::default() }));
+                }
+                // Of a list that nothing is known of it is not known that it is empty.
+                Err(why) if names.is_empty() && page.last.is_none() => {
+                    return Ok(Err(endless(upstream, why)));
+                }
+                Err(why) => return Ok(Ok(Page { names, cut: Some(why), ..Page::default() })),
             }
-            let more = rest == Rest::AfterLast;
-            return Ok(Ok(match self.follow(of, cursor.as_ref(), &names, rest) {
-                Ok(next) => Page { more: more || next.is_some(), names, next, ..Page::default() },
-                Err(why) => Page { names, cut: Some(why), ..Page::default() },
-            }));
+            last = listed.last().cloned().or(last);
+            passed += 1;
         }
-        let why = format!("upstream's list goes on after {empty} pages in a row without a name");
-        Ok(Ok(Page { cut: Some(why), ..Page::default() }))
-    }
-
-    /// The cursor behind a page with this content; why there is none although the list goes on.
-    fn follow(
-        &self,
-        of: &str,
-        cursor: Option<&Cursor>,
-        content: &impl Hash,
-        rest: Rest,
-    ) -> Result<Option<String>, String> {
-        match rest {
-            Rest::End | Rest::AfterLast => Ok(None),
-            Rest::Stated(at) => {
-                let next = Cursor::after(cursor, content, at)?;
-                Ok(Some(self.cursors.write(of, &next)))
-            }
-            Rest::Unknown(why) => Err(why),
-        }
+        let why = format!("its list goes on after {passed} pages in a row without a name to show");
+        Ok(Err(endless(upstream, why)))
     }
 
     /// The upstream of a repository as its viewer sees it.
@@ -252,23 +294,43 @@ impl Lists {
         Ok(anonymous.unwrap_or(upstream))
     }
 
-    /// Asks upstream for a list unless it is known to be down. `of`: the repository, or nothing.
+    /// Asks upstream for a list unless it is known to be down. `of`: the repository, or nothing. No answer in time is an outage.
     async fn ask<T: Send + 'static>(
         &self,
         upstream: Arc<Upstream>,
         of: &str,
+        wait: Duration,
         question: impl FnMut(&Upstream) -> Result<T, Failure> + Send + 'static,
     ) -> Result<Result<T, Failure>, Refusal> {
         if upstream.link().is_known_down() {
             return Ok(Err(outage(&upstream)));
         }
-        self.questions.ask(&upstream, of, question).await
+        match self.questions.ask_within(&upstream, of, wait, question).await {
+            Err(Refusal::Unavailable(detail)) => {
+                Ok(Err(Failure::Unreachable { cause: Cause::Timeout, detail }))
+            }
+            answer => answer,
+        }
     }
 
     async fn knows(&self, view: &View) -> Result<bool, Refusal> {
         let wanted = view.clone();
         let known = move |context: &Context| Ok(!tags_here(context, &wanted, None, 1)?.is_empty());
         self.context.blocking(known).await
+    }
+}
+
+/// A list without a name so far, whose end is not known.
+fn endless(upstream: &Upstream, why: String) -> Failure {
+    Failure::Unreachable { cause: Cause::Timeout, detail: format!("{}: {why}", upstream.name()) }
+}
+
+/// What follows a page with this content; why nothing does although the list goes on.
+fn follow(cursor: Option<&Cursor>, content: &impl Hash, rest: Rest) -> Result<Option<Cursor>, String> {
+    match rest {
+        Rest::End | Rest::AfterLast => Ok(None),
+        Rest::Stated(at) => Ok(Some(Cursor::after(cursor, content, at)?)),
+        Rest::Unknown(why) => Err(why),
     }
 }
 
@@ -298,7 +360,7 @@ fn tags_here(
 fn shown(
     context: &Context,
     registry: Option<&RegistryName>,
-    viewer: &Identity,
+    (viewer, rules): (&Identity, &ListRules),
     mut last: Option<String>,
     limit: usize,
 ) -> Result<Vec<String>, StoreError> {
@@ -312,7 +374,10 @@ fn shown(
         let end = end.to_string();
         for name in &step {
             let asked = registry.map_or_else(|| open(name), |registry| name.registry == *registry);
-            if asked && !context.is_hidden(&context.view(name, viewer))? {
+            if asked
+                && rules.may_read(&name.name.to_string())
+                && !context.is_hidden(&context.view(name, viewer))?
+            {
                 names.push(if registry.is_some() { name.name.to_string() } else { name.to_string() });
             }
         }

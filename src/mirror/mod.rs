@@ -71,7 +71,7 @@ use parts::Parts;
 use refusal::CachedOnly;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The mirror.
 pub struct Mirror {
@@ -193,7 +193,8 @@ impl Mirror {
     /// # Errors
     /// Upstream's own 404 and 401/403, and [`Refusal::Unavailable`] where it cannot be asked, with the tags that are cached.
     pub async fn manifest(&self, view: &View, digest: &Digest) -> Result<ManifestAnswer, Refusal> {
-        let why = match self.parts.manifests.manifest(view, digest).await {
+        let until = Instant::now() + context::miss_wait();
+        let why = match self.parts.manifests.manifest(view, digest, until).await {
             Err(Refusal::Unavailable(why)) => why,
             answered => return answered,
         };

@@ -1,6 +1,6 @@
 //! Short questions to upstreams and peers, each on a lane of its registry.
 
-use super::context::{Context, miss_wait};
+use super::context::{Context, miss_wait, no_answer_text};
 use super::lane::{LaneJob, LaneTicket, Lanes, QueueFull};
 use super::refusal::Refusal;
 use crate::budget;
@@ -10,6 +10,7 @@ use crate::places::asker;
 use crate::sync::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// The lanes to every registry, and those to the peers. Peers have their own, because all lanes of an upstream that is
@@ -41,6 +42,20 @@ impl Questions {
         of: &str,
         question: impl FnMut(&Upstream) -> Result<T, Failure> + Send + 'static,
     ) -> Result<Result<T, Failure>, Refusal> {
+        self.ask_within(upstream, of, miss_wait(), question).await
+    }
+
+    /// The same, and waits so long.
+    ///
+    /// # Errors
+    /// [`Refusal::Unavailable`]: there was no answer in this time.
+    pub(super) async fn ask_within<T: Send + 'static>(
+        &self,
+        upstream: &Arc<Upstream>,
+        of: &str,
+        wait: Duration,
+        question: impl FnMut(&Upstream) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<Result<T, Failure>, Refusal> {
         let (sender, answer) = oneshot::channel();
         let sender = Arc::new(Mutex::new(Some(sender)));
         let lanes = self.lanes(upstream).map_err(|_| queue_full())?;
@@ -50,14 +65,10 @@ impl Questions {
         let ticket = LaneTicket::new(lanes.asking(of, asker()), awaited);
         let job = OneQuestion { upstream: Arc::clone(upstream), question, answer: None, sender };
         lanes.queue(ticket, Box::new(job)).map_err(|_| queue_full())?;
-        match tokio::time::timeout(miss_wait(), answer).await {
+        match tokio::time::timeout(wait, answer).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(_)) => Err(question_failed()),
-            Err(_) => Err(Refusal::Unavailable(format!(
-                "{} did not answer within {} s",
-                upstream.label(),
-                budget::MISS_WAIT_MAX.as_secs()
-            ))),
+            Err(_) => Err(Refusal::Unavailable(no_answer_text(&upstream.label(), wait))),
         }
     }
 }

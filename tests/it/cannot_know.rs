@@ -324,6 +324,40 @@ fn a_rest_that_is_not_followed_is_said() {
 }
 
 #[test]
+fn a_list_whose_end_is_not_seen_is_not_an_empty_one() {
+    let app = image(1);
+    // Pages without a name for ever; a link that is not followed; one that leads back to the page that it is on.
+    let links: [fn(&Heard) -> String; 3] = [
+        |heard| format!("<{}?page={}x>; rel=next", heard.path, heard.one("page").unwrap_or_default()),
+        |heard| format!("<http://elsewhere.example{}?last=b>; rel=next", heard.path),
+        |heard| format!("<{}?{}>; rel=next", heard.path, heard.query),
+    ];
+    for (number, link) in links.into_iter().enumerate() {
+        let shown = app.clone();
+        let server = Scripted::new(move |heard| {
+            if !heard.path.contains("/tags/list") && !heard.path.contains("_catalog") {
+                return image_says(&shown, heard);
+            }
+            says(
+                200,
+                &[("Link", &link(heard))],
+                &json!({ "name": "lab/app", "tags": [], "repositories": [] }),
+            )
+        });
+        let board = Board::with_url(&server.url(), "");
+        for path in [TAGS, CATALOG] {
+            let (status, _, body) = told(&board, path);
+            assert_eq!((status, code(&body)), (502, "UNAVAILABLE"), "{number} {path} {body}");
+        }
+        board.pull("lab/app", "latest").unwrap();
+        for (path, key, name) in [(TAGS, "tags", "latest"), (CATALOG, "repositories", "lab/app")] {
+            let (status, marked, body) = told(&board, path);
+            assert_eq!((status, marked, &body[key]), (200, true, &json!([name])), "{number} {path}");
+        }
+    }
+}
+
+#[test]
 fn lists_of_an_upstream_out_of_reach_are_what_is_cached_or_none() {
     let app = image(1);
     let upstream = Upstream::start().unwrap();

@@ -62,6 +62,35 @@ fn what_an_endpoint_does_not_have_or_show_or_cannot_give_comes_from_the_next() {
 }
 
 #[test]
+fn the_endpoint_that_is_late_is_the_one_that_is_slow() {
+    let app = image(1);
+    let (quick, late) = (Upstream::start().unwrap(), upstream_with(&app));
+    quick.push("lab/other", "latest", &image(2));
+    let keys = FETCH.replace("header_timeout = \"3s\"", "header_timeout = \"20s\"");
+    let text = config(&[(&quick, ""), (&late, "")], "").replace(FETCH, &keys).replace("\"500ms\"", "\"3s\"");
+    let board = Board::with_config(&text);
+    board.pull("lab/app", "latest").unwrap();
+    board.pull("lab/other", "latest").unwrap();
+    late.on(None, "", Behaviour::HangBeforeHeader);
+    let (status, tier, took) = board.ask("lab/app", "latest");
+    assert_eq!((status, tier.as_str()), (200, "larder; hit; detail=last-complete"));
+    assert!(took >= Duration::from_secs(3), "{took:?}");
+    // From then on nobody waits for what only the late one has, and what the other has is asked for.
+    for _ in 0..3 {
+        let (status, tier, took) = board.ask("lab/app", "latest");
+        assert_eq!((status, tier.as_str()), (200, "larder; hit; detail=last-complete"));
+        assert!(took < Duration::from_secs(3), "{took:?}");
+    }
+    assert_eq!(board.ask("lab/other", "latest").1, "larder; hit; detail=upstream");
+    let says = |url: String| format!("({}) is slow", url.trim_start_matches("http://"));
+    assert!(board.log().contains(&says(late.url())), "{}", board.log());
+    assert!(!board.log().contains(&says(quick.url())), "{}", board.log());
+    late.clear();
+    late.release();
+    board.wait_until("its return", || board.ask("lab/app", "latest").1 == "larder; hit; detail=upstream");
+}
+
+#[test]
 fn the_last_endpoint_s_refusal_counts_unless_another_could_not_say() {
     let (first, second) = (upstream_with(&image(1)), Upstream::start().unwrap());
     second.push("lab/second", "latest", &image(2));

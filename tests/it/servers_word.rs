@@ -491,7 +491,14 @@ fn a_list_that_brings_nothing_new_ends() {
             ("/v2/_catalog?ns=docker.io&n=5", "repositories"),
         ] {
             let before = server.heard().len();
-            let (mut names, _) = walk(&board, list, key);
+            // Where there was never a name it is not known that the list is empty.
+            let (mut names, _) = match distinct {
+                0 => {
+                    assert_eq!(board.get(list).status, 502, "{number}: {list}");
+                    (Vec::new(), 1)
+                }
+                _ => walk(&board, list, key),
+            };
             let asked = server.heard().len() - before;
             names.sort();
             names.dedup();
@@ -549,6 +556,72 @@ fn a_catalogue_that_rules_filter_is_walked_through_and_names_nothing_else() {
         }
         assert_eq!(names, ["lab/a", "lab/b", "zoo/lab"], "{opaque}");
     }
+}
+
+/// A request as another board sends it that waits so long, in seconds.
+pub fn in_a_chain(wait: &str) -> [(&'static str, String); 2] {
+    [("Via", "1.1 larder-0123456789ab".to_owned()), ("Prefer", format!("wait={wait}"))]
+}
+
+#[test]
+fn one_request_for_a_list_costs_its_upstream_no_more_than_a_bound() {
+    // Hidden names between empty pages; the same under a prefix that most names lie outside of; hidden names alone.
+    type Names = fn(usize) -> Vec<String>;
+    let forms: [(&str, Names); 3] = [
+        ("", |count| (count % 16 == 0).then(|| format!("hidden/n{count}")).into_iter().collect()),
+        ("prefix = \"dock\"\n", |count| {
+            vec![if count % 16 == 0 { format!("dock/hidden/n{count}") } else { format!("a{count}/y") }]
+        }),
+        ("", |count| vec![format!("hidden/n{count}")]),
+    ];
+    let folder = board::Folder::new();
+    for (number, (keys, names)) in forms.into_iter().enumerate() {
+        let count = AtomicUsize::new(0);
+        let server = Scripted::new(move |heard| {
+            if heard.authorization().is_none() {
+                return says(401, &[("WWW-Authenticate", "Basic realm=x")], &json!({}));
+            }
+            if heard.path.contains("/tags/") {
+                return says(200, &[], &json!({ "name": "lab/app", "tags": ["latest"] }));
+            }
+            let count = count.fetch_add(1, Ordering::SeqCst) + 1;
+            let link = format!("</v2/_catalog?token={count}>; rel=next");
+            says(200, &[("Link", &link)], &json!({ "repositories": names(count) }))
+        });
+        let (login, users) = board::secrets(&folder);
+        let rule = "[[auth.rule]]\nuser = \"board\"\nmatch = \"docker.io/lab/*\"\n";
+        let board = Board::with_url(&server.url(), &format!("{login}{keys}{users}{rule}"));
+        let answer = board.request("GET", "/v2/_catalog?ns=docker.io", &[board::BOARD]);
+        let asked = server.about("_catalog").len();
+        assert!(asked <= 34, "{number}: asked {asked} times");
+        // Nothing was found, and the end was not seen.
+        assert_eq!(answer.status, 502, "{number}");
+        let answer = board.request("GET", "/v2/lab/app/tags/list?ns=docker.io", &[board::BOARD]);
+        assert_eq!(answer.status, 200, "{number}: a list that ends has its own bound");
+    }
+}
+
+#[test]
+fn a_list_is_answered_while_its_client_waits() {
+    let server = Scripted::new(|heard| {
+        std::thread::sleep(std::time::Duration::from_millis(800));
+        let link = format!("<{}?page={}>; rel=next", heard.path, heard.one("page").unwrap_or_default() + "x");
+        says(200, &[("Link", &link)], &json!({ "name": "lab/app", "tags": [], "repositories": [] }))
+    });
+    let board = Board::with_url(&server.url(), "");
+    for list in
+        ["/v2/lab/app/tags/list?ns=docker.io", "/v2/_catalog?ns=docker.io", "/v2/_catalog?n=2&ns=docker.io"]
+    {
+        let began = std::time::Instant::now();
+        let headers = in_a_chain("2");
+        let headers = headers.each_ref().map(|(name, value)| (*name, value.as_str()));
+        let answer = board.request("GET", list, &headers);
+        let (status, took) = (answer.status, began.elapsed());
+        let body = String::from_utf8(answer.body().unwrap()).unwrap();
+        assert!(status == 502 && took.as_secs() < 8, "{list}: {status} after {took:?}: {body}");
+    }
+    // What a client has no more time for is no outage.
+    assert_eq!(board.metric("larder_upstream_up{upstream=\"docker.io\"}"), 1, "{}", board.log());
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! How a tag is answered: the tiers, the rules, the pointers, the breaker.
 
 use crate::board::{self, Board, DEADLINE, FETCH, LEEWAY, image, layer_of, needed, upstream_with};
+use crate::servers_word::in_a_chain;
 use larder::demo::image::SampleImage as Image;
 use larder::demo::upstream::{Behaviour, FaultyRegistry as Upstream};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const TAG: &str = "/v2/lab/app/manifests/latest?ns=docker.io";
 
@@ -99,6 +100,28 @@ fn a_check_that_outlives_the_deadline_moves_the_pointer_beside_the_request() {
         versions.contains(&second.root.to_string())
     });
     assert_eq!(board.pull("lab/app", "latest").unwrap().digest, second.root);
+}
+
+#[test]
+fn all_that_a_request_for_a_tag_waits_for_is_one_wait() {
+    let upstream = upstream_with(&image(1));
+    let board =
+        Board::new(&upstream, "[tags]\nresolve_deadline = \"5s\"\n[fetch]\nheader_timeout = \"15s\"\n");
+    // Its name comes late and its bytes do not come.
+    let by_digest = format!("/manifests/{}", image(1).root);
+    upstream.on(Some("HEAD"), "/manifests/latest", Behaviour::Delay(Duration::from_secs(5)));
+    upstream.on(None, &by_digest, Behaviour::HangBeforeHeader);
+    let headers = in_a_chain("6");
+    let headers = headers.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let began = Instant::now();
+    let answer = board.request("GET", TAG, &headers);
+    let (status, took) = (answer.status, began.elapsed());
+    let body = String::from_utf8(answer.body().unwrap()).unwrap();
+    assert!(status == 502 && took < Duration::from_secs(9), "{status} after {took:?}: {body}");
+    assert!(body.contains("did not answer within "), "{body}");
+    upstream.clear();
+    upstream.release();
+    board.wait_until("the bytes", || board.pull("lab/app", "latest").is_ok());
 }
 
 #[test]

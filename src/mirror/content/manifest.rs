@@ -5,7 +5,7 @@
 //! its own bytes parse as one, however it came onto the disk and whatever an index calls it.
 
 use super::super::access::View;
-use super::super::context::{Arrivals, Context, miss_wait, outage_text, unavailable};
+use super::super::context::{Arrivals, Context, no_answer_text, outage_text, unavailable};
 use super::super::counters::ByteSource;
 use super::super::proof::Proofs;
 use super::super::questions::{Questions, question_failed, queue_full};
@@ -28,6 +28,7 @@ use bytes::Bytes;
 use std::collections::HashMap;
 use std::io::Read;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// A manifest that can be served.
 #[derive(Debug)]
@@ -108,7 +109,7 @@ pub(in crate::mirror) struct Manifests {
 }
 
 impl Manifests {
-    /// A manifest by its digest.
+    /// A manifest by its digest. If it is not here it is waited for `until` then.
     ///
     /// # Errors
     /// Upstream's own 404 and 401/403, and [`Refusal::Unavailable`] where it cannot be asked.
@@ -116,6 +117,7 @@ impl Manifests {
         self: &Arc<Self>,
         view: &View,
         digest: &Digest,
+        until: Instant,
     ) -> Result<ManifestAnswer, Refusal> {
         let upstream = self.context.upstream(&view.registry)?;
         let stamp = self.context.store.stamp();
@@ -125,10 +127,10 @@ impl Manifests {
         }
         if upstream.link().is_known_down() {
             let wait = self.begin_with_peers(&upstream, view, digest)?;
-            return self.wait(wait, view, digest).await;
+            return self.wait(wait, view, digest, until).await;
         }
         let wait = self.begin(&upstream, view, digest, stamp)?;
-        self.wait(wait, view, digest).await
+        self.wait(wait, view, digest, until).await
     }
 
     /// A manifest by its digest, if it is here.
@@ -289,20 +291,21 @@ impl Manifests {
         joined.map_err(|_| Refusal::Busy("too many questions wait for peers".into()))
     }
 
-    /// Waits for a manifest that was asked for.
+    /// Waits `until` then for a manifest that was asked for.
     async fn wait(
         self: &Arc<Self>,
         wait: ManifestWait,
         view: &View,
         digest: &Digest,
+        until: Instant,
     ) -> Result<ManifestAnswer, Refusal> {
-        let outcome = match tokio::time::timeout(miss_wait(), wait.answer()).await {
+        let left = until.saturating_duration_since(Instant::now());
+        let outcome = match tokio::time::timeout(left, wait.answer()).await {
             Ok(Some(outcome)) => outcome?,
             Ok(None) => return Err(question_failed()),
             Err(_) => {
-                let (upstream, waited) = (self.context.upstream(&view.registry)?, miss_wait().as_secs());
-                let text = format!("{} did not answer within {waited} s", upstream.label());
-                return Err(Refusal::Unavailable(text));
+                let upstream = self.context.upstream(&view.registry)?;
+                return Err(Refusal::Unavailable(no_answer_text(&upstream.label(), left)));
             }
         };
         let content = match outcome.held {

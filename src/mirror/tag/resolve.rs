@@ -6,7 +6,7 @@
 
 use super::super::access::View;
 use super::super::content::{ManifestAnswer, ManifestContent, Manifests, SmallManifest};
-use super::super::context::{Context, miss_wait, outage_text, reach};
+use super::super::context::{Context, link_text, miss_wait, no_answer_text, reach};
 use super::super::counters::ByteSource;
 use super::super::proof::Proofs;
 use super::super::questions::{QUEUE_FULL, Questions, question_failed};
@@ -144,6 +144,7 @@ impl Tags {
     }
 
     /// Answers a tag. `head`: the manifest's bytes are not wanted. `cached_only`: why upstream is not asked for this client.
+    /// All that upstream is asked for one request has one wait: later questions get what is left of it.
     ///
     /// # Errors
     /// [`Refusal::Missing`] and [`Refusal::Denied`] are upstream's own answers; [`Refusal::Unavailable`] names the
@@ -156,7 +157,8 @@ impl Tags {
         cached_only: Option<CachedOnly>,
     ) -> Result<TagAnswer, Refusal> {
         let repository = &view.repository;
-        let choice = match self.choose(view, tag, cached_only).await {
+        let until = Instant::now() + miss_wait();
+        let choice = match self.choose(view, tag, cached_only, until).await {
             Ok(choice) => choice,
             Err(refusal) => {
                 self.context.counters.count_resolve(Tier::None);
@@ -175,19 +177,19 @@ impl Tags {
                 None => choice.into_answer(TagContent::Stated(media_type, size)),
             });
         }
-        let refusal = match self.manifests.manifest(view, &choice.digest).await {
+        let refusal = match self.manifests.manifest(view, &choice.digest, until).await {
             Ok(answer) => return Ok(choice.with(answer)),
             Err(refusal @ (Refusal::Unavailable(_) | Refusal::Missing { .. })) => refusal,
             Err(refusal) => return Err(refusal),
         };
-        let named = self.named_by_bytes(view, tag, &choice, cached_only).await;
+        let named = self.named_by_bytes(view, tag, &choice, (cached_only, until)).await;
         let other = match named {
             Some(other) => Some(other),
             None => self.instead(view, tag, &choice, &refusal).await,
         };
         let Some(other) = other else { return Err(refusal) };
         self.report(repository, tag, &other);
-        let answer = self.manifests.manifest(view, &other.digest).await?;
+        let answer = self.manifests.manifest(view, &other.digest, until).await?;
         Ok(other.with(answer))
     }
 
@@ -197,13 +199,13 @@ impl Tags {
         view: &View,
         tag: &Tag,
         chosen: &Choice,
-        cached_only: Option<CachedOnly>,
+        (cached_only, until): (Option<CachedOnly>, Instant),
     ) -> Option<Choice> {
         let upstream = self.context.upstream(&view.registry).ok()?;
         if !chosen.by_head || !upstream.lacks_head(&view.name) {
             return None;
         }
-        let again = self.choose(view, tag, cached_only).await.ok()?;
+        let again = self.choose(view, tag, cached_only, until).await.ok()?;
         (!again.by_head && again.tier == Tier::Upstream && again.digest != chosen.digest).then_some(again)
     }
 
@@ -233,6 +235,7 @@ impl Tags {
         view: &View,
         tag: &Tag,
         cached_only: Option<CachedOnly>,
+        until: Instant,
     ) -> Result<Choice, Refusal> {
         let repository = &view.repository;
         let upstream = self.context.upstream(&repository.registry)?;
@@ -240,13 +243,14 @@ impl Tags {
         let (local, verified, stamp) = self.local(view, tag).await?;
         let here = local.here(None);
         let age = verified.map(|at| at.elapsed());
-        let opening = decide::before_asking(policy, reach(&upstream.link()), &here, age);
+        let link = upstream.link_for(&repository.name, tag);
+        let opening = decide::before_asking(policy, reach(&link), &here, age);
         let outcome = match (opening, cached_only) {
             (Opening::Serve(digest), _) => return Ok(Choice::of(Tier::Fresh, digest, None, &local)),
             (_, Some(why)) => Outcome::NotAsked(why.cause().into()),
-            (Opening::Ask(wait), None) => self.ask(&upstream, view, tag, wait).await?,
+            (Opening::Ask(wait), None) => self.ask(&upstream, view, tag, (wait, until)).await?,
             (Opening::Offline, None) => {
-                let cause = outage_text(&upstream);
+                let cause = link_text(upstream.name(), link);
                 self.check_in_background(&upstream, view, tag);
                 Outcome::Unreachable(cause)
             }
@@ -297,18 +301,17 @@ impl Tags {
         }
     }
 
-    /// Asks upstream, and waits for it within a bound.
+    /// Asks upstream, and waits for it within a bound, and no longer than `until`.
     async fn ask(
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,
         view: &View,
         tag: &Tag,
-        wait: UpstreamWait,
+        (wait, until): (UpstreamWait, Instant),
     ) -> Result<Outcome, Refusal> {
-        let bound = match wait {
-            UpstreamWait::Deadline => via::way().short(self.context.config.now().tags.resolve_deadline),
-            UpstreamWait::Long => miss_wait(),
-        };
+        let left = until.saturating_duration_since(Instant::now());
+        let short = via::way().short(self.context.config.now().tags.resolve_deadline);
+        let bound = if wait == UpstreamWait::Deadline { short.min(left) } else { left };
         let Ok(question) = self.begin_check(upstream, view, tag) else {
             return Ok(Outcome::NotAsked(QUEUE_FULL.into()));
         };
@@ -318,9 +321,11 @@ impl Tags {
             Ok(Some(Err(failure))) => Ok(Outcome::Failed(failure)),
             Ok(None) => Err(question_failed()),
             Err(_) => {
-                upstream.overdue();
-                let upstream = upstream.label();
-                Ok(Outcome::Unreachable(format!("{upstream} did not answer within {bound:?}")))
+                // What little time earlier questions left says nothing of it.
+                if bound >= short {
+                    upstream.overdue(&view.name, tag);
+                }
+                Ok(Outcome::Unreachable(no_answer_text(&upstream.label(), bound)))
             }
         }
     }
