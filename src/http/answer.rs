@@ -5,7 +5,7 @@ use super::conditions::Precondition;
 use super::request::ClientRequest;
 use crate::mirror::{Missing, Refusal};
 use crate::oci::{ErrorCode, RegistryName, Repository, error_body, quoted};
-use crate::via::BoardName;
+use crate::via::{self, BoardName};
 use bytes::Bytes;
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Method, Response, StatusCode};
@@ -177,6 +177,10 @@ pub(super) fn refuse(refusal: &Refusal) -> Answer {
 
 fn refuse_with(refusal: &Refusal, message: &str) -> Answer {
     let (status, code) = match refusal {
+        // To another board it would be the registry's word that there is no such image.
+        Refusal::UnknownRegistry(_) if via::way().is_from_board() => {
+            (StatusCode::BAD_GATEWAY, ErrorCode::Unavailable)
+        }
         Refusal::UnknownRegistry(_) => (StatusCode::NOT_FOUND, ErrorCode::NameUnknown),
         Refusal::Missing { what: Missing::Manifest, .. } => {
             (StatusCode::NOT_FOUND, ErrorCode::ManifestUnknown)

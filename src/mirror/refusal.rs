@@ -7,6 +7,7 @@
 use crate::fetch::Failure;
 use crate::oci::{Digest, RegistryName, Repository};
 use crate::store::StoreError;
+use crate::via;
 
 /// Why nothing is served.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,6 +79,10 @@ impl CachedOnly {
                 let message = format!(
                     "{repository} is not fetched for other machines: access.pull in larder.toml does not name it, and this is not cached{but}"
                 );
+                // To another board a denial would be the registry's.
+                if via::way().is_from_board() {
+                    return Refusal::Unavailable(message);
+                }
                 Refusal::Denied { status: 403, message }
             }
             CachedOnly::KeptLogin => Refusal::Unavailable(format!(

@@ -268,3 +268,14 @@ fn the_inner_board_gives_up_before_the_outer_one_does() {
     assert!(!outer.log().contains("cannot be reached"), "{}", outer.log());
     hub.release();
 }
+
+#[test]
+fn what_a_board_does_not_stand_before_is_no_word_of_the_registry_to_another_board() {
+    let board = Board::new(&upstream_with(&image(1)), "");
+    let path = "/v2/lab/app/manifests/latest?ns=other.example";
+    for (via, status) in [("1.1 proxy", 404), ("1.1 larder-00", 502), ("1.0 proxy, 1.1 larder-0a", 502)] {
+        for method in ["GET", "HEAD"] {
+            assert_eq!(board.request(method, path, &[("Via", via)]).status, status, "{via} {method}");
+        }
+    }
+}
