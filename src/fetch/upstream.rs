@@ -17,6 +17,7 @@ use crate::budget::{QUESTION_TIME_MAX, WRONG_SOURCES_MAX};
 use crate::oci::{Digest, ManifestRef, RegistryName, RepositoryName, Tag};
 use crate::sync::{Mutex, turn};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// An upstream registry.
 #[derive(Debug)]
@@ -269,8 +270,10 @@ impl Upstream {
             endpoints.into_iter().partition(|(.., badness)| Some(*badness) == least);
         let mut tries =
             Tries { deadline: Deadline::after(QUESTION_TIME_MAX), stale: None, trouble: None, refusal: None };
+        let mut after = first.len();
         for (place, endpoint, _) in first {
-            if let Some(answer) = tries.ask(place, endpoint, &is_stale, &question) {
+            after -= 1;
+            if let Some(answer) = tries.ask(place, endpoint, after, &is_stale, &question) {
                 return Ok((place, answer));
             }
         }
@@ -282,7 +285,7 @@ impl Upstream {
             if let LinkState::Down { cause, .. } = endpoint.breaker().link() {
                 let down = Failure::Unreachable { cause: Cause::Connection, detail: cause };
                 tries.trouble.get_or_insert(down);
-            } else if let Some(answer) = tries.ask(place, endpoint, &is_stale, &question) {
+            } else if let Some(answer) = tries.ask(place, endpoint, 0, &is_stale, &question) {
                 return Ok((place, answer));
             }
         }
@@ -319,6 +322,11 @@ fn badness(endpoint: &Endpoint) -> (bool, bool) {
     (link.is_known_down(), matches!(link, LinkState::Failing { .. }))
 }
 
+/// What one endpoint may take of the time that is left where so many are to be asked after it.
+fn share(left: Duration, after: usize) -> Duration {
+    left / u32::try_from(after.saturating_add(1)).unwrap_or(u32::MAX)
+}
+
 fn no_endpoint(name: &RegistryName) -> Failure {
     Failure::unreachable(name.as_str(), Cause::Connection, "no endpoint is configured")
 }
@@ -339,11 +347,13 @@ impl<T> Tries<T> {
         self.refusal.is_some() && self.stale.is_none()
     }
 
-    /// Asks an endpoint; its answer, if that is one.
+    /// Asks an endpoint; its answer, if that is one. So many come `after` it, and what is left of the time is for all of them:
+    /// one that hangs does not use it up.
     fn ask(
         &mut self,
         place: usize,
         endpoint: &Endpoint,
+        after: usize,
         is_stale: &impl Fn(&T) -> bool,
         question: &impl Fn(&Endpoint, Deadline) -> Result<T, Failure>,
     ) -> Option<T> {
@@ -354,7 +364,11 @@ impl<T> Tries<T> {
             self.trouble.get_or_insert_with(late);
             return None;
         }
-        match question(endpoint, self.deadline) {
+        let deadline = match after {
+            0 => self.deadline,
+            _ => Deadline::after(share(self.deadline.left(), after)),
+        };
+        match question(endpoint, deadline) {
             Ok(answer) if is_stale(&answer) => {
                 self.stale.get_or_insert((place, answer));
             }
@@ -380,5 +394,23 @@ impl<T> Tries<T> {
             }),
             (None, None, None) => Err(no_endpoint(name)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::budget::ENDPOINTS_MAX;
+
+    #[test]
+    fn endpoints_that_hang_leave_time_for_those_after_them() {
+        assert_eq!(share(QUESTION_TIME_MAX, 0), QUESTION_TIME_MAX);
+        let mut left = QUESTION_TIME_MAX;
+        for after in (0..ENDPOINTS_MAX).rev() {
+            let one = share(left, after);
+            assert!(one >= QUESTION_TIME_MAX / 10, "{after}: {one:?}");
+            left -= one;
+        }
+        assert!(left.is_zero(), "the last one has all that is left");
     }
 }
