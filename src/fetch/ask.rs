@@ -72,56 +72,13 @@ impl Endpoint {
         question: &Question,
         attempt: Attempt,
     ) -> Result<EndpointReply, Failure> {
+        if address.origin == self.base.origin {
+            return self.ask_own(logins.own, address, question, attempt);
+        }
         let deadline = question.deadline;
         let ask_realm = |realm: &Address, credentials: Option<&HeaderValue>| {
             self.ask_realm(question, realm, credentials, attempt)
         };
-        if address.origin == self.base.origin {
-            let login = logins.own.credentials();
-            let ready = || or_without(logins.own.ready(&question.scope, deadline, &ask_realm));
-            let (mut sent, mut no_token) = ready();
-            let mut reply = self.send(address, question, sent.as_ref(), attempt)?;
-            // A password that is no longer accepted may have been replaced a moment ago.
-            if reply.status() == 403 && logins.own.newer_than(login.as_ref()).is_some() {
-                reply.drain();
-                (sent, no_token) = ready();
-                reply = self.send(address, question, sent.as_ref(), attempt)?;
-            }
-            let challenge = reply.challenge();
-            let asks_else =
-                challenge.as_ref().is_some_and(|stated| logins.own.differs(stated, &question.scope));
-            let stands = |failure: &Failure| !(asks_else && matches!(failure, Failure::Denied { .. }));
-            if let Some(failure) = no_token.filter(|failure| reply.status() >= 400 && stands(failure)) {
-                reply.drain();
-                return Err(failure);
-            }
-            if reply.status() != 401 {
-                return Ok(reply);
-            }
-            if question.shows_who_answers(401) {
-                if reply.header(header::WWW_AUTHENTICATE.as_str()).is_none() {
-                    return Ok(reply);
-                }
-                // A router or a portal may ask for a password, too.
-                let by_password = matches!(challenge, Some(Challenge::Basic));
-                if by_password && !logins.own.has_credentials() && !reply.is_a_registrys() {
-                    return Err(reply.no_registry());
-                }
-            }
-            reply.drain();
-            let better =
-                logins.own.answer(challenge, &question.scope, sent.as_ref(), deadline, &ask_realm)?;
-            let reply = self.send(address, question, Some(&better), attempt)?;
-            if reply.status() == 401 {
-                let message = logins.own.refused_message();
-                reply.drain();
-                return Err(Failure::Denied {
-                    status: 401,
-                    detail: format!("{}: {message}", self.base.origin.authority()),
-                });
-            }
-            return Ok(reply);
-        }
         self.holds.check(&address.origin, question)?;
         let scope = scope_of(address).unwrap_or_else(|| question.scope.clone());
         let known = logins.elsewhere.find(&address.origin);
@@ -139,6 +96,62 @@ impl Endpoint {
             }
             _ => Ok(reply),
         }
+    }
+
+    /// Asks at the upstream's own origin.
+    fn ask_own(
+        &self,
+        own: &EndpointLogin,
+        address: &Address,
+        question: &Question,
+        attempt: Attempt,
+    ) -> Result<EndpointReply, Failure> {
+        let deadline = question.deadline;
+        let ask_realm = |realm: &Address, credentials: Option<&HeaderValue>| {
+            self.ask_realm(question, realm, credentials, attempt)
+        };
+        let login = own.credentials();
+        let ready = || or_without(own.ready(&question.scope, deadline, &ask_realm));
+        let (mut sent, mut no_token) = ready();
+        let mut reply = self.send(address, question, sent.as_ref(), attempt)?;
+        // A password that is no longer accepted may have been replaced a moment ago.
+        if reply.status() == 403 && own.newer_than(login.as_ref()).is_some() {
+            reply.drain();
+            (sent, no_token) = ready();
+            reply = self.send(address, question, sent.as_ref(), attempt)?;
+        }
+        let challenge = reply.challenge();
+        let asks_else = challenge.as_ref().is_some_and(|stated| own.differs(stated, &question.scope));
+        let stands = |failure: &Failure| !(asks_else && matches!(failure, Failure::Denied { .. }));
+        if let Some(failure) = no_token.filter(|failure| reply.status() >= 400 && stands(failure)) {
+            reply.drain();
+            return Err(failure);
+        }
+        if reply.status() != 401 {
+            return Ok(reply);
+        }
+        if question.shows_who_answers(401) {
+            if reply.header(header::WWW_AUTHENTICATE.as_str()).is_none() {
+                return Ok(reply);
+            }
+            // A router or a portal may ask for a password, too.
+            let by_password = matches!(challenge, Some(Challenge::Basic));
+            if by_password && !own.has_credentials() && !reply.is_a_registrys() {
+                return Err(reply.no_registry());
+            }
+        }
+        reply.drain();
+        let better = own.answer(challenge, &question.scope, sent.as_ref(), deadline, &ask_realm)?;
+        let reply = self.send(address, question, Some(&better), attempt)?;
+        if reply.status() == 401 {
+            let message = own.refused_message();
+            reply.drain();
+            return Err(Failure::Denied {
+                status: 401,
+                detail: format!("{}: {message}", self.base.origin.authority()),
+            });
+        }
+        Ok(reply)
     }
 
     fn send(

@@ -74,7 +74,8 @@ async fn answer(
     let mut answer = if way.is_loop(board) {
         answer::is_loop(&way.onward(board))
     } else {
-        match ClientRequest::parse(incoming, identity, &shared.mirror.config()) {
+        let parse = || ClientRequest::parse(incoming, identity, &shared.mirror.config());
+        match via::on_thread(&way, parse) {
             Ok(request) => answer_request(&shared, client, way, request).await,
             Err(answer) => *answer,
         }
