@@ -305,15 +305,21 @@ fn credentials_need_logins_and_a_safe_way() {
     fs::remove_dir_all(&dir).unwrap();
 }
 
-#[test]
-fn a_public_login_and_a_client_certificate_do_not_go_together() {
-    let dir = std::env::temp_dir().join(format!("larder-both-{}", std::process::id()));
+/// A folder with a file of a secret, and the keys of a login and of a client certificate that name it.
+fn keys_of_an_endpoint(name: &str) -> (PathBuf, String, String) {
+    let dir = std::env::temp_dir().join(format!("larder-{name}-{}", std::process::id()));
     fs::create_dir_all(&dir).unwrap();
     let secret = dir.join("secret");
     fs::write(&secret, "s3cret").unwrap();
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
     let login = format!("username = \"u\"\npassword_file = {secret:?}\n");
     let certificate = format!("client_cert_file = {secret:?}\nclient_key_file = {secret:?}\n");
+    (dir, login, certificate)
+}
+
+#[test]
+fn a_public_login_and_a_client_certificate_do_not_go_together() {
+    let (dir, login, certificate) = keys_of_an_endpoint("both");
     let (open, closed) = ("access = \"public\"\n", "[auth]\npull_secrets = true\n");
     let table = |host: &str, keys: &str| {
         format!("[[upstream.\"docker.io\".endpoint]]\nurl = \"https://{host}\"\n{keys}")
@@ -342,13 +348,7 @@ fn a_public_login_and_a_client_certificate_do_not_go_together() {
 
 #[test]
 fn no_section_of_another_name_is_dropped_that_says_who_may_read() {
-    let dir = std::env::temp_dir().join(format!("larder-names-{}", std::process::id()));
-    fs::create_dir_all(&dir).unwrap();
-    let secret = dir.join("secret");
-    fs::write(&secret, "s3cret").unwrap();
-    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
-    let login = format!("username = \"u\"\npassword_file = {secret:?}\n");
-    let certificate = format!("client_cert_file = {secret:?}\nclient_key_file = {secret:?}\n");
+    let (dir, login, certificate) = keys_of_an_endpoint("names");
     let auth = "[auth]\npull_secrets = true\n";
     let tables = format!("[[upstream.\"index.docker.io\".endpoint]]\nurl = \"https://a.lan\"\n{login}");
     let section = |name: &str, keys: &str| format!("[upstream.\"{name}\"]\n{keys}");

@@ -102,8 +102,7 @@ impl EndpointReply {
         challenge::choose(values.iter().filter_map(|value| value.to_str().ok()))
     }
 
-    /// The address of the next page of a list, as it is stated.
-    /// The address of the next page, with what may not stand in one escaped.
+    /// The address of the next page of a list as it is stated, with what may not stand in one escaped.
     pub fn next_page(&self) -> Option<String> {
         let links = self.parts.headers.get_all(header::LINK).iter();
         let links = links.map(|value| percent_encode(value.as_bytes(), CONTROLS).to_string());
@@ -148,8 +147,7 @@ impl EndpointReply {
         if !signed && !of_http && question.shows_who_answers(status) {
             return Err(self.no_registry());
         }
-        let message = error.and_then(|error| error.message).filter(|message| !message.is_empty());
-        let message = message.map_or_else(String::new, |message| format!(": {}", quoted(&message)));
+        let message = message_of(error);
         let detail = if question.by_digest {
             log::debug!("{}: answered {status}{message} to {}", self.host, question.target);
             format!("{}: answered {status}", self.host)
@@ -287,26 +285,17 @@ impl EndpointReply {
 
     /// `: "message"` from an error body (distribution-spec, "Error Codes"), or nothing.
     pub fn error_message(&mut self) -> String {
-        let message = self.error_entry().and_then(|error| error.message).filter(|m| !m.is_empty());
-        message.map_or_else(String::new, |message| format!(": {}", quoted(&message)))
+        message_of(self.error_entry())
     }
 
     /// What a token server says of its refusal, which may be nothing. `None`: nothing shows that it is one.
     pub fn token_refusal(&mut self) -> Option<String> {
         let asks = self.status() == 401 && self.parts.headers.contains_key(header::WWW_AUTHENTICATE);
         let known = asks || self.is_signed();
-        let mut bytes = Vec::new();
-        let read = self.body.by_ref().take(ERROR_BODY_BYTES_MAX).read_to_end(&mut bytes);
-        if read.is_err() || bytes.is_empty() {
-            return Some(String::new());
-        }
-        if let Ok(ErrorBody { errors }) = serde_json::from_slice(&bytes) {
-            let message = errors.into_iter().next().and_then(|error| error.message).filter(|m| !m.is_empty());
-            return Some(message.map_or_else(String::new, |message| format!(": {}", quoted(&message))));
-        }
+        let bytes = self.error_bytes().unwrap_or_default();
         // Several say it in words of their own, but all as an object.
-        let object = serde_json::from_slice::<BTreeMap<String, IgnoredAny>>(&bytes);
-        (known || object.is_ok()).then(String::new)
+        let is_object = || serde_json::from_slice::<BTreeMap<String, IgnoredAny>>(&bytes).is_ok();
+        (known || bytes.is_empty() || is_object()).then(|| message_of(entry_of(&bytes)))
     }
 
     /// Whether a refusal is signed as a registry's, by its header or its body.
@@ -316,11 +305,25 @@ impl EndpointReply {
 
     /// The first error of an error body.
     fn error_entry(&mut self) -> Option<ErrorEntry> {
+        entry_of(&self.error_bytes()?)
+    }
+
+    fn error_bytes(&mut self) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
         self.body.by_ref().take(ERROR_BODY_BYTES_MAX).read_to_end(&mut bytes).ok()?;
-        let body: ErrorBody = serde_json::from_slice(&bytes).ok()?;
-        body.errors.into_iter().next()
+        Some(bytes)
     }
+}
+
+/// The first error of an error body.
+fn entry_of(body: &[u8]) -> Option<ErrorEntry> {
+    serde_json::from_slice::<ErrorBody>(body).ok()?.errors.into_iter().next()
+}
+
+/// What an error says, to follow what else is known of it; perhaps nothing.
+fn message_of(error: Option<ErrorEntry>) -> String {
+    let message = error.and_then(|error| error.message).filter(|message| !message.is_empty());
+    message.map_or_else(String::new, |message| format!(": {}", quoted(&message)))
 }
 
 #[derive(Deserialize)]
